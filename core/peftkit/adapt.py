@@ -1,0 +1,191 @@
+"""Attach methods to a model, switch between adaptations, and keep them in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftkit import __version__, files
+from peftkit.adaptation import ATTRIBUTE, Adaptation, Attached, Part, attached, own_parameters
+from peftkit.errors import PeftkitError, nearest
+from peftkit.layout import Layout
+from peftkit.method import Method, build_methods
+from peftkit.ports.adapter import Adapter
+from peftkit.ports.seat import seat
+
+FORMAT = 1
+TENSORS = "adapter.safetensors"
+DESCRIPTION = "adapter.json"
+
+
+def check(model: nn.Module, methods: Sequence[Method]) -> list[tuple[dict[str, Any], list[str]]]:
+    """Find each method's sites (by id) and own parameters (names) without changing the model; refuse what cannot be.
+
+    Raises PeftkitError for a target without a match, a rank above a layer's, a method that would train nothing, or two
+    methods that own one parameter.
+    """
+    layout = Layout(model)
+    found: list[tuple[dict[str, Any], list[str]]] = []
+    owners: dict[str, str] = {}
+    for method in methods:
+        sites = {site.id: site for site in method.sites(layout)}
+        own = [name for name, parameter in own_parameters(model) if method.select(layout, name, parameter)]
+        if not sites and not own:
+            raise PeftkitError(f"the method '{method.name}' finds nothing to train in this {layout.kind} model.")
+        taken = next((name for name in own if name in owners), None)
+        if taken is not None:
+            raise PeftkitError(
+                f"the methods '{owners[taken]}' and '{method.name}' both train {taken}: keep one of them."
+            )
+        owners.update(dict.fromkeys(own, method.name))
+        found.append((sites, own))
+    return found
+
+
+def attach(
+    model: nn.Module, methods: Sequence[Method], name: str = "default", seed: int = 0, *, keep_base: bool = True
+) -> Adaptation:
+    """Freeze the model, seat the methods' adapters and return the handle; the adaptation is active.
+
+    Every adapter starts from its own seeded generator on the CPU, so that the start depends on `seed`, the position
+    of the method and the site alone. Own parameters that a method trains are held in fp32; `keep_base` keeps their
+    old values, without which the adaptation can neither be switched off nor removed.
+    """
+    found = check(model, methods)
+    layout = Layout(model)
+    root: Attached = model.__dict__.get(ATTRIBUTE) or Attached(
+        trainable={n: p.requires_grad for n, p in own_parameters(model)}
+    )
+    if name in root.adaptations:
+        raise PeftkitError(f"an adapter named '{name}' is attached already: name this one otherwise.")
+    for other in root.adaptations:
+        _switch_parts(root.adaptations[other], on=False)
+    model.__dict__[ATTRIBUTE] = root
+    for _, parameter in own_parameters(model):
+        parameter.requires_grad_(False)
+    parts = []
+    for position, (method, (sites, own)) in enumerate(zip(methods, found, strict=True)):
+        adapters = {key: _build(method, site, f"{seed}/{position}/{key}") for key, site in sites.items()}
+        for adapter in adapters.values():
+            seat(adapter, name, root.switch)
+        trained = {key: p for key, p in own_parameters(model) if key in set(own)}
+        base = {key: p.detach().clone() for key, p in trained.items()} if keep_base else None
+        for parameter in trained.values():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        parts.append(Part(method, adapters, trained, base))
+    adaptation = Adaptation(model, layout, parts, name)
+    root.adaptations[name] = adaptation
+    root.switch.active = (name,)
+    return adaptation
+
+
+def activate(model: nn.Module, name: str | None) -> None:
+    """Switch the model to the adaptation `name`, or to the bare base."""
+    root = attached(model)
+    if name is not None and name not in root.adaptations:
+        guess = nearest(name, root.adaptations)
+        raise PeftkitError(f"no adapter is named '{name}'; attached: {', '.join(root.adaptations)}. Meant '{guess}'?")
+    for other, adaptation in root.adaptations.items():
+        if other != name:
+            _switch_parts(adaptation, on=False)
+    if name is not None:
+        _switch_parts(root.adaptations[name], on=True)
+    root.switch.active = () if name is None else (name,)
+
+
+def route(model: nn.Module, rows: Sequence[str | None]) -> Any:
+    """Return a context in which row i of every batch runs through the adaptation `rows[i]` (None: the base)."""
+    root = attached(model)
+    for name in {row for row in rows if row is not None}:
+        if any(part.own for part in root.adaptations[name].parts):
+            raise PeftkitError(
+                f"the adapter '{name}' changes the model's own weights and cannot share a batch with others."
+            )
+    return root.switch.routed(rows)
+
+
+def _switch_parts(adaptation: Adaptation, on: bool) -> None:
+    for part in adaptation.parts:
+        part.switch(on)
+
+
+def _build(method: Method, site: Any, key: str) -> Adapter:
+    device = next((tensor.device for tensor in site.module.parameters()), torch.device("cpu"))
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
+        torch.manual_seed(seed)
+        adapter = method.build(site)
+    adapter.train(site.module.training)
+    return adapter.to(device)
+
+
+def save(adaptation: Adaptation, folder: Path, base: Mapping[str, Any], *, replace: bool = True) -> None:
+    """Write the adaptation's folder: `adapter.safetensors` with its tensors alone, `adapter.json` with what they mean.
+
+    `base` tells the base model: `name` and `fingerprint`, and whatever else should travel along.
+    """
+    description = {
+        "format": FORMAT,
+        "peftkit": __version__,
+        "methods": [{"name": method.name, "options": method.options()} for method in adaptation.methods],
+        "base": dict(base),
+        "trainable_parameters": adaptation.trainable,
+    }
+    with files.new_folder(folder, replace=replace) as temporary:
+        files.write_tensors(temporary / TENSORS, adaptation.state())
+        files.write_json(temporary / DESCRIPTION, description)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Read `adapter.json`; a missing, damaged or newer one is a PeftkitError."""
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise PeftkitError(
+            f"{folder} holds no adapter: there is no {DESCRIPTION} in it. Name the adapter folder of a run."
+        )
+    description = files.read_json(path)
+    try:
+        version = description["format"]
+        [(str(method["name"]), dict(method["options"])) for method in description["methods"]]
+        description["base"]["name"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise PeftkitError(f"{path} does not describe an adapter ({type(error).__name__}: {error}).") from None
+    if version != FORMAT:
+        raise PeftkitError(
+            f"{path} has the format {version!r}, and this version of peftkit reads {FORMAT}: upgrade it."
+        )
+    return description
+
+
+def load(
+    model: nn.Module, folder: Path, fingerprint: str | None, name: str = "default", *, keep_base: bool = True
+) -> Adaptation:
+    """Attach the adaptation of a folder to its base model.
+
+    Raises PeftkitError for another base (told by `fingerprint`; None skips the comparison), a damaged file, or
+    tensors that are missing, unexpected or misshaped; the model is then as before.
+    """
+    description = describe(folder)
+    base = description["base"]
+    if fingerprint is not None and base.get("fingerprint") not in (None, fingerprint):
+        raise PeftkitError(
+            f"the adapter in {folder} was made for another base model ({base['name']}): its weights differ from the "
+            "loaded "
+            "one's. Name the model that it was trained on."
+        )
+    tensors = files.read_tensors(folder / TENSORS)
+    methods = build_methods([(method["name"], method["options"]) for method in description["methods"]])
+    adaptation = attach(model, methods, name, keep_base=keep_base)
+    try:
+        adaptation.load_state(tensors)
+    except PeftkitError as error:
+        if keep_base:
+            adaptation.remove()
+        raise PeftkitError(f"{folder / TENSORS}: {error}") from None
+    return adaptation

@@ -1,0 +1,243 @@
+"""What is attached to a model under one name, the same for every method: count, state, groups, switch, merge, hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.layout import Layout
+from peftkit.method import Method
+from peftkit.ports.adapter import Adapter
+from peftkit.ports.merging import Merged, merge_module
+from peftkit.ports.seat import Switch, unseat
+
+ATTRIBUTE = "_peftkit"
+
+
+@dataclass
+class Part:
+    """What one method added: its adapters by site id, and the model's own parameters that it trains by name."""
+
+    method: Method
+    adapters: dict[str, Adapter]
+    own: dict[str, nn.Parameter]
+    base: dict[str, Tensor] | None = None
+    """The values of `own` before training; None where they were not kept."""
+    tuned: dict[str, Tensor] | None = None
+    """The trained values of `own` while the base's are in place; None while the part is switched on."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over (key, tensor): `<site>/<tensor>` for adapters, `own/<name>` for own parameters."""
+        for site, adapter in self.adapters.items():
+            for key, tensor in adapter.state_dict(keep_vars=True).items():
+                yield f"{site}/{key}", tensor
+        for name, parameter in self.own.items():
+            yield f"own/{name}", parameter if self.tuned is None else self.tuned[name]
+
+    def switch(self, on: bool) -> None:
+        """Put the trained (on) or the base's values (off) into the own parameters."""
+        if not self.own or on == (self.tuned is None):
+            return
+        if self.base is None:
+            raise PeftkitError(
+                f"the method '{self.method.name}' changed the model's own weights and the base's were not kept: "
+                "load the base model again."
+            )
+        with torch.no_grad():
+            if on:
+                assert self.tuned is not None
+                for name, parameter in self.own.items():
+                    parameter.data = self.tuned[name]
+                self.tuned = None
+            else:
+                self.tuned = {name: parameter.data for name, parameter in self.own.items()}
+                for name, parameter in self.own.items():
+                    parameter.data = self.base[name].clone()
+
+
+@dataclass
+class Attached:
+    """What stands at the root of an adapted model: the switch its seats read, and its adaptations by name."""
+
+    switch: Switch = field(default_factory=Switch)
+    adaptations: dict[str, Adaptation] = field(default_factory=dict)
+    trainable: dict[str, bool] = field(default_factory=dict)
+    """Which of the model's own parameters took gradients before the first adaptation."""
+
+
+class Adaptation:
+    """The methods attached to a model under one name; made by `attach`."""
+
+    def __init__(self, model: nn.Module, layout: Layout, parts: list[Part], name: str):
+        self.model = model
+        self.layout = layout
+        self.parts = parts
+        self.name = name
+        self._merged: list[Merged] | None = None
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The attached methods in the order of the recipe."""
+        return tuple(part.method for part in self.parts)
+
+    @property
+    def trainable(self) -> int:
+        """The number of trainable parameters."""
+        return sum(parameter.numel() for _, parameter in self.parameters())
+
+    @property
+    def total(self) -> int:
+        """The number of all parameters, those of this adaptation included."""
+        base = sum(parameter.numel() for _, parameter in own_parameters(self.model))
+        return base + sum(p.numel() for part in self.parts for a in part.adapters.values() for p in a.parameters())
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """List (key, parameter) of everything trainable; keys as in `state`."""
+        return [(key, cast(nn.Parameter, tensor)) for key, tensor in self._tensors() if tensor.requires_grad]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the adaptation's tensors by key `<method's position>/<site>/<tensor>`, in the model's memory."""
+        return {key: tensor.detach() for key, tensor in self._tensors()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors into the adaptation; a missing, unexpected or misshaped one is a PeftkitError that names it."""
+        own = dict(self._tensors())
+        missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+        if missing or unexpected:
+            told = [f"lacks {missing[0]} ({len(missing)} in all)"] if missing else []
+            told += [f"has the unexpected {unexpected[0]} ({len(unexpected)} in all)"] if unexpected else []
+            raise PeftkitError(f"the adapter's tensors {' and '.join(told)}: it was made for another model or method.")
+        for key, tensor in tensors.items():
+            if tensor.shape != own[key].shape:
+                raise PeftkitError(
+                    f"the adapter's tensor {key} has the shape {list(tensor.shape)}, and {list(own[key].shape)} is "
+                    "wanted."
+                )
+        with torch.no_grad():
+            for key, tensor in tensors.items():
+                own[key].copy_(tensor)
+
+    def groups(self, learning_rate: float | None, weight_decay: float) -> list[dict[str, Any]]:
+        """Return optimizer groups: each method's own learning rate, and no weight decay on vectors.
+
+        A method's rate is its option `learning_rate`, else the given one, else the default tuned for it.
+        """
+        groups = []
+        for position, part in enumerate(self.parts):
+            pairs = [(key, p) for key, p in self.parameters() if key.startswith(f"{position}/")]
+            rate = part.method.learning_rate or learning_rate or part.method.default_learning_rate
+            for group in part.method.groups(pairs, rate):
+                for is_vector, decay in ((False, weight_decay), (True, 0.0)):
+                    chosen = [(key, p) for key, p in group["params"] if (p.ndim < 2) == is_vector]
+                    if chosen:
+                        named = {"params": [p for _, p in chosen], "keys": [key for key, _ in chosen]}
+                        groups.append({**group, **named, "weight_decay": decay})
+        return groups
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Run the base model inside, bit for bit."""
+        switch = attached(self.model).switch
+        before = switch.active
+        switch.active = tuple(name for name in before if name != self.name)
+        try:
+            for part in self.parts:
+                part.switch(on=False)
+            yield
+        finally:
+            switch.active = before
+            for part in self.parts:
+                part.switch(on=self.name in before)
+
+    def remove(self) -> None:
+        """Take the adaptation off: the module tree, the base's weights and their need of gradients are as before."""
+        root = attached(self.model)
+        if self._merged is not None:
+            self.unmerge_()
+        for part in self.parts:
+            part.switch(on=False)
+            for adapter in part.adapters.values():
+                unseat(adapter.site.module, self.name)
+        del root.adaptations[self.name]
+        root.switch.active = tuple(name for name in root.switch.active if name != self.name)
+        if not root.adaptations:
+            for name, parameter in own_parameters(self.model):
+                parameter.requires_grad_(root.trainable[name])
+            delattr(self.model, ATTRIBUTE)
+
+    def merge_(self, *, keep_base: bool = True) -> None:
+        """Merge into the model's weights in place, in fp32, one module at a time; cast once to the module's dtype.
+
+        With `keep_base` the old weights are kept for `unmerge_`. Raises PeftkitError with nothing changed where a
+        method cannot merge or an adapter holds NaN or infinity.
+        """
+        for part in self.parts:
+            if not part.method.mergeable:
+                raise PeftkitError(
+                    f"the method '{part.method.name}' cannot be merged into the model's weights: keep the adapter "
+                    "beside the "
+                    "model, and generate and evaluate from the run folder."
+                )
+        for key, tensor in self._tensors():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise PeftkitError(f"the adapter's tensor {key} holds NaN or infinity: nothing was merged.")
+        seats: dict[str, list[Adapter]] = {}
+        for part in self.parts:
+            for adapter in part.adapters.values():
+                seats.setdefault(adapter.site.path, []).append(adapter)
+        merged = [merge_module(self.model, adapters, keep_base) for adapters in seats.values()]
+        self._merged = merged if keep_base else []
+        attached(self.model).switch.merged.add(self.name)
+
+    def unmerge_(self) -> None:
+        """Undo `merge_`: the base's weights are back bit for bit and the adapters run again."""
+        if self._merged is None:
+            raise PeftkitError("nothing is merged: there is nothing to undo.")
+        for merged in self._merged:
+            merged.restore()
+        self._merged = None
+        attached(self.model).switch.merged.discard(self.name)
+
+    def prepare(self, batches: Iterable[Any]) -> None:
+        """Let each method look at the model and some batches before the first step."""
+        for part in self.parts:
+            part.method.prepare(self.model, part.adapters, batches)
+
+    def penalty(self) -> Tensor | None:
+        """Return the sum of the methods' terms for the loss, or None where no method has one."""
+        terms = [term for part in self.parts if (term := part.method.penalty(part.adapters)) is not None]
+        return torch.stack(terms).sum() if terms else None
+
+    def after_backward(self, step: int, steps: int) -> None:
+        """Let each method act on the gradients of a step."""
+        for part in self.parts:
+            part.method.after_backward(part.adapters, step, steps)
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Let each method act after a step."""
+        for part in self.parts:
+            part.method.after_step(part.adapters, step, steps)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for position, part in enumerate(self.parts):
+            for key, tensor in part.tensors():
+                yield f"{position}/{key}", tensor
+
+
+def attached(model: nn.Module) -> Attached:
+    """Return what is attached to a model, or raise PeftkitError where nothing is."""
+    root = model.__dict__.get(ATTRIBUTE)
+    if root is None:
+        raise PeftkitError("the model has no adapter attached.")
+    return root
+
+
+def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Iterate over the model's own named parameters, leaving out those of seated adapters; a tied one comes once."""
+    return ((name, p) for name, p in model.named_parameters() if ".seated." not in f".{name}")

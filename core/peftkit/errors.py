@@ -1,0 +1,26 @@
+"""The one error a person can mend: what was found, where, and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PeftkitError(Exception):
+    """A fault in what was given, told in one paragraph; the command line prints it and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """Return the choice spelt most like `name`, or None when none is close."""
+    matches = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
+    """Say that `name` is not a known `kind`, with the nearest valid spelling and all that is allowed."""
+    allowed = sorted(choices)
+    guess = nearest(name, allowed)
+    hint = f" Did you mean '{guess}'?" if guess else ""
+    return f"'{name}' is not a {kind}.{hint} Allowed: {', '.join(allowed) or 'none'}."

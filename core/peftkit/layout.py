@@ -1,0 +1,251 @@
+"""Where things are in a model: its blocks, the role of each module in them, and the sites that targets name."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+import yaml
+from torch import Tensor, nn
+
+from peftkit import resources
+from peftkit.errors import PeftkitError, nearest
+from peftkit.quantization.weight import shape
+
+GROUPS = {
+    "attention": ("q", "k", "v", "o"),
+    "mlp": ("gate", "up", "down"),
+    "linear": ("q", "k", "v", "o", "gate", "up", "down"),
+}
+LINEAR_ROLES = (*GROUPS["linear"], "head")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The output rows of one part of a fused linear: `length` rows at `start` in each of `count` runs of `stride`."""
+
+    start: int
+    length: int
+    stride: int
+    count: int = 1
+
+    def take(self, y: Tensor) -> Tensor:
+        """Select the part from the last dimension: [..., count * stride] -> [..., count * length]."""
+        return self._view(y).flatten(-2)
+
+    def put(self, y: Tensor, part: Tensor) -> Tensor:
+        """Return a copy of `y` with the part replaced."""
+        result = y.clone()
+        self._view(result).copy_(part.unflatten(-1, (self.count, self.length)))
+        return result
+
+    def _view(self, y: Tensor) -> Tensor:
+        return y.unflatten(-1, (self.count, self.stride)).narrow(-1, self.start, self.length)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the model where an adapter sits."""
+
+    path: str
+    module: nn.Module = field(repr=False, compare=False)
+    inputs: int
+    outputs: int
+    role: str | None = None
+    layer: int | None = None
+    rows: Rows | None = None
+    """The part of a fused module; None where the site is the whole module."""
+    tied: bool = False
+    """Whether the weight is shared with another module (a head tied to the embedding)."""
+
+    @property
+    def id(self) -> str:
+        """The name under which the site's tensors are stored."""
+        return self.path if self.rows is None else f"{self.path}[{self.role}]"
+
+
+class Layout:
+    """The blocks and roles of a decoder, found by the names in configs/layouts/decoder.yaml."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.config: Any = getattr(model, "config", None)
+        self.kind: str = getattr(self.config, "model_type", type(model).__name__)
+        self.names: dict[str, Any] = _names(self.kind)
+        self.modules: dict[str, nn.Module] = {
+            name: module for name, module in model.named_modules() if ".seated" not in f".{name}"
+        }
+
+    @cached_property
+    def blocks(self) -> list[str]:
+        """The paths of the decoder layers, lowest first."""
+        best: list[str] = []
+        for name, module in self.modules.items():
+            if isinstance(module, nn.ModuleList) and len(module) > len(best):
+                paths = [f"{name}.{index}" for index in range(len(module))]
+                if self._inside(paths[0], self.names["attention"]):
+                    best = paths
+        return best
+
+    @cached_property
+    def linears(self) -> list[Site]:
+        """Every linear site that has a role: the parts of fused modules one by one, then the head."""
+        sites = [site for layer, block in enumerate(self.blocks) for site in self._block_sites(layer, block)]
+        return sites + self._head_sites()
+
+    def resolve(
+        self, targets: str | Sequence[str], layers: Iterable[int] | None = None, exclude: Sequence[str] = ()
+    ) -> list[Site]:
+        """Return the linear sites that the targets name: roles, groups of roles, or module-name patterns.
+
+        A pattern is a whole module name, its last parts, or a glob (`model.layers.*.mlp.*`). `layers` keeps these
+        layers only (modules outside the blocks go). Raises PeftkitError for a target that matches nothing, with what
+        there is.
+        """
+        wanted = (targets,) if isinstance(targets, str) else tuple(targets)
+        kept = None if layers is None else set(layers)
+        if kept is not None and self.blocks and not kept & set(range(len(self.blocks))):
+            raise PeftkitError(f"layers {sorted(kept)} name no layer of the model: it has 0 to {len(self.blocks) - 1}.")
+        chosen: dict[str, Site] = {}
+        for target in wanted:
+            sites = self._named(target)
+            if not sites:
+                raise PeftkitError(self._no_match(target))
+            chosen.update((site.id, site) for site in sites)
+        out = {site.id for pattern in exclude for site in self._named(pattern)}
+        sites = [s for s in chosen.values() if s.id not in out and (kept is None or s.layer in kept)]
+        if not sites:
+            raise PeftkitError(f"targets {list(wanted)} match modules, but layers and exclude leave none of them.")
+        whole = {site.path for site in sites if site.rows is None}
+        twice = [site.id for site in sites if site.rows is not None and site.path in whole]
+        if twice:
+            raise PeftkitError(
+                f"targets {list(wanted)} name {twice[0]} both as a whole module and by a part: keep one."
+            )
+        return sites
+
+    def roles(self) -> dict[str, int]:
+        """Count the linear sites of each role."""
+        counts: dict[str, int] = {}
+        for site in self.linears:
+            counts[site.role or ""] = counts.get(site.role or "", 0) + 1
+        return counts
+
+    def _named(self, target: str) -> list[Site]:
+        roles = GROUPS.get(target, (target,) if target in LINEAR_ROLES else ())
+        if roles:
+            return [site for site in self.linears if site.role in roles]
+        known = {site.id: site for site in self.linears}
+        found = []
+        for name, module in self.modules.items():
+            if name and _matches(target, name) and shape(module) is not None:
+                found.append(known.get(name) or self._site(name, None, self._layer_of(name)))
+        return found
+
+    def _no_match(self, target: str) -> str:
+        roles = ", ".join(f"{role} ({count})" for role, count in self.roles().items())
+        leaves = sorted({name.split(".")[-1] for name, module in self.modules.items() if shape(module) is not None})
+        guess = nearest(target, [*GROUPS, *LINEAR_ROLES, *leaves])
+        hint = f" Did you mean '{guess}'?" if guess and guess != target else ""
+        return (
+            f"the target '{target}' matches no linear module of this {self.kind} model.{hint} "
+            f"Roles here: {roles or 'none'}; groups: {', '.join(GROUPS)}; module names: {', '.join(leaves)}."
+        )
+
+    def _block_sites(self, layer: int, block: str) -> list[Site]:
+        attention = self._inside(block, self.names["attention"])
+        mlp = self._inside(block, self.names["mlp"])
+        sites: list[Site] = []
+        for roles, homes in ((GROUPS["attention"], (attention,)), (GROUPS["mlp"], (mlp, block))):
+            fused = self._fused(homes, roles)
+            for role in roles:
+                if role in fused:
+                    path, rows = fused[role]
+                    sites.append(self._site(path, role, layer, rows))
+                    continue
+                path = next((p for home in homes if home and (p := self._inside(home, self.names[role]))), None)
+                if path is not None and shape(self.modules[path]) is not None:
+                    sites.append(self._site(path, role, layer))
+        return sites
+
+    def _fused(self, homes: Sequence[str | None], roles: Sequence[str]) -> dict[str, tuple[str, Rows]]:
+        for name, (parts, order) in self.names["fused"].items():
+            path = next((f"{home}.{name}" for home in homes if home and f"{home}.{name}" in self.modules), None)
+            if path is not None and set(parts) <= set(roles):
+                return {role: (path, rows) for role, rows in self._parts(path, parts, order).items()}
+        return {}
+
+    def _parts(self, path: str, parts: Sequence[str], order: str) -> dict[str, Rows]:
+        total = (shape(self.modules[path]) or (0, 0))[0]
+        config = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
+        heads = config.num_attention_heads
+        if order == "per head":
+            size = total // (len(parts) * heads)
+            return {role: Rows(i * size, size, len(parts) * size, heads) for i, role in enumerate(parts)}
+        if "q" in parts:
+            groups = getattr(config, "num_key_value_heads", None) or heads
+            size = total // (heads + 2 * groups)
+            lengths = [heads * size, groups * size, groups * size]
+        else:
+            lengths = [total // len(parts)] * len(parts)
+        starts = [sum(lengths[:index]) for index in range(len(parts))]
+        return {role: Rows(start, length, total) for role, start, length in zip(parts, starts, lengths, strict=True)}
+
+    def _site(self, path: str, role: str | None, layer: int | None, rows: Rows | None = None) -> Site:
+        module = self.modules[path]
+        sizes = shape(module)
+        assert sizes is not None
+        outputs = sizes[0] if rows is None else rows.length * rows.count
+        return Site(path, module, sizes[1], outputs, role, layer, rows, tied=self._tied(module))
+
+    def _tied(self, module: nn.Module) -> bool:
+        weight = getattr(module, "weight", None)
+        return weight is not None and any(
+            other is not module and getattr(other, "weight", None) is weight for other in self.modules.values()
+        )
+
+    def _head_sites(self) -> list[Site]:
+        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None  # type: ignore[operator]
+        path = next((name for name, module in self.modules.items() if module is head), None) if head else None
+        return [self._site(path, "head", None)] if path and shape(self.modules[path]) is not None else []
+
+    def _inside(self, home: str, names: Sequence[str]) -> str | None:
+        return next((f"{home}.{name}" for name in names if f"{home}.{name}" in self.modules), None)
+
+    def _layer_of(self, path: str) -> int | None:
+        return next((i for i, block in enumerate(self.blocks) if path.startswith(block + ".")), None)
+
+
+def parse_layers(layers: str | Sequence[int] | None) -> tuple[int, ...] | None:
+    """Read a choice of layers: None for all, a list of indices, or ranges such as `0-3,8`."""
+    if layers is None:
+        return None
+    if not isinstance(layers, str):
+        return tuple(layers)
+    chosen: list[int] = []
+    for part in layers.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise PeftkitError(f"layers: '{layers}' is not a choice of layers: write indices and ranges such as 0-3,8.")
+        chosen.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(chosen)
+
+
+def matched(pattern: str, site: Site) -> bool:
+    """Say whether a key of a per-module pattern (a role, a group or a module-name pattern) names the site."""
+    return site.role in GROUPS.get(pattern, (pattern,)) or _matches(pattern, site.path)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return name == pattern or name.endswith("." + pattern) or fnmatch.fnmatchcase(name, pattern)
+
+
+@cache
+def _names(kind: str) -> dict[str, Any]:
+    path = resources.folder("configs") / "layouts" / "decoder.yaml"
+    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {**table["default"], **table["families"].get(kind, {})}

@@ -1,0 +1,171 @@
+"""The base of every method: its options, what it builds at each site, and the hooks the trainer calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_types import Gt
+
+from peftkit.errors import PeftkitError, unknown
+from peftkit.layout import Layout, Site
+from peftkit.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peftkit.ports.adapter import Adapter
+
+METHODS: Registry[type[Method]] = Registry("method", "peftkit.methods")
+Targets = str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Learns:
+    """How a method shows that it learns: below `loss` within `steps` at `learning_rate`, on four sequences of 12 tokens.
+
+    The model is a random decoder of width 32; its loss is above 4.5 at the start, that of a uniform guess over 96 tokens.
+    """
+
+    loss: float = 3.0
+    steps: int = 60
+    learning_rate: float = 3e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """The options of one method as a recipe writes them; a subclass adds its own and says what it builds.
+
+    Class attributes a subclass sets: `port` (where it attaches), `family`, `paper` (authors, year, arXiv id),
+    `summary` (one or two sentences), `default_learning_rate`, `mergeable`, and `moves_base` where its published
+    start changes the logits.
+    """
+
+    name: ClassVar[str]
+    port: ClassVar[str] = "linear"
+    family: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    mergeable: ClassVar[bool] = True
+    moves_base: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 2e-4
+    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Further choices of options for which the laws of every method are held."""
+    learns: ClassVar[Learns] = Learns()
+
+    learning_rate: Annotated[float, Gt(0)] | None = None
+    """Learning rate of this method alone; by default that of `train`, or else the one tuned for the method."""
+
+    def __init_subclass__(cls, name: str | None = None, **rest: Any):
+        super().__init_subclass__(**rest)
+        if name is not None:
+            cls.name = name
+            METHODS.add(name, cls)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Method:
+        """Build the method from a recipe's options; a PeftkitError tells every unknown key and wrong value at once."""
+        allowed = [field.name for field in dataclasses.fields(cls)]
+        faults = [f"{cls.name}: {unknown('option', key, allowed)}" for key in options if key not in allowed]
+        if faults:
+            raise PeftkitError(" ".join(faults))
+        return _validate(cls, options)
+
+    def options(self) -> dict[str, Any]:
+        """Return the options as plain JSON values, enough to build the method again."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    # What the method changes ----------------------------------------------------------------------------------------
+
+    def sites(self, layout: Layout) -> list[Site]:
+        """Return the places where an adapter is seated; none for methods that train existing parameters only."""
+        return []
+
+    def build(self, site: Site) -> Adapter:
+        """Build the adapter of one site; called under a random generator seeded for that site."""
+        raise TypeError(f"the method '{self.name}' has sites and does not say how to build an adapter")
+
+    def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:
+        """Say whether the model's own parameter `name` is trained."""
+        return False
+
+    def count(self, layout: Layout) -> int:
+        """Return the number of trainable parameters in closed form, from the sizes of the sites alone."""
+        raise TypeError(f"the method '{self.name}' does not state its number of trainable parameters")
+
+    # Hooks of the trainer -------------------------------------------------------------------------------------------
+
+    def prepare(self, model: nn.Module, adapters: Mapping[str, Adapter], batches: Iterable[Any]) -> None:
+        """Look at the model and some batches before the first step."""
+
+    def penalty(self, adapters: Mapping[str, Adapter]) -> Tensor | None:
+        """Return a term added to the loss of every step, or None."""
+        return None
+
+    def after_backward(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
+        """Act on the gradients of optimizer step `step` of `steps`, before clipping."""
+
+    def after_step(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
+        """Act after optimizer step `step` of `steps`."""
+
+    def groups(self, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float) -> list[dict[str, Any]]:
+        """Return optimizer groups, each `params` as (key, parameter) pairs and `lr`."""
+        return [{"params": list(parameters), "lr": learning_rate}]
+
+    # Interchange ----------------------------------------------------------------------------------------------------
+
+    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the configuration and tensors that Hugging Face peft opens; the default is a refusal."""
+        raise PeftkitError(
+            f"the method '{self.name}' has no counterpart in Hugging Face peft: export with --format merged instead."
+        )
+
+    @classmethod
+    def from_hf_peft(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+    ) -> tuple[Method, dict[str, Tensor]]:
+        """Return the method and its state (keys '<site>/<tensor>') from a Hugging Face peft adapter, or refuse."""
+        raise PeftkitError(f"the method '{cls.name}' cannot read an adapter of Hugging Face peft.")
+
+
+@cache
+def _adapter_of(cls: type[Method]) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    cls.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+    return TypeAdapter(cls)
+
+
+def _validate(cls: type[Method], options: Mapping[str, Any]) -> Method:
+    from pydantic import ValidationError
+
+    try:
+        # The JSON mode is strict about types and still takes a list for a tuple, as YAML needs.
+        return _adapter_of(cls).validate_json(json.dumps(dict(options)))
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg'].lower()}, found {fault['input']!r}"
+            for fault in error.errors()
+        ]
+        raise PeftkitError(f"{cls.name}: " + "; ".join(faults)) from None
+    except (TypeError, ValueError) as error:
+        raise PeftkitError(f"{cls.name}: the options are not plain values ({error}).") from None
+
+
+def schema(cls: type[Method]) -> dict[str, Any]:
+    """Return the JSON schema of a method's options, each with its docstring as description."""
+    return _adapter_of(cls).json_schema()
+
+
+def build_methods(choices: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Method, ...]:
+    """Build methods from (name, options) pairs."""
+    return tuple(METHODS[name].from_options(options) for name, options in choices)
+
+
+Call = Callable[["Tensor"], "Tensor"]

@@ -1,0 +1,1 @@
+"""One file for each method; a file that is here is found, registered and tested."""

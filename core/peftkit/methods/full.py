@@ -1,0 +1,31 @@
+"""Full fine-tuning trains every weight of the model: the reference for every other method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from peftkit.layout import Layout
+from peftkit.method import Learns, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Method, name="full"):
+    """Every parameter is trained; a tied weight is one parameter, counted and saved once."""
+
+    port: ClassVar[str] = "own parameters"
+    family: ClassVar[str] = "baseline"
+    paper: ClassVar[str] = "the reference of Houlsby et al. 2019, arXiv:1902.00751"
+    summary: ClassVar[str] = (
+        "Trains every weight of the model; needs memory for gradients and optimizer states of all of them."
+    )
+    default_learning_rate: ClassVar[float] = 2e-5
+    learns: ClassVar[Learns] = Learns(loss=1.0, steps=60, learning_rate=1e-2)
+
+    def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:
+        return True
+
+    def count(self, layout: Layout) -> int:
+        return sum(parameter.numel() for parameter in layout.model.parameters())

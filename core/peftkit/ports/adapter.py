@@ -1,0 +1,36 @@
+"""What an adapter is: a trainable module around a frozen callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.layout import Site
+
+Call = Callable[[Tensor], Tensor]
+
+
+class MergeRefusedError(PeftkitError):
+    """The adapter has no equal in the weights of the module it sits on."""
+
+
+class Adapter(nn.Module):
+    """A trainable module around a frozen one: `forward(call, x) -> y`; `call` is that module or the next adapter."""
+
+    def __init__(self, site: Site):
+        super().__init__()
+        self.site = site
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        """Compute the adapted output from the frozen computation `call` and its input."""
+        raise TypeError(f"{type(self).__name__} does not define what it computes")
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the fp32 weight [out, in] and bias [out] of the module that computes the same without the adapter."""
+        raise MergeRefusedError(
+            f"the adapter at {self.site.id} cannot be merged into its module: keep it as an adapter, and generate "
+            "and evaluate "
+            "from the run folder."
+        )

@@ -1,0 +1,38 @@
+"""The port of linear maps: an adapter that equals a change of the weight, so that it can be merged."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from peftkit.ports.adapter import Adapter, Call
+from peftkit.quantization.weight import dense
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply `x [..., in]` by `weight [out, in]` in the dtype of `x`; master weights stay in fp32."""
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+class LinearAdapter(Adapter):
+    """An adapter of a linear site. Law: `forward(call, x) == F.linear(x, *merge(W, b))`."""
+
+    def weight(self) -> Tensor:
+        """Return the frozen weight of the site [out, in], whatever its format."""
+        weight = dense(self.site.module)
+        rows = self.site.rows
+        return weight if rows is None else rows.take(weight.T).T
+
+
+class Delta(LinearAdapter):
+    """W + delta: a subclass gives `delta(W) [out, in]`, and a faster `forward` where it has one."""
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """Return what is added to the frozen weight [out, in], in fp32."""
+        raise TypeError(f"{type(self).__name__} does not define its delta")
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        return call(x) + linear(x, self.delta(self.weight()))
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.delta(weight), bias

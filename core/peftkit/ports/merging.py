@@ -1,0 +1,82 @@
+"""Merge the adapters of one module into its weight, in fp32, and undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.ports.adapter import Adapter
+from peftkit.quantization.weight import dense, store
+
+
+@dataclass
+class Merged:
+    """What `restore` needs to undo one module's merge."""
+
+    model: nn.Module
+    module: nn.Module
+    weight: Tensor | None
+    bias: Tensor | None
+    tied: nn.Parameter | None
+
+    def restore(self) -> None:
+        """Put the weight and bias back as they were, and tie the weight again."""
+        module = cast(Any, self.module)
+        if self.tied is not None:
+            module.weight = self.tied
+            cast(Any, self.model).config.tie_word_embeddings = True
+        elif self.weight is not None:
+            store(module, self.weight)
+        if self.bias is not None:
+            with torch.no_grad():
+                module.bias.copy_(self.bias)
+        elif getattr(module, "bias", None) is not None:
+            module.bias = None
+
+
+def merge_module(model: nn.Module, adapters: Sequence[Adapter], keep_base: bool) -> Merged:
+    """Write into the adapters' module what the chain computes, innermost first; returns what undoes it.
+
+    A tied weight is untied first: the adapters belong to this module alone.
+    """
+    module = cast(Any, adapters[0].site.module)
+    with torch.no_grad():
+        before = dense(module).detach()
+        weight, bias = before.float().clone(), _bias(module)
+        merged_bias = None if bias is None else bias.float().clone()
+        for adapter in adapters:
+            weight, merged_bias = _merge(adapter, weight, merged_bias)
+        tied = None
+        record = Merged(
+            model, module, before.clone() if keep_base else None, None if bias is None else bias.clone(), None
+        )
+        if adapters[0].site.tied:
+            tied = module.weight
+            module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+            cast(Any, model).config.tie_word_embeddings = False
+            record.tied = tied
+        store(module, weight)
+        if bias is not None and merged_bias is not None:
+            bias.copy_(merged_bias)
+        elif merged_bias is not None:
+            module.bias = nn.Parameter(merged_bias.to(before.dtype), requires_grad=False)
+    return record
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    bias = getattr(module, "bias", None)
+    return None if bias is None else cast(Tensor, bias).detach()
+
+
+def _merge(adapter: Adapter, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    rows = adapter.site.rows
+    if rows is None:
+        return adapter.merge(weight, bias)
+    part, part_bias = adapter.merge(rows.take(weight.T).T, None if bias is None else rows.take(bias))
+    if bias is not None and part_bias is not None:
+        bias = rows.put(bias, part_bias)
+    return rows.put(weight.T, part.T).T, bias

@@ -1,0 +1,131 @@
+"""How adapters sit on a module: its class gives way to a cached subclass that runs them around the frozen computation.
+
+The base keeps its parameter names, `isinstance` still holds, and any module can be a seat: a linear, a packed 4-bit
+kernel, GPT-2's Conv1D, a whole feed-forward block.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.layout import Rows
+from peftkit.ports.adapter import Adapter, Call
+
+
+@dataclass
+class Switch:
+    """Which adaptations of one model run: the `active` one, or for each row of a batch the one that `rows` names."""
+
+    active: tuple[str, ...] = ()
+    rows: tuple[str | None, ...] | None = None
+    merged: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def routed(self, rows: Sequence[str | None]):
+        """Run row i of every batch inside through the adaptation `rows[i]` (None: the base)."""
+        self.rows, before = tuple(rows), self.rows
+        try:
+            yield
+        finally:
+            self.rows = before
+
+
+class Seat(nn.Module):
+    """Mixed into the class of a seated module; the adapters are in `self.seated`, a list for each adaptation."""
+
+    seated: nn.ModuleDict
+    switch: Switch
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module inside the chain of its adapters: tensor in, tensor out; the rest passes by."""
+        switch = self.switch
+        if switch.rows is None and not switch.active:
+            return super().forward(*args, **kwargs)
+        kwargs = dict(kwargs)
+        x, rest = (args[0], args[1:]) if args else (kwargs.pop(_first_parameter(self.__class__)), None)
+        others: list[Any] = []
+
+        def frozen(value: Tensor) -> Tensor:
+            if rest is None:
+                output = super(Seat, self).forward(**{_first_parameter(self.__class__): value}, **kwargs)
+            else:
+                output = super(Seat, self).forward(value, *rest, **kwargs)
+            if isinstance(output, tuple):
+                others[:] = output[1:]
+                return output[0]
+            return output
+
+        y = self._chain(frozen, switch.active)(x) if switch.rows is None else self._route(frozen, x, switch.rows)
+        return (y, *others) if others else y
+
+    def _chain(self, call: Call, active: Sequence[str]) -> Call:
+        for name in active:
+            if name in self.seated and name not in self.switch.merged:
+                for adapter in cast(nn.ModuleList, self.seated[name]):
+                    call = _around(cast(Adapter, adapter), call)
+        return call
+
+    def _route(self, frozen: Call, x: Tensor, rows: tuple[str | None, ...]) -> Tensor:
+        if x.shape[0] != len(rows):
+            raise PeftkitError(f"the batch has {x.shape[0]} rows and adapters are named for {len(rows)} of them.")
+        parts: list[tuple[Tensor, Tensor]] = []
+        for name in dict.fromkeys(rows):
+            index = torch.tensor([i for i, row in enumerate(rows) if row == name], device=x.device)
+            part = self._chain(frozen, () if name is None else (name,))(x.index_select(0, index))
+            parts.append((index, part))
+        order = torch.cat([index for index, _ in parts]).argsort()
+        return torch.cat([part for _, part in parts]).index_select(0, order)
+
+
+def _around(adapter: Adapter, call: Call) -> Call:
+    rows = adapter.site.rows
+    return partial(adapter, call) if rows is None else partial(_on_rows, adapter, call, rows)
+
+
+def _on_rows(adapter: Adapter, call: Call, rows: Rows, x: Tensor) -> Tensor:
+    whole = call(x)
+    return rows.put(whole, adapter(lambda value: rows.take(whole if value is x else call(value)), x))
+
+
+@cache
+def _first_parameter(cls: Any) -> str:
+    frozen = next(base for base in cls.__mro__ if not issubclass(base, Seat))
+    return list(inspect.signature(frozen.forward).parameters)[1]  # type: ignore[attr-defined]
+
+
+@cache
+def _seated_class(cls: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Seated{cls.__name__}", (Seat, cls), {"__module__": cls.__module__})
+
+
+def seat(adapter: Adapter, name: str, switch: Switch) -> None:
+    """Seat an adapter on its site's module as part of the adaptation `name`, outside those already there."""
+    module = adapter.site.module
+    if not isinstance(module, Seat):
+        module.__class__ = _seated_class(type(module))
+        module.seated = nn.ModuleDict()
+        cast(Any, module).switch = switch
+    seated = cast(Seat, module).seated
+    if name not in seated:
+        seated[name] = nn.ModuleList()
+    cast(nn.ModuleList, seated[name]).append(adapter)
+
+
+def unseat(module: nn.Module, name: str) -> None:
+    """Take the adapters of the adaptation `name` off a module; the last one gives the module its own class back."""
+    if not isinstance(module, Seat) or name not in module.seated:
+        return
+    del module.seated[name]
+    if not len(module.seated):
+        del module.seated
+        del module.switch
+        cast(Any, module).__class__ = type(module).__mro__[2]

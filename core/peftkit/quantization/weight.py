@@ -1,0 +1,68 @@
+"""The weight of a layer as one dense matrix, whatever the layer's class keeps inside: read it, write it.
+
+A storage format registers its reader and its writer here and nothing else is known of it.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from peftkit.errors import PeftkitError
+
+
+@singledispatch
+def dense(module: nn.Module) -> Tensor:
+    """Return the weight W [out, in] of `module` (an embedding: [rows, width]); it may share the module's memory.
+
+    Raises PeftkitError where no format has registered a reader for the module's class.
+    """
+    raise PeftkitError(f"{type(module).__name__} has no weight that can be read as a matrix: choose another target.")
+
+
+@singledispatch
+def store(module: nn.Module, weight: Tensor) -> None:
+    """Write `weight` [out, in] (an embedding: [rows, width]) into `module` in place, cast once to the module's dtype.
+
+    Raises PeftkitError where no format has registered a writer for the module's class, or on another shape.
+    """
+    raise PeftkitError(f"{type(module).__name__} has no weight that can be written as a matrix: choose another target.")
+
+
+@dense.register(nn.Linear)
+@dense.register(nn.Embedding)
+def _(module: nn.Linear | nn.Embedding) -> Tensor:
+    return module.weight
+
+
+@dense.register(Conv1D)
+def _(module: Conv1D) -> Tensor:
+    return module.weight.T
+
+
+@store.register(nn.Linear)
+@store.register(nn.Embedding)
+@store.register(Conv1D)
+def _(module: nn.Linear | nn.Embedding | Conv1D, weight: Tensor) -> None:
+    target = module.weight.T if isinstance(module, Conv1D) else module.weight
+    if weight.shape != target.shape:
+        raise PeftkitError(
+            f"a weight of shape {list(weight.shape)} does not fit {type(module).__name__} of {list(target.shape)}."
+        )
+    with torch.no_grad():
+        target.copy_(weight)
+
+
+def shape(module: nn.Module | None) -> tuple[int, int] | None:
+    """Return (out, in) of a linear layer of any class, or None where the module is not one.
+
+    Read from the sizes that a layer states, not from its storage, so that a packed layer tells its dense shape.
+    """
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.out_features), int(module.in_features)  # type: ignore[arg-type, union-attr]
+    if isinstance(module, Conv1D):
+        return int(module.nf), int(module.nx)
+    return None

@@ -1,0 +1,69 @@
+"""What the laws are held of: every registered method with each of its trial options, on two architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peftkit import adapt
+from peftkit.adaptation import Adaptation
+from peftkit.method import METHODS, Method
+from peftkit.models.tiny import VOCABULARY, tiny
+
+ARCHITECTURES = ("llama", "gpt2")
+SUBJECTS = [
+    (name, position, architecture)
+    for name, cls in METHODS.items()
+    for position in range(1 + len(cls.trials))
+    for architecture in ARCHITECTURES
+]
+IDS = [f"{name}-{position}-{architecture}" for name, position, architecture in SUBJECTS]
+
+
+def options(name: str, position: int) -> dict[str, Any]:
+    """Return the options of one trial; 0 is the method as it comes."""
+    return {} if position == 0 else dict(METHODS[name].trials[position - 1])
+
+
+def build(name: str, position: int) -> Method:
+    """Build the method of one trial."""
+    return METHODS[name].from_options(options(name, position))
+
+
+def tokens(rows: int = 2, length: int = 9, seed: int = 0) -> Tensor:
+    """Draw token ids [rows, length] that avoid the special tokens."""
+    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model: Any, ids: Tensor | None = None) -> Tensor:
+    """Run the model without gradients."""
+    with torch.no_grad():
+        return model(input_ids=tokens() if ids is None else ids).logits
+
+
+def randomise(adaptation: Adaptation, seed: int = 0, scale: float = 0.1) -> None:
+    """Move every trainable tensor by normal noise."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in adaptation.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
+
+
+def attached(name: str, position: int, architecture: str, **changes: Any) -> tuple[Any, Adaptation]:
+    """Attach one subject to a fresh tiny model."""
+    model = tiny(architecture, **changes)
+    return model, adapt.attach(model, [build(name, position)])
+
+
+@contextmanager
+def unchanged(model: Any) -> Iterator[None]:
+    """Hold that every own tensor of the model is bit for bit the same afterwards."""
+    before = {key: value.clone() for key, value in model.state_dict().items() if ".seated." not in key}
+    yield
+    after = model.state_dict()
+    for key, value in before.items():
+        assert torch.equal(value, after[key]), f"{key} changed"

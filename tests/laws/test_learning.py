@@ -1,0 +1,69 @@
+"""Invariants 8 and 9: every method learns a small task, and equals Hugging Face peft where that has the method."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from subjects import attached, build, logits, randomise, tokens
+
+from peftkit import adapt
+from peftkit.errors import PeftkitError
+from peftkit.layout import Layout
+from peftkit.models.tiny import tiny
+
+
+def test_it_learns(name, position, architecture):
+    torch.manual_seed(0)
+    model, adaptation = attached(name, position, architecture)
+    trial = adaptation.methods[0].learns
+    ids = tokens(4, 12, seed=3)
+    optimizer = torch.optim.AdamW(adaptation.groups(trial.learning_rate, 0.0))
+    first = None
+    model.train()
+    for index in range(trial.steps):
+        loss = model(input_ids=ids, labels=ids).loss
+        first = first if first is not None else loss.item()
+        penalty = adaptation.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        adaptation.after_backward(index, trial.steps)
+        optimizer.step()
+        adaptation.after_step(index, trial.steps)
+        optimizer.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        last = model(input_ids=ids, labels=ids).loss.item()
+    assert first > trial.loss
+    assert last < trial.loss, f"loss {first:.3f} -> {last:.3f}"
+
+
+def test_parity_with_hugging_face_peft_both_ways(name, position, architecture, tmp_path):
+    peft = pytest.importorskip("peft")
+    model, adaptation = attached(name, position, architecture)
+    randomise(adaptation)
+    part = adaptation.parts[0]
+    try:
+        config, tensors = part.method.hf_peft(part.adapters, model)
+    except PeftkitError as error:
+        pytest.skip(str(error))
+    expected = logits(model)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    theirs = peft.PeftModel.from_pretrained(tiny(architecture), str(tmp_path)).eval()
+    assert (logits(theirs) - expected).abs().max() <= 1e-5
+
+    theirs.save_pretrained(str(tmp_path / "back"), save_embedding_layers=False)
+    config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
+    back = tiny(architecture)
+    method, state = type(part.method).from_hf_peft(
+        config, load_file(tmp_path / "back" / "adapter_model.safetensors"), Layout(back)
+    )
+    adapt.attach(back, [method]).load_state({f"0/{key}": tensor for key, tensor in state.items()})
+    assert (logits(back) - expected).abs().max() <= 1e-5
+
+
+def test_the_recipe_and_the_saved_options_build_the_same_method(name, position, architecture):
+    method = build(name, position)
+    assert type(method).from_options(method.options()) == method

@@ -1,0 +1,143 @@
+"""Invariants 1 to 3 and 7: the start, what is trained, the gradients, and numbers at the edge."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from subjects import attached, build, logits, randomise, tokens
+from torch import nn
+
+from peftkit import adapt
+from peftkit.errors import PeftkitError
+from peftkit.models.tiny import tiny
+
+
+def step(model, adaptation, optimizer) -> None:
+    ids = tokens(3, 8, seed=5)
+    loss = model(input_ids=ids, labels=ids).loss
+    penalty = adaptation.penalty()
+    (loss if penalty is None else loss + penalty).backward()
+
+
+def test_start_is_the_base(name, position, architecture):
+    base = logits(tiny(architecture))
+    model, adaptation = attached(name, position, architecture)
+    if not adaptation.methods[0].moves_base:
+        assert (logits(model) - base).abs().max() <= 1e-6
+    randomise(adaptation)
+    assert (logits(model) - base).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+def test_only_what_is_declared_moves(name, position, architecture, checkpointing):
+    model, adaptation = attached(name, position, architecture)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    trained = dict(adaptation.parameters())
+    assert adaptation.trainable == adaptation.methods[0].count(adaptation.layout)
+    mine = {id(parameter) for parameter in trained.values()}
+    frozen = {key: p.detach().clone() for key, p in model.named_parameters() if id(p) not in mine}
+    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    before = {key: p.detach().clone() for key, p in trained.items()}
+    optimizer = torch.optim.AdamW(list(trained.values()), lr=1e-2, weight_decay=0.0)
+    received = dict.fromkeys(trained, False)
+    for _ in range(3):
+        step(model, adaptation, optimizer)
+        for key, parameter in trained.items():
+            received[key] |= parameter.grad is not None and bool(parameter.grad.any())
+        assert all(p.grad is None for p in model.parameters() if id(p) not in mine)
+        optimizer.step()
+        optimizer.zero_grad()
+    silent = [key for key, seen in received.items() if not seen]
+    still = [key for key, parameter in trained.items() if torch.equal(parameter, before[key])]
+    assert not silent, f"no gradient at {silent[:3]}"
+    assert not still, f"did not move: {still[:3]}"
+    now = dict(model.named_parameters())
+    assert all(torch.equal(value, now[key]) for key, value in frozen.items())
+    assert all(torch.equal(value, dict(model.named_buffers())[key]) for key, value in buffers.items())
+
+
+def test_checkpointing_gives_the_same_gradients(name, position, architecture):
+    gradients = []
+    for checkpointing in (False, True):
+        model, adaptation = attached(name, position, architecture)
+        randomise(adaptation)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        torch.manual_seed(7)
+        step(model, adaptation, None)
+        gradients.append({key: parameter.grad for key, parameter in adaptation.parameters()})
+    for key, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][key], atol=1e-6), key
+
+
+def test_gradients_are_right_in_float64(name, position, architecture):
+    model, adaptation = attached(name, position, architecture)
+    randomise(adaptation)
+    model.eval()
+    for part in adaptation.parts:
+        for site, adapter in list(part.adapters.items())[:3]:
+            adapter.double()
+            weight = torch.randn(adapter.site.outputs, adapter.site.inputs, dtype=torch.float64)
+            x = torch.randn(2, adapter.site.inputs, dtype=torch.float64, requires_grad=True)
+            parameters = list(adapter.parameters())
+            names = [key for key, _ in adapter.named_parameters()]
+
+            def run(x, *values, adapter=adapter, names=names, weight=weight):
+                call = lambda value: nn.functional.linear(value, weight)  # noqa: E731
+                return torch.func.functional_call(adapter, dict(zip(names, values, strict=True)), (call, x))
+
+            assert torch.autograd.gradcheck(run, (x, *parameters)), site
+
+
+def test_bf16_runs_and_compiles(name, position, architecture):
+    model, adaptation = attached(name, position, architecture)
+    randomise(adaptation)
+    eager = logits(model)
+    compiled = torch.compile(model, backend="aot_eager")
+    assert (logits(compiled) - eager).abs().max() <= 1e-5
+    torch.compiler.reset()
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        step(model, adaptation, None)
+    assert all(torch.isfinite(parameter.grad).all() for _, parameter in adaptation.parameters())
+    model.zero_grad()
+    model.bfloat16()
+    for part in adaptation.parts:
+        for adapter in part.adapters.values():
+            adapter.float()
+    assert torch.isfinite(logits(model)).all()
+
+
+def test_zero_rows_and_columns_give_no_nan(name, position, architecture):
+    model = tiny(architecture)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter[0], parameter[:, 0] = 0, 0
+    adaptation = adapt.attach(model, [build(name, position)])
+    assert torch.isfinite(logits(model)).all()
+    step(model.train(), adaptation, None)
+    assert all(torch.isfinite(parameter.grad).all() for _, parameter in adaptation.parameters())
+
+
+def test_a_rank_above_the_layer_is_refused(name, position, architecture):
+    method = build(name, position)
+    if not hasattr(method, "rank"):
+        pytest.skip(f"{name} has no rank")
+    model = tiny(architecture)
+    with unchanged_classes(model), pytest.raises(PeftkitError, match=r"rank 33 is larger than .* choose at most"):
+        adapt.attach(model, [type(method).from_options({"rank": 33})])
+
+
+class unchanged_classes:  # noqa: N801
+    def __init__(self, model):
+        self.model = model
+
+    def __enter__(self):
+        self.before = [type(module) for module in self.model.modules()]
+
+    def __exit__(self, *_):
+        assert [type(module) for module in self.model.modules()] == self.before
