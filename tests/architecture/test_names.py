@@ -10,8 +10,8 @@ import pytest
 
 from peftkit.export import FORMATS
 from peftkit.method import METHODS
-from peftkit.metrics import METRICS
 from peftkit.methods.inits import INITS
+from peftkit.metrics import METRICS
 from peftkit.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ def test_the_scan_sees_a_branch_on_a_name():
 def test_each_entry_has_a_file_of_its_own(registry):
     homes: dict[str, str] = {}
     for name, entry in registry.items():
-        module = getattr(entry, "__module__", type(entry).__module__)
+        module = getattr(entry, "compute", entry).__module__
         assert module.startswith(registry.package), f"{name} is registered in {module}"
         assert module not in homes, f"{name} and {homes.get(module)} share {module}"
         homes[module] = name

@@ -1,0 +1,1 @@
+"""From data files to batches: examples, templates, tokens with label masks, micro-batches."""

@@ -1,0 +1,128 @@
+"""Micro-batches of examples of like length, in an order that follows from seed and epoch alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from peftkit.data.encode import IGNORED, Encoded
+from peftkit.errors import PeftkitError
+
+WINDOW = 16
+"""Micro-batches' worth of shuffled examples that are sorted by length together: little padding, yet random company."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded micro-batch; padding is on the right and carries no loss."""
+
+    input_ids: Tensor
+    """[B, T] long."""
+    attention_mask: Tensor
+    """[B, T] long, 0 on padding."""
+    labels: Tensor
+    """[B, T] long, -100 where there is no loss; not shifted."""
+    trained: int
+    """Labels that a next-token loss uses: those of `labels[:, 1:]` that are not -100."""
+    tokens: int
+    """Tokens that are not padding."""
+    examples: int
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with its tensors on `device`."""
+        tensors = (self.input_ids, self.attention_mask, self.labels)
+        ids, mask, labels = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Batch(ids, mask, labels, self.trained, self.tokens, self.examples)
+
+
+class Batches:
+    """Cuts encoded examples into micro-batches by padded tokens (`batch_tokens`) or by number (`batch_examples`)."""
+
+    def __init__(
+        self,
+        encoded: Sequence[Encoded],
+        batch_tokens: int | None = None,
+        batch_examples: int | None = None,
+        seed: int = 0,
+    ):
+        if (batch_tokens is None) == (batch_examples is None):
+            raise PeftkitError("give exactly one of batch_tokens and batch_examples.")
+        limit = batch_examples if batch_tokens is None else batch_tokens
+        if limit is None or limit < 1:
+            raise PeftkitError(f"batch_tokens and batch_examples are at least 1, found {limit}.")
+        if not encoded:
+            raise PeftkitError("the data set is empty: no example is left to make a batch of.")
+        self.encoded = encoded
+        self.batch_tokens = batch_tokens
+        self.batch_examples = batch_examples
+        self.seed = seed
+        self.lengths = [len(row.ids) for row in encoded]
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        """Return the micro-batches of an epoch as lists of example positions, each position exactly once.
+
+        A pure function of the examples' lengths, the limits, seed and epoch. An example longer than `batch_tokens` is
+        alone.
+        """
+        generator = torch.Generator().manual_seed(_seed(self.seed, epoch))
+        order = torch.randperm(len(self.encoded), generator=generator).tolist()
+        per_batch = self.batch_examples or max(1, (self.batch_tokens or 1) * len(self) // max(1, sum(self.lengths)))
+        window = WINDOW * per_batch
+        in_windows: list[int] = []
+        for number, start in enumerate(range(0, len(order), window)):
+            # Every second window runs from long to short, so that a micro-batch over a border still holds like lengths.
+            in_windows += sorted(order[start : start + window], key=self.lengths.__getitem__, reverse=number % 2 == 1)
+        batches = self._cut(in_windows)
+        return [batches[at] for at in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def in_order(self) -> list[list[int]]:
+        """Return micro-batches in the order of the examples, for evaluation."""
+        return self._cut(range(len(self.encoded)))
+
+    def _cut(self, order: Sequence[int]) -> list[list[int]]:
+        """Cut an order of examples into micro-batches that keep within the limit."""
+        batches: list[list[int]] = []
+        longest = 0
+        for index in order:
+            longest = max(longest, self.lengths[index])
+            if not batches or not self._fits(longest, len(batches[-1]) + 1):
+                batches.append([])
+                longest = self.lengths[index]
+            batches[-1].append(index)
+        return batches
+
+    def _fits(self, longest: int, examples: int) -> bool:
+        if self.batch_examples is not None:
+            return examples <= self.batch_examples
+        return longest * examples <= (self.batch_tokens or 0)
+
+    def collate(self, indices: Sequence[int], pad_id: int) -> Batch:
+        """Pad the examples at `indices` into one batch, on the right."""
+        return collate([self.encoded[index] for index in indices], pad_id)
+
+
+def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:
+    """Pad rows to the longest of them, on the right: ids with `pad_id`, labels with -100."""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
+    for number, row in enumerate(rows):
+        length = len(row.ids)
+        ids[number, :length] = torch.tensor(row.ids, dtype=torch.long)
+        labels[number, :length] = torch.tensor(row.labels, dtype=torch.long)
+        mask[number, :length] = 1
+    trained = int((labels[:, 1:] != IGNORED).sum())
+    return Batch(ids, mask, labels, trained, int(mask.sum()), len(rows))
+
+
+def _seed(seed: int, epoch: int) -> int:
+    """Return a 63-bit seed for the epoch; seeds and epochs that differ by one give unrelated orders."""
+    return int.from_bytes(hashlib.sha256(f"order/{seed}/{epoch}".encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,225 @@
+"""From rendered pieces of text to token ids and label masks, within a length, whole data sets at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peftkit.data.example import Example
+from peftkit.errors import PeftkitError
+
+if TYPE_CHECKING:
+    from peftkit.data.template import Template
+
+IGNORED = -100
+"""The label of a token without loss, torch's own default in cross-entropy."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of text that is trained on as a whole or not at all."""
+
+    text: str
+    trained: bool
+    ends: bool = False
+    """Whether the end-of-sequence token follows, trained as the text is."""
+
+
+def join(pieces: Sequence[Piece]) -> list[Piece]:
+    """Join neighbouring untrained pieces, so that a prompt is tokenized as one text."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        if joined and not piece.trained and not joined[-1].trained:
+            piece = Piece(joined.pop().text + piece.text, trained=False)
+        joined.append(piece)
+    return joined
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids [T] and labels [T]: `labels[i]` is `ids[i]` where trained on and -100 elsewhere (not shifted)."""
+
+    ids: list[int]
+    labels: list[int]
+
+    @property
+    def trained(self) -> int:
+        """The number of labels that a next-token loss uses: the first token is never predicted."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """The rows of a data set, and what its length limit cost."""
+
+    rows: list[Encoded]
+    sources: list[int]
+    """For each row, the position of its example; a long document gives several rows."""
+    dropped: int
+    """Examples with an empty target, or with no room for one."""
+    prompts_cut: int
+    """Examples whose prompt lost tokens on its left."""
+    targets_cut: int
+    """Examples whose target lost tokens on its right, its end-of-sequence included."""
+
+    def notices(self, max_length: int) -> list[str]:
+        """Say in sentences what was dropped or cut; empty when nothing was."""
+        total = self.dropped + len(set(self.sources))
+        told = (
+            (self.dropped, "dropped: the target is empty, or max_length leaves no room for it"),
+            (self.targets_cut, "trained on a shortened target, which alone is longer than max_length"),
+            (self.prompts_cut, "trained with a prompt shortened on its left"),
+        )
+        return [f"{count} of {total} examples {what} (max_length {max_length})." for count, what in told if count]
+
+
+def opening(tokenizer: Any) -> list[int]:
+    """Return the beginning-of-sequence id in a list where the tokenizer itself puts one in front, else nothing."""
+    first = tokenizer.bos_token_id
+    return [first] if first is not None and tokenizer("a")["input_ids"][:1] == [first] else []
+
+
+def closing(tokenizer: Any) -> int:
+    """Return the end-of-sequence id; a tokenizer without one is a PeftkitError."""
+    if tokenizer.eos_token_id is None:
+        raise PeftkitError(
+            "the tokenizer has no end-of-sequence token, and targets end with it. "
+            "Name another tokenizer in `model.tokenizer`."
+        )
+    return tokenizer.eos_token_id
+
+
+def tokenize(texts: Iterable[str], tokenizer: Any) -> dict[str, list[int]]:
+    """Return the ids of each distinct text, without special tokens around it."""
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
+        return {}
+    found = tokenizer(
+        distinct, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
+    return dict(zip(distinct, found["input_ids"], strict=True))
+
+
+def _prefixes(pieces: Sequence[Piece]) -> list[str]:
+    """Return for each piece the text from the last end-of-sequence up to and with the piece."""
+    texts, running = [], ""
+    for piece in pieces:
+        running += piece.text
+        texts.append(running)
+        if piece.ends:
+            running = ""
+    return texts
+
+
+def tokenize_pieces(rows: Sequence[Sequence[Piece]], tokenizer: Any) -> list[list[tuple[list[int], bool]]]:
+    """Return for each row its runs of (ids, trained).
+
+    A run is tokenized in the context of what precedes it as long as that leaves the ids before it as they are, which
+    is what generation from the prompt alone will see; where the tokenizer would merge over the border, the run is
+    tokenized alone.
+    """
+    prefixes = [_prefixes(pieces) for pieces in rows]
+    end = closing(tokenizer) if any(piece.ends for pieces in rows for piece in pieces) else None
+    table = tokenize((text for texts in prefixes for text in texts), tokenizer)
+    split = []
+    for pieces, texts in zip(rows, prefixes, strict=True):
+        runs: list[tuple[list[int], bool]] = []
+        before: list[int] = []
+        for piece, text in zip(pieces, texts, strict=True):
+            ids = table[text]
+            if ids[: len(before)] == before:
+                ids = ids[len(before) :]
+            else:
+                ids = tokenizer(piece.text, add_special_tokens=False)["input_ids"]
+            before = [] if piece.ends else before + ids
+            runs.append((ids + [end] if end is not None and piece.ends else ids, piece.trained))
+        split.append(runs)
+    return split
+
+
+def flatten(start: list[int], runs: Sequence[tuple[list[int], bool]]) -> Encoded:
+    """Join runs into one row after the untrained `start`; what follows the last trained token is left out."""
+    ids, labels = list(start), [IGNORED] * len(start)
+    end = 0
+    for run, trained in runs:
+        ids += run
+        labels += run if trained else [IGNORED] * len(run)
+        end = len(ids) if trained and run else end
+    return Encoded(ids[:end], labels[:end])
+
+
+def cut_left(ids: list[int], length: int, first: int | None) -> list[int]:
+    """Keep the last `length` ids, and the beginning-of-sequence id `first` where it leads."""
+    if len(ids) <= length:
+        return ids
+    kept = ids[:1] if ids[:1] == [first] and length > 1 else []
+    return kept + ids[len(ids) - (length - len(kept)) :] if length > len(kept) else kept
+
+
+def fit(row: Encoded, max_length: int, first: int | None) -> Encoded | None:
+    """Bring a row to `max_length` tokens: its prompt is cut from the left, the last target stays whole where it can.
+
+    Of the prompt at least a leading `first` (beginning-of-sequence) and one token stay. A target that is longer than
+    what is then left is cut on its right. None where not one trained token would be left.
+    """
+    length = len(row.ids)
+    if length > max_length:
+        target = length
+        while target and row.labels[target - 1] != IGNORED:
+            target -= 1
+        minimum = min(target, 2 if row.ids[:1] == [first] else 1)
+        room = max(minimum, max_length - (length - target))
+        ids = cut_left(row.ids[:target], room, first) + row.ids[target:]
+        labels = cut_left(row.labels[:target], room, IGNORED if row.ids[:1] == [first] else None) + row.labels[target:]
+        row = Encoded(ids[:max_length], labels[:max_length])
+    return row if _teaches(row) else None
+
+
+def _teaches(row: Encoded) -> bool:
+    """Return whether a next-token loss uses any label of the row."""
+    return any(label != IGNORED for label in row.labels[1:])
+
+
+def windows(row: Encoded, max_length: int) -> list[Encoded]:
+    """Split a document into rows of at most `max_length` that share one token, so that each is trained exactly once."""
+    if len(row.ids) <= max_length:
+        return [row] if _teaches(row) else []
+    starts = range(0, len(row.ids) - 1, max(1, max_length - 1))
+    parts = [Encoded(row.ids[at : at + max_length], row.labels[at : at + max_length]) for at in starts]
+    return [part for part in parts if _teaches(part)]
+
+
+def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_length: int) -> EncodedExamples:
+    """Encode a data set for training, with one call of the tokenizer for all of it.
+
+    Raises PeftkitError where the template cannot render an example or the tokenizer has no end-of-sequence token.
+    """
+    filled = [at for at, example in enumerate(examples) if example.turns and example.turns[-1].text.strip()]
+    renderings = [template.render(examples[at].turns, tokenizer) for at in filled]
+    runs = tokenize_pieces([rendering.pieces for rendering in renderings], tokenizer)
+    rows: list[Encoded] = []
+    sources: list[int] = []
+    prompts_cut = targets_cut = 0
+    for at, rendering, parts in zip(filled, renderings, runs, strict=True):
+        whole = flatten(rendering.opening, parts)
+        if examples[at].turns[-1].role == "text":
+            fitted = windows(whole, max_length)
+        else:
+            row = fit(whole, max_length, tokenizer.bos_token_id)
+            fitted = [] if row is None else [row]
+            if row is not None and len(whole.ids) > max_length:
+                shortened = row.ids[-1] != whole.ids[-1] or _target_length(row) < _target_length(whole)
+                targets_cut += shortened
+                prompts_cut += not shortened
+        rows += fitted
+        sources += [at] * len(fitted)
+    return EncodedExamples(rows, sources, len(examples) - len(set(sources)), prompts_cut, targets_cut)
+
+
+def _target_length(row: Encoded) -> int:
+    """Count the trained tokens at the end of a row."""
+    for count, label in enumerate(reversed(row.labels)):
+        if label == IGNORED:
+            return count
+    return len(row.labels)

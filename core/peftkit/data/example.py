@@ -1,0 +1,41 @@
+"""What a task reader gives: conversations with the gold outputs of their last turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "text"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance; the role `text` is a raw document, every token of which is trained."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation or document.
+
+    The loss falls on its assistant (or text) turns; in evaluation the last assistant turn is left out and generated.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    references: tuple[str, ...] = ()
+    """All gold outputs of this input."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> tuple[Turn, ...]:
+        """The turns that the model is given in evaluation: all but a closing assistant turn."""
+        return self.turns[:-1] if self.turns and self.turns[-1].role == "assistant" else self.turns
+
+
+def question(identity: str, prompt: str, target: str, **meta: Any) -> Example:
+    """Return the example of one prompt and one gold output."""
+    return Example(identity, (Turn("user", prompt), Turn("assistant", target)), (target,), meta)

@@ -1,0 +1,58 @@
+"""Scores of generated text: one file a metric, each equal to the official scorer of its task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from peftkit.errors import PeftkitError
+from peftkit.registry import Registry
+
+Compute = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One scorer: a prediction per input against one or more references per input."""
+
+    name: str
+    keys: tuple[str, ...]
+    """The names of the figures, as printed."""
+    compute: Compute
+
+    def score(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        """Return each key's figure for the whole set.
+
+        Raises PeftkitError for an empty set, different lengths, an input without references, or what is not text.
+        """
+        check(self.name, predictions, references)
+        return self.compute(predictions, references)
+
+
+METRICS: Registry[Metric] = Registry("metric", __name__)
+
+
+def metric(name: str, *keys: str) -> Callable[[Compute], Compute]:
+    """Register the decorated function as the metric `name`, which returns `keys`."""
+
+    def decorate(compute: Compute) -> Compute:
+        METRICS.add(name, Metric(name, keys, compute))
+        return compute
+
+    return decorate
+
+
+def check(name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Raise PeftkitError unless there is one text and at least one reference for every input."""
+    if len(predictions) != len(references):
+        raise PeftkitError(
+            f"{name}: {len(predictions)} predictions and references for {len(references)} inputs: "
+            "give one prediction for every input, in the same order."
+        )
+    if not predictions:
+        raise PeftkitError(f"{name}: no predictions and no references: there is nothing to score.")
+    for number, (prediction, group) in enumerate(zip(predictions, references, strict=True), 1):
+        if not isinstance(prediction, str):
+            raise PeftkitError(f"{name}: prediction {number} is {type(prediction).__name__}, and a text is wanted.")
+        if isinstance(group, str) or not group or not all(isinstance(reference, str) for reference in group):
+            raise PeftkitError(f"{name}: the references of input {number} are not a list of at least one text.")

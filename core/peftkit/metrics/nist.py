@@ -1,0 +1,57 @@
+"""NIST as the official E2E script prints it: n-gram matches weighted by how much they tell.
+
+Doddington 2002 (HLT); the program is NIST's mteval-v13a.pl, whose two oddities are kept: published figures have them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from peftkit.metrics import metric
+from peftkit.metrics.mteval import tokenize
+from peftkit.metrics.ngrams import Ngram, clipped, count, slide
+
+ORDERS = 5
+
+
+@metric("nist", "NIST")
+def nist(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return the matched information per n-gram, summed over orders 1 to 5, times the length penalty."""
+    hypotheses = [tokenize(prediction) for prediction in predictions]
+    groups = [[tokenize(reference) for reference in group] for group in references]
+    words = sum(len(tokens) for group in groups for tokens in group)
+    score, histories = 0.0, Counter[Ngram]()
+    for order in range(1, ORDERS + 1):
+        counted = [[count(tokens, order) for tokens in group] for group in groups]
+        seen = Counter[Ngram](ngram for group in groups for tokens in group for ngram in slide(tokens, order))
+        gained, total = 0.0, 0
+        for tokens, group in zip(hypotheses, counted, strict=True):
+            counts = count(tokens, order)
+            total += counts.total()
+            for ngram, hits in clipped(counts, group).items():
+                gained += hits * information(ngram, seen, histories, words)
+        score += gained / total if total else 0.0
+        histories = seen
+    # mteval divides by the mean number of references, not each input by its own: they differ where the number varies.
+    mean_reference_length = words / (sum(map(len, groups)) / len(groups))
+    length = sum(map(len, hypotheses))
+    return {"NIST": score * length_penalty(length / mean_reference_length if mean_reference_length else 0.0)}
+
+
+def information(ngram: Ngram, seen: Counter[Ngram], histories: Counter[Ngram], words: int) -> float:
+    """Return log2 of how many times its history was seen for every time the n-gram was.
+
+    The history of a single token is the whole text; so is the history "0", which Perl takes for an empty one.
+    """
+    history = ngram[:-1]
+    times = histories[history] if history and history != ("0",) else words
+    return math.log2(times / seen[ngram])
+
+
+def length_penalty(ratio: float) -> float:
+    """Return 1 from the references' length up, 0.5 at two thirds of it, and 0 for nothing at all."""
+    if ratio <= 0:
+        return 0.0
+    return math.exp(math.log(0.5) / math.log(1.5) ** 2 * math.log(min(1.0, ratio)) ** 2)

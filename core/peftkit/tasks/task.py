@@ -1,0 +1,99 @@
+"""What a task is: files to examples, examples to groups of references, predictions to scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from peftkit.data.example import Example
+from peftkit.data.hub import HubDataset
+from peftkit.errors import PeftkitError
+from peftkit.registry import Registry
+
+
+class Task(ABC):
+    """A data set with its prompt and its metrics; the first line of a subclass's docstring is its description."""
+
+    name: ClassVar[str]
+    hub: ClassVar[HubDataset | None] = None
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Names in `peftkit.metrics.METRICS`."""
+    max_new_tokens: ClassVar[int] = 128
+    stop: ClassVar[tuple[str, ...]] = ()
+    """Texts that end a generated output besides the end-of-sequence token."""
+    files: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """For each split, patterns of its file in the data folder, the official name first."""
+
+    suffix: ClassVar[str] = ".jsonl"
+    """The ending of an official file, which tells it from a plain file of references."""
+
+    @abstractmethod
+    def read(self, folder: Path, split: str) -> list[Example]:
+        """Read a split of the official files, one example per reference.
+
+        Raises PeftkitError that names file and line for a file that is missing or malformed.
+        """
+
+    @abstractmethod
+    def read_file(self, path: Path) -> list[Example]:
+        """Read one official file, whatever split it is."""
+
+    def from_rows(self, rows: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
+        """Turn the hub's rows into the same examples as the official files give."""
+        raise PeftkitError(f"dataset: {self.name} is not on the hub; name your own files in `dataset.path`.")
+
+    def from_hub(self, split: str) -> list[Example]:
+        """Read a split from the Hugging Face hub; `HubUnreachableError` where it does not answer."""
+        return self.from_rows(self.hub.rows(split) if self.hub else (), split)
+
+    def key(self, example: Example) -> Hashable:
+        """Return what examples of the same input share."""
+        return example.prompt
+
+    def group(self, examples: Iterable[Example]) -> list[Example]:
+        """Return one example per distinct input, in order of first appearance, with all references of that input."""
+        groups: dict[Hashable, list[Example]] = {}
+        for example in examples:
+            groups.setdefault(self.key(example), []).append(example)
+        return [
+            replace(members[0], references=tuple(reference for member in members for reference in member.references))
+            for members in groups.values()
+        ]
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
+        """Score one prediction per grouped example with each of the task's metrics."""
+        return self.score_texts(predictions, [example.references for example in examples])
+
+    def score_texts(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        """Score predictions against lists of references, pair by pair."""
+        from peftkit.metrics import METRICS
+
+        if len(predictions) != len(references):
+            raise PeftkitError(
+                f"{len(predictions)} predictions for {len(references)} inputs: "
+                "one prediction per distinct input is wanted, in the order of the reference file."
+            )
+        if not references:
+            raise PeftkitError("there is nothing to score: no input and no prediction.")
+        scores: dict[str, float] = {}
+        for metric in self.metrics:
+            scores |= METRICS[metric].score(predictions, references)
+        return scores
+
+    def score_files(self, predictions: Path, references: Path) -> dict[str, float]:
+        """Score a file of predictions against an official file of the task, or a plain file of references.
+
+        `peftkit.metrics.files` says what a plain file may be: in short, JSON, JSON lines, or one text a line.
+        """
+        from peftkit.metrics.files import read_predictions, read_references
+
+        texts = read_predictions(predictions)
+        if references.suffix != self.suffix:
+            return self.score_texts(texts, read_references(references))
+        return self.score(self.group(self.read_file(references)), texts)
+
+
+TASKS: Registry[Task] = Registry("task", "peftkit.tasks")
