@@ -1,0 +1,265 @@
+"""Generating for every input of a split and scoring it: a run, its base model, or any loaded model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from peftkit import adapt, files
+from peftkit.data import source
+from peftkit.data.example import Example, Turn
+from peftkit.data.template import Template, choose
+from peftkit.errors import PeftkitError
+from peftkit.generation import Settings, generate
+from peftkit.generation.decoding import context_length
+from peftkit.generation.stopping import own_ends
+from peftkit.models.load import load as load_model
+from peftkit.recipe import GenerationSection, Recipe
+from peftkit.recipe import load as load_recipe
+from peftkit.tasks import TASKS, Task
+from peftkit.training.device import autocast, choose_device, choose_precision
+from peftkit.training.summary import versions
+
+if TYPE_CHECKING:
+    from peftkit.models.load import LoadedModel
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass
+class Subject:
+    """A model that is ready to answer, and what it was made of."""
+
+    recipe: Recipe
+    loaded: LoadedModel
+    template: Template
+    methods: list[dict[str, Any]] | None
+    """Names and options of what is attached; None for the bare base."""
+    device: torch.device
+    precision: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Answers and scores of a set of examples."""
+
+    scores: dict[str, float]
+    predictions: list[dict[str, Any]]
+    """One record an example: id, prompt, prediction, references, finished."""
+    settings: Settings
+    unfinished: int
+    """Answers that the limit of new tokens cut off."""
+    shortened: int
+    """Prompts of which only the end fits into the model's context."""
+    tokens: int
+    """Generated tokens."""
+    wall_s: float
+    """Seconds for generating."""
+
+
+def evaluate(
+    target: Path | Recipe,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    base: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Score a run, its base model (`base`), or the untrained model of a recipe, and return the report.
+
+    `split` and `limit` replace the recipe's. The report and the predictions are written to `eval/` in the run folder,
+    or in a recipe's `output` where it names one; those of a bare base have `-base` in their name. `on_progress`
+    receives (answers so far, all). Raises PeftkitError for a run without an adapter, a split that is not there and a
+    limit below 1.
+    """
+    bare = base or isinstance(target, Recipe)
+    recipe = target if isinstance(target, Recipe) else read_recipe(target, adapter=not bare)
+    split, limit = split or recipe.eval.split, recipe.eval.limit if limit is None else limit
+    if limit is not None and limit < 1:
+        raise PeftkitError(f"the limit is {limit}, and at least one example is evaluated.")
+    data = source.load(recipe.dataset, split, grouped=True)
+    examples = data.examples[:limit]
+    check_examples(data.task, examples, data.name)
+    folder = target if isinstance(target, Path) else Path(recipe.output) if recipe.output else None
+    subject = prepare(recipe, None if bare or folder is None else folder / "adapter")
+    with autocast(subject.device, subject.precision):
+        found = evaluate_loaded(
+            subject.loaded.model,
+            subject.loaded.tokenizer,
+            data.task,
+            examples,
+            subject.template,
+            generation=recipe.generation,
+            batch_size=recipe.eval.batch_size,
+            on_progress=on_progress,
+        )
+    facts = {"dataset": data.name, "origin": data.origin, "split": split, "limit": limit, "examples": len(examples)}
+    result = report(subject, found, facts)
+    tell(found, len(examples))
+    if folder is not None:
+        name = f"{data.name.replace('/', '-')}-{split}{'-base' if bare else ''}"
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in found.predictions]
+        files.write_text(folder / "eval" / f"{name}.predictions.jsonl", "".join(lines))
+        files.write_json(folder / "eval" / f"{name}.json", result)
+    return result
+
+
+def evaluate_loaded(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    examples: Sequence[Example],
+    template: Template,
+    *,
+    generation: GenerationSection | None = None,
+    batch_size: int = 32,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    """Answer grouped `examples` with a model as it stands and score the answers by the task's metrics."""
+    check_examples(task, examples, task.name)
+    settings = settings_for(model, tokenizer, task, template, generation or GenerationSection())
+    prompts, shortened = encode_prompts(model, tokenizer, examples, template, settings.max_new_tokens)
+    began = time.monotonic()
+    answers = generate(model, tokenizer, prompts, settings, batch_size=batch_size, on_progress=on_progress)
+    wall = time.monotonic() - began
+    texts = [answer.text.strip() for answer in answers]
+    predictions = [
+        {
+            "id": example.id,
+            "prompt": example.prompt[-1].text if example.prompt else "",
+            "prediction": text,
+            "references": list(example.references),
+            "finished": answer.finished,
+        }
+        for example, text, answer in zip(examples, texts, answers, strict=True)
+    ]
+    return Evaluation(
+        scores=task.score(examples, texts),
+        predictions=predictions,
+        settings=settings,
+        unfinished=sum(not answer.finished for answer in answers),
+        shortened=shortened,
+        tokens=sum(len(answer.ids) for answer in answers),
+        wall_s=wall,
+    )
+
+
+def answer(run: Path, text: str, *, base: bool = False) -> str:
+    """Answer one prompt with a run's adapted model, or with its base, under the run's template."""
+    recipe = read_recipe(run, adapter=not base)
+    subject = prepare(recipe, None if base else run / "adapter")
+    model, tokenizer = subject.loaded.model, subject.loaded.tokenizer
+    task = TASKS[recipe.dataset.name.removeprefix(source.PREFIX)]
+    settings = settings_for(model, tokenizer, task, subject.template, recipe.generation)
+    prompt = subject.template.prompt_ids(Example("prompt", (Turn("user", text),)), tokenizer)
+    with autocast(subject.device, subject.precision):
+        (found,) = generate(model, tokenizer, [prompt], settings)
+    return found.text.strip()
+
+
+def read_recipe(run: Path, *, adapter: bool) -> Recipe:
+    """Read the recipe of a run folder; with `adapter`, a run without one is refused."""
+    if not (run / "recipe.yaml").is_file():
+        raise PeftkitError(f"{run} is not a run folder: there is no recipe.yaml in it. Name one that training wrote.")
+    if adapter and not (run / "adapter" / adapt.DESCRIPTION).is_file():
+        raise PeftkitError(
+            f"the run {run} has no adapter: its training has not ended. Resume it, or evaluate its base model instead."
+        )
+    return load_recipe(run / "recipe.yaml")
+
+
+def prepare(recipe: Recipe, adapter: Path | None) -> Subject:
+    """Load the recipe's model, with the adapter of a folder attached where one is given."""
+    device = choose_device(recipe.train.device)
+    precision = choose_precision(recipe.train.precision, device)
+    loaded = load_model(recipe.model, device=str(device))
+    template = choose(recipe.dataset.template, loaded.tokenizer)
+    if adapter is None:
+        return Subject(recipe, loaded, template, None, device, precision)
+    adaptation = adapt.load(loaded.model, adapter, loaded.fingerprint, keep_base=False)
+    loaded.model.eval()
+    methods = [{"name": method.name, "options": method.options()} for method in adaptation.methods]
+    return Subject(recipe, loaded, template, methods, device, precision)
+
+
+def settings_for(model: Any, tokenizer: Any, task: Task, template: Template, section: GenerationSection) -> Settings:
+    """Combine what the recipe, the task, the template and the model say about generating."""
+    return Settings(
+        max_new_tokens=section.max_new_tokens or task.max_new_tokens,
+        do_sample=section.do_sample,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        seed=section.seed,
+        stop=tuple(dict.fromkeys((*task.stop, *section.stop))),
+        ends=tuple(dict.fromkeys((*template.stop_ids(tokenizer), *own_ends(model, tokenizer)))),
+    )
+
+
+def encode_prompts(
+    model: Any, tokenizer: Any, examples: Sequence[Example], template: Template, new: int
+) -> tuple[list[list[int]], int]:
+    """Return the prompts' ids and how many of them lost their beginning to fit the context with `new` tokens more."""
+    context = context_length(model)
+    if context is not None and new >= context:
+        raise PeftkitError(
+            f"generation.max_new_tokens is {new}, and the model takes {context} positions in all: nothing is left for "
+            "the prompt. Lower generation.max_new_tokens."
+        )
+    prompts, shortened = [], 0
+    for example in examples:
+        ids = template.prompt_ids(example, tokenizer)
+        if context is not None and len(ids) > context - new:
+            ids, shortened = template.prompt_ids(example, tokenizer, context - new), shortened + 1
+        prompts.append(ids)
+    return prompts, shortened
+
+
+def check_examples(task: Task, examples: Sequence[Example], dataset: str) -> None:
+    """Raise PeftkitError, before any text is generated, where there would be nothing to score it by."""
+    if not task.metrics:
+        raise PeftkitError(f"the data set {dataset} has no metrics: its texts have no right answers to compare with.")
+    bare = next((example.id for example in examples if not any(example.references)), None)
+    if bare is not None:
+        raise PeftkitError(f"{dataset}: the example {bare} has no reference, so its answer cannot be scored.")
+
+
+def report(subject: Subject, found: Evaluation, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that the scores depend on, with the scores in front."""
+    recipe = subject.recipe
+    return {
+        "scores": found.scores,
+        **facts,
+        "unfinished": found.unfinished,
+        "shortened_prompts": found.shortened,
+        "model": subject.loaded.name,
+        "fingerprint": subject.loaded.fingerprint,
+        "adapter": subject.methods,
+        "template": subject.template.name,
+        "generation": json.loads(json.dumps(asdict(found.settings))),
+        "batch_size": recipe.eval.batch_size,
+        "device": subject.device.type,
+        "precision": subject.precision,
+        "generated_tokens": found.tokens,
+        "wall_s": round(found.wall_s, 3),
+        "tokens_per_second": round(found.tokens / found.wall_s, 1) if found.wall_s else 0.0,
+        "versions": versions(),
+    }
+
+
+def tell(found: Evaluation, examples: int) -> None:
+    """Warn of what makes scores lower than they might be."""
+    log = logging.getLogger("peftkit")
+    if found.unfinished:
+        text = "%d of %d answers were cut off at %d tokens (generation.max_new_tokens) and scored as they are."
+        log.warning(text, found.unfinished, examples, found.settings.max_new_tokens)
+    if found.shortened:
+        text = "%d of %d prompts lost their beginning: they are longer than the model's context."
+        log.warning(text, found.shortened, examples)

@@ -1,0 +1,47 @@
+"""Where an answer ends: at a token that ends sequences, or at a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peftkit.generation.settings import Settings
+
+
+def own_ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that end sequences by the model's generation settings, one or several, and by the tokenizer."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = own if isinstance(own, list | tuple) else [own]
+    return tuple(dict.fromkeys(end for end in (*several, tokenizer.eos_token_id) if end is not None))
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """The ids and texts that end an answer."""
+
+    tokenizer: Any
+    ends: frozenset[int]
+    texts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, settings: Settings) -> Stopping:
+        """Read the settings; without `ends` the model's own are taken."""
+        ends = own_ends(model, tokenizer) if settings.ends is None else settings.ends
+        return cls(tokenizer, frozenset(ends), tuple(text for text in settings.stop if text))
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Say whether the last of the generated `ids` ends the answer."""
+        if ids[-1] in self.ends:
+            return True
+        # A character takes at most four tokens of bytes, so a text that has just ended lies within these.
+        return any(text in self.decode(ids[-4 * len(text) - 8 :]) for text in self.texts)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the answer's text up to the first stop text."""
+        answer = self.decode(ids)
+        return answer[: min((at for at in map(answer.find, self.texts) if at >= 0), default=len(answer))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
