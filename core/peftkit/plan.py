@@ -1,0 +1,152 @@
+"""What a recipe would do, found without reading a weight: what is trained, on what, for how long, in how much memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from peftkit import adapt
+from peftkit.data.batches import Batches
+from peftkit.data.encode import Encoded, encode
+from peftkit.data.source import load as load_data
+from peftkit.data.template import choose
+from peftkit.errors import PeftkitError
+from peftkit.models.load import load as load_model
+from peftkit.training.device import choose_device, choose_precision
+from peftkit.training.preparation import batched, nothing_left
+from peftkit.training.windows import count_steps
+
+if TYPE_CHECKING:
+    from peftkit.recipe import Recipe
+
+
+@dataclass
+class Plan:
+    """What `peft validate` and `--dry-run` show."""
+
+    model: str
+    architecture: str
+    methods: tuple[str, ...]
+    matched: dict[str, tuple[int, str]]
+    """Adapted modules by role, or own parameters: their number and one of them."""
+    trainable: int
+    total: int
+    dataset: str
+    examples: int
+    dropped: int
+    steps: int
+    epochs: float
+    tokens: int
+    """Non-padding tokens of the whole run."""
+    example: list[tuple[str, bool]]
+    """The first example decoded: (text, whether it is trained on)."""
+    memory: dict[str, int]
+    """Estimated bytes by part."""
+    notices: list[str] = field(default_factory=list)
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Plan a recipe on the meta device; every fault that the run would meet at its start is raised as a PeftkitError."""
+    section = recipe.train
+    methods = recipe.methods()
+    loaded = load_model(recipe.model, device="meta", weights=False)
+    adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
+    data = load_data(recipe.dataset, "train")
+    encoded = encode(data.examples, choose(recipe.dataset.template, loaded.tokenizer), loaded.tokenizer, section.max_length)
+    if not encoded.rows:
+        raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
+    batches = batched(encoded.rows, section)
+    steps = count_steps(batches, section.accumulation, section.epochs, section.max_steps)
+    per_epoch = -(-len(batches.plan(0)) // section.accumulation)
+    epochs = steps / per_epoch
+    return Plan(
+        model=loaded.name,
+        architecture=str(getattr(loaded.model.config, "model_type", type(loaded.model).__name__)),
+        methods=tuple(method.name for method in methods),
+        matched=_matched(adaptation),
+        trainable=adaptation.trainable,
+        total=adaptation.total,
+        dataset=data.name,
+        examples=len(encoded.rows),
+        dropped=encoded.dropped,
+        steps=steps,
+        epochs=epochs,
+        tokens=round(epochs * sum(len(row.ids) for row in encoded.rows)),
+        example=pieces(encoded.rows[0], loaded.tokenizer),
+        memory=estimate(loaded.model, adaptation, batches, section),
+        notices=[] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"],
+    )
+
+
+def pieces(row: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
+    """Decode an encoded example into runs of text that are trained on or not."""
+    runs: list[tuple[list[int], bool]] = []
+    for token, label in zip(row.ids, row.labels, strict=True):
+        trained = label != -100
+        if not runs or runs[-1][1] != trained:
+            runs.append(([], trained))
+        runs[-1][0].append(token)
+    return [(tokenizer.decode(ids, skip_special_tokens=False), trained) for ids, trained in runs]
+
+
+def estimate(model: nn.Module, adaptation: adapt.Adaptation, batches: Batches, section: Any) -> dict[str, int]:
+    """Estimate bytes by part: weights, gradients, optimizer states, and activations of the largest micro-batch.
+
+    Activations are what autograd would save on that batch, counted on the meta device; with bf16 half of that. What the
+    libraries themselves take and temporary buffers are not in it.
+    """
+    own = [parameter for _, parameter in adapt.own_parameters(model)]
+    trained = sum(parameter.numel() * parameter.element_size() for _, parameter in adaptation.parameters())
+    adapters = sum(p.numel() * p.element_size() for key, p in adaptation.parameters() if "/own/" not in key)
+    shape = max((_padded(batches, indices) for indices in batches.plan(0)), key=lambda pair: pair[0] * pair[1])
+    if section.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    half = choose_precision(section.precision, choose_device(section.device)) == "bf16"
+    return {
+        "weights": sum(parameter.numel() * parameter.element_size() for parameter in own) + adapters,
+        "gradients": trained,
+        "optimizer": 2 * trained,
+        "activations": saved_bytes(model, shape) // (2 if half else 1),
+    }
+
+
+def saved_bytes(model: nn.Module, shape: Sequence[int]) -> int:
+    """Count the bytes that autograd saves in one forward pass and loss on a batch [rows, tokens], each storage once."""
+    storages: dict[int, tuple[int, Any]] = {}
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            storages[storage._cdata] = (storage.nbytes(), storage)
+        return tensor
+
+    ids = torch.zeros(tuple(shape), dtype=torch.long, device="meta")
+    training = model.training
+    model.train()
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = model(input_ids=ids, use_cache=False).logits.float()
+            nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+    finally:
+        model.train(training)
+    return sum(size for size, _ in storages.values())
+
+
+def _padded(batches: Batches, indices: Sequence[int]) -> tuple[int, int]:
+    return len(indices), max(len(batches.encoded[index].ids) for index in indices)
+
+
+def _matched(adaptation: adapt.Adaptation) -> dict[str, tuple[int, str]]:
+    matched: dict[str, tuple[int, str]] = {}
+    for part in adaptation.parts:
+        sites = [(adapter.site.role or adapter.site.path.split(".")[-1], key) for key, adapter in part.adapters.items()]
+        own = [("own " + name.split(".")[-1], name) for name in part.own]
+        for label, name in sites + own:
+            count, first = matched.get(label, (0, name))
+            matched[label] = (count + 1, first)
+    return matched
