@@ -1,0 +1,81 @@
+"""What a run folder may hold before a run: nothing for a new one, the same recipe for one that goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from peftkit import files
+from peftkit.errors import PeftkitError
+
+if TYPE_CHECKING:
+    from peftkit.recipe import Recipe
+
+FREE = ("output", "eval", "generation", "train.keep_checkpoints", "train.save_every", "train.tensorboard")
+"""Keys that a resumed run may change: they have no part in what is learned."""
+
+
+def check_new(run: Path) -> None:
+    """Refuse a folder that holds an earlier run or cannot be written; measurements of the base model may be there."""
+    if run.exists() and not run.is_dir():
+        raise PeftkitError(f"{run} is a file, and a run needs a folder: name another with --output.")
+    found = sorted(item.name for item in run.iterdir() if item.name != "eval") if run.is_dir() else []
+    if found:
+        raise PeftkitError(
+            f"the run folder {run} already holds {', '.join(found[:5])}: give --resume to continue that run, "
+            "name another folder with --output, or remove it first. Nothing in it was touched."
+        )
+    there = next(path for path in (run, *run.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PeftkitError(
+            f"the run folder {run} cannot be written: no permission in {there}. Name another with --output."
+        )
+
+
+def check_resumed(run: Path, recipe: Recipe) -> None:
+    """Refuse to continue in a folder that holds no run, or one of another recipe."""
+    if not (run / "recipe.yaml").is_file():
+        state = "is empty" if run.is_dir() and not any(run.iterdir()) else "holds no recipe.yaml"
+        state = state if run.exists() else "does not exist"
+        raise PeftkitError(
+            f"there is no run to resume: {run} {state}. Leave out --resume to begin one, or name the run's folder "
+            "with --output."
+        )
+    earlier = _parse(files.read_text(run / "recipe.yaml"), run / "recipe.yaml")
+    changes = list(differences(earlier, _parse(recipe.to_yaml(), run)))
+    if changes:
+        raise PeftkitError(
+            f"the recipe is not the one of the run in {run}: {'; '.join(changes)}. A resumed run keeps its recipe "
+            f"(only {', '.join(FREE)} may change): undo the changes, or begin another run with --output."
+        )
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Tell each key whose value matters to the run and differs."""
+    before, after = dict(_leaves(earlier)), dict(_leaves(now))
+    for key in sorted(before.keys() | after.keys()):
+        free = any(key == name or key.startswith(name + ".") for name in FREE)
+        if not free and before.get(key) != after.get(key):
+            yield f"{key} was {before.get(key)!r} and is {after.get(key)!r} now"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PeftkitError(f"{path} is not valid YAML ({error}): it was changed after the run wrote it.") from None
+    if not isinstance(tree, dict):
+        raise PeftkitError(f"{path} holds no recipe: it was changed after the run wrote it.")
+    return tree

@@ -1,0 +1,171 @@
+"""The training loop: one call is one optimizer step, and the state between calls is all that a checkpoint needs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.optim import DEFAULT, OPTIMIZERS
+from peftkit.training.device import autocast, peak_memory
+from peftkit.training.loss import batch_loss
+from peftkit.training.schedule import scale
+from peftkit.training.windows import Planned, Position, count_steps, windows
+
+if TYPE_CHECKING:
+    from peftkit.adapt import Adaptation
+    from peftkit.recipe import TrainSection
+
+
+class Loop:
+    """Trains an adaptation of `model` on `batches`: windows of micro-batches, clipping, schedule, AdamW.
+
+    The loss of a window is the sum of its token cross-entropies over the number of its trained tokens, so that k
+    micro-batches of b examples give the gradient of one of k·b. `step` counts the optimizer steps done.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adaptation: Adaptation,
+        batches: Planned,
+        section: TrainSection,
+        *,
+        pad_id: int,
+        device: torch.device,
+        precision: str = "fp32",
+    ):
+        self.model, self.adaptation, self.batches, self.section = model, adaptation, batches, section
+        self.pad_id, self.device, self.precision = pad_id, device, precision
+        self.steps = count_steps(batches, section.accumulation, section.epochs, section.max_steps)
+        self.step = 0
+        self.position = Position()
+        groups = adaptation.groups(section.learning_rate, section.weight_decay)
+        self.optimizer = OPTIMIZERS[DEFAULT](groups, betas=section.betas, eps=section.eps)
+        self.keys = [key for group in groups for key in group["keys"]]
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self._windows = None
+
+    def run_step(self) -> dict[str, Any]:
+        """Do one optimizer step and return its record; a loss or gradient that is not finite is a PeftkitError."""
+        started = time.perf_counter()
+        if self._windows is None:
+            self._windows = windows(self.batches, self.section.accumulation, self.position)
+        window = next(self._windows)
+        factor = scale(self.section.schedule, self.step, self.steps, self.section.warmup)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        batches = [self.batches.collate(indices, self.pad_id) for indices in window.batches]
+        loss = self._accumulate(batches)
+        self.adaptation.after_backward(self.step, self.steps)
+        norm = self._clip()
+        self._check(loss, norm, self.peaks[0] * factor)
+        self.optimizer.step()
+        self.adaptation.after_step(self.step, self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.position = window.after
+        tokens = sum(batch.tokens for batch in batches)
+        return {
+            "step": self.step,
+            "epoch": round(window.epochs, 6),
+            "loss": loss,
+            "lr": self.peaks[0] * factor,
+            "grad_norm": norm,
+            "tokens": tokens,
+            "trained_tokens": sum(batch.trained for batch in batches),
+            "tokens_per_s": round(tokens / (time.perf_counter() - started), 1),
+            "memory": peak_memory(self.device),
+        }
+
+    def evaluate(self, batches: Planned, count: int | None = None) -> float:
+        """Measure the mean cross-entropy per trained token over the first `count` batches of `batches`, unsmoothed."""
+        total, trained = 0.0, 0
+        self.model.eval()
+        with torch.no_grad(), autocast(self.device, self.precision):
+            for indices in batches.plan(0)[:count]:
+                batch = batches.collate(indices, self.pad_id)
+                total += batch_loss(self.model, batch, self.device).item()
+                trained += batch.trained
+        self.model.train()
+        return total / max(1, trained)
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Return what a checkpoint holds: tensors by part (adapter, optimizer, random) and plain facts."""
+        tensors, plain = {}, {}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                (tensors if isinstance(value, Tensor) else plain)[f"{self.keys[index]}/{name}"] = value
+        random: dict[str, Tensor] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        parts = {"adapter": self.adaptation.state(), "optimizer": tensors, "random": random}
+        facts = {"step": self.step, "epoch": self.position.epoch, "batch": self.position.batch, "optimizer": plain}
+        return parts, facts
+
+    def load_state(self, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        self.adaptation.load_state(parts["adapter"])
+        state: dict[int, dict[str, Any]] = {}
+        for path, value in [*parts["optimizer"].items(), *facts["optimizer"].items()]:
+            key, name = path.rsplit("/", 1)
+            state.setdefault(self.keys.index(key), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.step, self.position = facts["step"], Position(facts["epoch"], facts["batch"])
+        self._windows = None
+        torch.set_rng_state(parts["random"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in parts["random"]:
+            torch.cuda.set_rng_state(parts["random"]["cuda"], self.device)
+
+    def _accumulate(self, batches: Iterable[Any]) -> float:
+        """Run forward and backward over a window; return its loss per trained token."""
+        batches = list(batches)
+        trained = max(1, sum(batch.trained for batch in batches))
+        total = torch.zeros((), device=self.device)
+        self.model.train()
+        try:
+            for batch in batches:
+                with autocast(self.device, self.precision):
+                    loss = batch_loss(self.model, batch, self.device, self.section.label_smoothing)
+                (loss / trained).backward()
+                total += loss.detach()
+            penalty = self.adaptation.penalty()
+            if penalty is not None:
+                penalty.backward()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            rows, width = max((tuple(batch.input_ids.shape) for batch in batches), key=math.prod)
+            raise PeftkitError(
+                f"the device ran out of memory at step {self.step + 1} on a batch of {rows} rows of {width} tokens: "
+                "lower train.batch_tokens (and raise train.accumulation), lower train.max_length, or set "
+                "train.gradient_checkpointing=true. The last checkpoint stays as it was."
+            ) from None
+        return total.item() / trained
+
+    def _clip(self) -> float:
+        """Clip the gradients in place where the recipe says so; return their norm before."""
+        if self.section.clip is not None:
+            return nn.utils.clip_grad_norm_(self.parameters, self.section.clip).item()
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
+
+    def _check(self, loss: float, norm: float, rate: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        subject = f"the gradient norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+        raise PeftkitError(
+            f"{subject} at step {self.step + 1} of {self.steps} (learning rate {rate:.3g}): the run stops before this "
+            "step changes anything, and the last checkpoint stays as it was. Try a lower train.learning_rate, a longer "
+            "train.warmup, a smaller train.clip, or train.precision=fp32."
+        )
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Say whether the error is torch's for want of memory; on the CPU only its text tells."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

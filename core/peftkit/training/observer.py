@@ -1,0 +1,50 @@
+"""What a run tells while it goes on, to a terminal or to nobody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Observer(Protocol):
+    """Receives a run's events; every record is a plain dictionary that JSON can hold."""
+
+    def start(self, info: dict[str, Any]) -> None:
+        """The run is set up: steps, step (already done), examples, parameters, device, precision, names."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """An optimizer step is done: the record that goes to log.jsonl."""
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """The validation loss was measured: step and validation_loss."""
+
+    def saved(self, path: Path) -> None:
+        """A checkpoint folder was written."""
+
+    def notice(self, text: str) -> None:
+        """Something a person should know."""
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """The run is finished: what summary.json holds."""
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def start(self, info: dict[str, Any]) -> None:
+        """Say nothing."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Say nothing."""
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """Say nothing."""
+
+    def saved(self, path: Path) -> None:
+        """Say nothing."""
+
+    def notice(self, text: str) -> None:
+        """Say nothing."""
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """Say nothing."""

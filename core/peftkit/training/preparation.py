@@ -1,0 +1,152 @@
+"""From a recipe to a loop that is ready to run: model, adapters, encoded data, batches."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from peftkit import adapt
+from peftkit.data.batches import Batches
+from peftkit.data.encode import EncodedExamples, encode
+from peftkit.data.source import load as load_data
+from peftkit.data.template import choose
+from peftkit.errors import PeftkitError
+from peftkit.models.load import load as load_model
+from peftkit.training.device import choose_device, choose_precision
+from peftkit.training.loop import Loop
+
+if TYPE_CHECKING:
+    from peftkit.data.encode import Encoded
+    from peftkit.models.load import LoadedModel
+    from peftkit.recipe import Recipe, TrainSection
+
+VALIDATION_EXAMPLES = 256
+PREPARATION_BATCHES = 8
+
+
+@dataclass
+class Prepared:
+    """A run that is set up: the loop, what it stands on, and what became of the data."""
+
+    loop: Loop
+    loaded: LoadedModel
+    adaptation: adapt.Adaptation
+    template: Any
+    dataset: str
+    encoded: EncodedExamples
+    digest: str
+    """SHA-256 of the encoded training data: a resumed run must read the same."""
+    validation: Batches | None
+    notices: list[str]
+    """What a person should know: examples dropped or cut, no validation split."""
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Load the model and the data, attach the methods and build the loop; every fault is a PeftkitError."""
+    section = recipe.train
+    device = choose_device(section.device)
+    methods = recipe.methods()
+    loaded = load_model(recipe.model, device=str(device))
+    template = choose(recipe.dataset.template, loaded.tokenizer)
+    data = load_data(recipe.dataset, "train")
+    encoded = encode(data.examples, template, loaded.tokenizer, section.max_length)
+    if not encoded.rows:
+        raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
+    check_length(loaded.model, encoded.rows)
+    notices = encoded.notices(section.max_length)
+    measured = None
+    try:
+        measured = validation(recipe, data.name, template, loaded.tokenizer)
+    except PeftkitError as error:
+        if section.evaluate_every is not None:
+            raise
+        notices.append(f"the validation loss is left out: {error}")
+    batches = batched(encoded.rows, section)
+    torch.manual_seed(section.seed)
+    adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
+    pad_id = loaded.tokenizer.pad_token_id
+    first = batches.plan(0)[:PREPARATION_BATCHES]
+    adaptation.prepare([batches.collate(indices, pad_id) for indices in first])
+    if section.gradient_checkpointing:
+        checkpoint_gradients(loaded.model)
+    torch.manual_seed(section.seed)
+    loop = Loop(
+        loaded.model,
+        adaptation,
+        batches,
+        section,
+        pad_id=pad_id,
+        device=device,
+        precision=choose_precision(section.precision, device),
+    )
+    return Prepared(
+        loop=loop,
+        loaded=loaded,
+        adaptation=adaptation,
+        template=template,
+        dataset=data.name,
+        encoded=encoded,
+        digest=digest(encoded.rows),
+        validation=measured,
+        notices=notices,
+    )
+
+
+def batched(encoded: Sequence[Encoded], section: TrainSection) -> Batches:
+    """Batch encoded examples as the recipe says, by padded tokens or by examples."""
+    return Batches(encoded, batch_tokens=section.batch_tokens, batch_examples=section.batch_examples, seed=section.seed)
+
+
+def validation(recipe: Recipe, dataset: str, template: Any, tokenizer: Any) -> Batches | None:
+    """Batch at most 256 examples spread evenly over the validation split of `dataset`; None if none is left of them."""
+    data = load_data(recipe.dataset.model_copy(update={"name": dataset}), "validation")
+    every = max(1, len(data.examples) // VALIDATION_EXAMPLES)
+    chosen = data.examples[::every][:VALIDATION_EXAMPLES]
+    rows = encode(chosen, template, tokenizer, recipe.train.max_length).rows
+    return batched(rows, recipe.train) if rows else None
+
+
+def check_length(model: Any, encoded: Sequence[Encoded]) -> None:
+    """Refuse rows that are longer than the positions which the model has."""
+    config = getattr(model, "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = max(len(item.ids) for item in encoded)
+    if positions is not None and longest > positions:
+        raise PeftkitError(
+            f"the longest training example has {longest} tokens, and the model has positions for {positions}: "
+            f"set train.max_length to {positions} or less."
+        )
+
+
+def checkpoint_gradients(model: Any) -> None:
+    """Recompute activations in the backward pass; the non-reentrant kind works with a frozen base."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        raise PeftkitError(f"train.gradient_checkpointing: {kind} models do not support it; set it to false.")
+    # Newer transformers say activation, older ones gradient, and warn about each other's word.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def nothing_left(dataset: str, count: int, max_length: int) -> str:
+    """Say why there is nothing to train on."""
+    if count == 0:
+        return f"the training split of {dataset} holds no examples: check dataset.path, .limit and .fraction."
+    return (
+        f"none of the {count} training examples of {dataset} keeps a token to train on within train.max_length "
+        f"{max_length}: raise train.max_length, or check that the examples have answers."
+    )
+
+
+def digest(encoded: Sequence[Encoded]) -> str:
+    """Return the SHA-256 of the token ids and labels in order."""
+    state = hashlib.sha256()
+    for item in encoded:
+        for values in (item.ids, item.labels):
+            state.update(array("q", [len(values), *values]).tobytes())
+    return state.hexdigest()

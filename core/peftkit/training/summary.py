@@ -1,0 +1,85 @@
+"""The final figures of a run, as summary.json holds them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from peftkit import __version__, files
+from peftkit.errors import PeftkitError
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to: counts of parameters, steps and tokens; seconds, bytes; losses per trained token (nats)."""
+
+    model: str
+    methods: list[str]
+    dataset: str
+    trainable_parameters: int
+    total_parameters: int
+    examples: int
+    dropped_examples: int
+    steps: int
+    epochs: float
+    tokens: int
+    trained_tokens: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+    wall_s: float
+    losses: dict[str, float | None]
+    device: str
+    precision: str
+    versions: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as plain JSON values."""
+        return asdict(self)
+
+
+def figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Add up a run's log: steps, epochs, tokens, speed, memory, time and losses (first, last, best, validation)."""
+    losses = [record["loss"] for record in records]
+    measured = [record["validation_loss"] for record in records if "validation_loss" in record]
+    tokens = sum(record["tokens"] for record in records)
+    busy = sum(record["tokens"] / record["tokens_per_s"] for record in records if record["tokens_per_s"])
+    return {
+        "steps": len(records),
+        "epochs": records[-1]["epoch"],
+        "tokens": tokens,
+        "trained_tokens": sum(record["trained_tokens"] for record in records),
+        "tokens_per_second": round(tokens / busy, 1) if busy else 0.0,
+        "peak_memory_bytes": max(record["memory"] for record in records),
+        "wall_s": records[-1]["elapsed_s"],
+        "losses": {
+            "first": losses[0],
+            "last": losses[-1],
+            "best": min(losses),
+            "validation": measured[-1] if measured else None,
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide the numbers."""
+    names = ("torch", "transformers", "tokenizers", "safetensors")
+    found = {"peftkit": __version__, "python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def read(path: Path) -> Summary:
+    """Read a summary.json."""
+    content = files.read_json(path)
+    try:
+        return Summary(**content)
+    except TypeError as error:
+        raise PeftkitError(f"{path} is not a run's summary ({error}): it was changed after the run wrote it.") from None
