@@ -119,7 +119,7 @@ def _build(method: Method, site: Any, key: str) -> Adapter:
     device = next((tensor.device for tensor in site.module.parameters()), torch.device("cpu"))
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
     with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         adapter = method.build(site)
     adapter.train(site.module.training)
     return adapter.to(device)

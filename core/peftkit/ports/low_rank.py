@@ -77,7 +77,7 @@ def from_hf_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> di
     """Return (A, B, alpha) by module path of a LoRA adapter of Hugging Face peft; only plain LoRA is read."""
     if config.get("peft_type") != "LORA":
         raise PeftkitError(f"adapter_config.json: peft_type is {config.get('peft_type')!r}; only LORA can be read.")
-    extras = [key for key, value in config.items() if key not in PLAIN and value not in EMPTY]
+    extras = [key for key, value in config.items() if key not in PLAIN and (value is True or value not in EMPTY)]
     extras += ["bias"] if config.get("bias", "none") != "none" else []
     if extras:
         raise PeftkitError(f"adapter_config.json: {', '.join(sorted(extras))} is set, and only plain LoRA can be read.")

@@ -1,0 +1,86 @@
+"""Export format `hf-peft`: an adapter folder of Hugging Face peft, written and read without that library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from peftkit import adapt, files
+from peftkit.adaptation import Adaptation
+from peftkit.errors import PeftkitError
+from peftkit.export import FORMATS
+from peftkit.export.trained import Trained, open_run
+from peftkit.layout import Layout
+from peftkit.method import METHODS
+from peftkit.models.load import load as load_base
+from peftkit.models.samples import compare, logits
+
+CONFIGURATION = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+BOUND = 1e-5
+
+
+@FORMATS.register("hf-peft")
+def hf_peft(run: Path, output: Path) -> dict[str, Any]:
+    """Write the run's adapter so that `peft.PeftModel.from_pretrained(base, output)` gives the same logits.
+
+    Raises PeftkitError for a run of several methods, and for a method without a counterpart in that library.
+    """
+    with files.new_folder(output) as folder:
+        trained = open_run(run)
+        write(trained, folder)
+        expected = logits(trained.base.model, trained.base.tokenizer)
+        base = load_base(trained.recipe.model, dtype=next(trained.base.model.parameters()).dtype)
+        load(folder, base.model)
+        found = compare(logits(base.model, base.tokenizer), expected, BOUND, "the exported adapter")
+    return {"format": "hf-peft", "output": str(output), **trained.report(), **found}
+
+
+def write(trained: Trained, folder: Path) -> None:
+    """Write the configuration and the tensors that the method supplies."""
+    parts = trained.adaptation.parts
+    if len(parts) > 1:
+        names = ", ".join(part.method.name for part in parts)
+        raise PeftkitError(
+            f"this run combines several methods ({names}), and a Hugging Face peft folder holds one: export with "
+            "--format merged instead."
+        )
+    config, tensors = parts[0].method.hf_peft(parts[0].adapters, trained.base.model)
+    source = trained.base.source
+    is_hub_name = (
+        source is not None and not trained.base.name.startswith("bundled/") and not Path(trained.base.name).is_dir()
+    )
+    place = trained.base.name if is_hub_name else None if source is None else str(source.resolve())
+    origin = {"base_model_name_or_path": place, "revision": trained.recipe.model.revision}
+    files.write_json(folder / CONFIGURATION, {**origin, **config})
+    files.write_tensors(folder / TENSORS, tensors)
+
+
+def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
+    """Attach to `model` the adapter of a Hugging Face peft folder; the method is the one named as its `peft_type`.
+
+    Raises PeftkitError for a missing or damaged file, an unknown type, and options that the method does not read.
+    """
+    path = folder / CONFIGURATION
+    if not path.is_file():
+        raise PeftkitError(f"{folder} is no adapter folder of Hugging Face peft: there is no {CONFIGURATION} in it.")
+    config = files.read_json(path)
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str) or kind.lower() not in METHODS:
+        raise PeftkitError(
+            f"{path}: peft_type is {kind!r}; it can be read for the methods {', '.join(METHODS.names())}."
+        )
+    tensors = files.read_tensors(folder / TENSORS)
+    try:
+        method, state = METHODS[kind.lower()].from_hf_peft(config, tensors, Layout(model))
+        adaptation = adapt.attach(model, [method], name)
+    except PeftkitError as error:
+        raise PeftkitError(f"{folder}: {error}") from None
+    try:
+        adaptation.load_state({f"0/{key}": tensor for key, tensor in state.items()})
+    except PeftkitError as error:
+        adaptation.remove()
+        raise PeftkitError(f"{folder / TENSORS}: {error}") from None
+    return adaptation

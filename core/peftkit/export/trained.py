@@ -1,0 +1,61 @@
+"""A finished run opened again: its base model, and its adapter on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftkit import adapt
+from peftkit import recipe as recipes
+from peftkit.adaptation import Adaptation
+from peftkit.errors import PeftkitError
+from peftkit.models import folder as folders
+from peftkit.models.load import LoadedModel, load
+from peftkit.models.samples import logits
+
+
+@dataclass
+class Trained:
+    """A run's model in fp32 on the CPU with its adapter attached."""
+
+    recipe: recipes.Recipe
+    base: LoadedModel
+    adaptation: Adaptation
+    dtype: torch.dtype
+    """What the original weights are stored as."""
+    effect: float
+    """The largest change of a logit on the sample prompts that the adapter makes."""
+
+    def report(self) -> dict[str, Any]:
+        """Return what every export tells about its origin."""
+        methods = [method.name for method in self.adaptation.methods]
+        return {"base": self.base.name, "methods": methods, "adapter_effect": self.effect}
+
+
+def open_run(run: Path) -> Trained:
+    """Load the run's base model in fp32 and attach its adapter.
+
+    Raises PeftkitError where `run` is no finished run, and for an adapter of another base, damaged, or not finite.
+    """
+    if not (run / "recipe.yaml").is_file():
+        raise PeftkitError(
+            f"{run} is not a run folder: there is no recipe.yaml in it. Name a folder that training wrote."
+        )
+    if not (run / "adapter" / adapt.DESCRIPTION).is_file():
+        raise PeftkitError(
+            f"{run} has no adapter yet: its training did not finish. Continue it with `peft train` and --resume."
+        )
+    recipe = recipes.load(run / "recipe.yaml")
+    base = load(recipe.model, dtype=torch.float32)
+    dtype = torch.float32 if base.source is None else folders.stored_dtype(folders.shards(base.source))
+    before = logits(base.model, base.tokenizer)
+    adaptation = adapt.load(base.model, run / "adapter", base.fingerprint, keep_base=False)
+    for key, tensor in adaptation.state().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise PeftkitError(f"{run / 'adapter' / adapt.TENSORS}: the tensor {key} holds NaN or infinity.")
+    base.model.eval()
+    effect = float((logits(base.model, base.tokenizer) - before).abs().max())
+    return Trained(recipe, base, adaptation, dtype, effect)

@@ -1,0 +1,40 @@
+"""A short proof of which base model an adapter was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.adapt import own_parameters
+
+SAMPLES = 16
+ESSENTIALS = ("model_type", "num_attention_heads", "num_key_value_heads", "rope_parameters")
+
+
+def fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str | None:
+    """Return the SHA-256 of what makes `model` itself: essential settings; names, shapes and samples of parameters.
+
+    16 evenly spaced values of each parameter are taken, rounded to bfloat16, so that the same weights in fp32 and in
+    bf16 give the same answer (`dtype`: as if loaded in this dtype first). Seated adapters do not count. None on the
+    meta device, where there are no values.
+    """
+    parameters = sorted(own_parameters(model), key=lambda pair: pair[0])
+    if any(parameter.is_meta for _, parameter in parameters):
+        return None
+    config = getattr(model, "config", None)
+    essentials = {key: getattr(config, key, None) for key in ESSENTIALS}
+    shapes = [(name, list(parameter.shape)) for name, parameter in parameters]
+    digest = hashlib.sha256(json.dumps([essentials, shapes], sort_keys=True, default=str).encode())
+    samples = torch.cat([sample(parameter.detach(), dtype) for _, parameter in parameters])
+    digest.update(samples.cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sample(parameter: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return up to 16 values spread over `parameter`, in bfloat16."""
+    flat = parameter.reshape(-1)
+    places = torch.linspace(0, max(flat.numel() - 1, 0), min(SAMPLES, flat.numel()), dtype=torch.float64).long()
+    return flat[places.to(flat.device)].to(dtype or flat.dtype).to(torch.bfloat16)

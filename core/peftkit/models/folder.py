@@ -1,0 +1,168 @@
+"""Where a model's files are, and whether they are whole: names become folders, and only safetensors is read."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from peftkit import files
+from peftkit.errors import PeftkitError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+BUNDLED = Path(__file__).resolve().parent / "bundled"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+DESCRIPTION_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def bundled() -> dict[str, Path]:
+    """Return the shipped models' folders by name."""
+    return {f"bundled/{path.parent.name}": path.parent for path in sorted(BUNDLED.glob("*/tokenizer.json"))}
+
+
+def find(name: str, revision: str | None = None, *, weights: bool = True, code: bool = False) -> Path:
+    """Return the folder of the model `name`: shipped with the package, on this disk, or fetched from the hub.
+
+    Without `weights` only the description and the tokenizer are fetched; with `code` the repository's Python files too.
+    Raises PeftkitError for a folder that is not there, and where the hub cannot be reached.
+    """
+    if name.startswith("bundled/"):
+        if name not in bundled():
+            raise PeftkitError("model: " + unknown("bundled model", name, bundled()))
+        return bundled()[name]
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise PeftkitError(f"model: {name} is a file; name the folder that holds config.json and the weights.")
+    if not HUB_NAME.fullmatch(name):
+        raise PeftkitError(
+            f"model: there is no folder {name}. Name a folder with config.json and {WEIGHTS}, "
+            f"a Hugging Face id such as owner/name, or one of: {', '.join(bundled()) or 'none bundled'}."
+        )
+    return fetch(name, revision, weights=weights, code=code)
+
+
+def fetch(name: str, revision: str | None, *, weights: bool, code: bool) -> Path:
+    """Return the local copy of the hub repository `name`, downloading what is wanted of its top folder."""
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    patterns = DESCRIPTION_FILES + (["*.safetensors"] if weights else []) + (["*.py"] if code else [])
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+        )
+    except RevisionNotFoundError:
+        raise PeftkitError(f"model: {name} on the Hugging Face hub has no revision '{revision}'.") from None
+    except GatedRepoError:
+        raise PeftkitError(
+            f"model: {name} on the Hugging Face hub asks for consent to its terms: accept them on its page and log in "
+            "with `hf auth login`, or name a local folder."
+        ) from None
+    except RepositoryNotFoundError:
+        raise PeftkitError(
+            f"model: there is neither a folder nor a Hugging Face repository named {name} that you may read. Check the "
+            f"spelling, or use one of: {', '.join(bundled()) or 'none bundled'}."
+        ) from None
+    except Exception as error:  # the HTTP library underneath, and so its errors, differ by version
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PeftkitError(
+            f"model: {name} is no folder here, and the Hugging Face hub cannot be reached for it ({reason}). Download "
+            f"it elsewhere and name its folder, or use one of: {', '.join(bundled()) or 'none bundled'}."
+        ) from error
+
+
+def description(folder: Path) -> dict[str, Any]:
+    """Read the folder's config.json; refuses one without `model_type`."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise PeftkitError(f"model: the folder {folder} has no config.json: it is not a model folder.")
+    value = files.read_json(path)
+    if not isinstance(value, dict) or not isinstance(value.get("model_type"), str):
+        raise PeftkitError(f"{path} does not describe a model: it needs an object with the key 'model_type'.")
+    return value
+
+
+def shards(folder: Path) -> list[Path]:
+    """List the folder's weight files after checking that each is there and inside the folder.
+
+    Raises PeftkitError for pickled weights, a missing shard, and an index that points outside the folder.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    index = folder / INDEX
+    if not index.is_file():
+        raise PeftkitError(missing_weights(folder))
+    value = files.read_json(index)
+    placement = value.get("weight_map") if isinstance(value, dict) else None
+    if (
+        not isinstance(placement, dict)
+        or not placement
+        or not all(isinstance(file, str) for file in placement.values())
+    ):
+        raise PeftkitError(f"{index} has no 'weight_map' from tensor names to file names.")
+    names = sorted(set(placement.values()))
+    for name in names:
+        if "\\" in name or PurePosixPath(name).name != name or name == ".." or not name.endswith(".safetensors"):
+            raise PeftkitError(f"{index} points to '{name}': only .safetensors files in the same folder are read.")
+        if not (folder / name).is_file():
+            raise PeftkitError(
+                f"{index} names {name}, and {folder} has no such file: a shard is missing. Copy it again."
+            )
+    held = {name: set(header(folder / name)) for name in names}
+    absent = sorted(tensor for tensor, name in placement.items() if tensor not in held[name])
+    if absent:
+        raise PeftkitError(f"{index} says that {placement[absent[0]]} holds '{absent[0]}', and it does not.")
+    return [folder / name for name in names]
+
+
+def missing_weights(folder: Path) -> str:
+    """Say why nothing in `folder` can be read as weights."""
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        return (
+            f"model: {folder} holds its weights as {pickles[0]} only. Such files can run code when opened and are not "
+            "read; convert the checkpoint to safetensors (save_pretrained in transformers writes it)."
+        )
+    return f"model: {folder} has neither {WEIGHTS} nor {INDEX}: there are no weights to read."
+
+
+def header(path: Path) -> dict[str, tuple[str, int]]:
+    """Return (dtype, number of values) of each tensor in a safetensors file, without reading the values."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            pieces = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: (piece.get_dtype(), math.prod(piece.get_shape())) for name, piece in pieces.items()}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise PeftkitError(
+            f"{path} is truncated or damaged and cannot be read as safetensors ({error}). Copy it again."
+        ) from None
+
+
+def stored_dtype(paths: list[Path]) -> torch.dtype:
+    """Return the floating dtype that most of the values in the weight files have; refuses files without one."""
+    import torch
+
+    counts: dict[str, int] = {}
+    for path in paths:
+        for dtype, size in header(path).values():
+            counts[dtype] = counts.get(dtype, 0) + size
+    if not counts:
+        raise PeftkitError(f"{paths[0]} holds no tensors.")
+    most = max(counts, key=lambda dtype: counts[dtype])
+    if most not in DTYPES:
+        raise PeftkitError(
+            f"{paths[0].parent} keeps its weights as {most}; a base model needs {', '.join(DTYPES)}. "
+            "Use the original, unquantized checkpoint."
+        )
+    return getattr(torch, DTYPES[most])

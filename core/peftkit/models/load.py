@@ -1,0 +1,202 @@
+"""Loading a base model and its tokenizer from a folder, the hub, the package, or at random from a description."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from peftkit.errors import PeftkitError
+from peftkit.models import configuration, tokenizer
+from peftkit.models import folder as folders
+from peftkit.models.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from peftkit.recipe import ModelSection
+
+STALE_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
+
+
+@dataclass
+class LoadedModel:
+    """A base model in eval mode with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+    fingerprint: str | None
+    """None on the meta device."""
+    source: Path | None
+    """The folder with the original files; None for random weights."""
+
+
+def load(
+    section: ModelSection,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    weights: bool = True,
+) -> LoadedModel:
+    """Load what `section` names onto `device`; `dtype` None follows the section.
+
+    An automatic dtype is fp32 on the CPU, and elsewhere the checkpoint's own (bfloat16 for float16). Without `weights`
+    the model is on the meta device, made from the configuration alone. Raises PeftkitError naming the file at fault.
+    """
+    device = torch.device(device)
+    with quiet():
+        if section.init is not None:
+            return _random(section, device, dtype, weights)
+        folder = folders.find(str(section.name), section.revision, weights=weights, code=section.trust_remote_code)
+        config = configuration.from_folder(folder, trust_remote_code=section.trust_remote_code)
+        trust = section.trust_remote_code
+        words = load_tokenizer(section) if section.tokenizer else tokenizer.read(folder, trust_remote_code=trust)
+        if weights:
+            paths = folders.shards(folder)
+            dtype = dtype or _dtype(section.dtype, device, folders.stored_dtype(paths))
+            model = _read(folder, config, dtype, trust)
+        else:
+            model = _on_meta(config, dtype or _dtype(section.dtype, device, cast(Any, config).dtype), trust)
+        return _loaded(model, words, str(section.name), section, folder, device)
+
+
+def load_tokenizer(section: ModelSection) -> Any:
+    """Load the section's tokenizer: the one it names, else the model's own; the padding token is always set."""
+    name = section.tokenizer or section.name
+    if name is None:
+        raise PeftkitError(
+            "model.init describes a model without a tokenizer: name one with `model.tokenizer`, such as bundled/tiny "
+            "or a folder with tokenizer.json."
+        )
+    revision = None if section.tokenizer else section.revision
+    with quiet():
+        folder = folders.find(name, revision, weights=False, code=section.trust_remote_code)
+        return tokenizer.read(folder, trust_remote_code=section.trust_remote_code)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the progress bars and the advice of transformers and the hub off the terminal."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hub = logging.getLogger("huggingface_hub")
+    verbosity, hub_level = transformers_logging.get_verbosity(), hub.level
+    bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    hub.setLevel(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        hub.setLevel(hub_level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+        if hub_bars:
+            enable_progress_bars()
+
+
+def _random(section: ModelSection, device: torch.device, dtype: torch.dtype | None, weights: bool) -> LoadedModel:
+    assert section.init is not None
+    words = load_tokenizer(section)
+    sizes = {
+        "vocab_size": max(words.get_vocab().values()) + 1,
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    config = configuration.from_init(section.init, sizes)
+    dtype = dtype or _dtype(section.dtype, device, torch.float32)
+    if weights:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(section.seed)
+            # Drawn in fp32 whatever the dtype, so that one seed means one model.
+            model = _build(config, torch.float32, "model.init")
+        cast(nn.Module, model).to(dtype)
+    else:
+        model = _on_meta(config, dtype)
+    return _loaded(model, words, f"init/{config.model_type}", section, None, device)
+
+
+def _loaded(
+    model: PreTrainedModel, words: Any, name: str, section: ModelSection, source: Path | None, device: torch.device
+) -> LoadedModel:
+    rows = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+    tokenizer.check_size(words, rows, "model.init" if source is None else str(source))
+    if not next(model.parameters()).is_meta:
+        cast(nn.Module, model).to(device)
+    # As if loaded in the section's dtype, so that merging in fp32 recognises a base that was trained on in float16.
+    mark = fingerprint(model, None if section.dtype == "auto" else getattr(torch, section.dtype))
+    return LoadedModel(model.eval(), words, name, mark, source)
+
+
+def _on_meta(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    with torch.device("meta"):
+        return _build(config, dtype, "model", trust_remote_code)
+
+
+def _build(
+    config: PretrainedConfig, dtype: torch.dtype, where: str, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except Exception as error:  # sizes that do not fit together fail in the model's own code, in every way
+        raise PeftkitError(
+            f"{where}: no {config.model_type} can be built from this configuration: {configuration.one_line(error)}"
+        ) from error
+
+
+def _read(folder: Path, config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except Exception as error:  # the model's own code may fail in every way on a wrong configuration
+        raise PeftkitError(f"model: {folder} cannot be loaded: {configuration.one_line(error)}") from error
+    model, found = loaded
+    if found["mismatched_keys"]:
+        name, stored, wanted = sorted(found["mismatched_keys"])[0]
+        raise PeftkitError(
+            f"model: '{name}' in {folder} has the shape {list(stored)}, and its config.json asks for {list(wanted)}."
+        )
+    _refuse(folder, "lacks", found["missing_keys"])
+    _refuse(folder, "holds, beyond what config.json describes,", found["unexpected_keys"])
+    if found.get("error_msgs"):
+        raise PeftkitError(f"model: {folder} cannot be loaded: {'; '.join(found['error_msgs'])}")
+    return model
+
+
+def _refuse(folder: Path, fault: str, keys: set[str]) -> None:
+    faults = sorted(key for key in keys if not key.endswith(STALE_BUFFERS))
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise PeftkitError(
+            f"model: the checkpoint in {folder} {fault} {', '.join(faults[:3])}{more}: the weights and config.json do "
+            "not belong together."
+        )
+
+
+def _dtype(choice: str, device: torch.device, own: torch.dtype | None) -> torch.dtype:
+    if choice != "auto":
+        return getattr(torch, choice)
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if own == torch.float16 else own or torch.float32

@@ -1,0 +1,63 @@
+"""A model's tokenizer, with the end-of-sequence and padding tokens that training and generation need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from peftkit import files
+from peftkit.errors import PeftkitError
+from peftkit.models.configuration import one_line
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
+PADDING = ("<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|padding|>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
+
+
+def read(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """Read the tokenizer in `folder`, fast where there is one; the padding token is always set.
+
+    Raises PeftkitError where there is none, where its files are damaged, and without an end-of-sequence token.
+    """
+    if not any(next(folder.glob(pattern), None) for pattern in VOCABULARIES):
+        raise PeftkitError(
+            f"model: {folder} has no tokenizer ({', '.join(VOCABULARIES)}): name one with `model.tokenizer`."
+        )
+    for path in (folder / "tokenizer.json", folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        if path.is_file() and not isinstance(files.read_json(path), dict):
+            raise PeftkitError(f"{path} does not describe a tokenizer: it needs a JSON object.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, use_fast=True, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+        raise PeftkitError(f"model: the tokenizer in {folder} cannot be read: {one_line(error)}") from error
+    for key in ("local_files_only", "is_local"):  # would be written into the tokenizer's own file
+        tokenizer.init_kwargs.pop(key, None)
+    if not len(tokenizer):
+        raise PeftkitError(f"model: the tokenizer in {folder} has an empty vocabulary.")
+    if tokenizer.eos_token_id is None:
+        raise PeftkitError(
+            f"model: the tokenizer in {folder} has no end-of-sequence token: set `eos_token` in tokenizer_config.json."
+        )
+    set_padding(tokenizer)
+    return tokenizer
+
+
+def set_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give `tokenizer` a padding token: its own, else one that its vocabulary has for it, else end-of-sequence."""
+    if tokenizer.pad_token_id is None:
+        vocabulary = tokenizer.get_vocab()
+        tokenizer.pad_token = next((token for token in PADDING if token in vocabulary), tokenizer.eos_token)
+    tokenizer.padding_side = "right"
+
+
+def check_size(tokenizer: Any, rows: int, where: str) -> None:
+    """Refuse a tokenizer with ids beyond the `rows` of the token embedding."""
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        raise PeftkitError(
+            f"{where}: the tokenizer has ids up to {largest}, and the model's token embedding only {rows} rows. "
+            "Name the tokenizer that belongs to the model."
+        )

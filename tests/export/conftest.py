@@ -1,0 +1,51 @@
+"""Run folders as training leaves them, with an adapter of random values in place of a trained one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_folders import write_model
+
+from peftkit import adapt, files
+from peftkit import recipe as recipes
+from peftkit.models.load import LoadedModel, load
+
+IDS = torch.arange(3, 40)[None]
+
+
+@dataclass
+class Run:
+    """A run folder, and the adapted model that an export must equal."""
+
+    folder: Path
+    base: LoadedModel
+
+    def logits(self) -> torch.Tensor:
+        """Return the adapted model's logits."""
+        with torch.no_grad():
+            return self.base.model(IDS).logits
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Run]:
+    """Return a function that writes a run; `stored` is the base files' dtype, `model` more keys of the section."""
+
+    def make(architecture: str, method: Any, stored: torch.dtype = torch.float32, **model: Any) -> Run:
+        name = str(write_model(tmp_path / "base", architecture, stored))
+        recipe = recipes.load({"model": {"name": name, **model}, "method": method, "dataset": "e2e"})
+        files.write_text(tmp_path / "run" / "recipe.yaml", recipe.to_yaml())
+        base = load(recipe.model)
+        adaptation = adapt.attach(base.model, recipe.methods())
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for _, parameter in adaptation.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+        adapt.save(adaptation, tmp_path / "run" / "adapter", {"name": base.name, "fingerprint": base.fingerprint})
+        return Run(tmp_path / "run", base)
+
+    return make
