@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from peftkit import adapt
 from peftkit.data.batches import Batches
@@ -17,7 +18,7 @@ from peftkit.data.template import choose
 from peftkit.errors import PeftkitError
 from peftkit.models.load import load as load_model
 from peftkit.training.device import choose_device, choose_precision
-from peftkit.training.preparation import batched, nothing_left
+from peftkit.training.preparation import batched, check_length, nothing_left
 from peftkit.training.windows import count_steps
 
 if TYPE_CHECKING:
@@ -56,9 +57,12 @@ def plan(recipe: Recipe) -> Plan:
     loaded = load_model(recipe.model, device="meta", weights=False)
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
     data = load_data(recipe.dataset, "train")
-    encoded = encode(data.examples, choose(recipe.dataset.template, loaded.tokenizer), loaded.tokenizer, section.max_length)
+    encoded = encode(
+        data.examples, choose(recipe.dataset.template, loaded.tokenizer), loaded.tokenizer, section.max_length
+    )
     if not encoded.rows:
         raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
+    check_length(loaded.model, encoded.rows)
     batches = batched(encoded.rows, section)
     steps = count_steps(batches, section.accumulation, section.epochs, section.max_steps)
     per_epoch = -(-len(batches.plan(0)) // section.accumulation)
@@ -96,7 +100,7 @@ def pieces(row: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
 def estimate(model: nn.Module, adaptation: adapt.Adaptation, batches: Batches, section: Any) -> dict[str, int]:
     """Estimate bytes by part: weights, gradients, optimizer states, and activations of the largest micro-batch.
 
-    Activations are what autograd would save on that batch, counted on the meta device; with bf16 half of that. What the
+    Activations are what autograd would save on that batch, counted without computing; with bf16 half of that. What the
     libraries themselves take and temporary buffers are not in it.
     """
     own = [parameter for _, parameter in adapt.own_parameters(model)]
@@ -115,25 +119,31 @@ def estimate(model: nn.Module, adaptation: adapt.Adaptation, batches: Batches, s
 
 
 def saved_bytes(model: nn.Module, shape: Sequence[int]) -> int:
-    """Count the bytes that autograd saves in one forward pass and loss on a batch [rows, tokens], each storage once."""
+    """Count the bytes that autograd saves in one forward pass and loss on a batch [rows, tokens], each storage once.
+
+    Weights and batch are tensors without storage that claim to be on the CPU, so that the CPU's kernels are chosen.
+    """
     storages: dict[int, tuple[int, Any]] = {}
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            storages[storage._cdata] = (storage.nbytes(), storage)
-        return tensor
-
-    ids = torch.zeros(tuple(shape), dtype=torch.long, device="meta")
     training = model.training
     model.train()
-    try:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        state: dict[str, Tensor] = {}
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            state[name] = torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.requires_grad)
+        weights = {tensor.untyped_storage()._cdata for tensor in state.values()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights:
+                storages[storage._cdata] = (storage.nbytes(), storage)
+            return tensor
+
+        ids = torch.zeros(tuple(shape), dtype=torch.long)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            logits = model(input_ids=ids, use_cache=False).logits.float()
+            logits = torch.func.functional_call(model, state, (), inputs).logits.float()
             nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
-    finally:
-        model.train(training)
+    model.train(training)
     return sum(size for size, _ in storages.values())
 
 

@@ -1,0 +1,33 @@
+"""Recipes: YAML files, checked by models, that say a whole experiment."""
+
+from __future__ import annotations
+
+from peftkit.recipe.catalogue import shipped
+from peftkit.recipe.compose import part_names
+from peftkit.recipe.loading import load
+from peftkit.recipe.schema import schema
+from peftkit.recipe.sections import (
+    DatasetSection,
+    EvalSection,
+    GenerationSection,
+    MethodChoice,
+    ModelSection,
+    QuantizationSection,
+    Recipe,
+    TrainSection,
+)
+
+__all__ = [
+    "DatasetSection",
+    "EvalSection",
+    "GenerationSection",
+    "MethodChoice",
+    "ModelSection",
+    "QuantizationSection",
+    "Recipe",
+    "TrainSection",
+    "load",
+    "part_names",
+    "schema",
+    "shipped",
+]

@@ -1,0 +1,16 @@
+"""The names that a recipe may use for things which other parts of the package register."""
+
+from __future__ import annotations
+
+
+def dataset_names() -> list[str]:
+    """List the data sets: every task, and every task's bundled set."""
+    from peftkit.tasks import TASKS
+
+    names = TASKS.names()
+    return [*names, *(f"bundled/{name}" for name in names)]
+
+
+def quantization_formats() -> list[str]:
+    """List the storage formats of the frozen weights."""
+    return ["none"]

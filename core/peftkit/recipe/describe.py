@@ -1,0 +1,57 @@
+"""Say in words what a key allows, from the JSON schema of its model: for errors and for the reference page."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+
+
+@cache
+def properties(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON schema of each key of a section."""
+    return model.model_json_schema()["properties"]
+
+
+def allowed(model: type[BaseModel], key: str) -> str:
+    """Say what `key` of `model` allows: `a whole number from 1, or null`."""
+    return words(properties(model)[key])
+
+
+def words(schema: dict[str, Any]) -> str:
+    """Say what a JSON schema allows."""
+    if "anyOf" in schema:
+        return ", or ".join(words(choice) for choice in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(str(choice) for choice in schema["enum"])
+    match schema.get("type"):
+        case "integer":
+            return "a whole number" + _bounds(schema)
+        case "number":
+            return "a number" + _bounds(schema)
+        case "string":
+            return "text"
+        case "boolean":
+            return "true, false"
+        case "null":
+            return "null"
+        case "array" if "prefixItems" in schema:
+            return f"a list of {len(schema['prefixItems'])}, each {words(schema['prefixItems'][0])}"
+        case "array" if "$ref" not in schema.get("items", {}):
+            return f"a list, each {words(schema['items'])}"
+    return "a mapping of keys"
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    bounds = [f"from {_figure(low)}"] if low is not None else []
+    bounds += [f"above {_figure(above)}"] if above is not None else []
+    bounds += [f"up to {_figure(high)}"] if high is not None and high < 10**6 else []
+    bounds += [f"below {_figure(below)}"] if below is not None else []
+    return "".join(f" {bound}" for bound in bounds[:1]) + "".join(f" and {bound}" for bound in bounds[1:])
+
+
+def _figure(number: float) -> str:
+    return str(int(number)) if number == int(number) else str(number)

@@ -1,0 +1,83 @@
+"""The reference page of recipes, written from the models so that it cannot drift from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peftkit.recipe.compose import SECTIONS
+from peftkit.recipe.describe import allowed
+from peftkit.recipe.sections import MethodChoice, Recipe, Section
+
+INTRODUCTION = """\
+# Recipes
+
+A recipe is a YAML file that says what is adapted, how, on what, and where the results go. These lines are a whole one:
+
+```yaml
+model: bundled/tiny
+method: lora
+rank: 8
+quantization: none
+dataset: e2e
+```
+
+Every key below may be written; every mistake is told with its file and line. `peft validate RECIPE` checks a recipe and
+says what it would do; the resolved recipe, with every key written out, is kept as `recipe.yaml` in the run folder.
+
+**Short forms.** `model: NAME`, `dataset: NAME` and `quantization: FORMAT` stand for a section with that one key. A
+method is a name, `{name: {option: value}}`, or a list of those for a combination; `peft list methods` names them all.
+
+**Overrides.** `peft train recipe.yaml train.epochs=1 dataset.path=data method.lora.alpha=32 train.clip=null`: each is
+the same edit in the file. The key is dotted (a number counts the items of a list, from 0), what follows the first `=`
+is YAML, and it replaces what stands at that key.
+
+**Parts.** `include: [models/llama-2-7b, hardware/gpu-24gb]` starts from the parts in `configs/`, or from your own YAML
+files (`include: [../shared/base.yaml]`, relative to the recipe). They are merged in order, then the recipe's own keys,
+then the overrides. Mappings are merged key by key, anything else is replaced; a section that names another model, data
+set, format or other methods replaces the whole section below it.
+
+**Paths** are kept as written: relative ones start at the folder in which the command runs; `~` is your home folder.
+
+**Numbers** may be written `1e-4`. Keys that are left out, or sections that are left empty, take the defaults.
+"""
+
+
+def reference() -> str:
+    """Return the page: the forms of a recipe, then every key with its default, what it allows, and what it means."""
+    parts = [INTRODUCTION, "## The top\n", _table(Recipe, "")]
+    for name, section in SECTIONS.items():
+        parts += [f"## {name}\n", f"{section.__doc__}\n", _table(section, name)]
+    return "\n".join(parts)
+
+
+def _table(section: type[Section], name: str) -> str:
+    rows = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
+    for key, field in section.model_fields.items():
+        path = f"{name}.{key}" if name else key
+        default = "required" if field.is_required() else f"`{_written(field.get_default(call_default_factory=True))}`"
+        rows.append(f"| `{path}` | {default} | {_allowed(section, key)} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def _allowed(section: type[Section], key: str) -> str:
+    if section is Recipe and key in SECTIONS:
+        short = SECTIONS[key].short
+        return f"a {short}, or [keys](#{key})" if short else f"[keys](#{key})"
+    if section is Recipe and key == "method":
+        return f"a {next(iter(MethodChoice.model_fields))}, `{{name: options}}`, or a list of those"
+    return allowed(section, key).replace("|", "\\|")
+
+
+def _written(value: Any) -> str:
+    """Write a default as YAML does."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return f"[{', '.join(_written(item) for item in value)}]"
+        case Section():
+            short = value.short
+            return _written(getattr(value, short)) if short else "{}"
+    return str(value)

@@ -1,0 +1,248 @@
+"""What a recipe may say: one model a section, each key with its type, bounds, default and meaning."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from peftkit.recipe.tree import Dumper
+
+if TYPE_CHECKING:
+    from peftkit.method import Method
+
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+PathText = Annotated[Text, AfterValidator(os.path.expanduser)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[float, Field(gt=0, le=1e12)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys and values of another type are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+    short: ClassVar[str | None] = None
+    """The key that is meant where plain text stands in the section's place."""
+
+
+class ModelSection(Section):
+    """The language model to adapt: pretrained by `name`, or with random weights by `init`."""
+
+    short: ClassVar[str | None] = "name"
+    name: PathText | None = None
+    """A Hugging Face id, a folder, or a model that comes with the package (`bundled/tiny`)."""
+    init: dict[str, Any] | None = None
+    """Start from random weights: `architecture` (the model type that transformers knows) and its configuration."""
+    tokenizer: PathText | None = None
+    """Another tokenizer than the model's own: a Hugging Face id or a folder."""
+    revision: Text | None = None
+    """The branch, tag or commit of a model on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the frozen weights are held in; `auto` takes what suits the device."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a model from the hub."""
+    seed: Seed = 0
+    """Draws the random weights of `init`."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSection:
+        if (self.name is None) == (self.init is None):
+            found = "neither 'name' nor 'init'" if self.name is None else "both 'name' and 'init'"
+            raise ValueError(f"found {found}; allowed: exactly one of them (write null for the other)")
+        if self.init is not None and not isinstance(self.init.get("architecture"), str):
+            raise ValueError("found no 'architecture' in init; allowed: a model type, such as 'architecture: llama'")
+        return self
+
+
+class MethodChoice(Section):
+    """One method with its options, complete."""
+
+    name: Text
+    """The registered name."""
+    options: dict[str, Any] = {}
+    """Every option of the method, by name."""
+
+
+class QuantizationSection(Section):
+    """How the frozen weights are stored."""
+
+    short: ClassVar[str | None] = "format"
+    format: Text = "none"
+    """The storage format of the frozen weights; `none` keeps them as they are."""
+
+
+class DatasetSection(Section):
+    """What to learn from."""
+
+    short: ClassVar[str | None] = "name"
+    name: Text
+    """A task, whose data come from `path` or the hub, or `bundled/` and a task, for the small set in the package."""
+    path: PathText | None = None
+    """The folder or file with the data; relative to the folder in which the command runs."""
+    source: Literal["auto", "path", "hub", "bundled"] = "auto"
+    """Where the data come from; `auto` takes the path if there is one, else the hub, else the bundled set."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The part of the training split to use, drawn at random."""
+    limit: Count | None = None
+    """Use at most so many training examples."""
+    seed: Seed = 0
+    """Draws the `fraction` or `limit`."""
+    template: Literal["auto", "plain", "chat"] = "auto"
+    """How turns become one text; `auto` takes the model's chat template where it has one."""
+
+    @model_validator(mode="after")
+    def _path_where_read(self) -> DatasetSection:
+        if self.source == "path" and self.path is None:
+            raise ValueError("found source 'path' without a path; allowed: name the folder or file in 'path'")
+        if self.source in ("hub", "bundled") and self.path is not None:
+            raise ValueError(f"found a path and source '{self.source}'; allowed: one of them, or source 'path'")
+        return self
+
+
+class TrainSection(Section):
+    """How to learn."""
+
+    epochs: Positive | None = None
+    """Passes over the training data; 3 where `max_steps` is not given either."""
+    max_steps: Count | None = None
+    """Optimizer steps; with `epochs`, whichever ends first."""
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """The highest learning rate; null takes the method's own."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: Annotated[float, Field(ge=0, le=1e12)] = 0.03
+    """Steps in which the learning rate rises: a fraction of all steps below 1, else a number of steps."""
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """AdamW's decoupled weight decay."""
+    batch_tokens: Count | None = None
+    """Tokens of a micro-batch, padding included; 4096 where `batch_examples` is not given either."""
+    batch_examples: Count | None = None
+    """Examples of a micro-batch, instead of `batch_tokens`."""
+    accumulation: Count = 1
+    """Micro-batches of an optimizer step."""
+    max_length: Annotated[int, Field(ge=2, le=10**9)] = 512
+    """Tokens of an example; longer ones are cut without emptying their target."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the activations are computed in; `auto` takes bf16 where the hardware is quick at it."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third slower."""
+    clip: Positive | None = 1.0
+    """The largest norm of the gradient; null leaves it as it is."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The part of the target's probability that is spread over the vocabulary."""
+    seed: Seed = 42
+    """Draws the adapters' starting weights, the order of the data and the dropout."""
+    evaluate_every: Count | None = None
+    """Steps between losses on the validation split; null takes one at the end only."""
+    save_every: Count | None = None
+    """Steps between checkpoints; null writes one every ten minutes. An interrupted run always writes one."""
+    keep_checkpoints: Count = 2
+    """Checkpoints kept; older ones are removed."""
+    tensorboard: bool = False
+    """Write TensorBoard files beside the log."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; `auto` takes a GPU where there is one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settle(cls, keys: Any) -> Any:
+        """Write out the defaults that depend on another key."""
+        if not isinstance(keys, dict):
+            return keys
+        settled = dict(keys)
+        if keys.get("epochs") is None and keys.get("max_steps") is None:
+            settled["epochs"] = 3.0
+        if keys.get("batch_tokens") is None and keys.get("batch_examples") is None:
+            settled["batch_tokens"] = 4096
+        return settled
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrainSection:
+        if self.batch_tokens is not None and self.batch_examples is not None:
+            found = f"batch_tokens {self.batch_tokens} and batch_examples {self.batch_examples}"
+            raise ValueError(f"found {found}; allowed: one of them (write null for the other)")
+        if self.warmup > 1 and self.warmup != int(self.warmup):
+            raise ValueError(f"found warmup {self.warmup}; allowed: a fraction below 1, or a whole number of steps")
+        return self
+
+
+class EvalSection(Section):
+    """What `peft eval` measures."""
+
+    split: Text = "test"
+    """The split of the data set."""
+    limit: Count | None = None
+    """Use at most so many inputs."""
+    batch_size: Count = 32
+    """Prompts that are decoded together."""
+
+
+class GenerationSection(Section):
+    """How text is generated."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    """Tokens of an answer at most; null takes the task's own number."""
+    do_sample: bool = False
+    """Draw each token instead of taking the likeliest."""
+    temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Divides the logits before drawing."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the likeliest tokens that hold so much of the probability."""
+    top_k: Annotated[int, Field(ge=0, le=10**9)] = 0
+    """Draw from so many likeliest tokens; 0 takes all."""
+    seed: Seed = 0
+    """Draws the tokens."""
+    stop: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Texts that end an answer, besides the task's own."""
+
+
+class Recipe(Section):
+    """A whole experiment: what is adapted, how, on what, and where the results go."""
+
+    include: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Parts to start from: names in `configs/` (`hardware/laptop`), or YAML files relative to this one."""
+    model: ModelSection
+    """The language model to adapt."""
+    method: Annotated[tuple[MethodChoice, ...], Field(strict=False, min_length=1)]
+    """What is trained: a method's name, `{name: options}`, or a list of those."""
+    rank: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    """The rank of every method that has one and does not set its own."""
+    quantization: QuantizationSection = QuantizationSection()
+    """How the frozen weights are stored."""
+    dataset: DatasetSection
+    """What to learn from."""
+    train: TrainSection = TrainSection()
+    """How to learn."""
+    eval: EvalSection = EvalSection()
+    """What `peft eval` measures."""
+    generation: GenerationSection = GenerationSection()
+    """How text is generated."""
+    output: PathText | None = None
+    """The run folder; null is `runs/` and the name of the recipe's file."""
+
+    def methods(self) -> list[Method]:
+        """Build the chosen methods, in order; raises PeftkitError for an unknown name or a wrong option."""
+        from peftkit.method import METHODS
+
+        return [METHODS[choice.name].from_options(choice.options) for choice in self.method]
+
+    def to_yaml(self) -> str:
+        """Write the resolved recipe with every key; loading it gives an equal Recipe."""
+        keys = self.model_dump(exclude={"include"})
+        keys["method"] = [{choice.name: choice.options} for choice in self.method]
+        return yaml.dump(keys, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,60 @@
+"""The generated files: the JSON schema and the reference page are those of the models."""
+
+from __future__ import annotations
+
+import json
+
+from peftkit import resources
+from peftkit.method import METHODS
+from peftkit.recipe import Recipe, schema
+from peftkit.recipe.compose import SECTIONS
+from peftkit.recipe.reference import reference
+
+CONFIGS = resources.folder("configs")
+
+
+def test_shipped_schema_is_current():
+    shipped = json.loads((CONFIGS / "recipe.schema.json").read_text())
+    assert shipped == schema(), "run: python -m peftkit.recipe"
+
+
+def test_page_is_current():
+    page = (CONFIGS.parent / "docs" / "recipes.md").read_text()
+    assert page == reference(), "run: python -m peftkit.recipe"
+
+
+def test_every_key_has_a_meaning():
+    for section in (Recipe, *SECTIONS.values()):
+        for key, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{key} has no docstring"
+
+
+def test_schema_takes_short_forms_and_knows_every_method():
+    built = schema()
+    keys = built["properties"]
+    assert list(keys) == list(Recipe.model_fields)
+    for name in ("model", "dataset", "quantization"):
+        assert {"type": "string"} in keys[name]["anyOf"]
+    names, mapping = built["$defs"]["method"]["anyOf"]
+    assert names["enum"] == METHODS.names()
+    assert sorted(mapping["properties"]) == METHODS.names()
+    assert built["$defs"]["method-lora"]["properties"]["alpha"]["type"] == "number"
+    assert "additionalProperties" in built["$defs"]["method-lora"]
+
+
+def test_every_reference_in_the_schema_resolves():
+    built = schema()
+    found = []
+
+    def walk(value):
+        if isinstance(value, dict):
+            found.extend([value["$ref"]] if "$ref" in value else [])
+            for below in value.values():
+                walk(below)
+        elif isinstance(value, list):
+            for below in value:
+                walk(below)
+
+    walk(built)
+    assert found
+    assert {reference.removeprefix("#/$defs/") for reference in found} <= set(built["$defs"])

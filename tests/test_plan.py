@@ -1,0 +1,83 @@
+"""A plan says what the run then does, and reads no weight."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from model_folders import write_model
+
+from peftkit import recipe as recipes
+from peftkit.errors import PeftkitError
+from peftkit.models.tiny import tiny
+from peftkit.plan import plan, saved_bytes
+from peftkit.training import train
+
+
+@pytest.fixture
+def given(tmp_path):
+    write_model(tmp_path / "base")
+    rows = [{"prompt": f"number {index}", "completion": "x" * (index + 1)} for index in range(12)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "model": str(tmp_path / "base"),
+        "method": {"lora": {"targets": ["q", "mlp"]}},
+        "rank": 4,
+        "dataset": {"name": "jsonl", "path": str(tmp_path / "train.jsonl")},
+        "train": {"epochs": 2, "batch_examples": 4, "accumulation": 2},
+    }
+
+
+def test_the_plan_is_what_the_run_does(given, tmp_path):
+    planned = plan(recipes.load(given))
+    assert planned.matched["q"] == (2, "model.layers.0.self_attn.q_proj")
+    assert {role: count for role, (count, _) in planned.matched.items()} == {"q": 2, "gate": 2, "up": 2, "down": 2}
+    assert planned.trainable == 2 * 4 * (32 + 32 + 3 * (32 + 64))
+    assert (planned.steps, planned.epochs, planned.examples) == (4, 2.0, 12)
+    assert planned.example[-1] == ("x</s>", True)
+    assert planned.example[0][0].endswith("number0")
+    summary = train(recipes.load(given), tmp_path / "run")
+    assert (summary.steps, summary.tokens) == (planned.steps, planned.tokens)
+    assert (summary.trainable_parameters, summary.total_parameters) == (planned.trainable, planned.total)
+
+
+def test_the_estimate_has_every_part(given):
+    parts = plan(recipes.load(given)).memory
+    assert parts["optimizer"] == 2 * parts["gradients"] == 2 * 4 * plan(recipes.load(given)).trainable
+    given["train"]["gradient_checkpointing"] = True
+    assert plan(recipes.load(given)).memory["activations"] < parts["activations"]
+
+
+def test_no_weight_is_read(given, tmp_path):
+    (tmp_path / "base" / "model.safetensors").unlink()
+    assert plan(recipes.load(given)).total > 0
+
+
+def test_faults_are_found_before_anything_heavy(given):
+    given["method"] = {"lora": {"targets": ["c_atn"]}}
+    with pytest.raises(PeftkitError, match="'c_atn' matches no linear module"):
+        plan(recipes.load(given))
+    given["method"], given["rank"] = "lora", 400
+    with pytest.raises(PeftkitError, match="rank 400 is larger than"):
+        plan(recipes.load(given))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
+def test_the_saved_bytes_are_those_that_autograd_saves(architecture):
+    model = tiny(architecture)
+    ids = torch.zeros(4, 10, dtype=torch.long)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = (storage.nbytes(), storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+    measured = sum(size for size, _ in saved.values())
+    assert abs(saved_bytes(model, (4, 10)) / measured - 1) < 0.1
