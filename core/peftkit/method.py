@@ -26,9 +26,9 @@ Targets = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Learns:
-    """How a method shows that it learns: below `loss` within `steps` at `learning_rate`, on four sequences of 12 tokens.
+    """How a method shows that it learns: below `loss` within `steps` at `learning_rate`.
 
-    The model is a random decoder of width 32; its loss is above 4.5 at the start, that of a uniform guess over 96 tokens.
+    Four sequences of 12 tokens are learnt by heart by a random decoder of width 32; its loss is above 4.5 before.
     """
 
     loss: float = 3.0

@@ -1,4 +1,4 @@
-"""What a recipe would do, found without reading a weight: what is trained, on what, for how long, in how much memory."""
+"""What a recipe would do, found without reading a weight: what is trained, on what, how long, in how much memory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Plan:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Plan a recipe on the meta device; every fault that the run would meet at its start is raised as a PeftkitError."""
+    """Plan a recipe on the meta device; what would stop the run at its start is raised as a PeftkitError."""
     section = recipe.train
     methods = recipe.methods()
     loaded = load_model(recipe.model, device="meta", weights=False)

@@ -1,0 +1,66 @@
+# make quickstart   install, train a small model with a LoRA adapter, print the scores before and after
+# make test         style, types and the quick test suite; `make test-all` runs the slow tests too
+# make setup        the environment in .venv; nothing happens the second time
+# make tiny         build the bundled model again from generated text
+# make lint         ruff and pyright alone; `make clean` removes what the others made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Byte-compiling every installed file takes longer than the installation; Python compiles what it imports anyway.
+INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt
+WORKERS ?= 2
+TINY := build/tiny
+
+# Each pytest worker computes on one core; more threads than cores make every test slower.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS)
+
+.PHONY: setup quickstart test test-all lint format tiny clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "make: Python 3.10 or newer is needed; name one with 'make PYTHON=python3.12 …'." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "make: Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv." >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (once; one to three minutes) …"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@echo "Installing the development packages into $(VENV) …"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+quickstart: $(VENV)/.ready
+	@$(BIN)/python -m peftkit_cli.quickstart
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.ready-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	$(PYTEST)
+
+tiny: $(VENV)/.ready
+	$(BIN)/python -m peftkit.data.synthetic corpus
+	$(BIN)/python -m peftkit.data.synthetic tokenizer
+	$(BIN)/peft train recipes/bundled/tiny.yaml --output $(TINY)/run
+	$(BIN)/python -m peftkit.models.bundled $(TINY)/run $(TINY)/model
+	@echo "The model is in $(TINY)/model; the package holds its own in core/peftkit/models/bundled."
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find core cli tests benchmarks -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,83 @@
+"""How fast `peft --help` answers, and that `peft validate` opens no weights.
+
+Run it as `python benchmarks/startup.py [ROUNDS]`. Both starts are timed in turns, so that whatever else the machine
+does falls on both; the medians are compared. At most 0.3 s more than Python alone is allowed; the exit code tells.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "core"), str(ROOT / "cli")))}
+BARE = (sys.executable, "-c", "pass")
+HELP = (sys.executable, "-m", "peftkit_cli", "--help")
+TARGET = 0.3
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+WATCHED = f"""
+import sys
+import safetensors
+opened = []
+def note(path):
+    if str(path).endswith({WEIGHTS!r}):
+        opened.append(str(path))
+def watch(event, arguments):
+    if event == "open":
+        note(arguments[0])
+safe_open = safetensors.safe_open
+def noted(path, *rest, **named):
+    note(path)
+    return safe_open(path, *rest, **named)
+sys.addaudithook(watch)
+safetensors.safe_open = noted
+from peftkit_cli.main import main
+code = main(sys.argv[1:])
+print("OPENED", *opened, file=sys.stderr)
+sys.exit(code)
+"""
+"""`peft` where every opening of weights is noted: Python's by an audit hook, safetensors' Rust code by its name."""
+
+
+def seconds(command: tuple[str, ...]) -> float:
+    """Return how long a command takes, from the start of its process to its end."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def time_help(rounds: int) -> float:
+    """Print the medians of both starts and return their difference in seconds."""
+    for command in (BARE, HELP):  # the first start reads from the disk and compiles
+        seconds(command)
+    pairs = [(seconds(BARE), seconds(HELP)) for _ in range(rounds)]
+    bare, helped = (statistics.median(times) for times in zip(*pairs, strict=True))
+    print(f"python alone {bare:.3f} s · peft --help {helped:.3f} s · difference {helped - bare:.3f} s", end=" ")
+    print(f"(medians of {rounds} rounds; at most {TARGET} s)")
+    return helped - bare
+
+
+def opened_weights(*arguments: str) -> list[str]:
+    """Return the files of weights that a `peft` command opens."""
+    command = (sys.executable, "-c", WATCHED, *arguments)
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
+    if done.returncode or not last.startswith("OPENED"):
+        sys.exit(f"peft {' '.join(arguments)} failed: {done.stderr}")
+    return last.split()[1:]
+
+
+def main() -> int:
+    """Measure and print both; return the exit code."""
+    difference = time_help(int(sys.argv[1]) if len(sys.argv) > 1 else 9)
+    opened = opened_weights("validate", str(ROOT / "recipes" / "quickstart.yaml"))
+    print(f"peft validate recipes/quickstart.yaml opened {len(opened)} files of weights", *opened)
+    return int(difference > TARGET or bool(opened))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

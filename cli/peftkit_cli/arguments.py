@@ -1,0 +1,26 @@
+"""What the sub-commands take in common: RECIPE, KEY=VALUE, RUN and --output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from peftkit.recipe import Recipe
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one (`peft list recipes`).")
+]
+OverrideArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set, as train.max_steps=200 or rank=16."),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `peft train` wrote it.")]
+OutputFolder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")]
+
+
+def run_folder(recipe: str, loaded: Recipe, output: Path | None = None) -> Path:
+    """Return where a run of `recipe` goes: `output`, else what the recipe says, else runs/ and the recipe's name."""
+    return output or Path(loaded.output or f"runs/{Path(recipe).stem}")

@@ -1,0 +1,22 @@
+"""`peft generate`: answer a prompt with a run's adapted model."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from peftkit_cli.arguments import RunArgument
+
+
+def generate(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from standard input.")],
+    base: Annotated[bool, typer.Option("--base", help="Answer without the adapter.")] = False,
+) -> None:
+    """Continue a prompt under the run's own template."""
+    from peftkit.evaluation import answer
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    typer.echo(answer(run, text, base=base))

@@ -1,0 +1,101 @@
+"""`peft list`: the names that a recipe can use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from peftkit_cli.terminal import table
+
+Listing = tuple[Sequence[str], list[tuple[str, ...]]]
+
+
+class Kind(str, Enum):
+    """What can be listed."""
+
+    methods = "methods"
+    recipes = "recipes"
+    datasets = "datasets"
+    models = "models"
+    quantization = "quantization"
+    formats = "formats"
+
+
+KINDS = "What to list: " + ", ".join(kind.value for kind in Kind) + "."
+
+
+def list_entries(
+    kind: Annotated[Kind, typer.Argument(metavar="KIND", help=KINDS)],
+) -> None:
+    """List the names that a recipe or a command can use."""
+    heads, rows = LISTINGS[kind]()
+    table(heads, rows)
+
+
+def methods() -> Listing:
+    """List the methods with what they do and where they were published."""
+    from peftkit.method import METHODS
+
+    rows = [(name, method.port, method.summary, method.paper) for name, method in METHODS.items()]
+    return ("method", "attaches to", "what it does", "paper"), rows
+
+
+def recipes() -> Listing:
+    """List the recipes that travel with the package with the first line of each."""
+    from peftkit.recipe import shipped
+
+    return ("recipe", "what it is"), [(name, headline) for name, _, headline in shipped()]
+
+
+def datasets() -> Listing:
+    """List the data sets with what they are and whether the package brings a small one of the same form."""
+    from peftkit.data.source import PREFIX, bundled
+    from peftkit.tasks import TASKS
+
+    shipped = bundled()
+    rows = [
+        (name, first_line(type(task)), str(task.hub or "–"), PREFIX + name if name in shipped else "–")
+        for name, task in TASKS.items()
+    ]
+    return ("dataset", "what it is", "Hugging Face id", "in the package"), rows
+
+
+def models() -> Listing:
+    """List the models that are named; a recipe also takes any Hugging Face id or folder."""
+    from peftkit.models.folder import bundled
+
+    rows = [(name, "travels with the package") for name in bundled()]
+    return ("model", "what it is"), rows + [("ORG/NAME or a folder", "any causal model that transformers opens")]
+
+
+def quantization() -> Listing:
+    """List the formats in which a frozen model can be held."""
+    from peftkit.recipe.choices import quantization_formats
+
+    return ("quantization",), [(name,) for name in quantization_formats()]
+
+
+def formats() -> Listing:
+    """List the forms in which `peft export` writes."""
+    from peftkit.export import FORMATS
+
+    rows = [(name, first_line(form)) for name, form in FORMATS.items()]
+    return ("format", "what it is"), rows
+
+
+def first_line(thing: object) -> str:
+    """Return the first line of a docstring."""
+    return (thing.__doc__ or "").strip().partition("\n")[0]
+
+
+LISTINGS: dict[Kind, Callable[[], Listing]] = {
+    Kind.methods: methods,
+    Kind.recipes: recipes,
+    Kind.datasets: datasets,
+    Kind.models: models,
+    Kind.quantization: quantization,
+    Kind.formats: formats,
+}

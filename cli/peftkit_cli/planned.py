@@ -1,0 +1,63 @@
+"""How a plan is shown: what is trained, the label mask of an example, and what the run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peftkit_cli import figures
+from peftkit_cli.terminal import console, table
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from peftkit.plan import Plan
+
+
+def show(plan: Plan, run: Path) -> None:
+    """Print the plan of a run that would be written to `run`."""
+    screen = console()
+    share = plan.trainable / plan.total if plan.total else 0.0
+    lines = [
+        ("model", f"{plan.model} ({plan.architecture})"),
+        ("method", " + ".join(plan.methods)),
+        ("trained", f"{plan.trainable:,} of {plan.total:,} parameters ({share:.3%})"),
+        (
+            "examples",
+            f"{plan.examples:,}" + (f" ({plan.dropped:,} dropped: empty target)" if plan.dropped else ""),
+        ),
+        ("steps", f"{plan.steps:,} ({plan.epochs:g} epochs, {figures.count(plan.tokens)} tokens)"),
+        ("memory", memory(plan.memory)),
+        ("run folder", str(run)),
+    ]
+    for name, value in lines:
+        screen.print(f"{name:<12}{value}", markup=False, soft_wrap=True)
+    screen.print()
+    if plan.matched:
+        rows = [(target, count, example) for target, (count, example) in plan.matched.items()]
+        table(("target", "modules", "for example"), rows)
+        screen.print()
+    screen.print("The first example; what is trained on is", "marked:" if not screen.is_terminal else "highlighted:")
+    screen.print(masked(plan.example, coloured=screen.is_terminal), soft_wrap=True)
+    for notice in plan.notices:
+        screen.print(f"note: {notice}", markup=False, soft_wrap=True)
+
+
+def memory(parts: dict[str, int]) -> str:
+    """Write an estimate of memory as its sum and its parts."""
+    total = figures.size(sum(parts.values()))
+    return f"about {total} (" + ", ".join(f"{name} {figures.size(value)}" for name, value in parts.items()) + ")"
+
+
+def masked(example: Sequence[tuple[str, bool]], *, coloured: bool) -> Text:
+    """Join the pieces of an example; trained text is highlighted, or stands between «» where there is no colour."""
+    from rich.text import Text
+
+    joined = Text()
+    for text, trained in example:
+        if trained and not coloured:
+            joined.append(f"«{text}»")
+        else:
+            joined.append(text, style="bold black on green" if trained else "dim")
+    return joined

@@ -1,0 +1,1 @@
+"""Kinds of subject with their properties; a module registers what it describes."""

@@ -1,0 +1,122 @@
+"""The README is true: its commands run, its recipes load, its files exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftkit.recipe import load
+from peftkit_cli.main import app, main
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+SMALL = {
+    "train": ["train.max_steps=2", "train.batch_examples=4", "train.batch_tokens=null", "dataset.limit=16"],
+    "eval": ["--limit", "2"],
+}
+"""What makes a command of the README short enough for a test."""
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in blocks(README, "sh") for line in block.splitlines() if line.strip()]
+
+
+def test_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("peft ")]
+    assert len(run) >= 7
+    for arguments in run:
+        code = main([*arguments, *SMALL.get(arguments[0], [])])
+        assert code == 0, (arguments, capsys.readouterr().err)
+    left = {path.relative_to(tmp_path / "runs/first").as_posix() for path in (tmp_path / "runs/first").rglob("*")}
+    tree = blocks(README, "")[0]
+    for name in re.findall(r"[├└]── (\S+)", tree):
+        if "step-" not in name:
+            assert any(path.rstrip("/").endswith(name.rstrip("/")) for path in left), f"{name} is not in the run folder"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_targets_of_the_readme_exist():
+    targets = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
+    assert targets == ["quickstart", "test"]
+    for target in [*targets, "test-all", "setup", "tiny", "lint", "clean"]:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("text", blocks(README, "yaml"), ids=lambda text: text.splitlines()[0])
+def test_recipes_of_the_readme_load(tmp_path, text):
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert load(tmp_path / "recipe.yaml").method
+
+
+def test_the_table_names_every_command():
+    named = set(re.findall(r"^\| `peft (\w+)", README, flags=re.MULTILINE))
+    assert named == {command.name for command in app.registered_commands}
+
+
+def test_links_of_the_readme_lead_to_files():
+    links = [link for pair in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README) for link in pair if link]
+    assert len(links) >= 8
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), f"{link} does not exist"
+
+
+EXERCISE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import shift, capitals, length
+import torch
+from pathlib import Path
+from peftkit import adapt
+from peftkit.method import METHODS
+from peftkit.metrics import METRICS
+from peftkit.models.tiny import tiny
+from peftkit.tasks import TASKS
+
+model = tiny("llama")
+ids = torch.arange(3, 12)[None]
+before = model(input_ids=ids).logits
+adaptation = adapt.attach(model, [METHODS["output_shift"].from_options({})])
+assert torch.equal(model(input_ids=ids).logits, before)
+assert adaptation.trainable == 2 * (32 + 16)
+with torch.no_grad():
+    for _, parameter in adaptation.parameters():
+        parameter.fill_(0.5)
+adapted = model(input_ids=ids).logits
+assert (adapted - before).abs().max() > 1e-3
+adaptation.merge_()
+assert torch.allclose(model(input_ids=ids).logits, adapted, atol=1e-5)
+
+data = Path(sys.argv[1]) / "test.csv"
+data.write_text("country,capital\\nPeru,Lima\\n", encoding="utf-8")
+example, = TASKS["capitals"].read(data.parent, "test")
+assert example.references == ("Lima",)
+assert METRICS["length"].score(["a b c"], [["a b", "a b c d e f"]]) == {"length": 1.5}
+print("all three work")
+"""
+
+
+def test_the_code_of_contributing_works(tmp_path):
+    for name, text in zip(("shift", "capitals", "length"), blocks(CONTRIBUTING, "python"), strict=True):
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    paths = os.pathsep.join((str(ROOT / "core"), str(ROOT / "cli")))
+    done = subprocess.run(
+        [sys.executable, "-c", EXERCISE, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "all three work\n", done.stderr

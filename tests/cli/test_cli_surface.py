@@ -1,0 +1,60 @@
+"""The command line's surface is frozen: a command or option that comes, goes or changes its name is seen here."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+
+from peftkit_cli.main import app
+
+SURFACE = {
+    "train": ["--dry-run", "--output", "--resume", "-o", "[KEY=VALUE]...", "RECIPE"],
+    "eval": ["--base", "--json", "--limit", "--split", "RUN|RECIPE", "[KEY=VALUE]..."],
+    "generate": ["--base", "PROMPT", "RUN"],
+    "merge": ["--output", "-o", "RUN"],
+    "export": ["--format", "--output", "-o", "RUN"],
+    "validate": ["[KEY=VALUE]...", "RECIPE"],
+    "new": ["--dataset", "--method", "--model", "--output", "--path", "--rank", "-o"],
+    "list": ["KIND"],
+    "score": ["--json", "--predictions", "--references", "TASK"],
+}
+
+
+def surface() -> dict[str, list[str]]:
+    """Collect the names of all commands, options and arguments from the parser itself."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    found = {}
+    for name, command in commands.items():
+        names = []
+        for parameter in command.params:
+            given = parameter.opts if parameter.param_type_name == "option" else [parameter.metavar or parameter.name]
+            names += [option for option in given if option not in ("--help", "-h")]
+        found[name] = sorted(names)
+    return found
+
+
+def test_commands_and_options_are_the_frozen_ones():
+    assert surface() == {name: sorted(names) for name, names in SURFACE.items()}
+
+
+@pytest.mark.parametrize("command", SURFACE)
+def test_help_of_every_command_names_all_its_options(peft, command):
+    done = peft(command, "--help")
+    assert done.code == 0
+    for option in SURFACE[command]:
+        assert option.strip("[]").split("]")[0] in done.out
+    assert "No help" not in done.out
+
+
+def test_help_lists_every_command_and_is_the_answer_to_nothing(peft):
+    done = peft("--help")
+    assert done.code == 0
+    for command in SURFACE:
+        assert f"\n  {command} " in done.out
+    assert peft().out == done.out
+
+
+def test_version_is_printed(peft):
+    from peftkit import __version__
+
+    assert peft("--version").out == f"peft {__version__}\n"
