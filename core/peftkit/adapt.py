@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -16,9 +17,12 @@ from peftkit.errors import PeftkitError, nearest
 from peftkit.layout import Layout
 from peftkit.method import Method, build_methods
 from peftkit.ports.adapter import Adapter
+from peftkit.ports.attention import listen
+from peftkit.ports.embedding import SoftPrompt
 from peftkit.ports.seat import seat
 
 FORMAT = 1
+Module = TypeVar("Module", bound=Any)
 TENSORS = "adapter.safetensors"
 DESCRIPTION = "adapter.json"
 
@@ -70,7 +74,9 @@ def attach(
         parameter.requires_grad_(False)
     parts = []
     for position, (method, (sites, own)) in enumerate(zip(methods, found, strict=True)):
-        adapters = {key: _build(method, site, f"{seed}/{position}/{key}") for key, site in sites.items()}
+        adapters, shared = _build_all(model, method, sites, f"{seed}/{position}")
+        if shared is not None:
+            _share(model, shared, f"{name}-{position}")
         for adapter in adapters.values():
             seat(adapter, name, root.switch)
         trained = {key: p for key, p in own_parameters(model) if key in set(own)}
@@ -78,10 +84,13 @@ def attach(
         for parameter in trained.values():
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-        parts.append(Part(method, adapters, trained, base))
+        parts.append(Part(method, adapters, trained, base, shared))
     adaptation = Adaptation(model, layout, parts, name)
     root.adaptations[name] = adaptation
-    root.switch.active = (name,)
+    _place_soft_prompts(adaptation)
+    if any(adapter.inside for part in parts for adapter in part.adapters.values()) and not root.switch.watchers:
+        listen(model, root.switch)
+    root.switch.activate([name])
     return adaptation
 
 
@@ -96,7 +105,7 @@ def activate(model: nn.Module, name: str | None) -> None:
             _switch_parts(adaptation, on=False)
     if name is not None:
         _switch_parts(root.adaptations[name], on=True)
-    root.switch.active = () if name is None else (name,)
+    root.switch.activate([] if name is None else [name])
 
 
 def route(model: nn.Module, rows: Sequence[str | None]) -> Any:
@@ -115,14 +124,42 @@ def _switch_parts(adaptation: Adaptation, on: bool) -> None:
         part.switch(on)
 
 
-def _build(method: Method, site: Any, key: str) -> Adapter:
-    device = next((tensor.device for tensor in site.module.parameters()), torch.device("cpu"))
+def _build_all(
+    model: nn.Module, method: Method, sites: Mapping[str, Any], seed: str
+) -> tuple[dict[str, Adapter], nn.Module | None]:
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    shared = _seeded(lambda: method.share(Layout(model)), f"{seed}/shared", device)
+    adapters = {}
+    for key, site in sites.items():
+        place = next((tensor.device for tensor in site.module.parameters()), device)
+        adapter = _seeded(partial(method.build, site), f"{seed}/{key}", place)
+        adapter.__dict__["shared"] = shared
+        adapters[key] = adapter.train(site.module.training)
+    return adapters, shared
+
+
+def _seeded(build: Callable[[], Module], key: str, device: torch.device) -> Module:
+    """Build a module on the CPU under a seed that follows from `key`, and bring it to `device`."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
     with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
         torch.default_generator.manual_seed(seed)
-        adapter = method.build(site)
-    adapter.train(site.module.training)
-    return adapter.to(device)
+        module = build()
+    return module if module is None else cast(Module, module.to(device))
+
+
+def _share(model: nn.Module, shared: nn.Module, name: str) -> None:
+    if "seated" not in model.__dict__["_modules"]:
+        model.add_module("seated", nn.ModuleDict())
+    cast(nn.ModuleDict, model.get_submodule("seated"))[name] = shared
+
+
+def _place_soft_prompts(adaptation: Adaptation) -> None:
+    first = None
+    for part in adaptation.parts:
+        for adapter in part.adapters.values():
+            if isinstance(adapter, SoftPrompt):
+                adapter.first = adapter.first if first is None else first
+                first = adapter.first + adapter.length
 
 
 def save(adaptation: Adaptation, folder: Path, base: Mapping[str, Any], *, replace: bool = True) -> None:

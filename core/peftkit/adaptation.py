@@ -14,6 +14,7 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
+from peftkit.ports.embedding import SoftPrompt
 from peftkit.ports.merging import Merged, merge_module
 from peftkit.ports.seat import Switch, unseat
 
@@ -29,14 +30,18 @@ class Part:
     own: dict[str, nn.Parameter]
     base: dict[str, Tensor] | None = None
     """The values of `own` before training; None where they were not kept."""
+    shared: nn.Module | None = None
+    """The module that the adapters share."""
     tuned: dict[str, Tensor] | None = None
     """The trained values of `own` while the base's are in place; None while the part is switched on."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Iterate over (key, tensor): `<site>/<tensor>` for adapters, `own/<name>` for own parameters."""
+        """Iterate over (key, tensor): `<site>/<tensor>` for adapters, `shared/<tensor>`, `own/<name>`."""
         for site, adapter in self.adapters.items():
             for key, tensor in adapter.state_dict(keep_vars=True).items():
                 yield f"{site}/{key}", tensor
+        for key, tensor in self.shared.state_dict(keep_vars=True).items() if self.shared is not None else ():
+            yield f"shared/{key}", tensor
         for name, parameter in self.own.items():
             yield f"own/{name}", parameter if self.tuned is None else self.tuned[name]
 
@@ -95,7 +100,14 @@ class Adaptation:
     def total(self) -> int:
         """The number of all parameters, those of this adaptation included."""
         base = sum(parameter.numel() for _, parameter in own_parameters(self.model))
-        return base + sum(p.numel() for part in self.parts for a in part.adapters.values() for p in a.parameters())
+        modules = [a for part in self.parts for a in (*part.adapters.values(), part.shared) if a is not None]
+        return base + sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+    @property
+    def soft_ids(self) -> tuple[int, ...]:
+        """The ids of soft prompt rows that stand in front of every text."""
+        adapters = (adapter for part in self.parts for adapter in part.adapters.values())
+        return tuple(index for adapter in adapters if isinstance(adapter, SoftPrompt) for index in adapter.ids)
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """List (key, parameter) of everything trainable; keys as in `state`."""
@@ -107,6 +119,10 @@ class Adaptation:
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors into the adaptation; a missing, unexpected or misshaped one is a PeftkitError that names it."""
+        for position, part in enumerate(self.parts):
+            for site, adapter in part.adapters.items():
+                prefix = f"{position}/{site}/"
+                adapter.fit({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
         own = dict(self._tensors())
         missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
         if missing or unexpected:
@@ -145,13 +161,13 @@ class Adaptation:
         """Run the base model inside, bit for bit."""
         switch = attached(self.model).switch
         before = switch.active
-        switch.active = tuple(name for name in before if name != self.name)
+        switch.activate([name for name in before if name != self.name])
         try:
             for part in self.parts:
                 part.switch(on=False)
             yield
         finally:
-            switch.active = before
+            switch.activate(before)
             for part in self.parts:
                 part.switch(on=self.name in before)
 
@@ -164,8 +180,9 @@ class Adaptation:
             part.switch(on=False)
             for adapter in part.adapters.values():
                 unseat(adapter.site.module, self.name)
+        self._drop_shared()
         del root.adaptations[self.name]
-        root.switch.active = tuple(name for name in root.switch.active if name != self.name)
+        root.switch.activate([name for name in root.switch.active if name != self.name])
         if not root.adaptations:
             for name, parameter in own_parameters(self.model):
                 parameter.requires_grad_(root.trainable[name])
@@ -203,6 +220,19 @@ class Adaptation:
             merged.restore()
         self._merged = None
         attached(self.model).switch.merged.discard(self.name)
+
+    def finish(self) -> None:
+        """Bring the adapters to the form that is saved: to be called once, after the last step."""
+        for part in self.parts:
+            part.method = part.method.finish(part.adapters)
+
+    def _drop_shared(self) -> None:
+        seated = self.model.__dict__["_modules"].get("seated")
+        for part in self.parts:
+            if part.shared is not None and seated is not None:
+                seated.pop(next(key for key, module in seated.items() if module is part.shared))
+        if seated is not None and not len(seated) and any(part.shared is not None for part in self.parts):
+            del self.model.seated
 
     def prepare(self, batches: Iterable[Any]) -> None:
         """Let each method look at the model and some batches before the first step."""

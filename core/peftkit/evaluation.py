@@ -186,7 +186,7 @@ def prepare(recipe: Recipe, adapter: Path | None) -> Subject:
     adaptation = adapt.load(loaded.model, adapter, loaded.fingerprint, keep_base=False)
     loaded.model.eval()
     methods = [{"name": method.name, "options": method.options()} for method in adaptation.methods]
-    return Subject(recipe, loaded, template, methods, device, precision)
+    return Subject(recipe, loaded, template.with_soft(adaptation.soft_ids), methods, device, precision)
 
 
 def settings_for(model: Any, tokenizer: Any, task: Task, template: Template, section: GenerationSection) -> Settings:

@@ -108,8 +108,7 @@ class Layout:
         """
         wanted = (targets,) if isinstance(targets, str) else tuple(targets)
         kept = None if layers is None else set(layers)
-        if kept is not None and self.blocks and not kept & set(range(len(self.blocks))):
-            raise PeftkitError(f"layers {sorted(kept)} name no layer of the model: it has 0 to {len(self.blocks) - 1}.")
+        self._check_layers(kept)
         chosen: dict[str, Site] = {}
         for target in wanted:
             sites = self._named(target)
@@ -128,12 +127,62 @@ class Layout:
             )
         return sites
 
+    def hidden(self, role: str, layers: Iterable[int] | None = None) -> list[Site]:
+        """Return the site of a whole `attention`, `mlp` or `block` in each layer: hidden states in and out.
+
+        Raises PeftkitError where the family has no such module, or `layers` leaves none.
+        """
+        self._check_layers(layers)
+        sites = []
+        for layer, block in enumerate(self.blocks):
+            path = block if role == "block" else self._inside(block, self.names[role])
+            if path is None:
+                raise PeftkitError(f"{self.kind} models have no module of the role '{role}': choose another placement.")
+            if layers is None or layer in set(layers):
+                sites.append(Site(path, self.modules[path], self.width, self.width, role, layer))
+        if not sites:
+            raise PeftkitError(f"no layer with the role '{role}' is found in this {self.kind} model.")
+        return sites
+
+    def attention(self, layers: Iterable[int] | None = None) -> list[Site]:
+        """Return the attention module of each layer, for adapters that act on its queries, keys and values.
+
+        Raises PeftkitError for a family whose attention no adapter can enter.
+        """
+        if not getattr(self.model, "_supports_attention_backend", False):
+            raise PeftkitError(
+                f"{self.kind} models compute attention in a way of their own, which no adapter can enter: choose a "
+                "method of another port, or another model."
+            )
+        return self.hidden("attention", layers)
+
+    def embedding(self) -> Site:
+        """Return the input embedding: `inputs` is its number of rows, `outputs` its width."""
+        module: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        path = next(name for name, other in self.modules.items() if other is module)
+        return Site(path, module, module.num_embeddings, module.embedding_dim, "embedding", tied=self._tied(module))
+
+    def norms(self) -> list[str]:
+        """Return the paths of the normalisation layers."""
+        return [name for name, module in self.modules.items() if "norm" in type(module).__name__.lower()]
+
+    @property
+    def width(self) -> int:
+        """The width of the hidden states."""
+        return int(self.config.get_text_config().hidden_size)
+
     def roles(self) -> dict[str, int]:
         """Count the linear sites of each role."""
         counts: dict[str, int] = {}
         for site in self.linears:
             counts[site.role or ""] = counts.get(site.role or "", 0) + 1
         return counts
+
+    def _check_layers(self, layers: Iterable[int] | None) -> None:
+        if layers is not None and self.blocks and not set(layers) & set(range(len(self.blocks))):
+            raise PeftkitError(
+                f"layers {sorted(layers)} name no layer of the model: it has 0 to {len(self.blocks) - 1}."
+            )
 
     def _named(self, target: str) -> list[Site]:
         roles = GROUPS.get(target, (target,) if target in LINEAR_ROLES else ())

@@ -85,6 +85,10 @@ class Method:
         """Return the places where an adapter is seated; none for methods that train existing parameters only."""
         return []
 
+    def share(self, layout: Layout) -> nn.Module | None:
+        """Build the module that all adapters of this method share (`adapter.shared`); None by default."""
+        return None
+
     def build(self, site: Site) -> Adapter:
         """Build the adapter of one site; called under a random generator seeded for that site."""
         raise TypeError(f"the method '{self.name}' has sites and does not say how to build an adapter")
@@ -111,6 +115,10 @@ class Method:
 
     def after_step(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
         """Act after optimizer step `step` of `steps`."""
+
+    def finish(self, adapters: Mapping[str, Adapter]) -> Method:
+        """Bring the adapters to the form that is saved after training, and return the method that describes it."""
+        return self
 
     def groups(self, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float) -> list[dict[str, Any]]:
         """Return optimizer groups, each `params` as (key, parameter) pairs and `lr`."""

@@ -10,18 +10,12 @@ import torch
 from torch import Tensor
 
 from peftkit import adapt
-from peftkit.adaptation import Adaptation
+from peftkit.adaptation import ATTRIBUTE, Adaptation
+from peftkit.errors import PeftkitError
 from peftkit.method import METHODS, Method
 from peftkit.models.tiny import VOCABULARY, tiny
 
 ARCHITECTURES = ("llama", "gpt2")
-SUBJECTS = [
-    (name, position, architecture)
-    for name, cls in METHODS.items()
-    for position in range(1 + len(cls.trials))
-    for architecture in ARCHITECTURES
-]
-IDS = [f"{name}-{position}-{architecture}" for name, position, architecture in SUBJECTS]
 
 
 def options(name: str, position: int) -> dict[str, Any]:
@@ -39,10 +33,47 @@ def tokens(rows: int = 2, length: int = 9, seed: int = 0) -> Tensor:
     return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+def suits(name: str, position: int, architecture: str) -> bool:
+    """Say whether the method takes the architecture; one that suits neither fails a law of its own."""
+    try:
+        adapt.check(tiny(architecture), [build(name, position)])
+    except PeftkitError:
+        return False
+    return True
+
+
+SUBJECTS = [
+    (name, position, architecture)
+    for name, cls in METHODS.items()
+    for position in range(1 + len(cls.trials))
+    for architecture in ARCHITECTURES
+    if suits(name, position, architecture)
+]
+IDS = [f"{name}-{position}-{architecture}" for name, position, architecture in SUBJECTS]
+
+
+def soft_ids(model: Any) -> list[int]:
+    """Return the ids of the soft prompt that the active adaptation wants in front."""
+    root = model.__dict__.get(ATTRIBUTE)
+    names = () if root is None else root.switch.active
+    return [index for name in names for index in root.adaptations[name].soft_ids]
+
+
+def run(model: Any, ids: Tensor, **rest: Any) -> Tensor:
+    """Return the logits [B, T, vocabulary] at the ids, behind the soft prompt where there is one."""
+    soft = torch.tensor(soft_ids(model), dtype=torch.long).expand(ids.shape[0], -1)
+    return model(input_ids=torch.cat([soft, ids], 1), **rest).logits[:, soft.shape[1] :]
+
+
+def loss(model: Any, ids: Tensor) -> Tensor:
+    """Return the next-token loss on the ids."""
+    return torch.nn.functional.cross_entropy(run(model, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
 def logits(model: Any, ids: Tensor | None = None) -> Tensor:
     """Run the model without gradients."""
     with torch.no_grad():
-        return model(input_ids=tokens() if ids is None else ids).logits
+        return run(model, tokens() if ids is None else ids)
 
 
 def randomise(adaptation: Adaptation, seed: int = 0, scale: float = 0.1) -> None:

@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from subjects import attached, build, logits, randomise, tokens
+from subjects import SUBJECTS, attached, build, logits, loss, randomise, tokens
 
 from peftkit import adapt
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
+from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
 
 
@@ -24,17 +25,17 @@ def test_it_learns(name, position, architecture):
     first = None
     model.train()
     for index in range(trial.steps):
-        loss = model(input_ids=ids, labels=ids).loss
-        first = first if first is not None else loss.item()
+        value = loss(model, ids)
+        first = first if first is not None else value.item()
         penalty = adaptation.penalty()
-        (loss if penalty is None else loss + penalty).backward()
+        (value if penalty is None else value + penalty).backward()
         adaptation.after_backward(index, trial.steps)
         optimizer.step()
         adaptation.after_step(index, trial.steps)
         optimizer.zero_grad()
     model.eval()
     with torch.no_grad():
-        last = model(input_ids=ids, labels=ids).loss.item()
+        last = loss(model, ids).item()
     assert first > trial.loss
     assert last < trial.loss, f"loss {first:.3f} -> {last:.3f}"
 
@@ -67,3 +68,7 @@ def test_parity_with_hugging_face_peft_both_ways(name, position, architecture, t
 def test_the_recipe_and_the_saved_options_build_the_same_method(name, position, architecture):
     method = build(name, position)
     assert type(method).from_options(method.options()) == method
+
+
+def test_every_method_suits_an_architecture():
+    assert {name for name, _, _ in SUBJECTS} == set(METHODS.names())

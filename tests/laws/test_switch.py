@@ -90,7 +90,10 @@ def test_two_in_one_batch_equal_each_alone(name, position, architecture):
         with pytest.raises(PeftkitError, match="cannot share a batch"):
             adapt.route(model, ["a", "b", None])
         return
-    with adapt.route(model, ["b", "a", None]):
-        mixed = logits(model, ids)
-    for row in range(3):
+    soft = list(first.soft_ids)
+    count = 2 if soft else 3
+    prompted = torch.cat([torch.tensor([soft] * count, dtype=torch.long), ids[:count]], 1)
+    with adapt.route(model, ["b", "a", None][:count]), torch.no_grad():
+        mixed = model(input_ids=prompted).logits[:, len(soft) :]
+    for row in range(count):
         assert (mixed[row] - expected[row][row]).abs().max() <= 1e-5

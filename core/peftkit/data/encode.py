@@ -195,6 +195,7 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
 
     Raises PeftkitError where the template cannot render an example or the tokenizer has no end-of-sequence token.
     """
+    max_length -= len(template.soft)
     filled = [at for at, example in enumerate(examples) if example.turns and example.turns[-1].text.strip()]
     renderings = [template.render(examples[at].turns, tokenizer) for at in filled]
     runs = tokenize_pieces([rendering.pieces for rendering in renderings], tokenizer)
@@ -212,9 +213,17 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
                 shortened = row.ids[-1] != whole.ids[-1] or _target_length(row) < _target_length(whole)
                 targets_cut += shortened
                 prompts_cut += not shortened
-        rows += fitted
+        rows += [insert(row, template.soft, len(rendering.opening)) for row in fitted]
         sources += [at] * len(fitted)
     return EncodedExamples(rows, sources, len(examples) - len(set(sources)), prompts_cut, targets_cut)
+
+
+def insert(row: Encoded, soft: Sequence[int], at: int) -> Encoded:
+    """Put the ids of soft prompt rows at a place in front; they are not trained on."""
+    if not soft:
+        return row
+    labels = [*row.labels[:at], *[IGNORED] * len(soft), *row.labels[at:]]
+    return Encoded([*row.ids[:at], *soft, *row.ids[at:]], labels)
 
 
 def _target_length(row: Encoded) -> int:

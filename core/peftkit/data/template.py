@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from typing_extensions import Self
 
 from peftkit.data.encode import Encoded, Piece, closing, cut_left, encode, opening, tokenize_pieces
 from peftkit.data.example import Example, Turn
@@ -27,6 +30,14 @@ class Template(ABC):
     """Renders turns into pieces of text; everything else follows from that."""
 
     name: str
+    soft: tuple[int, ...] = ()
+    """Ids of soft prompt rows; they stand behind the beginning-of-sequence token, or first where there is none."""
+
+    def with_soft(self, ids: Sequence[int]) -> Self:
+        """Return this template with the ids of soft prompt rows in front of every text."""
+        template = copy.copy(self)
+        template.soft = tuple(ids)
+        return template
 
     @abstractmethod
     def suitability(self, tokenizer: Any) -> int:
@@ -76,7 +87,10 @@ class Template(ABC):
             rendering = self.render_prompt(turns, tokenizer)
         (runs,) = tokenize_pieces([rendering.pieces], tokenizer)
         ids = rendering.opening + [token for run, _ in runs for token in run]
-        return ids if max_length is None else cut_left(ids, max_length, tokenizer.bos_token_id)
+        if max_length is not None:
+            ids = cut_left(ids, max_length - len(self.soft), tokenizer.bos_token_id)
+        first = len(rendering.opening)
+        return [*ids[:first], *self.soft, *ids[first:]]
 
     def text(self, example: Example, tokenizer: Any) -> str:
         """Return what the model is trained on as one text, special tokens included."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -19,9 +20,21 @@ class MergeRefusedError(PeftkitError):
 class Adapter(nn.Module):
     """A trainable module around a frozen one: `forward(call, x) -> y`; `call` is that module or the next adapter."""
 
+    inside: ClassVar[bool] = False
+    """Whether it acts within its module's computation, called by another port, instead of around it."""
+
     def __init__(self, site: Site):
         super().__init__()
         self.site = site
+        self.__dict__["shared"] = None
+
+    @property
+    def shared(self) -> Any:
+        """The module that all adapters of the method share, from `Method.share`; None where there is none."""
+        return self.__dict__["shared"]
+
+    def fit(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take on the shapes of saved tensors before they are loaded; the default keeps its own."""
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         """Compute the adapted output from the frozen computation `call` and its input."""

@@ -7,7 +7,7 @@ kernel, GPT-2's Conv1D, a whole feed-forward block.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -28,15 +28,29 @@ class Switch:
     active: tuple[str, ...] = ()
     rows: tuple[str | None, ...] | None = None
     merged: set[str] = field(default_factory=set)
+    watchers: list[Callable[[], None]] = field(default_factory=list)
+    """Called after what runs has changed."""
+
+    def activate(self, names: Sequence[str]) -> None:
+        """Run these adaptations from now on."""
+        self.active = tuple(names)
+        self.notify()
+
+    def notify(self) -> None:
+        """Tell the watchers."""
+        for watcher in self.watchers:
+            watcher()
 
     @contextmanager
     def routed(self, rows: Sequence[str | None]):
         """Run row i of every batch inside through the adaptation `rows[i]` (None: the base)."""
         self.rows, before = tuple(rows), self.rows
+        self.notify()
         try:
             yield
         finally:
             self.rows = before
+            self.notify()
 
 
 class Seat(nn.Module):
@@ -64,26 +78,43 @@ class Seat(nn.Module):
                 return output[0]
             return output
 
-        y = self._chain(frozen, switch.active)(x) if switch.rows is None else self._route(frozen, x, switch.rows)
+        y = (
+            self._chain(frozen, switch.active)(x)
+            if switch.rows is None
+            else self._route(frozen, x, switch.rows, bool(rest or kwargs))
+        )
         return (y, *others) if others else y
 
     def _chain(self, call: Call, active: Sequence[str]) -> Call:
         for name in active:
             if name in self.seated and name not in self.switch.merged:
                 for adapter in cast(nn.ModuleList, self.seated[name]):
-                    call = _around(cast(Adapter, adapter), call)
+                    call = call if cast(Adapter, adapter).inside else _around(cast(Adapter, adapter), call)
         return call
 
-    def _route(self, frozen: Call, x: Tensor, rows: tuple[str | None, ...]) -> Tensor:
+    def _route(self, frozen: Call, x: Tensor, rows: tuple[str | None, ...], whole: bool) -> Tensor:
+        """Send each row through its own chain; with `whole` the frozen module sees the batch once and undivided."""
         if x.shape[0] != len(rows):
             raise PeftkitError(f"the batch has {x.shape[0]} rows and adapters are named for {len(rows)} of them.")
+        y = frozen(x) if whole else None
         parts: list[tuple[Tensor, Tensor]] = []
         for name in dict.fromkeys(rows):
             index = torch.tensor([i for i, row in enumerate(rows) if row == name], device=x.device)
-            part = self._chain(frozen, () if name is None else (name,))(x.index_select(0, index))
+            mine = x.index_select(0, index)
+            call = frozen if y is None else _known(mine, y.index_select(0, index))
+            part = self._chain(call, () if name is None else (name,))(mine)
             parts.append((index, part))
         order = torch.cat([index for index, _ in parts]).argsort()
         return torch.cat([part for _, part in parts]).index_select(0, order)
+
+
+def _known(x: Tensor, y: Tensor) -> Call:
+    def call(value: Tensor) -> Tensor:
+        if value is not x:
+            raise PeftkitError("an adapter that changes the input of a whole block cannot share a batch with others.")
+        return y
+
+    return call
 
 
 def _around(adapter: Adapter, call: Call) -> Call:

@@ -52,7 +52,8 @@ def prepare(recipe: Recipe) -> Prepared:
     device = choose_device(section.device)
     methods = recipe.methods()
     loaded = load_model(recipe.model, device=str(device))
-    template = choose(recipe.dataset.template, loaded.tokenizer)
+    adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
+    template = choose(recipe.dataset.template, loaded.tokenizer).with_soft(adaptation.soft_ids)
     data = load_data(recipe.dataset, "train")
     encoded = encode(data.examples, template, loaded.tokenizer, section.max_length)
     if not encoded.rows:
@@ -68,7 +69,6 @@ def prepare(recipe: Recipe) -> Prepared:
         notices.append(f"the validation loss is left out: {error}")
     batches = batched(encoded.rows, section)
     torch.manual_seed(section.seed)
-    adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
     pad_id = loaded.tokenizer.pad_token_id
     first = batches.plan(0)[:PREPARATION_BATCHES]
     adaptation.prepare([batches.collate(indices, pad_id) for indices in first])

@@ -1,0 +1,39 @@
+"""The port of input embeddings: ids beyond the vocabulary are rows of a soft prompt.
+
+The data side writes these ids in front of a text (behind the beginning-of-sequence token where there is one), so that
+labels, masks, positions, caches and generation of every model stay as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from peftkit.layout import Site
+from peftkit.ports.adapter import Adapter, Call
+
+
+class SoftPrompt(Adapter):
+    """Gives `length` ids, from `first` on, rows of its own: a subclass says which by `rows() -> [length, width]`."""
+
+    def __init__(self, site: Site, length: int):
+        super().__init__(site)
+        self.length = length
+        self.first = site.inputs
+        """The id of the first row: the vocabulary size, or what follows the soft prompts attached before."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids that stand for the rows."""
+        return tuple(range(self.first, self.first + self.length))
+
+    def rows(self) -> Tensor:
+        """Return the rows [length, width] in fp32, on the scale of the embedding's own output."""
+        raise TypeError(f"{type(self).__name__} does not define its rows")
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        soft = (x >= self.first) & (x < self.first + self.length)
+        y = call(x.masked_fill(soft, 0))
+        mine = F.embedding((x - self.first).clamp(0, self.length - 1), self.rows())
+        return torch.where(soft.unsqueeze(-1), mine.to(y.dtype), y)
