@@ -58,7 +58,10 @@ def plan(recipe: Recipe) -> Plan:
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
     data = load_data(recipe.dataset, "train")
     encoded = encode(
-        data.examples, choose(recipe.dataset.template, loaded.tokenizer), loaded.tokenizer, section.max_length
+        data.examples,
+        choose(recipe.dataset.template, loaded.tokenizer).with_soft(adaptation.soft_ids),
+        loaded.tokenizer,
+        section.max_length,
     )
     if not encoded.rows:
         raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))

@@ -153,6 +153,7 @@ class Session:
         from peftkit import adapt
 
         loaded = self.prepared.loaded
+        self.prepared.adaptation.finish()
         adapt.save(
             self.prepared.adaptation, self.run / "adapter", {"name": loaded.name, "fingerprint": loaded.fingerprint}
         )
