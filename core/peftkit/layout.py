@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -61,6 +61,8 @@ class Site:
     """The part of a fused module; None where the site is the whole module."""
     tied: bool = False
     """Whether the weight is shared with another module (a head tied to the embedding)."""
+    parts: Mapping[str, Site] = field(default_factory=dict, repr=False, compare=False)
+    """The linear sites inside an attention by their role (q k v o); empty elsewhere."""
 
     @property
     def id(self) -> str:
@@ -154,7 +156,17 @@ class Layout:
                 f"{self.kind} models compute attention in a way of their own, which no adapter can enter: choose a "
                 "method of another port, or another model."
             )
-        return self.hidden("attention", layers)
+        parts: dict[int | None, dict[str, Site]] = {}
+        for site in self.linears:
+            if site.role is not None and site.role in GROUPS["attention"]:
+                parts.setdefault(site.layer, {})[site.role] = site
+        sites = [replace(site, parts=parts.get(site.layer, {})) for site in self.hidden("attention", layers)]
+        if any(not {"q", "k", "v"} <= set(site.parts) for site in sites):
+            raise PeftkitError(
+                f"the attention of this {self.kind} model has no linear maps of the roles q, k and v, whose sizes are "
+                "wanted: choose a method of another port."
+            )
+        return sites
 
     def embedding(self) -> Site:
         """Return the input embedding: `inputs` is its number of rows, `outputs` its width."""

@@ -133,6 +133,11 @@ class Method:
         )
 
     @classmethod
+    def reads_hf_peft(cls, config: Mapping[str, Any]) -> bool:
+        """Say whether `from_hf_peft` takes adapters of this configuration; of several, the most derived method does."""
+        return str(config.get("peft_type")).lower() == cls.name
+
+    @classmethod
     def from_hf_peft(
         cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
     ) -> tuple[Method, dict[str, Tensor]]:

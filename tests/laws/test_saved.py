@@ -32,7 +32,7 @@ from peftkit.models.tiny import tiny
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     model = tiny(json.loads((folder / "subject.json").read_text())["architecture"])
     adapt.load(model, folder / "adapter", fingerprint(model))
-    save_file({"logits": logits(model)}, folder / "loaded.safetensors")
+    save_file({"logits": logits(model).contiguous()}, folder / "loaded.safetensors")
 """
 
 

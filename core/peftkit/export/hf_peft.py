@@ -68,13 +68,15 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
         raise PeftkitError(f"{folder} is no adapter folder of Hugging Face peft: there is no {CONFIGURATION} in it.")
     config = files.read_json(path)
     kind = config.get("peft_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind.lower() not in METHODS:
+    readers = [cls for _, cls in METHODS.items() if isinstance(config, dict) and cls.reads_hf_peft(config)]
+    if not readers:
         raise PeftkitError(
             f"{path}: peft_type is {kind!r}; it can be read for the methods {', '.join(METHODS.names())}."
         )
     tensors = files.read_tensors(folder / TENSORS)
     try:
-        method, state = METHODS[kind.lower()].from_hf_peft(config, tensors, Layout(model))
+        reader = max(readers, key=lambda cls: len(cls.__mro__))
+        method, state = reader.from_hf_peft(config, tensors, Layout(model))
         adaptation = adapt.attach(model, [method], name)
     except PeftkitError as error:
         raise PeftkitError(f"{folder}: {error}") from None

@@ -103,9 +103,7 @@ class LoRA(Method, name="lora"):
     def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if self.bias != "none":
             raise PeftkitError(f"{self.name}: trained biases do not travel to Hugging Face peft: use --format merged.")
-        pairs = {
-            key: (a.A.detach(), a.B.detach() * a.scale, a.site) for key, a in cast(dict[str, LowRank], adapters).items()
-        }
+        pairs = {key: (*adapter.pair(), adapter.site) for key, adapter in cast(dict[str, LowRank], adapters).items()}
         return to_hf_peft(pairs, self.dropout)
 
     @classmethod
@@ -145,3 +143,7 @@ class LowRank(Delta):
 
     def delta(self, weight: Tensor) -> Tensor:
         return (self.B @ self.A) * self.scale
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Return the plain pair A [rank, in], B [out, rank] that computes the same at a scale of one."""
+        return self.A.detach(), self.B.detach() * self.scale

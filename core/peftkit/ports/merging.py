@@ -77,6 +77,6 @@ def _merge(adapter: Adapter, weight: Tensor, bias: Tensor | None) -> tuple[Tenso
     if rows is None:
         return adapter.merge(weight, bias)
     part, part_bias = adapter.merge(rows.take(weight.T).T, None if bias is None else rows.take(bias))
-    if bias is not None and part_bias is not None:
-        bias = rows.put(bias, part_bias)
+    if part_bias is not None:
+        bias = rows.put(weight.new_zeros(weight.shape[0]) if bias is None else bias, part_bias)
     return rows.put(weight.T, part.T).T, bias

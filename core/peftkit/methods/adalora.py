@@ -1,0 +1,148 @@
+"""AdaLoRA spreads a budget of ranks over the layers by importance (Zhang et al. 2023, arXiv:2303.10512)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, cast
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.layout import Layout, Site, parse_layers
+from peftkit.method import Learns, Method, Targets
+from peftkit.ports.adapter import Adapter
+from peftkit.ports.sparse import largest
+from peftkit.ports.triplets import EPSILON, Triplets, from_hf_peft, to_hf_peft
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaLoRA(Method, name="adalora"):
+    """W + s P diag(l) Q with P [out, r], l [r], Q [r, in], s = alpha / (r + 1e-5); l starts at zero.
+
+    P and Q start at N(0, 0.02). The loss gains orthogonality * mean(|P'P - I|, |QQ' - I|), unsquared as in the
+    official code where the paper squares. Each entry's sensitivity |w g| and its uncertainty are smoothed; a triplet's
+    score is that of l_i plus the means over P_i and Q_i. Every `interval` steps the triplets outside the budget get
+    l_i = 0: the budget stays for `warmup`, falls with the cube of the time left to `rank` a module, and is fixed for
+    `final`. Closed triplets are cut out of the saved adapter.
+    """
+
+    port: ClassVar[str] = "linear"
+    family: ClassVar[str] = "reparameterisation"
+    paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.10512"
+    summary: ClassVar[str] = "A low-rank change in singular-value form whose ranks move to the layers that need them."
+    default_learning_rate: ClassVar[float] = 2e-3
+    trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"rank": 3, "initial_rank": 5, "targets": "linear", "interval": 3, "warmup": 10, "orthogonality": 0.1},
+    )
+    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=5e-2)
+
+    rank: Annotated[int, Ge(1)] = 8
+    """Mean rank of a module at the end."""
+    initial_rank: Annotated[int, Ge(1)] | None = None
+    """Rank r of each module at the start, at most what its layer allows; by default 1.5 times `rank`."""
+    alpha: Annotated[float, Gt(0)] = 32.0
+    """Scale: the change is multiplied by alpha / (initial rank + 1e-5)."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Probability of dropping an input element of the adapter in training."""
+    targets: Targets = ("q", "v")
+    """Roles (q k v o gate up down head), groups (attention, mlp, linear) or module-name patterns."""
+    layers: tuple[int, ...] | str | None = None
+    """Layers to adapt, such as 0-3,8; all by default."""
+    orthogonality: Annotated[float, Ge(0)] = 0.1
+    """Weight of the penalty that keeps P and Q orthogonal."""
+    betas: tuple[Annotated[float, Gt(0), Lt(1)], Annotated[float, Gt(0), Lt(1)]] = (0.85, 0.85)
+    """Smoothing of the sensitivity and of the uncertainty."""
+    warmup: Annotated[float, Ge(0)] = 0.1
+    """Time before the budget falls: a share of all steps when below 1, else steps."""
+    final: Annotated[float, Ge(0)] = 0.3
+    """Time at the end with fixed ranks: a share of all steps when below 1, else steps."""
+    interval: Annotated[int, Ge(1)] = 10
+    """Steps from one allocation to the next."""
+
+    @property
+    def start(self) -> int:
+        """The rank r of a module at the start."""
+        return self.initial_rank or (3 * self.rank + 1) // 2
+
+    def sites(self, layout: Layout) -> list[Site]:
+        sites = layout.resolve(self.targets, parse_layers(self.layers))
+        most, where = min((min(site.inputs, site.outputs), site.id) for site in sites)
+        if self.rank > most:
+            raise PeftkitError(f"{self.name}: rank {self.rank} is larger than {where} allows: choose at most {most}.")
+        if self.start < self.rank:
+            raise PeftkitError(f"{self.name}: initial_rank {self.start} is below the final rank {self.rank}: raise it.")
+        return sites
+
+    def build(self, site: Site) -> Adapter:
+        return Triplets(
+            site, min(self.start, site.inputs, site.outputs), self.alpha / (self.start + EPSILON), self.dropout
+        )
+
+    def count(self, layout: Layout) -> int:
+        return sum(min(self.start, s.inputs, s.outputs) * (s.inputs + s.outputs + 1) for s in self.sites(layout))
+
+    def penalty(self, adapters: Mapping[str, Adapter]) -> Tensor | None:
+        norms = [norm for a in cast(Mapping[str, Triplets], adapters).values() for norm in a.skew()]
+        return self.orthogonality * torch.stack(norms).mean()
+
+    def phases(self, steps: int) -> tuple[int, int]:
+        """Return after how many steps the budget begins to fall and when it is reached, or raise PeftkitError."""
+        warmup, final = (int(t * steps) if t < 1 else int(t) for t in (self.warmup, self.final))
+        if warmup >= steps - final:
+            told = f"warmup ({warmup}) and final ({final}) leave none of {steps} steps to spread the ranks"
+            raise PeftkitError(f"{self.name}: {told}: lower them, or train longer.")
+        return warmup, steps - final
+
+    def budget(self, done: int, steps: int, first: int, last: int) -> int:
+        """Return how many triplets stay after `done` of `steps` steps: from `first` to `last` by a cubic."""
+        begin, end = self.phases(steps)
+        if done <= begin:
+            return first
+        return last if done >= end else int((first - last) * (1 - (done - begin) / (end - begin)) ** 3 + last)
+
+    def after_backward(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
+        self.phases(steps)
+
+    def after_step(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
+        triplets = cast(Mapping[str, Triplets], adapters)
+        begin, end = self.phases(steps)
+        done = step + 1
+        if done < end:
+            for adapter in triplets.values():
+                adapter.observe(*self.betas)
+        if begin < done <= end and (done % self.interval == 0 or done == end):
+            first = sum(len(adapter.l) for adapter in triplets.values())
+            count = self.budget(done, steps, first, min(first, self.rank * len(triplets)))
+            for key, mask in largest({key: a.score() for key, a in triplets.items()}, count).items():
+                triplets[key].kept.copy_(mask)
+                triplets[key].close()
+        elif done > end:
+            for adapter in triplets.values():
+                adapter.close()
+
+    def finish(self, adapters: Mapping[str, Adapter]) -> Method:
+        for adapter in cast(Mapping[str, Triplets], adapters).values():
+            adapter.cut()
+        return self
+
+    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return to_hf_peft(cast(Mapping[str, Triplets], adapters), self.dropout, self.rank)
+
+    @classmethod
+    def from_hf_peft(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+    ) -> tuple[Method, dict[str, Tensor]]:
+        state, ranks = from_hf_peft(config, tensors)
+        start = max(ranks.values())
+        scale = float(config["lora_alpha"]) / (config["init_r"] + EPSILON)
+        method = cls(
+            rank=min(ranks.values()),
+            initial_rank=start,
+            alpha=scale * (start + EPSILON),
+            dropout=float(config.get("lora_dropout") or 0),
+            targets=tuple(ranks),
+        )
+        return method, state

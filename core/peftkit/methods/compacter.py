@@ -1,0 +1,112 @@
+"""Compacter builds adapters from sums of Kronecker products (Karimi Mahabadi et al. 2021, arXiv:2106.04647)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.layout import Layout, Site, parse_layers
+from peftkit.method import Learns, Method, Targets
+from peftkit.methods.serial_adapter import ACTIVATIONS, Activation
+from peftkit.ports.adapter import Adapter, Call
+from peftkit.ports.linear import linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compacter(Method, name="compacter"):
+    """A serial adapter o + U act(D o + b) + c whose D and U are sums of n Kronecker products.
+
+    D^T [width, r] = sum_i A_i (x) s_i t_i with A [n, n, n] shared by D and U of all layers, s [n, width / n] and
+    t [n, r / n] of its own for each matrix; U^T [r, width] is built alike. A is drawn from N(0, 0.01), s and t from the
+    Glorot uniform distribution with gain sqrt 2. `init: zero` (the default) sets the t of U to zero, so that the start
+    is exactly the base; `init: published` does not, and moves the logits a little. The paper trains the layer norms
+    too. `targets: down` gives Compacter++.
+    """
+
+    port: ClassVar[str] = "linear"
+    family: ClassVar[str] = "adapter"
+    paper: ClassVar[str] = "Karimi Mahabadi et al. 2021, arXiv:2106.04647"
+    summary: ClassVar[str] = (
+        "Builds the matrices of serial adapters from Kronecker products with factors that all layers share. It needs "
+        "a hundredth of their parameters."
+    )
+    default_learning_rate: ClassVar[float] = 3e-3
+    mergeable: ClassVar[bool] = False
+    trials: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"bottleneck": 4, "division": 2, "activation": "relu", "targets": "down", "layers": "1"},
+    )
+    learns: ClassVar[Learns] = Learns(loss=4.0, steps=100, learning_rate=5e-2)
+
+    bottleneck: Annotated[int, Ge(1)] = 32
+    """Inner size r of the adapter, a multiple of `division`."""
+    division: Annotated[int, Ge(1)] = 4
+    """Number n of Kronecker products in each matrix."""
+    activation: Activation = "gelu"
+    """Function between D and U."""
+    targets: Targets = ("o", "down")
+    """The linear maps behind which an adapter stands: roles, groups or module-name patterns."""
+    layers: tuple[int, ...] | str | None = None
+    """Layers with adapters, such as 0-3,8; all by default."""
+    init: Literal["zero", "published"] = "zero"
+    """How U starts."""
+
+    def sites(self, layout: Layout) -> list[Site]:
+        sites = layout.resolve(self.targets, parse_layers(self.layers))
+        for what, size in [("the bottleneck", self.bottleneck), *((f"the width of {s.id}", s.outputs) for s in sites)]:
+            if size % self.division:
+                raise PeftkitError(
+                    f"{self.name}: {what} is {size}, which division {self.division} does not divide: choose a "
+                    "bottleneck and a division that do."
+                )
+        return sites
+
+    def share(self, layout: Layout) -> nn.Module:
+        return Rule(self.division)
+
+    def build(self, site: Site) -> Adapter:
+        return KroneckerBottleneck(site, self)
+
+    def count(self, layout: Layout) -> int:
+        adapters = sum(2 * (s.outputs + self.bottleneck) + self.bottleneck + s.outputs for s in self.sites(layout))
+        return self.division**3 + adapters
+
+
+class Rule(nn.Module):
+    """The factors A [n, n, n] that every matrix shares."""
+
+    def __init__(self, division: int):
+        super().__init__()
+        self.A = nn.Parameter(torch.randn(division, division, division) * 0.01)
+
+
+class KroneckerBottleneck(Adapter):
+    """A bottleneck with D from (s_down, t_down) and U from (s_up, t_up), in fp32."""
+
+    def __init__(self, site: Site, method: Compacter):
+        super().__init__(site)
+        n, width, size = method.division, site.outputs, method.bottleneck
+        self.act = ACTIVATIONS[method.activation]
+        self.s_down, self.t_down = nn.Parameter(torch.empty(n, width // n)), nn.Parameter(torch.empty(n, size // n))
+        self.s_up, self.t_up = nn.Parameter(torch.empty(n, size // n)), nn.Parameter(torch.empty(n, width // n))
+        self.b, self.c = nn.Parameter(torch.zeros(size)), nn.Parameter(torch.zeros(width))
+        for factor in (self.s_down, self.t_down, self.s_up, self.t_up):
+            # A factor is one column or row of its product: its fans are its own length and one.
+            bound = 2**0.5 * (6 / (factor.shape[1] + 1)) ** 0.5
+            nn.init.uniform_(factor, -bound, bound)
+        if method.init == "zero":
+            nn.init.zeros_(self.t_up)
+
+    def matrix(self, s: Tensor, t: Tensor) -> Tensor:
+        """Return sum_i A_i (x) s_i t_i [out, in] for a map of inputs of n * s's length to n * t's."""
+        A = cast(Rule, self.shared).A.to(s.dtype)
+        return torch.einsum("iab,ic,id->bdac", A, s, t).reshape(t.numel(), s.numel())
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        y = call(x)
+        inner = self.act(linear(y, self.matrix(self.s_down, self.t_down), self.b))
+        return y + linear(inner, self.matrix(self.s_up, self.t_up), self.c)

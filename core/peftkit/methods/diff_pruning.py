@@ -1,0 +1,94 @@
+"""Diff pruning learns which few weights to change, by gates with an L0 penalty (Guo et al. 2020, arXiv:2012.07463)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, cast
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from peftkit.layout import Layout, Site, parse_layers
+from peftkit.method import Learns, Method, Targets
+from peftkit.ports.adapter import Adapter
+from peftkit.ports.sparse import GatedDelta, entries, largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffPruning(Method, name="diff-pruning"):
+    """W + z * w with w [out, in] zero at the start and hard-concrete gates z [out, in] in [0, 1].
+
+    z = clip(3 sigmoid(logit(u) + a) - 1.5, 0, 1), u uniform in training and 1/2 outside it, a = 5 at the start. The
+    penalty is sparsity * sum P(z > 0) = sparsity * sum sigmoid(a). For the last share `final` of the steps exactly the
+    share `density` of all entries with the largest |z w| is kept and w alone is trained there; they alone are saved.
+    With `structured` each weight has one further gate that multiplies its z. Training holds the adapted weights three
+    times more.
+    """
+
+    port: ClassVar[str] = "linear"
+    family: ClassVar[str] = "selection"
+    paper: ClassVar[str] = "Guo et al. 2020, arXiv:2012.07463"
+    summary: ClassVar[str] = (
+        "Trains a change of every weight with a gate on each, then keeps the largest few; memory of full fine-tuning, "
+        "but a small saved adapter."
+    )
+    default_learning_rate: ClassVar[float] = 1e-4
+    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"structured": True, "targets": "attention", "density": 0.1},)
+    learns: ClassVar[Learns] = Learns(loss=4.2, steps=100, learning_rate=1e-1)
+
+    density: Annotated[float, Gt(0), Lt(0.5)] = 0.005
+    """Share of the adapted weights that is changed in the end."""
+    sparsity: Annotated[float, Ge(0)] = 1.25e-7
+    """Weight of the penalty on the expected number of open gates."""
+    structured: bool = False
+    """Whether each weight has one more gate of its own."""
+    gate_learning_rate: Annotated[float, Gt(0)] = 0.1
+    """Learning rate of a."""
+    final: Annotated[float, Ge(0), Lt(1)] = 0.3
+    """Share of the steps, at the end, in which the kept entries are fixed."""
+    targets: Targets = "linear"
+    """Roles (q k v o gate up down head), groups (attention, mlp, linear) or module-name patterns."""
+    exclude: tuple[str, ...] = ()
+    """Targets to leave out again."""
+    layers: tuple[int, ...] | str | None = None
+    """Layers to adapt, such as 0-3,8; all by default."""
+
+    def sites(self, layout: Layout) -> list[Site]:
+        return layout.resolve(self.targets, parse_layers(self.layers), self.exclude)
+
+    def build(self, site: Site) -> Adapter:
+        return GatedDelta(site, self.structured)
+
+    def count(self, layout: Layout) -> int:
+        return sum(2 * site.outputs * site.inputs + self.structured for site in self.sites(layout))
+
+    def groups(self, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float) -> list[dict[str, Any]]:
+        changes = [(key, p) for key, p in parameters if key.endswith("/w")]
+        gates = [(key, p) for key, p in parameters if not key.endswith("/w")]
+        return [{"params": changes, "lr": learning_rate}, {"params": gates, "lr": self.gate_learning_rate}]
+
+    def penalty(self, adapters: Mapping[str, Adapter]) -> Tensor | None:
+        terms = [adapter.expected() for adapter in cast(Mapping[str, GatedDelta], adapters).values()]
+        return self.sparsity * torch.stack(terms).sum()
+
+    def after_step(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
+        if step + 1 == steps - int(self.final * steps):
+            self.project(cast(Mapping[str, GatedDelta], adapters))
+
+    def project(self, adapters: Mapping[str, GatedDelta]) -> None:
+        """Keep exactly the share `density` of all entries with the largest |z w|, and fix them."""
+        with torch.no_grad():
+            changes = {key: adapter.change() for key, adapter in adapters.items()}
+            count = sum(entries(adapter.site, self.density) for adapter in adapters.values())
+            for key, mask in largest({key: change.abs() for key, change in changes.items()}, count).items():
+                adapters[key].fix(mask, changes[key])
+
+    def finish(self, adapters: Mapping[str, Adapter]) -> Method:
+        gated = cast(Mapping[str, GatedDelta], adapters)
+        if not all(bool(adapter.fixed) for adapter in gated.values()):
+            self.project(gated)
+        for adapter in gated.values():
+            adapter.thin()
+        return self

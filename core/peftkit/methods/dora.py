@@ -1,0 +1,131 @@
+"""DoRA trains the length of each weight row beside a low-rank change of its direction (Liu et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.layout import Layout, Site
+from peftkit.method import Learns, Method
+from peftkit.methods.lora import LoRA, LowRank
+from peftkit.ports.adapter import Adapter, Call
+from peftkit.ports.linear import linear
+from peftkit.ports.low_rank import PREFIX
+from peftkit.quantization.weight import dense
+
+BLOCK = 256
+MAGNITUDE = ".lora_magnitude_vector"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoRA(LoRA, name="dora"):
+    """W' = m (W + s B A) / n with A [rank, in], B [out, rank], m [out] and n [out], the row norms of W + s B A.
+
+    B is zero and m the row norms of W at the start, which is thus the base. The paper prints column norms of W
+    [in, out]; its code and this one hold W [out, in] and take one magnitude for each output. The norm is found from
+    |W|^2 + 2 s <W, B A> + s^2 |B A|^2, whose products are of the size of A and B. Where Hugging Face peft drops
+    elements of the input of the magnitude's term too, dropout here is that of the low-rank pair alone.
+    """
+
+    paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
+    summary: ClassVar[str] = (
+        "Trains the length of each weight row and, by a low-rank pair, its direction. Closer to full training than "
+        "LoRA at the same rank."
+    )
+    trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"targets": ["linear", "head"], "rank": 4, "detach_norm": False, "dropout": 0.1},
+    )
+    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)
+
+    detach_norm: bool = True
+    """Take the norm as a constant in the backward pass of training (section 4.3): less memory, the same result."""
+
+    def build(self, site: Site) -> Adapter:
+        return Decomposed(site, self)
+
+    def count(self, layout: Layout) -> int:
+        return super().count(layout) + sum(site.outputs for site in self.sites(layout))
+
+    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        config, tensors = super().hf_peft(adapters, model)
+        for adapter in cast(dict[str, Decomposed], adapters).values():
+            key, rows, mine = f"{PREFIX}{adapter.site.path}{MAGNITUDE}", adapter.site.rows, adapter.m.detach()
+            if rows is not None:
+                whole = tensors.get(key)
+                mine = rows.put(row_squares(dense(adapter.site.module)).sqrt() if whole is None else whole, mine)
+            tensors[key] = mine
+        return {**config, "use_dora": True}, tensors
+
+    @classmethod
+    def reads_hf_peft(cls, config: Mapping[str, Any]) -> bool:
+        return config.get("peft_type") == "LORA" and bool(config.get("use_dora"))
+
+    @classmethod
+    def from_hf_peft(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+    ) -> tuple[Method, dict[str, Tensor]]:
+        pairs = {key: tensor for key, tensor in tensors.items() if MAGNITUDE not in key}
+        method, state = super().from_hf_peft({**config, "use_dora": False}, pairs, layout)
+        for key in set(tensors) - set(pairs):
+            state[f"{key.partition(MAGNITUDE)[0].removeprefix(PREFIX)}/m"] = tensors[key].float().flatten()
+        return method, state
+
+
+class Decomposed(LowRank):
+    """A low-rank pair whose sum with the frozen weight keeps rows of the trained lengths m [out]."""
+
+    squares: Tensor
+
+    def __init__(self, site: Site, method: DoRA):
+        super().__init__(site, method)
+        self.detach_norm = method.detach_norm
+        squares = row_squares(self.weight().detach())
+        self.register_buffer("squares", squares, persistent=False)
+        self.m = nn.Parameter(squares.sqrt())
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        inside = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
+        y = call(x)
+        y = y + linear(linear(inside, self.A), self.B) * self.scale
+        # m / n is near one: the difference keeps in bf16 what the ratio would lose.
+        change, bias = (self.m / self.norm() - 1).to(y.dtype), self._bias()
+        return torch.addcmul(y, y if bias is None else y - bias.to(y.dtype), change)
+
+    def norm(self) -> Tensor:
+        """Return the row norms n [out] of W + s B A in fp32, from products of the size of A and B."""
+        tracked = torch.is_grad_enabled() and not (self.detach_norm and self.training)
+        with torch.set_grad_enabled(tracked), torch.autocast(self.A.device.type, enabled=False):
+            rows, cross = self.site.rows, _product(dense(self.site.module).detach(), self.A)
+            cross = cross if rows is None else rows.take(cross.T).T
+            gram = self.B @ (self.A @ self.A.T)
+            squares = self.squares + ((2 * self.scale) * cross + self.scale**2 * gram).mul(self.B).sum(1)
+            # A row of zeros has no direction: it stays as it is, and gives no NaN.
+            return squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        ratio, own = self.m / self.norm(), self._bias()
+        merged = ratio[:, None] * (weight + self.delta(weight))
+        if bias is None:
+            return merged, None
+        # Only what adapters inside this one added to the bias is scaled; the frozen bias is outside the formula.
+        return merged, ratio * bias if own is None else own + ratio * (bias - own)
+
+    def _bias(self) -> Tensor | None:
+        bias, rows = getattr(self.site.module, "bias", None), self.site.rows
+        return bias if bias is None or rows is None else rows.take(bias)
+
+
+def row_squares(weight: Tensor) -> Tensor:
+    """Return the squared row norms [out] of a weight [out, in], in fp32."""
+    return torch.cat([block.float().square().sum(1) for block in weight.split(BLOCK)])
+
+
+def _product(weight: Tensor, down: Tensor) -> Tensor:
+    """Return W A^T [out, rank] in the dtype of A [rank, in]; a weight in another dtype is cast block by block."""
+    if weight.dtype == down.dtype:
+        return weight @ down.T
+    return torch.cat([block.to(down.dtype) @ down.T for block in weight.split(BLOCK)])

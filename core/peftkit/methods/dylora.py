@@ -1,0 +1,123 @@
+"""DyLoRA trains one low-rank pair that can be cut to any smaller rank (Valipour et al. 2022, arXiv:2210.07558)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.layout import Layout, Site
+from peftkit.method import Learns, Method
+from peftkit.methods.lora import LoRA, LowRank
+from peftkit.ports.adapter import Adapter, Call
+from peftkit.ports.linear import linear
+from peftkit.ports.low_rank import to_hf_peft
+
+
+@dataclass(frozen=True, kw_only=True)
+class DyLoRA(LoRA, name="dylora"):
+    """W + (alpha / b) B[:, :b] A[:b] with b drawn for each step from min_rank to rank, the same at every site.
+
+    A [rank, in] and B [out, rank] start as in LoRA. With `update: last` only row b of A and column b of B take
+    gradients, the paper's faster variant. After training, `use_rank` in the options cuts the pair to any rank; all
+    rows stay in the saved adapter.
+    """
+
+    paper: ClassVar[str] = "Valipour et al. 2022, arXiv:2210.07558"
+    summary: ClassVar[str] = (
+        "Draws the rank of each training step, so that the first rows carry most; the trained pair works at every rank."
+    )
+    default_learning_rate: ClassVar[float] = 4e-4
+    trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"update": "last", "min_rank": 4, "use_rank": 6, "targets": ["linear"], "rank_pattern": {"mlp": 4}},
+    )
+    learns: ClassVar[Learns] = Learns(loss=4.5, steps=100, learning_rate=5e-2)
+
+    min_rank: Annotated[int, Ge(1)] = 1
+    """Smallest rank that is drawn."""
+    update: Literal["all", "last"] = "all"
+    """Which rows of the drawn rank take gradients."""
+    use_rank: Annotated[int, Ge(1)] | None = None
+    """Rank used outside training: in generation, evaluation, merging and export; by default the full one."""
+
+    def sites(self, layout: Layout) -> list[Site]:
+        for key, value in (("min_rank", self.min_rank), ("use_rank", self.use_rank)):
+            if value is not None and value > self._largest():
+                raise PeftkitError(
+                    f"{self.name}: {key} is {value}, above the rank {self._largest()}: choose at most it."
+                )
+        return super().sites(layout)
+
+    def share(self, layout: Layout) -> nn.Module:
+        shared = nn.Module()
+        shared.register_buffer("width", self._draw())
+        return shared
+
+    def build(self, site: Site) -> Adapter:
+        return Truncated(site, self)
+
+    def after_step(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
+        next(iter(adapters.values())).shared.width.copy_(self._draw())
+
+    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        if self.bias != "none":
+            raise PeftkitError(f"{self.name}: trained biases do not travel to Hugging Face peft: use --format merged.")
+        cut = {key: (*a.cut(), a.site) for key, a in cast(Mapping[str, Truncated], adapters).items()}
+        return to_hf_peft({key: (a.detach(), b.detach(), site) for key, (a, b, site) in cut.items()}, self.dropout)
+
+    @classmethod
+    def from_hf_peft(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+    ) -> tuple[Method, dict[str, Tensor]]:
+        method, state = super().from_hf_peft(config, tensors, layout)
+        return method, {**state, "shared/width": torch.tensor([int(config["r"])])}
+
+    def _largest(self) -> int:
+        return max(self.rank, *self.rank_pattern.values()) if self.rank_pattern else self.rank
+
+    def _draw(self) -> Tensor:
+        return torch.randint(self.min_rank, self._largest() + 1, (1,))
+
+
+class Truncated(LowRank):
+    """A pair A [rank, in], B [out, rank] of which a step uses the first rows and columns."""
+
+    def __init__(self, site: Site, method: DyLoRA):
+        super().__init__(site, method)
+        self.method = method
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        if not self.training or self.shared is None:
+            down, up = self.cut()
+            return call(x) + linear(linear(inside, down), up)
+        # Gates instead of slices: the width stays on the device and no step waits for it.
+        rank = self.A.shape[0]
+        width = self.shared.width.clamp(max=rank)
+        order = torch.arange(rank, device=width.device)
+        down, up = self.A, self.B
+        if self.method.update == "last":
+            last = order == width - 1
+            down = torch.where(last[:, None], down, down.detach())
+            up = torch.where(last, up, up.detach())
+        gates = (order < width) * self._factor(rank / width)
+        return call(x) + linear(linear(inside, down) * gates.to(x.dtype), up)
+
+    def delta(self, weight: Tensor) -> Tensor:
+        down, up = self.cut()
+        return up @ down
+
+    def cut(self) -> tuple[Tensor, Tensor]:
+        """Return A [b, in] and B [out, b] at the rank b used outside training, the scale in B."""
+        rank = self.A.shape[0]
+        width = min(self.method.use_rank or rank, rank)
+        return self.A[:width], self.B[:, :width] * self._factor(rank / width)
+
+    def _factor(self, share: Any) -> Any:
+        return self.scale * (share**0.5 if self.method.rank_stabilised else share)

@@ -1,0 +1,93 @@
+"""LLaMA-Adapter attends to a prompt apart, behind a gate that starts at zero (Zhang et al. 2023, arXiv:2303.16199)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.layout import Layout, Site
+from peftkit.method import Learns, Method
+from peftkit.methods.p_tuning_v2 import split
+from peftkit.ports.adapter import Adapter
+from peftkit.ports.attention import Attend, AttentionAdapter
+from peftkit.ports.linear import linear
+from peftkit.quantization.weight import dense
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaAdapter(Method, name="llama-adapter"):
+    """Attention gives Attn(q, K, V) + g Attn(q, W_k P, W_v P): a softmax of its own over a prompt P [length, width].
+
+    P goes through the layer's frozen key and value maps, without rotary positions. `variant: paper` (the default) has
+    one factor g for each layer, as Hugging Face peft; `variant: official` is tanh(g) with one g for each head, as the
+    later official code. g starts at zero, so that the start is the base; P is drawn from N(0, 1).
+    """
+
+    port: ClassVar[str] = "attention"
+    family: ClassVar[str] = "soft prompt"
+    paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.16199"
+    summary: ClassVar[str] = (
+        "Lets the topmost layers attend to a learnt prompt in a softmax of its own. A gate that starts at zero "
+        "adds the result, so that training starts from the base model."
+    )
+    default_learning_rate: ClassVar[float] = 9e-3
+    mergeable: ClassVar[bool] = False
+    trials: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 6, "top": 1, "variant": "official"},)
+    learns: ClassVar[Learns] = Learns(loss=4.1, steps=120, learning_rate=0.1)
+
+    length: Annotated[int, Ge(1)] = 10
+    """Number of prompt positions in each layer."""
+    top: Annotated[int, Ge(1)] = 30
+    """Number of topmost layers with a prompt; all where the model has fewer."""
+    variant: Literal["paper", "official"] = "paper"
+    """One plain gate for each layer, or one through tanh for each head."""
+
+    def sites(self, layout: Layout) -> list[Site]:
+        if _heads(layout.config) is None:
+            raise PeftkitError(f"{self.name}: the configuration of this {layout.kind} model states no heads.")
+        count = len(layout.blocks)
+        return layout.attention(range(max(0, count - self.top), count))
+
+    def build(self, site: Site) -> Adapter:
+        return GatedPrompt(site, self)
+
+    def count(self, layout: Layout) -> int:
+        gates = 1 if self.variant == "paper" else _heads(layout.config) or 0
+        return len(self.sites(layout)) * (self.length * layout.width + gates)
+
+
+class GatedPrompt(AttentionAdapter):
+    """A prompt P [length, width] of one layer and its gate g, [1] or [heads]."""
+
+    def __init__(self, site: Site, method: LlamaAdapter):
+        super().__init__(site)
+        self.bounded = method.variant == "official"
+        self.P = nn.Parameter(torch.randn(method.length, site.inputs))
+        heads = _heads(cast(Any, site.module).config) or 1
+        self.g = nn.Parameter(torch.zeros(heads if self.bounded else 1))
+
+    def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        prompt = self.P.to(q.dtype)
+        keys, values = split(_map(prompt, self.site.parts["k"]), k), split(_map(prompt, self.site.parts["v"]), v)
+        gate = (torch.tanh(self.g) if self.bounded else self.g).to(q.dtype).unsqueeze(-1)
+        seen = mask.new_ones(*mask.shape[:3], len(prompt))
+        return attend(q, k, v, mask) + gate * attend(q, keys, values, seen)
+
+
+def _map(x: Tensor, site: Site) -> Tensor:
+    """Apply the frozen linear map of a site to `x [length, in]`, leaving out adapters that sit on it."""
+    weight, bias = dense(site.module), getattr(site.module, "bias", None)
+    if site.rows is not None:
+        weight = site.rows.take(weight.T).T
+        bias = None if bias is None else site.rows.take(bias)
+    return linear(x, weight, bias)
+
+
+def _heads(config: Any) -> int | None:
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "num_attention_heads", None)

@@ -1,0 +1,80 @@
+"""P-tuning v2 learns keys and values that every layer attends to as well (Liu et al. 2021, arXiv:2110.07602)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from peftkit.layout import Layout, Site, parse_layers
+from peftkit.method import Learns, Method
+from peftkit.ports.adapter import Adapter
+from peftkit.ports.attention import Attend, AttentionAdapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class PTuningV2(Method, name="p-tuning-v2"):
+    """Attention sees keys [P_k; K] and values [P_v; V] in every layer; P_k and P_v [length, groups * size] are free.
+
+    With grouped-query attention the prefix has the groups of the model's keys. The keys are learnt as they stand
+    after rotary positions, every query may look at all of them, and the positions of the text do not move. Official
+    code and Hugging Face peft go through the cache and start the text at position `length` instead, so that adapters
+    cannot be exchanged. The official code draws the start from N(0, 1); here the standard deviation is an
+    option, small by default, because large values drown what the layer attends to.
+    """
+
+    port: ClassVar[str] = "attention"
+    family: ClassVar[str] = "soft prompt"
+    paper: ClassVar[str] = "Liu et al. 2021, arXiv:2110.07602"
+    summary: ClassVar[str] = (
+        "Learns keys and values that stand in front of those of the text in every layer. It is prefix tuning with the "
+        "prefix itself as parameters."
+    )
+    default_learning_rate: ClassVar[float] = 2e-2
+    mergeable: ClassVar[bool] = False
+    moves_base: ClassVar[bool] = True
+    trials: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 6, "layers": "1", "deviation": 1.0},)
+    learns: ClassVar[Learns] = Learns(loss=3.5, steps=80, learning_rate=0.1)
+
+    length: Annotated[int, Ge(1)] = 20
+    """Number of prefix positions; 20 to 40 for simple tasks, about 100 for hard ones."""
+    layers: tuple[int, ...] | str | None = None
+    """Layers with a prefix, such as 0-3,8; all by default."""
+    deviation: Annotated[float, Gt(0)] = 0.02
+    """Standard deviation of the normal distribution from which free keys and values start."""
+
+    def sites(self, layout: Layout) -> list[Site]:
+        return layout.attention(parse_layers(self.layers))
+
+    def build(self, site: Site) -> Adapter:
+        return Prefix(site, self)
+
+    def count(self, layout: Layout) -> int:
+        return sum(self.length * (site.parts["k"].outputs + site.parts["v"].outputs) for site in self.sites(layout))
+
+
+class Prefix(AttentionAdapter):
+    """Free keys K [length, groups * size] and values V [length, groups * size] in front of those of the text."""
+
+    def __init__(self, site: Site, method: PTuningV2):
+        super().__init__(site)
+        self.K = nn.Parameter(torch.randn(method.length, site.parts["k"].outputs) * method.deviation)
+        self.V = nn.Parameter(torch.randn(method.length, site.parts["v"].outputs) * method.deviation)
+
+    def prefix(self) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values, each [length, groups * size]."""
+        return self.K, self.V
+
+    def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        keys, values = (split(part, like) for part, like in zip(self.prefix(), (k, v), strict=True))
+        seen = mask.new_ones(*mask.shape[:3], keys.shape[2])
+        return attend(q, torch.cat([keys, k], 2), torch.cat([values, v], 2), torch.cat([seen, mask], 3))
+
+
+def split(rows: Tensor, like: Tensor) -> Tensor:
+    """Split rows [length, groups * size] into the heads of keys or values [B, groups, S, size]."""
+    heads = rows.to(like.dtype).view(len(rows), like.shape[1], like.shape[3]).transpose(0, 1)
+    return heads.expand(like.shape[0], -1, -1, -1)

@@ -1,0 +1,69 @@
+"""Parallel adapters run a bottleneck beside a whole sublayer (He et al. 2021, arXiv:2110.04366)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from peftkit.layout import Layout, Site, parse_layers
+from peftkit.method import Learns, Method
+from peftkit.methods.serial_adapter import Activation, Bottleneck
+from peftkit.ports.adapter import Adapter, Call
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelAdapter(Method, name="parallel-adapter"):
+    """The sublayer f gives f(x) + s (U act(D x + b) + c); x [..., width] is what it reads, after its norm.
+
+    D [bottleneck, width] is drawn from the Kaiming uniform distribution (a = sqrt 5); b, U [width, bottleneck] and c
+    start at zero, so that the start is the base. The scale s is 1. Models with a norm in front of each sublayer give x
+    after that norm.
+    """
+
+    port: ClassVar[str] = "hidden"
+    family: ClassVar[str] = "adapter"
+    paper: ClassVar[str] = "He et al. 2021, arXiv:2110.04366"
+    summary: ClassVar[str] = (
+        "Runs a small trainable bottleneck beside each feed-forward or attention block, on the same input. The "
+        "bottleneck is not linear and stays beside the model."
+    )
+    default_learning_rate: ClassVar[float] = 1e-3
+    mergeable: ClassVar[bool] = False
+    trials: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"bottleneck": 12, "beside": "attention", "activation": "silu", "layers": "1"},
+    )
+    learns: ClassVar[Learns] = Learns(loss=3.4, steps=60, learning_rate=2e-2)
+
+    bottleneck: Annotated[int, Ge(1)] = 64
+    """Inner size of the adapter; the paper's best has 512."""
+    activation: Activation = "relu"
+    """Function between D and U."""
+    beside: Literal["mlp", "attention"] = "mlp"
+    """The sublayer beside which an adapter runs."""
+    scale: Annotated[float, Gt(0)] = 1.0
+    """Factor s of what the adapter adds."""
+    layers: tuple[int, ...] | str | None = None
+    """Layers with adapters, such as 0-3,8; all by default."""
+
+    def sites(self, layout: Layout) -> list[Site]:
+        return layout.hidden(self.beside, parse_layers(self.layers))
+
+    def build(self, site: Site) -> Adapter:
+        return Beside(site, self)
+
+    def count(self, layout: Layout) -> int:
+        return sum(2 * self.bottleneck * s.outputs + self.bottleneck + s.outputs for s in self.sites(layout))
+
+
+class Beside(Bottleneck):
+    """The bottleneck on the input of its module, scaled and added to the module's output."""
+
+    def __init__(self, site: Site, method: ParallelAdapter):
+        super().__init__(site, method.bottleneck, method.activation)
+        self.scale = method.scale
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        return call(x) + self.inner(x) * self.scale

@@ -1,0 +1,30 @@
+"""Pfeiffer's adapter is the serial one behind the feed-forward block alone (Pfeiffer et al. 2020, arXiv:2005.00247)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from peftkit.method import Targets
+from peftkit.methods.serial_adapter import Activation, SerialAdapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class PfeifferAdapter(SerialAdapter, name="pfeiffer-adapter"):
+    """The output o of the feed-forward block becomes o + U ReLU(D o + b) + c; one adapter in each layer.
+
+    Shapes and starts are those of `serial-adapter`. The paper found this placement best among those that it searched,
+    with all layer norms frozen; the fusion of several adapters is no part of this method.
+    """
+
+    paper: ClassVar[str] = "Pfeiffer et al. 2020, arXiv:2005.00247"
+    summary: ClassVar[str] = (
+        "Passes the output of each feed-forward block through a small trainable bottleneck. It is the serial adapter "
+        "with half the modules."
+    )
+    trials: ClassVar[tuple[dict[str, Any], ...]] = ({"bottleneck": 12, "activation": "tanh", "layers": "1"},)
+
+    activation: Activation = "relu"
+    """Function between D and U."""
+    targets: Targets = ("down",)
+    """The linear maps behind which an adapter stands: roles, groups or module-name patterns."""

@@ -1,0 +1,124 @@
+"""A change of few entries of a weight, kept as indices and values, and the choice of the largest entries over sites."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.layout import Site
+from peftkit.ports.linear import Delta
+
+LOW, HIGH = -1.5, 1.5
+"""Between what a gate is stretched before it is clipped to [0, 1]."""
+
+
+def entries(site: Site, density: float) -> int:
+    """Return how many of a site's weights make up the share `density`, at least one."""
+    return max(1, round(density * site.outputs * site.inputs))
+
+
+def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Return masks shaped as the scores that choose exactly the `count` largest entries over all of them."""
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    chosen[flat.topk(count).indices] = True
+    parts = chosen.split([score.numel() for score in scores.values()])
+    return {key: part.view(score.shape) for (key, score), part in zip(scores.items(), parts, strict=True)}
+
+
+class SparseDelta(Delta):
+    """W + a matrix with `values` [count] at the row-major positions `indices` [count] and zero elsewhere.
+
+    The values start at zero; the positions are spread evenly until `choose` sets them. An index takes 4 bytes and a
+    value 4, so that the pair is smaller than the dense change while less than half of the entries change.
+    """
+
+    indices: Tensor
+
+    def __init__(self, site: Site, count: int):
+        super().__init__(site)
+        size = site.outputs * site.inputs
+        self.register_buffer("indices", torch.arange(count, dtype=torch.int32) * (size // max(1, count)))
+        self.values = nn.Parameter(torch.zeros(count))
+
+    def delta(self, weight: Tensor) -> Tensor:
+        flat = self.values.new_zeros(self.site.outputs * self.site.inputs)
+        return flat.index_put((self.indices.long(),), self.values).view(self.site.outputs, self.site.inputs)
+
+    def choose(self, mask: Tensor, values: Tensor | None = None) -> None:
+        """Change the entries of the mask [out, in] from now on, starting from `values` [out, in], by default zero."""
+        self.indices = mask.flatten().nonzero().flatten().int()
+        start = torch.zeros(mask.shape, device=mask.device) if values is None else values.detach()
+        self.values.data = start[mask].to(self.values.dtype)
+
+    def fit(self, tensors: Mapping[str, Tensor]) -> None:
+        values = tensors.get("values")
+        if values is not None and values.ndim == 1 and len(values) != len(self.values):
+            self.indices = self.indices.new_zeros(len(values))
+            self.values.data = self.values.data.new_zeros(len(values))
+
+
+class GatedDelta(Delta):
+    """A dense change w [out, in] with gates, until `thin` leaves the kept entries alone."""
+
+    kept: Tensor
+    fixed: Tensor
+
+    def __init__(self, site: Site, structured: bool):
+        super().__init__(site)
+        self.w = nn.Parameter(torch.zeros(site.outputs, site.inputs))
+        self.a = nn.Parameter(torch.full_like(self.w, 5.0))
+        self.group = nn.Parameter(torch.full((1,), 5.0)) if structured else None
+        self.register_buffer("kept", torch.ones_like(self.w, dtype=torch.bool))
+        self.register_buffer("fixed", torch.zeros(1, dtype=torch.bool))
+        self.sparse: SparseDelta | None = None
+
+    def delta(self, weight: Tensor) -> Tensor:
+        return self.change() if self.sparse is None else self.sparse.delta(weight)
+
+    def change(self) -> Tensor:
+        """Return z * w [out, in]."""
+        gates = self._gate(self.a) if self.group is None else self._gate(self.a) * self._gate(self.group)
+        # A flag in the state instead of a branch: the kept entries of a resumed run are those of the saved one.
+        return self.w * torch.where(self.fixed, self.kept.to(gates.dtype), gates)
+
+    def expected(self) -> Tensor:
+        """Return the expected number of open gates; none is counted once the kept entries are fixed."""
+        shift = math.log(-LOW / HIGH)
+        opened = torch.sigmoid(self.a - shift).sum()
+        both = opened if self.group is None else opened * torch.sigmoid(self.group - shift).sum()
+        return both * ~self.fixed.squeeze()
+
+    def fix(self, mask: Tensor, change: Tensor) -> None:
+        """Keep the entries of the mask [out, in], with the values they have."""
+        self.kept.copy_(mask)
+        self.w.copy_(change * mask)
+        self.fixed.fill_(True)
+
+    def thin(self) -> None:
+        """Leave the kept entries alone, as indices and values."""
+        self._become_sparse(int(self.kept.sum())).choose(self.kept, self.w)
+        self._drop()
+
+    def fit(self, tensors: Mapping[str, Tensor]) -> None:
+        values = tensors.get("sparse.values")
+        if values is not None and values.ndim == 1 and self.sparse is None:
+            self._become_sparse(len(values))
+            self._drop()
+
+    def _become_sparse(self, count: int) -> SparseDelta:
+        self.sparse = SparseDelta(self.site, count).to(self.w.device)
+        return self.sparse
+
+    def _drop(self) -> None:
+        for key in ("w", "a", "group", "kept", "fixed"):
+            setattr(self, key, None)
+
+    def _gate(self, a: Tensor) -> Tensor:
+        if self.training:
+            u = torch.empty_like(a).uniform_(1e-6, 1 - 1e-6)
+            a = torch.logit(u) + a
+        return (torch.sigmoid(a) * (HIGH - LOW) + LOW).clamp(0, 1)

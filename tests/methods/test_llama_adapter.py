@@ -1,0 +1,78 @@
+"""LLaMA-Adapter: its attention written out, its first gradients and its published count."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from peftkit import adapt
+from peftkit.layout import Layout
+from peftkit.methods.llama_adapter import LlamaAdapter
+from peftkit.models.tiny import tiny
+
+IDS = torch.tensor([[5, 9, 14, 20], [7, 7, 30, 41]])
+
+
+def written_out(module, prompt, gate, q):
+    """Gate times the softmax over the prompt alone: q [B, 4, T, 8] -> [B, T, 4, 8]; two groups of two heads each."""
+    with torch.no_grad():
+        keys = module.k_proj(prompt).view(-1, 2, 8).repeat_interleave(2, dim=1)
+        values = module.v_proj(prompt).view(-1, 2, 8).repeat_interleave(2, dim=1)
+    scores = torch.einsum("bhts,phs->bhtp", q, keys) / 8**0.5
+    return torch.einsum("bhtp,phs->bths", scores.softmax(-1), values) * gate[:, None]
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_the_attention_written_out(variant):
+    model = tiny("llama")
+    adaptation = adapt.attach(model, [LlamaAdapter(length=3, variant=variant)])
+    adapter = list(adaptation.parts[0].adapters.values())[1]
+    with torch.no_grad():
+        adapter.g.copy_(torch.tensor([0.5] if variant == "paper" else [0.5, -1.0, 2.0, 0.1]))
+    gate = torch.full((4,), 0.5) if variant == "paper" else torch.tanh(torch.tensor([0.5, -1.0, 2.0, 0.1]))
+    q = torch.randn(2, 4, 5, 8)
+    k, v = torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+
+    def attend(q, k, v, mask):
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+    expected = attend(q, k, v, mask) + written_out(adapter.site.module, adapter.P, gate, q)
+    assert (adapter(attend, q, k, v, mask) - expected).abs().max() <= 1e-5
+
+
+def test_hugging_face_peft_computes_the_same():
+    peft = pytest.importorskip("peft")
+    config = peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1, task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(tiny("llama"), config).eval()
+    model = tiny("llama")
+    adaptation = adapt.attach(model, [LlamaAdapter(length=3, top=1)])
+    (adapter,) = adaptation.parts[0].adapters.values()
+    assert adapter.site.layer == 1
+    seated = theirs.base_model.model.model.layers[1].self_attn
+    with torch.no_grad():
+        adapter.g.fill_(0.7)
+        seated.adaption_gate.fill_(0.7)
+        seated.adaption_prompt.copy_(adapter.P[None])
+        expected = theirs(input_ids=IDS).logits
+        assert (model(input_ids=IDS).logits - expected).abs().max() <= 1e-5
+
+
+def test_the_gate_learns_first():
+    model = tiny("llama")
+    adaptation = adapt.attach(model, [LlamaAdapter(length=3)])
+    model(input_ids=IDS).logits.square().mean().backward()
+    for key, parameter in adaptation.parameters():
+        assert bool(parameter.grad.any()) == key.endswith("/g"), key
+
+
+def test_the_count_of_llama_7b_is_the_published_one():
+    config = AutoConfig.for_model(
+        "llama", hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    with torch.device("meta"):
+        layout = Layout(AutoModelForCausalLM.from_config(config))
+    assert LlamaAdapter().count(layout) == 1_228_830
+    assert LlamaAdapter(variant="official").count(layout) == 30 * (10 * 4096 + 32)

@@ -1,0 +1,67 @@
+"""P-tuning by hand: the encoders' sizes, and the prompt that is left after training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from peftkit import adapt
+from peftkit.layout import Layout
+from peftkit.methods.p_tuning import PTuning
+from peftkit.methods.prompt_tuning import PromptTuning
+from peftkit.models.tiny import tiny
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_the_encoder_and_its_size_are_those_of_hugging_face_peft(encoder):
+    """Same weights, same prompt; their LSTM reads the prompt as one batch of its rows in order."""
+    peft = pytest.importorskip("peft")
+    adaptation = adapt.attach(tiny("llama"), [PTuning(length=5, encoder=encoder, hidden=6)])
+    adapter = next(iter(adaptation.parts[0].adapters.values()))
+    config = peft.PromptEncoderConfig(
+        peft_type="P_TUNING",
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=5,
+        token_dim=32,
+        num_transformer_submodules=1,
+        encoder_reparameterization_type=encoder.upper(),
+        encoder_hidden_size=6,
+        encoder_num_layers=2,
+        encoder_dropout=0.0,
+    )
+    theirs = peft.PromptEncoder(config)
+    with torch.no_grad():
+        theirs.embedding.weight.copy_(adapter.E)
+        head = theirs.mlp_head
+        head.load_state_dict(adapter.head.state_dict())
+        if encoder == "lstm":
+            theirs.lstm_head.load_state_dict(adapter.lstm.state_dict())
+        expected = theirs(torch.arange(5)[None])[0]
+    assert (adapter.rows() - expected).abs().max() <= 1e-6
+    assert adaptation.trainable == sum(parameter.numel() for parameter in theirs.parameters())
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_what_is_left_is_a_prompt_of_free_embeddings(encoder, tmp_path):
+    model = tiny("gpt2")
+    adaptation = adapt.attach(model, [PTuning(length=3, encoder=encoder, hidden=6)])
+    ids = torch.tensor([[*adaptation.soft_ids, 5, 9, 14]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+    adaptation.finish()
+    adapt.save(adaptation, tmp_path / "adapter", {"name": "gpt2"})
+    state = adaptation.state()
+    assert [tuple(tensor.shape) for tensor in state.values()] == [(3, 32)]
+    loaded = tiny("gpt2")
+    assert adapt.load(loaded, tmp_path / "adapter", None).methods == (PTuning(length=3, encoder="none", hidden=6),)
+    plain = tiny("gpt2")
+    (key,) = (other := adapt.attach(plain, [PromptTuning(length=3)])).state()
+    other.load_state({key: next(iter(state.values()))})
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, before)
+        assert torch.equal(plain(input_ids=ids).logits, before)
+
+
+def test_the_mlp_by_hand():
+    # E 20 * 32; (32 + 1) * 128 + (128 + 1) * 128 + (128 + 1) * 32
+    assert PTuning().count(Layout(tiny("llama"))) == 640 + 4224 + 16512 + 4128

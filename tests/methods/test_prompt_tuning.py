@@ -1,0 +1,72 @@
+"""Prompt tuning by hand: concatenation, a textual prompt, counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from peftkit import adapt
+from peftkit.errors import PeftkitError
+from peftkit.methods.prompt_tuning import PromptTuning
+from peftkit.models.tiny import tiny
+
+IDS = torch.tensor([[5, 9, 14, 20], [7, 7, 30, 41]])
+
+
+def prompted(model, adaptation):
+    soft = torch.tensor([adaptation.soft_ids] * 2)
+    with torch.no_grad():
+        return model(input_ids=torch.cat([soft, IDS], 1)).logits[:, soft.shape[1] :]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
+def test_the_prompt_stands_in_front_of_the_embeddings(architecture):
+    model = tiny(architecture)
+    embedded = model.get_input_embeddings()(IDS).detach()
+    adaptation = adapt.attach(model, [PromptTuning(length=3, init="random")])
+    prompt = adaptation.parameters()[0][1]
+    result = prompted(model, adaptation)
+    with torch.no_grad():
+        inputs = torch.cat([prompt.expand(2, -1, -1), embedded], 1)
+        expected = tiny(architecture)(inputs_embeds=inputs).logits[:, 3:]
+    assert (result - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
+def test_a_prompt_from_the_vocabulary_is_a_text_in_front(architecture):
+    """Gemma multiplies its embeddings by a constant: the prompt starts on that scale."""
+    model = tiny(architecture)
+    table = model.get_input_embeddings()(torch.arange(96)).detach()
+    adaptation = adapt.attach(model, [PromptTuning(length=4)])
+    prompt = adaptation.parameters()[0][1]
+    words = (prompt.unsqueeze(1) == table).all(-1).nonzero()[:, 1]
+    assert len(words) == len(set(words.tolist())) == 4
+    result = prompted(model, adaptation)
+    with torch.no_grad():
+        expected = tiny(architecture)(input_ids=torch.cat([words.expand(2, -1), IDS], 1)).logits[:, 4:]
+    assert (result - expected).abs().max() <= 1e-5
+
+
+def test_hugging_face_peft_computes_the_same_without_a_first_token(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = tiny("llama")
+    adaptation = adapt.attach(model, [PromptTuning(length=3, init="random")])
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    theirs = peft.get_peft_model(tiny("llama"), config).eval()
+    with torch.no_grad():
+        theirs.prompt_encoder["default"].embedding.weight.copy_(adaptation.parameters()[0][1])
+        expected = theirs(input_ids=IDS).logits[:, 3:]
+    assert (prompted(model, adaptation) - expected).abs().max() <= 1e-5
+
+
+def test_random_starts_in_its_bounds_and_long_prompts_repeat_words():
+    adaptation = adapt.attach(tiny("llama"), [PromptTuning(length=100, init="random")])
+    prompt = adaptation.parameters()[0][1]
+    assert prompt.dtype == torch.float32
+    assert 0.45 < prompt.abs().max() <= 0.5
+    assert adapt.attach(tiny("llama"), [PromptTuning(length=100)]).trainable == 100 * 32
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(PeftkitError, match="length"):
+        PromptTuning.from_options({"length": 0})
