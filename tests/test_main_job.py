@@ -36,7 +36,7 @@ def test_from_the_official_files_to_models_that_other_programs_open(folder, tmp_
     peft = pytest.importorskip("peft")
     run = tmp_path / "run"
     given = ["e2e/lora", f"dataset.path={folder}", "model=bundled/tiny", f"train.max_steps={STEPS}"]
-    assert main(["train", *given, "train.learning_rate=1e-3", "--output", str(run)]) == 0
+    assert main(["train", *given, "train.epochs=9", "train.learning_rate=1e-3", "--output", str(run)]) == 0
     capsys.readouterr()
     assert main(["eval", str(run), "--limit", "3", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
