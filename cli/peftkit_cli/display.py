@@ -66,7 +66,7 @@ class Progress:
                 " + ".join(info["methods"]),
                 info["model"],
                 f"{info['dataset']}, {info['examples']:,} examples",
-                f"{trained} of {figures.count(info['total_parameters'])} parameters trained",
+                f"{trained} of {figures.count(info['total_parameters'])} parameters",
                 f"{info['device']}, {info['precision']}",
             )
         )

@@ -1,56 +1,53 @@
-"""The `peft` command: its sub-commands, and how a fault of any kind ends: a paragraph on stderr and an exit code."""
+"""The `peft` command: what it answers at once, and how a fault of any kind ends: a paragraph and an exit code."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
-
-import typer
 
 from peftkit import __version__
 from peftkit.errors import PeftkitError
-from peftkit_cli import eval, export, generate, list, merge, new, score, train, validate
 
-UsageFault: type[Exception] = typer.BadParameter.__mro__[2]  # pyright: ignore[reportAssignmentType]
-"""typer's class of every misuse of the command line: it is public only through its children."""
-
-app = typer.Typer(
-    name="peft",
-    help="Fine-tune language models with few trainable parameters: a YAML recipe in, a run folder out.",
-    rich_markup_mode=None,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-app.command("train", short_help="Train a recipe into a run folder.")(train.train)
-app.command("eval", short_help="Score a run, or a recipe's untrained model.")(eval.evaluate)
-app.command("generate", short_help="Answer a prompt with a run.")(generate.generate)
-app.command("merge", short_help="Write a run's adapter into its model's weights.")(merge.merge)
-app.command("export", short_help="Write a run for another program.")(export.export)
-app.command("validate", short_help="Say what a recipe would do; loads no weights.")(validate.validate)
-app.command("new", short_help="Write a commented recipe.")(new.new)
-app.command("list", short_help="List methods, recipes, datasets, models and more.")(list.list_entries)
-app.command("score", short_help="Score a file of predictions; needs no model.")(score.score)
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-) -> None:
-    if version:
-        typer.echo(f"peft {__version__}")
-        raise typer.Exit()
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+SUMMARY = "Fine-tune language models with few trainable parameters: a YAML recipe in, a run folder out."
+COMMANDS = {
+    "train": "Train a recipe into a run folder.",
+    "eval": "Score a run, or a recipe's untrained model.",
+    "generate": "Answer a prompt with a run.",
+    "merge": "Write a run's adapter into its model's weights.",
+    "export": "Write a run for another program.",
+    "validate": "Say what a recipe would do; loads no weights.",
+    "new": "Write a commented recipe.",
+    "list": "List methods, recipes, datasets, models and more.",
+    "score": "Score a file of predictions; needs no model.",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    command = typer.main.get_command(app)
-    return guarded(lambda: command.main(args=arguments, prog_name="peft", standalone_mode=False))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given in ([], ["--help"], ["-h"]):
+        return guarded(lambda: print(overview()))
+    if given == ["--version"]:
+        return guarded(lambda: print(f"peft {__version__}"))
+    return guarded(lambda: run(given))
+
+
+def overview() -> str:
+    """Write the help of the whole command, without the parser, which takes longer to load than Python itself."""
+    width = max(map(len, COMMANDS)) + 2
+    commands = "\n".join(f"  {name:<{width}}{summary}" for name, summary in COMMANDS.items())
+    return (
+        f"Usage: peft COMMAND [ARGUMENTS]...\n\n{SUMMARY}\n\nCommands:\n{commands}\n\n"
+        "Options:\n  --version   Print the version and leave.\n  -h, --help  Show this message, or that of a command."
+    )
+
+
+def run(arguments: Sequence[str]) -> object:
+    """Load the parser and run the command that `arguments` name."""
+    from peftkit_cli.commands import run as run_command
+
+    return run_command(arguments)
 
 
 def guarded(action: Callable[[], object]) -> int:
@@ -58,16 +55,13 @@ def guarded(action: Callable[[], object]) -> int:
 
     0 done · 1 a fault of this program · 2 a fault in what was given · 130 and 143 interrupted by SIGINT and SIGTERM.
     """
-    tell_warnings()
     try:
         code = action()
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except PeftkitError as error:
         return complain(str(error), error.exit_code)
-    except UsageFault as error:
-        return complain(usage(error), getattr(error, "exit_code", 2))
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         return complain("interrupted.", 130)
     except BrokenPipeError:
         # What reads our output has gone; Python would complain once more when it flushes at its end.
@@ -77,31 +71,10 @@ def guarded(action: Callable[[], object]) -> int:
         return explain_fault(error)
 
 
-def tell_warnings() -> None:
-    """Print what the core logs as a warning, on whatever stderr is at that moment."""
-    import logging
-
-    class Notice(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            print(f"peft: note: {record.getMessage()}", file=sys.stderr)
-
-    logger = logging.getLogger("peftkit")
-    logger.handlers[:] = [Notice(logging.WARNING)]
-    logger.propagate = False
-
-
 def complain(message: str, code: int) -> int:
     """Print `message` on stderr as it is, and return `code`."""
     print(f"peft: {message}", file=sys.stderr)
     return code
-
-
-def usage(error: Exception) -> str:
-    """Say what was wrong with the arguments, and where the right ones are written."""
-    message = error.format_message() if hasattr(error, "format_message") else str(error)  # pyright: ignore
-    context = getattr(error, "ctx", None)
-    stop = "" if message.endswith((".", "?", "!")) else "."
-    return f"{message}{stop} See '{context.command_path if context else 'peft'} --help'."
 
 
 def explain_fault(error: Exception) -> int:
@@ -116,7 +89,7 @@ def explain_fault(error: Exception) -> int:
             "train.gradient_checkpointing=true.",
             2,
         )
-    lines = traceback.format_exception(error)
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
     with tempfile.NamedTemporaryFile("w", prefix="peft-", suffix=".log", delete=False, encoding="utf-8") as report:
         report.write(f"peft {__version__}, Python {sys.version.split()[0]}\n$ {' '.join(sys.argv)}\n\n{''.join(lines)}")
     summary = lines[-1].strip().splitlines()[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from peftkit_cli import figures
 from peftkit_cli.arguments import run_folder
 from peftkit_cli.main import guarded
-from peftkit_cli.terminal import progress, say, table
+from peftkit_cli.terminal import progress, say, table, tell_warnings
 from peftkit_cli.train import run_recipe
 
 
@@ -19,6 +19,7 @@ def quickstart() -> None:
     from peftkit.evaluation import evaluate
     from peftkit.recipe import load
 
+    tell_warnings()
     began = time.monotonic()
     recipe = load("quickstart")
     run = free(run_folder("quickstart", recipe))
@@ -33,7 +34,7 @@ def quickstart() -> None:
     title = f"{after['dataset']}, {after['split']} split, {after['examples']:,} inputs"
     table(("metric", "before", "after"), rows, title)
     say(f"\nThe run is in {run}. It took {figures.duration(time.monotonic() - began)}.")
-    say(f'Ask it yourself: peft generate {run} "name[The Mill], eatType[pub], food[Italian]"')
+    say(f'Ask it yourself: peft generate {run} "name[The Hidden Gate], eatType[coffee shop], food[Japanese]"')
 
 
 def free(run: Path) -> Path:

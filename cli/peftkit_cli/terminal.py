@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,3 +68,15 @@ def progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def tell_warnings() -> None:
+    """Print what the core logs as a warning, on whatever stderr is at that moment."""
+
+    class Notice(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print(f"peft: note: {record.getMessage()}", file=sys.stderr)
+
+    logger = logging.getLogger("peftkit")
+    logger.handlers[:] = [Notice(logging.WARNING)]
+    logger.propagate = False

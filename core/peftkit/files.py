@@ -76,6 +76,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             yield temporary
             os.chmod(temporary, 0o755)
             for item in temporary.rglob("*"):
+                os.chmod(item, 0o755 if item.is_dir() else 0o644)
                 sync(item)
             sync(temporary)
             if path.exists():

@@ -18,7 +18,7 @@ from peftkit_cli.display import Live
 HERE = Path(__file__).parent
 COLUMNS = 100
 BACKGROUND, INK = "#12161c", "#d8dee6"
-CELL_WIDTH, CELL_HEIGHT = 0.0845, 0.19
+CELL_WIDTH, CELL_HEIGHT = 0.0845, 0.163
 """Inches of one character of DejaVu Sans Mono at 10.1 points."""
 SHARE = 0.7
 """How much of the run has passed in the picture."""

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import typer
 
 from peftkit.errors import PeftkitError
 from peftkit_cli import main as program
@@ -108,8 +107,6 @@ def test_a_fault_of_the_program_is_short_and_keeps_its_traceback_in_a_file(capsy
     [
         (PeftkitError("no"), 2),
         (KeyboardInterrupt(), 130),
-        (typer.Abort(), 130),
-        (typer.BadParameter("no"), 2),
         (MemoryError(), 2),
     ],
     ids=lambda value: type(value).__name__,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from peftkit.recipe import load
-from peftkit_cli.main import app, main
+from peftkit_cli import main as program
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +27,8 @@ SMALL = {
 
 def blocks(text: str, language: str) -> list[str]:
     """Return the fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [block for name, block in fenced if name == language]
 
 
 COMMANDS = [line for block in blocks(README, "sh") for line in block.splitlines() if line.strip()]
@@ -38,13 +39,14 @@ def test_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, capsys
     run = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("peft ")]
     assert len(run) >= 7
     for arguments in run:
-        code = main([*arguments, *SMALL.get(arguments[0], [])])
+        code = program.main([*arguments, *SMALL.get(arguments[0], [])])
         assert code == 0, (arguments, capsys.readouterr().err)
     left = {path.relative_to(tmp_path / "runs/first").as_posix() for path in (tmp_path / "runs/first").rglob("*")}
-    tree = blocks(README, "")[0]
-    for name in re.findall(r"[├└]── (\S+)", tree):
-        if "step-" not in name:
-            assert any(path.rstrip("/").endswith(name.rstrip("/")) for path in left), f"{name} is not in the run folder"
+    (tree,) = [block for block in blocks(README, "") if "├──" in block]
+    named = [name.rstrip("/") for name in re.findall(r"[├└]── (\S+)", tree) if "step-" not in name]
+    assert len(named) == 10
+    for name in named:
+        assert any(path.split("/")[-1] == name for path in left), f"{name} is not in the run folder"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -64,7 +66,7 @@ def test_recipes_of_the_readme_load(tmp_path, text):
 
 def test_the_table_names_every_command():
     named = set(re.findall(r"^\| `peft (\w+)", README, flags=re.MULTILINE))
-    assert named == {command.name for command in app.registered_commands}
+    assert named == set(program.COMMANDS)
 
 
 def test_links_of_the_readme_lead_to_files():

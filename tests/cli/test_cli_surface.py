@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import typer
 
-from peftkit_cli.main import app
+from peftkit_cli.commands import app
+from peftkit_cli.main import COMMANDS
 
 SURFACE = {
     "train": ["--dry-run", "--output", "--resume", "-o", "[KEY=VALUE]...", "RECIPE"],
@@ -35,6 +36,7 @@ def surface() -> dict[str, list[str]]:
 
 def test_commands_and_options_are_the_frozen_ones():
     assert surface() == {name: sorted(names) for name, names in SURFACE.items()}
+    assert list(COMMANDS) == list(SURFACE)
 
 
 @pytest.mark.parametrize("command", SURFACE)

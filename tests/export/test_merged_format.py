@@ -207,3 +207,26 @@ def test_the_registry_does_not_hide_the_functions_of_the_package() -> None:
     FORMATS.names()
     assert peftkit.export.merge is merge
     assert peftkit.export.export is export
+
+
+def test_the_files_of_the_base_are_rewritten_one_by_one_and_keep_what_was_not_adapted(
+    make_run: Any, tmp_path: Path
+) -> None:
+    run = make_run("llama", {"lora": {"targets": ["v"]}}, torch.bfloat16)
+    base = tmp_path / "base"
+    tensors = load_file(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    norm = "model.norm.weight"
+    tensors[norm] = tensors[norm].float()
+    parts = {"a.safetensors": sorted(tensors)[::2], "b.safetensors": sorted(tensors)[1::2]}
+    for name, keys in parts.items():
+        save_file({key: tensors[key] for key in keys}, base / name, {"format": "pt"})
+    index = {key: name for name, keys in parts.items() for key in keys}
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    merge(run.folder, tmp_path / "merged")
+    for name, keys in parts.items():
+        written = load_file(tmp_path / "merged" / name)
+        assert sorted(written) == sorted(keys)
+        for key, tensor in written.items():
+            assert tensor.dtype == tensors[key].dtype
+            assert torch.equal(tensor, tensors[key]) == ("v_proj" not in key), key

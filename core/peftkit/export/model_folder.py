@@ -10,7 +10,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from peftkit import adapt
 from peftkit.errors import PeftkitError
+from peftkit.export import shards
 from peftkit.export.trained import Trained
 from peftkit.models.load import quiet
 from peftkit.models.samples import compare, logits
@@ -21,22 +23,28 @@ SHARD = "4GB"
 
 
 def write_merged(trained: Trained, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Merge in fp32, cast once to `dtype`, write weights, configuration and tokenizer to `folder`, and check them.
+    """Merge in fp32, write weights, configuration and tokenizer to `folder`, and check them.
 
-    The check opens the folder in plain transformers and compares fp32 logits on sample prompts with the trained
-    model's. Takes four bytes of memory a parameter, the model being held in fp32. Raises PeftkitError where the method
-    cannot merge, and where the logits differ beyond the bound for `dtype`.
+    Where the base lies in files of `dtype`, they are rewritten one by one: what the adapter changed is cast once to the
+    dtype it had, everything else stays as it was, bit for bit. The check opens the folder in plain transformers and
+    compares fp32 logits on sample prompts with the trained model's. Takes four bytes of memory a parameter and one
+    file. Raises PeftkitError where the method cannot merge, and where the logits differ beyond the bound for `dtype`.
     """
-    model, tokenizer = trained.base.model, trained.base.tokenizer
+    model, tokenizer, source = trained.base.model, trained.base.tokenizer, trained.base.source
     expected = logits(model, tokenizer)
     trained.adaptation.merge_(keep_base=False)
-    model.to(dtype)  # type: ignore[arg-type]
+    changed, untied = changed_tensors(trained)
+    prefix = f"{model.base_model_prefix}."
     with quiet():
-        _save(model, folder)
+        if source is None or dtype != trained.dtype or not shards.rewrite(prefix, changed, untied, source, folder):
+            _save(model.to(dtype), folder)  # type: ignore[arg-type]
+        _save_settings(model, folder)
         tokenizer.save_pretrained(folder)
-    source = trained.base.source
     if source is not None and (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
+    for parameter in model.parameters():
+        # Two models of four bytes a parameter need not be in memory at once.
+        parameter.data = parameter.data.new_empty(0)
     with quiet():
         written = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -49,8 +57,25 @@ def write_merged(trained: Trained, folder: Path, dtype: torch.dtype) -> dict[str
     return {**trained.report(), "dtype": str(dtype).removeprefix("torch."), **found}
 
 
-def _save(model: PreTrainedModel, folder: Path) -> None:
+def changed_tensors(trained: Trained) -> tuple[dict[str, torch.Tensor], str | None]:
+    """Return the model's own tensors that merging changed, by name, and the name of one that it untied."""
+    own = dict(adapt.own_parameters(trained.base.model))
+    # A tied weight is listed once, under its first name; merging unties a head that has an adapter.
+    sites = [adapter.site for part in trained.adaptation.parts for adapter in part.adapters.values()]
+    names = {f"{site.path}.{kind}" for site in sites for kind in ("weight", "bias")}
+    untied = next((f"{site.path}.weight" for site in sites if site.tied), None)
+    names |= {name for part in trained.adaptation.parts for name in part.own}
+    return {name: tensor.detach() for name, tensor in own.items() if name in names}, untied
+
+
+def _save_settings(model: PreTrainedModel, folder: Path) -> None:
     # The model's own generation settings may be invalid by today's rules and are copied as a file instead.
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+
+
+def _save(model: PreTrainedModel, folder: Path) -> None:
     model.generation_config = GenerationConfig.from_model_config(model.config)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if ".seated." not in f".{name}"}
     try:
