@@ -152,12 +152,11 @@ class Session:
         """Write the adapter, the loss curve and, last of all, the summary that marks the run as finished."""
         from peftkit import adapt
 
-        loaded = self.prepared.loaded
+        loaded, info = self.prepared.loaded, self._info()
         self.prepared.adaptation.finish()
         adapt.save(
             self.prepared.adaptation, self.run / "adapter", {"name": loaded.name, "fingerprint": loaded.fingerprint}
         )
-        info = self._info()
         title = f"{' + '.join(info['methods'])} on {info['dataset']}"
         plot.draw_loss(self.run / "loss.png", log.records, title)
         kept = ("model", "methods", "dataset", "examples", "dropped_examples", "trainable_parameters")
