@@ -36,11 +36,14 @@ def list_entries(
 
 
 def methods() -> Listing:
-    """List the methods with what they do and where they were published."""
+    """List the methods with where they attach, whether they merge into the weights, and their papers."""
     from peftkit.method import METHODS
 
-    rows = [(name, method.port, method.summary, method.paper) for name, method in METHODS.items()]
-    return ("method", "attaches to", "what it does", "paper"), rows
+    rows = [
+        (name, method.port, method.family, "yes" if method.mergeable else "no", method.paper)
+        for name, method in METHODS.items()
+    ]
+    return ("method", "attaches to", "family", "merges", "paper"), rows
 
 
 def recipes() -> Listing:

@@ -144,7 +144,7 @@ def _seeded(build: Callable[[], Module], key: str, device: torch.device) -> Modu
     with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
         torch.default_generator.manual_seed(seed)
         module = build()
-    return module if module is None else cast(Module, module.to(device))
+    return cast(Module, module if module is None else module.to(device))
 
 
 def _share(model: nn.Module, shared: nn.Module, name: str) -> None:

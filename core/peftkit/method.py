@@ -173,7 +173,14 @@ def _validate(cls: type[Method], options: Mapping[str, Any]) -> Method:
 
 def schema(cls: type[Method]) -> dict[str, Any]:
     """Return the JSON schema of a method's options, each with its docstring as description."""
-    return _adapter_of(cls).json_schema()
+    found = _adapter_of(cls).json_schema()
+    for base in cls.__mro__[1:]:
+        if dataclasses.is_dataclass(base) and issubclass(base, Method):
+            # The docstrings of inherited fields stand in the base's source alone.
+            for option, facts in _adapter_of(base).json_schema()["properties"].items():
+                if "description" in facts:
+                    found["properties"][option].setdefault("description", facts["description"])
+    return found
 
 
 def build_methods(choices: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Method, ...]:

@@ -6,8 +6,10 @@ import json
 
 from peftkit import resources
 from peftkit.method import METHODS
+from peftkit.method import schema as method_schema
 from peftkit.recipe import Recipe, schema
 from peftkit.recipe.compose import SECTIONS
+from peftkit.recipe.methods_page import methods_page
 from peftkit.recipe.reference import reference
 
 CONFIGS = resources.folder("configs")
@@ -21,6 +23,20 @@ def test_shipped_schema_is_current():
 def test_page_is_current():
     page = (CONFIGS.parent / "docs" / "recipes.md").read_text()
     assert page == reference(), "run: python -m peftkit.recipe"
+
+
+def test_methods_page_is_current():
+    page = (CONFIGS.parent / "docs" / "methods.md").read_text()
+    assert page == methods_page(), "run: python -m peftkit.recipe"
+
+
+def test_every_method_says_what_it_is():
+    for name, cls in METHODS.items():
+        assert cls.summary, name
+        assert cls.paper, name
+        assert cls.family, name
+        for option, facts in method_schema(cls)["properties"].items():
+            assert facts.get("description"), f"{name}.{option} has no docstring"
 
 
 def test_every_key_has_a_meaning():
