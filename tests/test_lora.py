@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from peftkit import adapt
 from peftkit.errors import PeftkitError
-from peftkit.layout import Layout, Site
+from peftkit.layout import Layout, Site, own_parameters
 from peftkit.methods.lora import LoRA
 from peftkit.models.tiny import tiny
 
@@ -77,7 +77,7 @@ def test_dropout_acts_in_training_on_the_adapter_alone():
 def test_biases(bias, expected):
     model = tiny("opt")
     own = [name for name, _ in adapt.attach(model, [LoRA(targets=("q",), bias=bias)]).parameters() if "/own/" in name]
-    every = [name for name, _ in adapt.own_parameters(model) if name.endswith("bias")]
+    every = [name for name, _ in own_parameters(model) if name.endswith("bias")]
     assert len(own) == (len(every) if expected is None else expected / 32)
 
 

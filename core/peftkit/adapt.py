@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from peftkit import __version__, files
-from peftkit.adaptation import ATTRIBUTE, Adaptation, Attached, Part, attached, own_parameters
+from peftkit.adaptation import ATTRIBUTE, Adaptation, Attached, Part, attached
 from peftkit.errors import PeftkitError, nearest
-from peftkit.layout import Layout
+from peftkit.layout import Layout, own_parameters
 from peftkit.method import Method, build_methods
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.attention import listen

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.layout import Layout
+from peftkit.layout import Layout, own_parameters
 from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.embedding import SoftPrompt
@@ -266,8 +266,3 @@ def attached(model: nn.Module) -> Attached:
     if root is None:
         raise PeftkitError("the model has no adapter attached.")
     return root
-
-
-def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Iterate over the model's own named parameters, leaving out those of seated adapters; a tied one comes once."""
-    return ((name, p) for name, p in model.named_parameters() if ".seated." not in f".{name}")

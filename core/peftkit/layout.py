@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -279,6 +279,11 @@ class Layout:
 
     def _layer_of(self, path: str) -> int | None:
         return next((i for i, block in enumerate(self.blocks) if path.startswith(block + ".")), None)
+
+
+def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Iterate over the model's own named parameters, leaving out those of seated adapters; a tied one comes once."""
+    return ((name, p) for name, p in model.named_parameters() if ".seated." not in f".{name}")
 
 
 def parse_layers(layers: str | Sequence[int] | None) -> tuple[int, ...] | None:

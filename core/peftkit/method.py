@@ -52,6 +52,8 @@ class Method:
     summary: ClassVar[str] = ""
     mergeable: ClassVar[bool] = True
     moves_base: ClassVar[bool] = False
+    random_in_training: ClassVar[bool] = False
+    """Whether its forward pass draws at random in training, beside dropout: two splits of a batch then differ."""
     default_learning_rate: ClassVar[float] = 2e-4
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """Further choices of options for which the laws of every method are held."""

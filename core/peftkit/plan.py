@@ -16,6 +16,7 @@ from peftkit.data.encode import Encoded, encode
 from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
 from peftkit.errors import PeftkitError
+from peftkit.layout import own_parameters
 from peftkit.models.load import load as load_model
 from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.preparation import batched, check_length, nothing_left
@@ -106,7 +107,7 @@ def estimate(model: nn.Module, adaptation: adapt.Adaptation, batches: Batches, s
     Activations are what autograd would save on that batch, counted without computing; with bf16 half of that. What the
     libraries themselves take and temporary buffers are not in it.
     """
-    own = [parameter for _, parameter in adapt.own_parameters(model)]
+    own = [parameter for _, parameter in own_parameters(model)]
     trained = sum(parameter.numel() * parameter.element_size() for _, parameter in adaptation.parameters())
     adapters = sum(p.numel() * p.element_size() for key, p in adaptation.parameters() if "/own/" not in key)
     shape = max((_padded(batches, indices) for indices in batches.plan(0)), key=lambda pair: pair[0] * pair[1])

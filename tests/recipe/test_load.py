@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from peftkit.errors import PeftkitError
+from peftkit.method import METHODS
 from peftkit.recipe import load
 
 FIVE = """\
@@ -185,7 +186,10 @@ def test_model_has_one_origin(write, line, said):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("method: lroa", "method: found 'lroa', which is no method; allowed: full, lora; did you mean 'lora'?"),
+        (
+            "method: lroa",
+            f"method: found 'lroa', which is no method; allowed: {', '.join(METHODS.names())}; did you mean 'lora'?",
+        ),
         ("method: []", "method: found an empty list"),
         ("method: 3", "method: found 3 (a whole number); allowed: a method's name"),
         ("method: {lora: {}, full: {}}", "method: found a mapping of 2 keys"),

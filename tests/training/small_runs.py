@@ -50,6 +50,7 @@ def make_recipe(folder: Path, method: Any = "full", **train: Any) -> dict[str, A
                 "num_attention_heads": 2,
                 "num_key_value_heads": 1,
                 "attention_dropout": 0.1,
+                "attention_bias": True,
             },
             "tokenizer": str(write_tokenizer(folder / "tokenizer")),
         },

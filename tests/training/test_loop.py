@@ -7,7 +7,7 @@ import torch
 
 from peftkit import adapt
 from peftkit.data.batches import Batches
-from peftkit.data.encode import Encoded
+from peftkit.data.encode import Encoded, insert
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
@@ -32,9 +32,11 @@ def make_loop(
     method: str = "full", batches: Any = None, precision: str = "fp32", model: Any = None, **train: Any
 ) -> Loop:
     section = TrainSection(**{"learning_rate": 0.01, "batch_examples": 2, "max_steps": 4, **train})
-    model = model or tiny("llama")
+    model = model or tiny("llama", attention_bias=True)
     adaptation = adapt.attach(model, [METHODS[method].from_options({})])
     batches = batches or Batches(rows(), batch_examples=section.batch_examples, seed=section.seed)
+    inner = batches.batches if isinstance(batches, Fixed) else batches
+    inner.encoded = [insert(row, adaptation.soft_ids, 0) for row in inner.encoded]
     return Loop(model, adaptation, batches, section, pad_id=0, device=torch.device("cpu"), precision=precision)
 
 
@@ -52,7 +54,7 @@ class Fixed:
         return self.batches.collate(indices, pad_id)
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", [name for name, cls in METHODS.items() if not cls.random_in_training])
 def test_accumulated_micro_batches_equal_one_large_batch(method: str):
     """Eleven rows: windows of 3 × 2, 2 + 2 + 1 (partial) against whole batches of 6 and 5."""
     small = Fixed(rows(11), [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]])
@@ -91,10 +93,12 @@ def test_same_recipe_gives_the_same_losses(method: str):
 def test_only_what_is_trainable_moves_also_under_checkpointing(method: str):
     losses = []
     for checkpointing in (False, True):
-        model = tiny("llama")
+        model = tiny("llama", attention_bias=True)
         if checkpointing:
             checkpoint_gradients(model)
-        loop = make_loop(method, model=model)
+        torch.manual_seed(3)
+        # Of forty steps the first three are before any schedule begins.
+        loop = make_loop(method, model=model, max_steps=40)
         trainable = {id(parameter) for _, parameter in loop.adaptation.parameters()}
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         losses.append([loop.run_step()["loss"] for _ in range(3)])

@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from peftkit import adapt
 from peftkit.errors import PeftkitError
 from peftkit.export import shards
 from peftkit.export.trained import Trained
+from peftkit.layout import own_parameters
 from peftkit.models.load import quiet
 from peftkit.models.samples import compare, logits
 
@@ -59,7 +59,7 @@ def write_merged(trained: Trained, folder: Path, dtype: torch.dtype) -> dict[str
 
 def changed_tensors(trained: Trained) -> tuple[dict[str, torch.Tensor], str | None]:
     """Return the model's own tensors that merging changed, by name, and the name of one that it untied."""
-    own = dict(adapt.own_parameters(trained.base.model))
+    own = dict(own_parameters(trained.base.model))
     # A tied weight is listed once, under its first name; merging unties a head that has an adapter.
     sites = [adapter.site for part in trained.adaptation.parts for adapter in part.adapters.values()]
     names = {f"{site.path}.{kind}" for site in sites for kind in ("weight", "bias")}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from peftkit.errors import PeftkitError
-from peftkit.layout import Layout, Site
+from peftkit.layout import Layout, Site, own_parameters
 from peftkit.method import Learns, Method, Targets
 
 
@@ -55,7 +55,7 @@ class BitFit(Method, name="bitfit"):
 
     def _own(self, layout: Layout) -> dict[str, nn.Parameter]:
         paths = None if self.targets == "all" else self._paths(layout)
-        own = {name: parameter for name, parameter in layout.model.named_parameters() if ".seated." not in f".{name}"}
+        own = dict(own_parameters(layout.model))
         return {
             name: parameter
             for name, parameter in own.items()

@@ -34,6 +34,7 @@ class DiffPruning(Method, name="diff-pruning"):
         "Trains a change of every weight with a gate on each, then keeps the largest few; memory of full fine-tuning, "
         "but a small saved adapter."
     )
+    random_in_training: ClassVar[bool] = True
     default_learning_rate: ClassVar[float] = 1e-4
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"structured": True, "targets": "attention", "density": 0.1},)
     learns: ClassVar[Learns] = Learns(loss=4.2, steps=100, learning_rate=1e-1)

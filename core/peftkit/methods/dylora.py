@@ -33,6 +33,7 @@ class DyLoRA(LoRA, name="dylora"):
     summary: ClassVar[str] = (
         "Draws the rank of each training step, so that the first rows carry most; the trained pair works at every rank."
     )
+    random_in_training: ClassVar[bool] = True
     default_learning_rate: ClassVar[float] = 4e-4
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"update": "last", "min_rank": 4, "use_rank": 6, "targets": ["linear"], "rank_pattern": {"mlp": 4}},

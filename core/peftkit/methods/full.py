@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from peftkit.layout import Layout
+from peftkit.layout import Layout, own_parameters
 from peftkit.method import Learns, Method
 
 
@@ -28,4 +28,4 @@ class Full(Method, name="full"):
         return True
 
     def count(self, layout: Layout) -> int:
-        return sum(parameter.numel() for parameter in layout.model.parameters())
+        return sum(parameter.numel() for _, parameter in own_parameters(layout.model))

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.layout import Layout, Site, matched, parse_layers
+from peftkit.layout import Layout, Site, matched, own_parameters, parse_layers
 from peftkit.method import Method, Targets
 from peftkit.methods.inits import INITS
 from peftkit.ports.adapter import Adapter, Call
@@ -87,7 +87,7 @@ class LoRA(Method, name="lora"):
 
     def count(self, layout: Layout) -> int:
         pairs = sum(self.rank_at(site) * (site.inputs + site.outputs) for site in self.sites(layout))
-        own = dict(layout.model.named_parameters())
+        own = dict(own_parameters(layout.model))
         return pairs + sum(own[name].numel() for name in own if self.select(layout, name, own[name]))
 
     def rank_at(self, site: Site) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from peftkit.layout import Layout, Site, parse_layers
+from peftkit.layout import Layout, Site, own_parameters, parse_layers
 from peftkit.method import Learns, Method, Targets
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
@@ -72,7 +72,7 @@ class SerialAdapter(Method, name="serial-adapter"):
 
     def count(self, layout: Layout) -> int:
         adapters = sum(2 * self.bottleneck * s.outputs + self.bottleneck + s.outputs for s in self.sites(layout))
-        own = layout.model.named_parameters()
+        own = own_parameters(layout.model)
         return adapters + sum(p.numel() for name, p in own if self.select(layout, name, p))
 
 

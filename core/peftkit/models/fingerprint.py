@@ -8,7 +8,7 @@ import json
 import torch
 from torch import Tensor, nn
 
-from peftkit.adapt import own_parameters
+from peftkit.layout import own_parameters
 
 SAMPLES = 16
 ESSENTIALS = ("model_type", "num_attention_heads", "num_key_value_heads", "rope_parameters")
