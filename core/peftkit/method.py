@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -188,6 +188,3 @@ def schema(cls: type[Method]) -> dict[str, Any]:
 def build_methods(choices: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Method, ...]:
     """Build methods from (name, options) pairs."""
     return tuple(METHODS[name].from_options(options) for name, options in choices)
-
-
-Call = Callable[["Tensor"], "Tensor"]

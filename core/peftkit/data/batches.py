@@ -82,10 +82,6 @@ class Batches:
         batches = self._cut(in_windows)
         return [batches[at] for at in torch.randperm(len(batches), generator=generator).tolist()]
 
-    def in_order(self) -> list[list[int]]:
-        """Return micro-batches in the order of the examples, for evaluation."""
-        return self._cut(range(len(self.encoded)))
-
     def _cut(self, order: Sequence[int]) -> list[list[int]]:
         """Cut an order of examples into micro-batches that keep within the limit."""
         batches: list[list[int]] = []
