@@ -1,9 +1,9 @@
 """The learning rate that suits each method, searched on bundled/e2e with the same number of trials for every one.
 
 Run it as `python benchmarks/tuning.py [METHOD …]`; without names it goes over every registered method. A trial trains
-the bundled model for 100 steps and measures the loss on the validation split. The search climbs: it begins at the
-method's present rate (rounded to a 1 or 3 times a power of ten), tries its neighbours, moves towards the lower loss,
-and spends what is left between the best rate and its better neighbour. Trials go to docs/results/tuning.csv as they
+the bundled model for 100 steps and measures the loss on the validation split. The search climbs: it begins at 1e-2 for
+every method, tries the neighbours, moves towards the lower loss, and spends what is left between the best rate and its
+better neighbour. Trials go to docs/results/tuning.csv as they
 end, and one that is there already is not run again, so that the search can be stopped and continued.
 """
 
@@ -26,6 +26,7 @@ RECIPE = ROOT / "recipes" / "quickstart.yaml"
 RESULTS = ROOT / "docs" / "results" / "tuning.csv"
 TRIALS = 6
 STEPS = 100
+START = -2.0
 HALF, QUARTER = 0.5, 0.25
 """Steps of the search in powers of ten: the first walk, and the refinement."""
 
@@ -50,10 +51,10 @@ def rate(exponent: float) -> float:
     return float(f"{10**exponent:.1e}")
 
 
-def following(known: dict[float, float], start: float) -> float:
+def following(known: dict[float, float]) -> float:
     """Return the exponent of the next trial, given the losses at those already run."""
     if not known:
-        return start
+        return START
     best = min(known, key=lambda exponent: known[exponent])
     for step in (HALF, QUARTER, QUARTER / 2):
         sides = [best + step, best - step]
@@ -78,9 +79,8 @@ def read() -> dict[str, dict[float, float]]:
 
 def search(method: str, known: dict[float, float]) -> None:
     """Run the trials that are still wanted and add each to the file."""
-    start = round(math.log10(METHODS[method].default_learning_rate) / HALF) * HALF
     while len(known) < TRIALS:
-        exponent = following(known, start)
+        exponent = following(known)
         known[exponent] = loss_at(method, exponent)
         new = not RESULTS.exists()
         RESULTS.parent.mkdir(parents=True, exist_ok=True)

@@ -142,12 +142,12 @@ class Adaptation:
     def groups(self, learning_rate: float | None, weight_decay: float) -> list[dict[str, Any]]:
         """Return optimizer groups: each method's own learning rate, and no weight decay on vectors.
 
-        A method's rate is its option `learning_rate`, else the given one, else the default tuned for it.
+        A method's rate is its option `learning_rate`, else the given one, else its own for the width of the model.
         """
         groups = []
         for position, part in enumerate(self.parts):
             pairs = [(key, p) for key, p in self.parameters() if key.startswith(f"{position}/")]
-            rate = part.method.learning_rate or learning_rate or part.method.default_learning_rate
+            rate = part.method.learning_rate or learning_rate or part.method.rate(self.layout.width)
             for group in part.method.groups(pairs, rate):
                 for is_vector, decay in ((False, weight_decay), (True, 0.0)):
                     chosen = [(key, p) for key, p in group["params"] if (p.ndim < 2) == is_vector]

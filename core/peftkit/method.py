@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 METHODS: Registry[type[Method]] = Registry("method", "peftkit.methods")
 Targets = str | tuple[str, ...]
+TUNED_WIDTH = 192
+"""Width of the hidden states of the bundled model, on which default learning rates were searched."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,15 @@ class Method:
     random_in_training: ClassVar[bool] = False
     """Whether its forward pass draws at random in training, beside dropout: two splits of a batch then differ."""
     default_learning_rate: ClassVar[float] = 2e-4
+    """The rate found best on the bundled model (docs/results/tuning.csv); `rate` says what other models get."""
+    rate_falls_with_width: ClassVar[bool] = True
+    """Whether it trains matrices that multiply hidden states, and not vectors or prompts alone."""
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """Further choices of options for which the laws of every method are held."""
     learns: ClassVar[Learns] = Learns()
 
     learning_rate: Annotated[float, Gt(0)] | None = None
-    """Learning rate of this method alone; by default that of `train`, or else the one tuned for the method."""
+    """Learning rate of this method alone; by default that of `train`, or else the one that suits the model's width."""
 
     def __init_subclass__(cls, name: str | None = None, **rest: Any):
         super().__init_subclass__(**rest)
@@ -102,6 +107,16 @@ class Method:
     def count(self, layout: Layout) -> int:
         """Return the number of trainable parameters in closed form, from the sizes of the sites alone."""
         raise TypeError(f"the method '{self.name}' does not state its number of trainable parameters")
+
+    def rate(self, width: int) -> float:
+        """Return the default learning rate for a model whose hidden states are `width` wide.
+
+        An Adam step of one size on each weight of a matrix moves its output by the number of inputs, so that the rate
+        found at 192 falls as 192 / width where matrices are trained, and stays for vectors and prompts (Yang et al.
+        2022, arXiv:2203.03466, table 3). It never rises above the rate found.
+        """
+        share = min(1.0, TUNED_WIDTH / width) if self.rate_falls_with_width else 1.0
+        return self.default_learning_rate * share
 
     # Hooks of the trainer -------------------------------------------------------------------------------------------
 

@@ -43,6 +43,23 @@ def test_the_attention_written_out(variant):
     assert (adapter(attend, q, k, v, mask) - expected).abs().max() <= 1e-5
 
 
+def test_the_keys_of_the_prompt_pass_the_norm_of_keys():
+    model = tiny("qwen3")
+    adaptation = adapt.attach(model, [LlamaAdapter(length=3)])
+    adapter = next(iter(adaptation.parts[0].adapters.values()))
+    module, seen = adapter.site.module, []
+    like = torch.randn(1, 2, 5, 8)
+
+    def attend(q, k, v, mask):
+        seen.append(k)
+        return torch.zeros(1, 5, 4, 8)
+
+    adapter(attend, torch.randn(1, 4, 5, 8), like, like, torch.ones(1, 1, 5, 5, dtype=torch.bool))
+    with torch.no_grad():
+        expected = module.k_norm(module.k_proj(adapter.P).view(3, 2, 8)).transpose(0, 1)
+    assert torch.allclose(seen[1][0], expected, atol=1e-6)
+
+
 def test_hugging_face_peft_computes_the_same():
     peft = pytest.importorskip("peft")
     config = peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1, task_type="CAUSAL_LM")

@@ -18,14 +18,17 @@ from peftkit.ports.attention import Attend, AttentionAdapter
 from peftkit.ports.linear import linear
 from peftkit.quantization.weight import dense
 
+KEY_NORMS = ("k_norm", "k_layernorm")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaAdapter(Method, name="llama-adapter"):
     """Attention gives Attn(q, K, V) + g Attn(q, W_k P, W_v P): a softmax of its own over a prompt P [length, width].
 
-    P goes through the layer's frozen key and value maps, without rotary positions. `variant: paper` (the default) has
-    one factor g for each layer, as Hugging Face peft; `variant: official` is tanh(g) with one g for each head, as the
-    later official code. g starts at zero, so that the start is the base; P is drawn from N(0, 1).
+    P goes through the layer's frozen key and value maps and, where the layer has one, its norm of keys, without rotary
+    positions. `variant: paper` (the default) has one factor g for each layer, as Hugging Face peft; `variant: official`
+    is tanh(g) with one g for each head, as the later official code. g starts at zero, so that the start is the base; P
+    is drawn from N(0, 1).
     """
 
     port: ClassVar[str] = "attention"
@@ -73,10 +76,18 @@ class GatedPrompt(AttentionAdapter):
 
     def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         prompt = self.P.to(q.dtype)
-        keys, values = split(_map(prompt, self.site.parts["k"]), k), split(_map(prompt, self.site.parts["v"]), v)
+        keys, values = self._normed(_map(prompt, self.site.parts["k"]), k), split(_map(prompt, self.site.parts["v"]), v)
         gate = (torch.tanh(self.g) if self.bounded else self.g).to(q.dtype).unsqueeze(-1)
         seen = mask.new_ones(*mask.shape[:3], len(prompt))
         return attend(q, k, v, mask) + gate * attend(q, keys, values, seen)
+
+    def _normed(self, keys: Tensor, like: Tensor) -> Tensor:
+        """Split keys [length, groups * size] into heads, through the frozen norm of keys where the layer has one."""
+        norm = next((found for name in KEY_NORMS if (found := getattr(self.site.module, name, None)) is not None), None)
+        if norm is None:
+            return split(keys, like)
+        per_head = norm.weight.numel() == like.shape[3]
+        return norm(split(keys, like)) if per_head else split(norm(keys), like)
 
 
 def _map(x: Tensor, site: Site) -> Tensor:

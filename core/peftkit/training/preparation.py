@@ -51,6 +51,8 @@ def prepare(recipe: Recipe) -> Prepared:
     section = recipe.train
     device = choose_device(section.device)
     methods = recipe.methods()
+    # What the model's layout alone tells is refused before gigabytes are read.
+    adapt.check(load_model(recipe.model, device="meta", weights=False).model, methods)
     loaded = load_model(recipe.model, device=str(device))
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
     template = choose(recipe.dataset.template, loaded.tokenizer).with_soft(adaptation.soft_ids)
