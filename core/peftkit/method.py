@@ -43,7 +43,7 @@ class Method:
     """The options of one method as a recipe writes them; a subclass adds its own and says what it builds.
 
     Class attributes a subclass sets: `port` (where it attaches), `family`, `paper` (authors, year, arXiv id),
-    `summary` (one or two sentences), `default_learning_rate`, `mergeable`, and `moves_base` where its published
+    `summary` (two sentences), `default_learning_rate`, `mergeable`, and `moves_base` where its published
     start changes the logits.
     """
 

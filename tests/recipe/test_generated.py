@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from peftkit import resources
 from peftkit.method import METHODS
@@ -32,7 +33,7 @@ def test_methods_page_is_current():
 
 def test_every_method_says_what_it_is():
     for name, cls in METHODS.items():
-        assert cls.summary, name
+        assert len(re.findall(r"[.](?: |$)", cls.summary)) == 2, f"{name}: two sentences say what it does"
         assert cls.paper, name
         assert cls.family, name
         for option, facts in method_schema(cls)["properties"].items():

@@ -32,7 +32,9 @@ class AdaLoRA(Method, name="adalora"):
     port: ClassVar[str] = "linear"
     family: ClassVar[str] = "reparameterisation"
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.10512"
-    summary: ClassVar[str] = "A low-rank change in singular-value form whose ranks move to the layers that need them."
+    summary: ClassVar[str] = (
+        "Adds a low-rank change in singular-value form. Ranks move during training to the layers that need them."
+    )
     default_learning_rate: ClassVar[float] = 2e-3
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 3, "initial_rank": 5, "targets": "linear", "interval": 3, "warmup": 10, "orthogonality": 0.1},

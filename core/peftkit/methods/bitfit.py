@@ -26,8 +26,8 @@ class BitFit(Method, name="bitfit"):
     family: ClassVar[str] = "selection"
     paper: ClassVar[str] = "Ben Zaken et al. 2021, arXiv:2106.10199"
     summary: ClassVar[str] = (
-        "Trains the biases that the model has and freezes every weight; models without biases, such as Llama, are "
-        "refused."
+        "Trains the biases that the model has and freezes every weight. Models without biases, such as Llama, "
+        "are refused."
     )
     default_learning_rate: ClassVar[float] = 1e-3
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"targets": ["up", "down"]},)

@@ -31,8 +31,8 @@ class DiffPruning(Method, name="diff-pruning"):
     family: ClassVar[str] = "selection"
     paper: ClassVar[str] = "Guo et al. 2020, arXiv:2012.07463"
     summary: ClassVar[str] = (
-        "Trains a change of every weight with a gate on each, then keeps the largest few; memory of full fine-tuning, "
-        "but a small saved adapter."
+        "Trains a change of every weight with a gate on each, in the memory of full fine-tuning. The largest "
+        "few changes are kept, so that the saved adapter is small."
     )
     random_in_training: ClassVar[bool] = True
     default_learning_rate: ClassVar[float] = 1e-4

@@ -31,7 +31,8 @@ class DyLoRA(LoRA, name="dylora"):
 
     paper: ClassVar[str] = "Valipour et al. 2022, arXiv:2210.07558"
     summary: ClassVar[str] = (
-        "Draws the rank of each training step, so that the first rows carry most; the trained pair works at every rank."
+        "Draws the rank of each training step, so that the first rows of a low-rank pair carry most. The "
+        "trained pair works at every rank."
     )
     random_in_training: ClassVar[bool] = True
     default_learning_rate: ClassVar[float] = 4e-4

@@ -31,8 +31,8 @@ class FishMask(Method, name="fishmask"):
     family: ClassVar[str] = "selection"
     paper: ClassVar[str] = "Sung et al. 2021, arXiv:2111.09839"
     summary: ClassVar[str] = (
-        "Trains the few weights whose squared gradients on the data are largest, chosen once before training; saves "
-        "their positions and changes alone."
+        "Trains the few weights whose squared gradients on the data are largest, chosen once before training. "
+        "Their positions and changes alone are saved."
     )
     default_learning_rate: ClassVar[float] = 5e-4
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"density": 0.1, "targets": ["attention", "head"]},)

@@ -19,7 +19,7 @@ class Full(Method, name="full"):
     family: ClassVar[str] = "baseline"
     paper: ClassVar[str] = "the reference of Houlsby et al. 2019, arXiv:1902.00751"
     summary: ClassVar[str] = (
-        "Trains every weight of the model; needs memory for gradients and optimizer states of all of them."
+        "Trains every weight of the model. It needs memory for gradients and optimizer states of all of them."
     )
     default_learning_rate: ClassVar[float] = 2e-5
     learns: ClassVar[Learns] = Learns(loss=1.0, steps=60, learning_rate=1e-2)

@@ -26,7 +26,7 @@ class HeadTuning(Method, name="head-tuning"):
     family: ClassVar[str] = "selection"
     paper: ClassVar[str] = "Peters et al. 2019, arXiv:1903.05987"
     summary: ClassVar[str] = (
-        "Trains the output head on the frozen features of the model; no gradient runs through the layers below."
+        "Trains the output head on the frozen features of the model. No gradient runs through the layers below."
     )
     default_learning_rate: ClassVar[float] = 1e-4
     learns: ClassVar[Learns] = Learns(loss=1.5, steps=60, learning_rate=3e-2)

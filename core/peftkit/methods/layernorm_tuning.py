@@ -30,7 +30,8 @@ class LayerNormTuning(Method, name="layernorm-tuning"):
     family: ClassVar[str] = "selection"
     paper: ClassVar[str] = "Zhao et al. 2023, arXiv:2312.11420"
     summary: ClassVar[str] = (
-        "Trains the weights and biases of the normalisation layers, a few vectors in each block, and nothing else."
+        "Trains the weights and biases of the normalisation layers. These are a few vectors in each block, "
+        "and nothing else moves."
     )
     default_learning_rate: ClassVar[float] = 2e-3
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"layers": "1"},)

@@ -33,7 +33,7 @@ class LoRA(Method, name="lora"):
     port: ClassVar[str] = "linear"
     family: ClassVar[str] = "reparameterisation"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
-    summary: ClassVar[str] = "Adds a trainable product of two thin matrices to frozen linear weights; merges into them."
+    summary: ClassVar[str] = "Adds a trainable product of two thin matrices to frozen weights. It merges into them."
     default_learning_rate: ClassVar[float] = 2e-4
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 4, "alpha": 4, "targets": ["linear", "head"], "rank_stabilised": True, "init": "gaussian"},

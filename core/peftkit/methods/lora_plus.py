@@ -23,7 +23,7 @@ class LoRAPlus(LoRA, name="lora-plus"):
 
     paper: ClassVar[str] = "Hayou et al. 2024, arXiv:2402.12354"
     summary: ClassVar[str] = (
-        "LoRA whose zero-started matrix learns several times faster than the other; same size and same merge."
+        "LoRA whose zero-started matrix learns several times faster than the other. Size and merge are those of LoRA."
     )
     default_learning_rate: ClassVar[float] = 1e-4
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"ratio": 4.0, "targets": "linear", "rank": 4},)

@@ -32,7 +32,7 @@ class SoRA(LoRA, name="sora"):
 
     paper: ClassVar[str] = "Ding et al. 2023, arXiv:2311.11696"
     summary: ClassVar[str] = (
-        "LoRA with a gate on each rank; a proximal step after each update closes gates, and closed ones are cut off."
+        "LoRA with a gate on each rank. A proximal step after each update closes gates, and closed ones are cut off."
     )
     default_learning_rate: ClassVar[float] = 4e-4
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"targets": "linear", "threshold": 0.01, "rank": 4},)
