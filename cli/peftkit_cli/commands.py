@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from peftkit.errors import PeftkitError
-from peftkit_cli import eval, export, generate, list, merge, new, score, train, validate
+from peftkit_cli import compare, eval, export, generate, list, merge, new, score, train, validate
 from peftkit_cli.main import COMMANDS, SUMMARY
 from peftkit_cli.terminal import tell_warnings
 
@@ -15,6 +15,7 @@ UsageFault: type[Exception] = typer.BadParameter.__mro__[2]  # pyright: ignore[r
 """typer's class of every misuse of the command line: it is public only through its children."""
 FUNCTIONS = {
     "train": train.train,
+    "compare": compare.compare,
     "eval": eval.evaluate,
     "generate": generate.generate,
     "merge": merge.merge,

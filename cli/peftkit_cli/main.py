@@ -12,6 +12,7 @@ from peftkit.errors import PeftkitError
 SUMMARY = "Fine-tune language models with few trainable parameters: a YAML recipe in, a run folder out."
 COMMANDS = {
     "train": "Train a recipe into a run folder.",
+    "compare": "Train and score several methods side by side.",
     "eval": "Score a run, or a recipe's untrained model.",
     "generate": "Answer a prompt with a run.",
     "merge": "Write a run's adapter into its model's weights.",

@@ -20,6 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SMALL = {
     "train": ["train.max_steps=2", "train.batch_examples=4", "train.batch_tokens=null", "dataset.limit=16"],
+    "compare": ["train.max_steps=2", "dataset.limit=16", "eval.limit=2", "generation.max_new_tokens=4"],
     "eval": ["--limit", "2"],
 }
 """What makes a command of the README short enough for a test."""
@@ -37,7 +38,7 @@ COMMANDS = [line for block in blocks(README, "sh") for line in block.splitlines(
 def test_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("peft ")]
-    assert len(run) >= 7
+    assert len(run) >= 8
     for arguments in run:
         code = program.main([*arguments, *SMALL.get(arguments[0], [])])
         assert code == 0, (arguments, capsys.readouterr().err)

@@ -10,6 +10,7 @@ from peftkit_cli.main import COMMANDS
 
 SURFACE = {
     "train": ["--dry-run", "--output", "--resume", "-o", "[KEY=VALUE]...", "RECIPE"],
+    "compare": ["--budget", "--methods", "--output", "--seeds", "-o", "[KEY=VALUE]...", "RECIPE"],
     "eval": ["--base", "--json", "--limit", "--split", "RUN|RECIPE", "[KEY=VALUE]..."],
     "generate": ["--base", "PROMPT", "RUN"],
     "merge": ["--output", "-o", "RUN"],

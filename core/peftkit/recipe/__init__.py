@@ -7,6 +7,7 @@ from peftkit.recipe.compose import part_names
 from peftkit.recipe.loading import load
 from peftkit.recipe.schema import schema
 from peftkit.recipe.sections import (
+    CompareSection,
     DatasetSection,
     EvalSection,
     GenerationSection,
@@ -18,6 +19,7 @@ from peftkit.recipe.sections import (
 )
 
 __all__ = [
+    "CompareSection",
     "DatasetSection",
     "EvalSection",
     "GenerationSection",

@@ -40,13 +40,13 @@ def expand(tree: Node, mistakes: Mistakes) -> Node:
         elif key == "include" and isinstance(node.value, str):
             node = Node([node], node.place)
         elif key == "method":
-            node = _expand_methods(node, mistakes)
+            node = expand_methods(node, mistakes)
         keys[key] = node
     return Node(keys, tree.place)
 
 
-def _expand_methods(node: Node, mistakes: Mistakes) -> Node:
-    """Return a list of one-key mappings {name: options}."""
+def expand_methods(node: Node, mistakes: Mistakes, home: str = "method") -> Node:
+    """Return a list of one-key mappings {name: options}; mistakes are told at the key `home`."""
     items = []
     for item in node.value if isinstance(node.value, list) else [node]:
         if isinstance(item.value, str):
@@ -61,7 +61,7 @@ def _expand_methods(node: Node, mistakes: Mistakes) -> Node:
             found = f"{show(options.value)} as the options of '{name}'"
         elif isinstance(item.value, dict):
             found = f"a mapping of {len(item.value)} keys"
-        mistakes.add(item.place, "method", f"found {found}; allowed: {METHOD_FORMS}")
+        mistakes.add(item.place, home, f"found {found}; allowed: {METHOD_FORMS}")
     return Node(items, node.place)
 
 

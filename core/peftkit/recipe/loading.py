@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -13,14 +12,11 @@ from peftkit.errors import PeftkitError
 from peftkit.recipe import compose
 from peftkit.recipe.catalogue import find
 from peftkit.recipe.choices import dataset_names, quantization_formats
-from peftkit.recipe.describe import words
+from peftkit.recipe.chosen import complete_compared, complete_methods
 from peftkit.recipe.mistakes import Mistakes, Place, suggest
 from peftkit.recipe.sections import Recipe
 from peftkit.recipe.translate import translate
 from peftkit.recipe.tree import Node, from_python, read_file
-
-if TYPE_CHECKING:
-    from peftkit.method import Method
 
 
 def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -49,7 +45,10 @@ def _validate(tree: Node, mistakes: Mistakes) -> Recipe:
     keys = tree.plain()
     homes = dict(compose.KEYS)
     if "method" in tree.value:
-        keys["method"] = _complete_methods(tree, keys, homes, mistakes)
+        keys["method"] = complete_methods(tree, keys, homes, mistakes)
+    compared = tree.find(("compare", "methods"))
+    if isinstance(keys.get("compare"), dict) and "methods" in keys["compare"]:
+        keys["compare"]["methods"] = complete_compared(compared, keys.get("method") or [], mistakes)
     _check_names(tree, mistakes)
     recipe = None
     try:
@@ -61,64 +60,6 @@ def _validate(tree: Node, mistakes: Mistakes) -> Recipe:
     if recipe is None:
         raise PeftkitError("the recipe is not valid")
     return recipe
-
-
-def _complete_methods(
-    tree: Node, keys: dict[str, Any], homes: dict[str, list[str]], mistakes: Mistakes
-) -> list[dict[str, Any]]:
-    """Return the chosen methods with every option written out; the recipe's `rank` moves into those that have one.
-
-    `homes` learns the options of each method, for suggestions.
-    """
-    from peftkit.method import METHODS
-
-    rank = keys.get("rank") if type(keys.get("rank")) is int and keys["rank"] >= 1 else None
-    choices: list[dict[str, Any]] = []
-    reached, ranked = False, ""
-    for item in tree.value["method"].value:
-        ((name, options),) = item.value.items()
-        if name not in METHODS:
-            mistakes.add(item.place, "method", f"found '{name}', which is no method; {suggest(name, METHODS.names())}")
-            continue
-        names = [field.name for field in dataclasses.fields(METHODS[name])]
-        homes[f"method.{name}"] = names
-        given = options.plain()
-        if rank is not None and "rank" in names:
-            ranked, reached = name, reached or "rank" not in given
-            given = {"rank": rank, **given}
-        choices.append({"name": name, "options": _complete(METHODS[name], given, options, mistakes)})
-    if reached:
-        keys["rank"] = None
-    elif rank is not None and not mistakes.tells("method"):
-        reason = f"'{ranked}' sets its own: write method.{ranked}.rank" if ranked else "no chosen method has a rank"
-        mistakes.add(tree.value["rank"].place, "rank", f"found {rank}, and {reason}")
-    return choices
-
-
-def _complete(method: type[Method], given: dict[str, Any], options: Node, mistakes: Mistakes) -> dict[str, Any]:
-    """Return every option of a method; a wrong one is told where it stands, found by trying each alone."""
-    from peftkit.method import schema
-
-    meanings = schema(method)["properties"]
-    known = {key: value for key, value in given.items() if key in meanings}
-    for key in [key for key in given if key not in meanings]:
-        place = options.value[key].place
-        mistakes.add(place, f"method.{method.name}.{key}", f"unknown key; {suggest(key, meanings)}")
-    try:
-        return method.from_options(known).options()
-    except PeftkitError as error:
-        told = False
-        for key, value in known.items():
-            try:
-                method.from_options({key: value})
-            except PeftkitError as fault:
-                reason = str(fault).removeprefix(f"{method.name}: ").removeprefix(f"{key}: ")
-                place, allowed = options.find((key,)).place, words(meanings[key])
-                mistakes.add(place, f"method.{method.name}.{key}", f"{reason}; allowed: {allowed}")
-                told = True
-        if not told:
-            mistakes.add(options.place, f"method.{method.name}", str(error).removeprefix(f"{method.name}: "))
-    return {}
 
 
 def _check_names(tree: Node, mistakes: Mistakes) -> None:

@@ -11,7 +11,9 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS, TUNED_WIDTH, Method, schema
 from peftkit.models.load import load
+from peftkit.recipe.loading import load as load_recipe
 from peftkit.recipe.sections import ModelSection
+from peftkit.tasks import TASKS
 
 LLAMA_2_7B = {
     "architecture": "llama",
@@ -41,7 +43,19 @@ method trains matrices that multiply hidden states, and stays where it trains ve
 of each method is bold.
 
 """
-TRIALS = resources.folder("configs").parent / "docs" / "results" / "tuning.csv"
+COMPARED = """\
+## Compared
+
+The lines under the methods are from one comparison of all of them with their defaults, on the same data in the same
+order: `peft compare recipes/compare/bundled-e2e.yaml`. Step time and memory are ratios to `{reference}`.
+[The whole result](results/compare/comparison.md) has every score, the machine, and the loss curves. It tells how the
+methods do on a model of two million weights after a few minutes, and not how they rank on large models.
+"""
+RECIPE = "compare/bundled-e2e"
+RESULTS = resources.folder("configs").parent / "docs" / "results"
+TRIALS = RESULTS / "tuning.csv"
+COMPARISON = RESULTS / "compare" / "comparison.csv"
+
 
 
 def methods_page() -> str:
@@ -56,8 +70,33 @@ def methods_page() -> str:
         rates = f"{method.rate(TUNED_WIDTH):.2g} / {method.rate(4096):.2g}"
         cells = (f"[`{name}`](#{name})", cls.port, cls.family, merges, _count(cls, model), rates, cls.paper)
         rows.append(f"| {' | '.join(cells)} |")
-    sections = [_section(name, cls) for name, cls in METHODS.items()]
-    return HEAD + "\n".join(rows) + "\n\n" + "\n".join([*sections, _rates(TRIALS)])
+    lines, reference = _compared(COMPARISON)
+    sections = [_section(name, cls, lines.get(name, "")) for name, cls in METHODS.items()]
+    closing = [COMPARED.format(reference=reference), _rates(TRIALS)]
+    return HEAD + "\n".join(rows) + "\n\n" + "\n".join([*sections, *closing])
+
+
+def _compared(path: Path) -> tuple[dict[str, str], str]:
+    """Tell each method's line of the comparison in words, and the method that its ratios refer to."""
+    recipe = load_recipe(RECIPE)
+    reference, score = recipe.method[0].name, TASKS[recipe.dataset.name.rpartition("/")[2]].headline
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+
+    def ratio(name: str, figure: str) -> str:
+        return f"{float(rows[name][figure]) / float(rows[reference][figure]):.2f}"
+
+    told = {}
+    for name, row in rows.items():
+        if row["stored"]:
+            told[name] = (
+                f"On {recipe.dataset.name}: {score} {float(row[str(score)]):.3f}, validation loss "
+                f"{float(row['validation_loss']):.3f}, {int(float(row['stored'])):,} stored parameters, "
+                f"step time {ratio(name, 'step_s')}, memory {ratio(name, 'peak_memory_bytes')}."
+            )
+        elif row["note"]:
+            told[name] = f"On {recipe.dataset.name}: refused, since {row['note']}"
+    return told, reference
 
 
 def _rates(path: Path) -> str:
@@ -87,13 +126,14 @@ def _count(cls: type[Method], model: Any) -> str:
     return f"{method.count(Layout(model)):,}"
 
 
-def _section(name: str, cls: type[Method]) -> str:
+def _section(name: str, cls: type[Method], compared: str) -> str:
     rows = ["| option | default | meaning |", "|---|---|---|"]
     defaults = cls.from_options({}).options()
     for option, facts in schema(cls)["properties"].items():
         default = "its own" if option == "learning_rate" else f"`{_written(defaults[option])}`"
         rows.append(f"| `{option}` | {default} | {' '.join(facts.get('description', '').split())} |")
-    return f"## {name}\n\n{cls.summary}\n\n" + "\n".join(rows) + "\n"
+    told = f"{cls.summary}\n\n{compared}".strip()
+    return f"## {name}\n\n{told}\n\n" + "\n".join(rows) + "\n"
 
 
 def _written(value: Any) -> str:

@@ -25,6 +25,11 @@ def schema() -> dict[str, Any]:
     keys["include"] |= {
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string", "examples": part_names()}}]
     }
+    forms = {"type": "array", "items": {"anyOf": [{"type": "string"}, *keys["method"]["anyOf"]]}}
+    compared = definitions["CompareSection"]["properties"]["methods"]
+    compared.update({"anyOf": [{"const": "all"}, forms]})
+    for word in ("type", "items", "default"):
+        compared.pop(word, None)
     for name in ("method", "include"):
         for word in ("type", "items", "minItems", "default"):
             keys[name].pop(word, None)

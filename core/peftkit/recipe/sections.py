@@ -211,6 +211,20 @@ class GenerationSection(Section):
     """Texts that end an answer, besides the task's own."""
 
 
+class CompareSection(Section):
+    """What `peft compare` sets side by side; every other key of the recipe is the same for all of them."""
+
+    methods: Annotated[
+        tuple[Annotated[tuple[MethodChoice, ...], Field(strict=False, min_length=1)], ...], Field(strict=False)
+    ] = ()
+    """Methods as `method` takes them, `a+b` for a combination, or `all`; a bare name of the recipe's own method has its
+    options there."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Runs of each method: with `train.seed`, the seed after it, and so on."""
+    budget: Positive | None = None
+    """Stored parameters of each method: its size (rank, bottleneck, length) is chosen to come nearest."""
+
+
 class Recipe(Section):
     """A whole experiment: what is adapted, how, on what, and where the results go."""
 
@@ -232,6 +246,8 @@ class Recipe(Section):
     """What `peft eval` measures."""
     generation: GenerationSection = GenerationSection()
     """How text is generated."""
+    compare: CompareSection = CompareSection()
+    """What `peft compare` sets side by side."""
     output: PathText | None = None
     """The run folder; null is `runs/` and the name of the recipe's file."""
 
@@ -242,7 +258,13 @@ class Recipe(Section):
         return [METHODS[choice.name].from_options(choice.options) for choice in self.method]
 
     def to_yaml(self) -> str:
-        """Write the resolved recipe with every key; loading it gives an equal Recipe."""
+        """Write the resolved recipe with every key (`compare` where it is used); it loads as an equal Recipe."""
         keys = self.model_dump(exclude={"include"})
         keys["method"] = [{choice.name: choice.options} for choice in self.method]
+        if self.compare == CompareSection():
+            del keys["compare"]
+        else:
+            keys["compare"]["methods"] = [
+                [{choice.name: choice.options} for choice in entry] for entry in self.compare.methods
+            ]
         return yaml.dump(keys, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -23,6 +23,7 @@ class CoQA(Task):
     name = "coqa"
     hub = HubDataset("stanfordnlp/coqa", None, {"test": "validation"})
     metrics = ("coqa",)
+    headline = "f1"
     max_new_tokens = 48
     stop = ("\n",)
     suffix = ".json"

@@ -18,6 +18,7 @@ class E2E(Task):
     name = "e2e"
     hub = HubDataset("tuetschek/e2e_nlg")
     metrics = ("bleu", "nist", "rouge_l", "cider", "coco_bleu")
+    headline = "BLEU-4"
     max_new_tokens = 128
     stop = ("\n",)
     suffix = ".csv"

@@ -39,6 +39,7 @@ class JSONLines(Task):
 
     name = "jsonl"
     metrics = ("bleu", "rouge_l")
+    headline = "BLEU-4"
     max_new_tokens = 256
 
     def read(self, folder: Path, split: str) -> list[Example]:

@@ -21,6 +21,8 @@ class Task(ABC):
     hub: ClassVar[HubDataset | None] = None
     metrics: ClassVar[tuple[str, ...]] = ()
     """Names in `peftkit.metrics.METRICS`."""
+    headline: ClassVar[str | None] = None
+    """The score that stands for the others in a comparison; the first one where it is not named."""
     max_new_tokens: ClassVar[int] = 128
     stop: ClassVar[tuple[str, ...]] = ()
     """Texts that end a generated output besides the end-of-sequence token."""

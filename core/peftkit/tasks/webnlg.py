@@ -34,6 +34,7 @@ class WebNLG(Task):
     name = "webnlg"
     hub = HubDataset("webnlg-challenge/web_nlg", "webnlg_challenge_2017", {"validation": "dev"})
     metrics = ("bleu", "nist", "rouge_l", "cider", "coco_bleu")
+    headline = "BLEU-4"
     max_new_tokens = 192
     stop = ("\n",)
     suffix = ".xml"

@@ -15,7 +15,7 @@ from peftkit.errors import PeftkitError
 if TYPE_CHECKING:
     from peftkit.recipe import Recipe
 
-FREE = ("output", "eval", "generation", "train.keep_checkpoints", "train.save_every", "train.tensorboard")
+FREE = ("output", "eval", "generation", "compare", "train.keep_checkpoints", "train.save_every", "train.tensorboard")
 """Keys that a resumed run may change: they have no part in what is learned."""
 
 

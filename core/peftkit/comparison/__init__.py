@@ -1,0 +1,33 @@
+"""Several methods on the same data in the same order: train, evaluate, and set side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peftkit import files
+from peftkit.comparison.entries import Entry, entries
+from peftkit.comparison.results import Comparison, Row, Spread, read
+from peftkit.comparison.runs import Run, Stopped, Watcher, go, plan
+from peftkit.recipe import Recipe
+
+__all__ = ["Comparison", "Entry", "Row", "Run", "Spread", "Stopped", "Watcher", "compare", "entries"]
+
+
+def compare(recipe: Recipe, folder: Path, watcher: Watcher) -> Comparison:
+    """Run what `recipe.compare` names into `folder` and write the report there; what is finished is kept.
+
+    `folder` gets `runs/` (ordinary run folders), `recipes/`, `logs/`, and comparison.md, .csv, .png and .html, which a
+    comparison that is stopped writes too, from what it has. Raises PeftkitError for what is wrong in the recipe, and
+    Stopped on a signal.
+    """
+    from peftkit.report import write
+
+    found = entries(recipe)
+    runs = plan(recipe, found, folder)
+    files.write_text(folder / "recipe.yaml", recipe.to_yaml())
+    try:
+        go(runs, folder, watcher)
+    finally:
+        result = read(recipe, found, runs)
+        write(result, folder)
+    return result

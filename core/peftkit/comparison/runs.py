@@ -1,0 +1,130 @@
+"""The runs of a comparison, one after the other, each an ordinary run folder; what is finished is not run again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from peftkit import files
+from peftkit.comparison.entries import Entry
+from peftkit.errors import PeftkitError
+from peftkit.recipe import Recipe
+from peftkit.training import folder as run_folder
+from peftkit.training.signals import Deferred
+
+POLL_SECONDS = 0.2
+
+
+class Stopped(PeftkitError):  # noqa: N818
+    """A comparison that was stopped by a signal; the exit code is 128 + the signal's number."""
+
+    def __init__(self, number: int, comparison: Path):
+        super().__init__(f"the comparison in {comparison} was stopped. The same command continues it.")
+        self.exit_code = 128 + number
+
+
+class Watcher(Protocol):
+    """Receives what a comparison does."""
+
+    def began(self, run: Run, position: int, count: int) -> None:
+        """A run begins: number `position`, from 1, of `count`."""
+
+    def waited(self, run: Run) -> None:
+        """A run is going on; called a few times a second."""
+
+    def ended(self, run: Run, seconds: float) -> None:
+        """A run has ended, well or with `run.failure`."""
+
+
+@dataclass
+class Run:
+    """One seed of one entry, or the untrained base (no entry)."""
+
+    label: str
+    folder: Path
+    recipe: Recipe
+    entry: Entry | None = None
+    failure: str | None = None
+    """Why it ended without a result."""
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """The evaluation as the recipe wants it, or None where it is still to be done."""
+        section = self.recipe.eval
+        ending = ".json" if self.entry else "-base.json"
+        for path in sorted((self.folder / "eval").glob(f"*-{section.split}{ending}")):
+            report = files.read_json(path)
+            if report["limit"] == section.limit and report["split"] == section.split:
+                return report
+        return None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.report is not None and (self.entry is None or (self.folder / "summary.json").is_file())
+
+
+def plan(recipe: Recipe, entries: Sequence[Entry], comparison: Path) -> list[Run]:
+    """List the runs, seed by seed so that a comparison that is stopped early has something of every method.
+
+    Raises PeftkitError where a folder holds a run of another recipe.
+    """
+    trained = [entry for entry in entries if not entry.refused]
+    runs = [Run("base", comparison / "runs" / "base", entries[0].recipe(recipe, recipe.train.seed))]
+    for seed in trained[0].seeds:
+        for entry in trained:
+            run = Run(f"{entry.label}, seed {seed}", entry.folder(comparison, seed), entry.recipe(recipe, seed), entry)
+            if (run.folder / "recipe.yaml").is_file():
+                run_folder.check_resumed(run.folder, run.recipe)
+            runs.append(run)
+    return runs
+
+
+def go(runs: Sequence[Run], comparison: Path, watcher: Watcher) -> None:
+    """Do what is not finished; a run that fails keeps its reason and the others go on.
+
+    Raises Stopped on SIGINT or SIGTERM, after the run has written its checkpoint.
+    """
+    open_runs = [run for run in runs if not run.finished]
+    with Deferred() as deferred:
+        for position, run in enumerate(open_runs, 1):
+            watcher.began(run, position, len(open_runs))
+            began = time.monotonic()
+            for _ in _wait(run, comparison, deferred):
+                watcher.waited(run)
+            if deferred.received is not None:
+                raise Stopped(deferred.received, comparison)
+            watcher.ended(run, time.monotonic() - began)
+
+
+def _wait(run: Run, comparison: Path, deferred: Deferred) -> Iterator[None]:
+    """Start a run in a process and yield until it ends; a signal is passed on once."""
+    name = run.folder.relative_to(comparison / "runs").as_posix().replace("/", "-")
+    recipe, log = comparison / "recipes" / f"{name}.yaml", comparison / "logs" / f"{name}.txt"
+    files.write_text(recipe, run.recipe.to_yaml())
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "peftkit.comparison.worker", str(recipe), str(run.folder)]
+    with log.open("wb") as output:
+        # In a session of its own the terminal's Ctrl-C does not reach it twice.
+        process = subprocess.Popen(
+            [*command, *([] if run.entry else ["--base"])],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        told = False
+        while process.poll() is None:
+            if deferred.received is not None and not told:
+                process.send_signal(deferred.received)
+                told = True
+            yield
+            time.sleep(POLL_SECONDS)
+    if process.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+        run.failure = f"{lines[-1]} (exit code {process.returncode}; {log} has all it said)"

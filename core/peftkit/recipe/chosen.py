@@ -1,0 +1,110 @@
+"""The methods that a recipe chooses, with every option written out; a wrong one is told where it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from peftkit.errors import PeftkitError
+from peftkit.recipe.compose import expand_methods
+from peftkit.recipe.describe import words
+from peftkit.recipe.mistakes import Mistakes, suggest
+from peftkit.recipe.tree import Node
+
+if TYPE_CHECKING:
+    from peftkit.method import Method
+
+ALL = "all"
+"""Stands for every registered method in a comparison."""
+
+
+def complete_methods(
+    tree: Node, keys: dict[str, Any], homes: dict[str, list[str]], mistakes: Mistakes
+) -> list[dict[str, Any]]:
+    """Return the chosen methods with every option written out; the recipe's `rank` moves into those that have one.
+
+    `homes` learns the options of each method, for suggestions.
+    """
+    from peftkit.method import METHODS
+
+    rank = keys.get("rank") if type(keys.get("rank")) is int and keys["rank"] >= 1 else None
+    choices: list[dict[str, Any]] = []
+    reached, ranked = False, ""
+    for item in tree.value["method"].value:
+        ((name, options),) = item.value.items()
+        if name not in METHODS:
+            mistakes.add(item.place, "method", f"found '{name}', which is no method; {suggest(name, METHODS.names())}")
+            continue
+        names = [field.name for field in dataclasses.fields(METHODS[name])]
+        homes[f"method.{name}"] = names
+        given = options.plain()
+        if rank is not None and "rank" in names:
+            ranked, reached = name, reached or "rank" not in given
+            given = {"rank": rank, **given}
+        choices.append({"name": name, "options": _complete(METHODS[name], given, options, mistakes)})
+    if reached:
+        keys["rank"] = None
+    elif rank is not None and not mistakes.tells("method"):
+        reason = f"'{ranked}' sets its own: write method.{ranked}.rank" if ranked else "no chosen method has a rank"
+        mistakes.add(tree.value["rank"].place, "rank", f"found {rank}, and {reason}")
+    return choices
+
+
+def _complete(
+    method: type[Method], given: dict[str, Any], options: Node, mistakes: Mistakes, home: str = "method"
+) -> dict[str, Any]:
+    """Return every option of a method; a wrong one is told where it stands, found by trying each alone."""
+    from peftkit.method import schema
+
+    meanings = schema(method)["properties"]
+    known = {key: value for key, value in given.items() if key in meanings}
+    for key in [key for key in given if key not in meanings]:
+        place = options.value[key].place
+        mistakes.add(place, f"{home}.{method.name}.{key}", f"unknown key; {suggest(key, meanings)}")
+    try:
+        return method.from_options(known).options()
+    except PeftkitError as error:
+        told = False
+        for key, value in known.items():
+            try:
+                method.from_options({key: value})
+            except PeftkitError as fault:
+                reason = str(fault).removeprefix(f"{method.name}: ").removeprefix(f"{key}: ")
+                place, allowed = options.find((key,)).place, words(meanings[key])
+                mistakes.add(place, f"{home}.{method.name}.{key}", f"{reason}; allowed: {allowed}")
+                told = True
+        if not told:
+            mistakes.add(options.place, f"{home}.{method.name}", str(error).removeprefix(f"{method.name}: "))
+    return {}
+
+
+def complete_compared(node: Node, own: list[dict[str, Any]], mistakes: Mistakes) -> list[list[dict[str, Any]]]:
+    """Return the entries of `compare.methods`, each a list of methods with every option.
+
+    `own` are the recipe's methods: a bare name that is the only one of them stands for it with its options.
+    """
+    from peftkit.method import METHODS
+
+    home, entries = "compare.methods", []
+    items = node.value if isinstance(node.value, list) else [node]
+    if any(item.value == ALL for item in items):
+        items = [Node(name, item.place) for item in items for name in (METHODS.names() if item.value == ALL else ())]
+    for item in items:
+        if isinstance(item.value, str) and [item.value] == [choice["name"] for choice in own]:
+            entries.append(own)
+            continue
+        if isinstance(item.value, str):
+            item = Node([Node(name.strip(), item.place) for name in item.value.split("+")], item.place)
+        entry = []
+        for choice in expand_methods(item, mistakes, home).value:
+            ((name, options),) = choice.value.items()
+            if name in METHODS:
+                entry.append(
+                    {"name": name, "options": _complete(METHODS[name], options.plain(), options, mistakes, home)}
+                )
+            else:
+                told = suggest(name, [*METHODS.names(), ALL])
+                mistakes.add(choice.place, home, f"found '{name}', which is no method; {told}")
+        if entry or not mistakes.tells(home):
+            entries.append(entry)
+    return entries

@@ -1,0 +1,96 @@
+"""What a comparison is made of: labels, sizes by budget, refusals, and recipes that differ in the methods alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftkit.comparison import entries
+from peftkit.errors import PeftkitError
+from peftkit.method import METHODS
+from peftkit.recipe import CompareSection, load
+
+
+def recipe(**compare):
+    keys = {"model": "bundled/tiny", "method": {"lora": {"targets": "linear"}}, "dataset": "bundled/e2e"}
+    return load({**keys, "rank": 4, "compare": compare})
+
+
+def test_the_recipes_own_method_has_its_options_and_others_their_defaults():
+    own, other, pair, sized = entries(recipe(methods=["lora", "dora", "lora+ia3", {"lora": {"rank": 2}}]))
+    assert own.label == "lora (rank 4, targets linear)"
+    assert other.label == "dora"
+    assert [method.name for method in pair.methods] == ["lora", "ia3"]
+    assert sized.label == "lora (rank 2)"
+    assert len({entry.slug for entry in (own, other, pair, sized)}) == 4
+
+
+def test_all_stands_for_every_method_and_what_does_not_suit_is_told():
+    found = {entry.methods[0].name: entry for entry in entries(recipe(methods="all"))}
+    assert list(found) == METHODS.names()
+    assert "no bias" in str(found["bitfit"].refused) or "bias" in str(found["bitfit"].refused)
+    assert not found["lora"].refused
+
+
+def test_the_runs_of_an_entry_differ_from_the_recipe_in_methods_and_seed_alone():
+    base = recipe(methods=["dora"], seeds=3)
+    (entry,) = entries(base)
+    assert entry.seeds == (42, 43, 44)
+    run = entry.recipe(base, 44)
+    assert [choice.name for choice in run.method] == ["dora"]
+    assert run.train.seed == 44
+    assert run.compare == CompareSection()
+    same = {"method", "train", "compare", "output"}
+    assert run.model_dump(exclude=same) == base.model_dump(exclude=same)
+    assert load({**base.model_dump(exclude=same), "method": {"dora": dict(run.method[0].options)}}).method == run.method
+
+
+def test_a_budget_sizes_each_method_and_tells_its_size():
+    budget = 40_000
+    found = entries(recipe(methods=["lora", "krona", "serial-adapter", "lora+prompt-tuning", "ia3"], budget=budget))
+    from peftkit.layout import Layout
+    from peftkit.models.load import load as load_model
+
+    layout = Layout(load_model(recipe().model, device="meta", weights=False).model)
+    for entry in found:
+        stored = sum(method.stored(layout) for method in entry.methods)
+        if "fixed" in entry.note:
+            assert entry.label == "ia3"
+        elif "%" not in entry.note:
+            assert abs(stored / budget - 1) <= 0.01, entry
+    assert found[0].note.startswith("rank ")
+    assert sum("%" not in entry.note and "fixed" not in entry.note for entry in found) >= 2
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ([], "nothing is compared"),
+        (["lora", "lora"], "twice"),
+        (["bitfit"], "none of the methods suits the model"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(methods, message):
+    with pytest.raises(PeftkitError, match=message):
+        entries(recipe(methods=methods))
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (["lroa"], "did you mean 'lora'"),
+        ([{"dora": {"rnk": 3}}], "compare.methods.dora.rnk: unknown key.*did you mean 'rank'"),
+        ([{"lora": {}, "dora": {}}], "found a mapping of 2 keys"),
+        ([[]], "compare.methods.0: found an empty list"),
+        (7, "found 7"),
+    ],
+)
+def test_mistakes_are_told_as_those_of_method(methods, message):
+    with pytest.raises(PeftkitError, match=message):
+        recipe(methods=methods)
+
+
+def test_the_resolved_recipe_builds_the_same_comparison(tmp_path):
+    first = recipe(methods=["lora", "dora+ia3", {"vera": {"rank": 3}}], seeds=2, budget=1e4)
+    (tmp_path / "recipe.yaml").write_text(first.to_yaml())
+    assert load(tmp_path / "recipe.yaml") == first
+    assert "compare" not in load("quickstart").to_yaml()
