@@ -25,6 +25,9 @@ Targets = str | tuple[str, ...]
 TUNED_WIDTH = 192
 """Width of the hidden states of the bundled model, on which default learning rates were searched."""
 
+LARGEST_SIZE = 1 << 20
+"""Above every size that is looked at."""
+
 
 @dataclass(frozen=True)
 class Learns:
@@ -60,6 +63,10 @@ class Method:
     """The rate found best on the bundled model (docs/results/tuning.csv); `rate` says what other models get."""
     rate_falls_with_width: ClassVar[bool] = True
     """Whether it trains matrices that multiply hidden states, and not vectors or prompts alone."""
+    size: ClassVar[str | None] = None
+    """The option that sets how much is stored (a rank, a width, a length, a share); None where none does."""
+    stored_at_most: ClassVar[bool] = False
+    """Whether `stored` is a bound, because what training finds decides how much of it is saved."""
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """Further choices of options for which the laws of every method are held."""
     learns: ClassVar[Learns] = Learns()
@@ -107,6 +114,21 @@ class Method:
     def count(self, layout: Layout) -> int:
         """Return the number of trainable parameters in closed form, from the sizes of the sites alone."""
         raise TypeError(f"the method '{self.name}' does not state its number of trainable parameters")
+
+    def stored(self, layout: Layout) -> int:
+        """Return in closed form how many numbers the adapter saved after training holds; by default what is trained.
+
+        Every number of the file counts: frozen tensors that are saved, and the positions of sparse changes.
+        """
+        return self.count(layout)
+
+    def sizes(self, layout: Layout) -> Sequence[int]:
+        """Return the values that the option `size` may take, from the fewest stored numbers to the most.
+
+        By default these are all whole numbers up to a million; which of them a model refuses, `sites` tells. They
+        mean nothing where the option is a share.
+        """
+        return range(1, LARGEST_SIZE)
 
     def rate(self, width: int) -> float:
         """Return the default learning rate for a model whose hidden states are `width` wide.

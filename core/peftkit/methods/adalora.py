@@ -15,7 +15,7 @@ from peftkit.layout import Layout, Site, parse_layers
 from peftkit.method import Learns, Method, Targets
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.sparse import largest
-from peftkit.ports.triplets import EPSILON, Triplets, from_hf_peft, to_hf_peft
+from peftkit.ports.triplets import EPSILON, Triplets, from_hf_peft, most_stored, to_hf_peft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,8 @@ class AdaLoRA(Method, name="adalora"):
         "Adds a low-rank change in singular-value form. Ranks move during training to the layers that need them."
     )
     default_learning_rate: ClassVar[float] = 2e-3
+    size: ClassVar[str | None] = "rank"
+    stored_at_most: ClassVar[bool] = True
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 3, "initial_rank": 5, "targets": "linear", "interval": 3, "warmup": 10, "orthogonality": 0.1},
     )
@@ -86,6 +88,9 @@ class AdaLoRA(Method, name="adalora"):
     def count(self, layout: Layout) -> int:
         return sum(min(self.start, s.inputs, s.outputs) * (s.inputs + s.outputs + 1) for s in self.sites(layout))
 
+    def stored(self, layout: Layout) -> int:
+        return most_stored(self.sites(layout), self.start, self.rank)
+
     def penalty(self, adapters: Mapping[str, Adapter]) -> Tensor | None:
         norms = [norm for a in cast(Mapping[str, Triplets], adapters).values() for norm in a.skew()]
         return self.orthogonality * torch.stack(norms).mean()
@@ -126,8 +131,8 @@ class AdaLoRA(Method, name="adalora"):
                 adapter.close()
 
     def finish(self, adapters: Mapping[str, Adapter]) -> Method:
-        for adapter in cast(Mapping[str, Triplets], adapters).values():
-            adapter.cut()
+        for adapter in adapters.values():
+            cast(Triplets, adapter).cut()
         return self
 
     def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -140,11 +145,6 @@ class AdaLoRA(Method, name="adalora"):
         state, ranks = from_hf_peft(config, tensors)
         start = max(ranks.values())
         scale = float(config["lora_alpha"]) / (config["init_r"] + EPSILON)
-        method = cls(
-            rank=min(ranks.values()),
-            initial_rank=start,
-            alpha=scale * (start + EPSILON),
-            dropout=float(config.get("lora_dropout") or 0),
-            targets=tuple(ranks),
-        )
+        alpha, dropout = scale * (start + EPSILON), float(config.get("lora_dropout") or 0)
+        method = cls(rank=min(ranks.values()), initial_rank=start, alpha=alpha, dropout=dropout, targets=tuple(ranks))
         return method, state

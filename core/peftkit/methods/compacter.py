@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site, parse_layers
-from peftkit.method import Learns, Method, Targets
+from peftkit.method import LARGEST_SIZE, Learns, Method, Targets
 from peftkit.methods.serial_adapter import ACTIVATIONS, Activation
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
@@ -36,6 +36,7 @@ class Compacter(Method, name="compacter"):
         "a hundredth of their parameters."
     )
     default_learning_rate: ClassVar[float] = 3e-3
+    size: ClassVar[str | None] = "bottleneck"
     mergeable: ClassVar[bool] = False
     trials: ClassVar[tuple[dict[str, Any], ...]] = (
         {"bottleneck": 4, "division": 2, "activation": "relu", "targets": "down", "layers": "1"},
@@ -64,6 +65,9 @@ class Compacter(Method, name="compacter"):
                     "bottleneck and a division that do."
                 )
         return sites
+
+    def sizes(self, layout: Layout) -> range:
+        return range(self.division, LARGEST_SIZE, self.division)
 
     def share(self, layout: Layout) -> nn.Module:
         return Rule(self.division)

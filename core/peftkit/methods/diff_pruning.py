@@ -36,6 +36,7 @@ class DiffPruning(Method, name="diff-pruning"):
     )
     random_in_training: ClassVar[bool] = True
     default_learning_rate: ClassVar[float] = 1e-4
+    size: ClassVar[str | None] = "density"
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"structured": True, "targets": "attention", "density": 0.1},)
     learns: ClassVar[Learns] = Learns(loss=4.2, steps=100, learning_rate=1e-1)
 
@@ -64,6 +65,10 @@ class DiffPruning(Method, name="diff-pruning"):
 
     def count(self, layout: Layout) -> int:
         return sum(2 * site.outputs * site.inputs + self.structured for site in self.sites(layout))
+
+    def stored(self, layout: Layout) -> int:
+        # A position and a change for each entry that is kept.
+        return 2 * sum(entries(site, self.density) for site in self.sites(layout))
 
     def groups(self, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float) -> list[dict[str, Any]]:
         changes = [(key, p) for key, p in parameters if key.endswith("/w")]

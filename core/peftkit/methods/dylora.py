@@ -56,6 +56,9 @@ class DyLoRA(LoRA, name="dylora"):
                 )
         return super().sites(layout)
 
+    def stored(self, layout: Layout) -> int:
+        return self.count(layout) + 1  # the rank drawn last
+
     def share(self, layout: Layout) -> nn.Module:
         shared = nn.Module()
         shared.register_buffer("width", self._draw())

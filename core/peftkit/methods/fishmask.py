@@ -35,6 +35,7 @@ class FishMask(Method, name="fishmask"):
         "Their positions and changes alone are saved."
     )
     default_learning_rate: ClassVar[float] = 5e-4
+    size: ClassVar[str | None] = "density"
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"density": 0.1, "targets": ["attention", "head"]},)
     learns: ClassVar[Learns] = Learns(loss=4.0, steps=60, learning_rate=1e-1)
 
@@ -57,6 +58,9 @@ class FishMask(Method, name="fishmask"):
 
     def count(self, layout: Layout) -> int:
         return sum(entries(site, self.density) for site in self.sites(layout))
+
+    def stored(self, layout: Layout) -> int:
+        return 2 * self.count(layout)  # a position and a change for each
 
     def prepare(self, model: nn.Module, adapters: Mapping[str, Adapter], batches: Iterable[Any]) -> None:
         probed = cast(Mapping[str, Probed], adapters)

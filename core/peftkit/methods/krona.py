@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, cast
 
 import torch
@@ -35,6 +35,7 @@ class KronA(Method, name="krona"):
         "weights."
     )
     default_learning_rate: ClassVar[float] = 1e-3
+    size: ClassVar[str | None] = "factor"
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"factor": 4, "scale": 2.0, "targets": ["linear", "head"]},)
     learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)
 
@@ -58,6 +59,11 @@ class KronA(Method, name="krona"):
     def count(self, layout: Layout) -> int:
         sides = [(self.side(s.outputs), self.side(s.inputs), s) for s in self.sites(layout)]
         return sum(a1 * a2 + (site.outputs // a1) * (site.inputs // a2) for a1, a2, site in sides)
+
+    def sizes(self, layout: Layout) -> list[int]:
+        sides = {size for site in self.sites(layout) for size in (site.inputs, site.outputs)}
+        factors = {factor for size in sides for factor in range(1, size + 1) if size % factor == 0}
+        return sorted(sorted(factors), key=lambda factor: replace(self, factor=factor).count(layout))
 
     def side(self, size: int) -> int:
         """Return the side of A in a dimension of the weight; it divides `size`."""

@@ -39,6 +39,7 @@ class LlamaAdapter(Method, name="llama-adapter"):
         "adds the result, so that training starts from the base model."
     )
     default_learning_rate: ClassVar[float] = 9e-3
+    size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
     trials: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 6, "top": 1, "variant": "official"},)
     learns: ClassVar[Learns] = Learns(loss=4.1, steps=120, learning_rate=0.1)

@@ -35,6 +35,7 @@ class LoRA(Method, name="lora"):
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     summary: ClassVar[str] = "Adds a trainable product of two thin matrices to frozen weights. It merges into them."
     default_learning_rate: ClassVar[float] = 2e-4
+    size: ClassVar[str | None] = "rank"
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 4, "alpha": 4, "targets": ["linear", "head"], "rank_stabilised": True, "init": "gaussian"},
         {"targets": "mlp", "rank_pattern": {"down": 3}, "alpha_pattern": {"up": 5.0}, "layers": "1", "bias": "adapted"},
@@ -69,9 +70,8 @@ class LoRA(Method, name="lora"):
         for site in sites:
             if self.rank_at(site) > min(site.inputs, site.outputs):
                 raise PeftkitError(
-                    f"{self.name}: rank {self.rank_at(site)} is larger than {site.id} [{site.outputs}, "
-                    f"{site.inputs}] allows: "
-                    f"choose at most {min(site.inputs, site.outputs)}, or give this module its own rank in "
+                    f"{self.name}: rank {self.rank_at(site)} is larger than {site.id} [{site.outputs}, {site.inputs}] "
+                    f"allows: choose at most {min(site.inputs, site.outputs)}, or give this module its own rank in "
                     "rank_pattern."
                 )
         return sites

@@ -46,6 +46,9 @@ class LoRAFA(LoRA, name="lora-fa"):
     def count(self, layout: Layout) -> int:
         return super().count(layout) - sum(self.rank_at(site) * site.inputs for site in self.sites(layout))
 
+    def stored(self, layout: Layout) -> int:
+        return super().count(layout)  # A is saved too
+
     def after_backward(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
         for adapter in cast(dict[str, HalfFrozen], adapters).values() if self.correction == "projected" else ():
             if adapter.B.grad is not None:

@@ -35,6 +35,7 @@ class PTuning(Method, name="p-tuning"):
         "dropped after training and the prompt alone is saved."
     )
     default_learning_rate: ClassVar[float] = 1e-3
+    size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
     moves_base: ClassVar[bool] = True
     trials: ClassVar = ({"length": 10, "encoder": "lstm", "hidden": 16}, {"length": 10, "encoder": "none"})
@@ -61,6 +62,9 @@ class PTuning(Method, name="p-tuning"):
             "lstm": 8 * k * (width + k + 2) + 8 * k * (3 * k + 2) + (2 * k + 1) * 2 * k + (2 * k + 1) * width,
         }
         return self.length * width + encoders[self.encoder]
+
+    def stored(self, layout: Layout) -> int:
+        return self.length * layout.embedding().outputs
 
     def finish(self, adapters: Mapping[str, Adapter]) -> Method:
         for adapter in adapters.values():

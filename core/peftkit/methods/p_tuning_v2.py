@@ -34,6 +34,7 @@ class PTuningV2(Method, name="p-tuning-v2"):
         "prefix itself as parameters."
     )
     default_learning_rate: ClassVar[float] = 2e-2
+    size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
     moves_base: ClassVar[bool] = True
     trials: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 6, "layers": "1", "deviation": 1.0},)

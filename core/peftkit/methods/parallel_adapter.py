@@ -31,6 +31,7 @@ class ParallelAdapter(Method, name="parallel-adapter"):
         "bottleneck is not linear and stays beside the model."
     )
     default_learning_rate: ClassVar[float] = 1e-3
+    size: ClassVar[str | None] = "bottleneck"
     mergeable: ClassVar[bool] = False
     trials: ClassVar[tuple[dict[str, Any], ...]] = (
         {"bottleneck": 12, "beside": "attention", "activation": "silu", "layers": "1"},

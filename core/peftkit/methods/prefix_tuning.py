@@ -57,6 +57,9 @@ class PrefixTuning(PTuningV2, name="prefix-tuning"):
         inner = self.length * layout.width + (layout.width + 1) * self.projection
         return inner + (self.projection + 1) * outputs
 
+    def stored(self, layout: Layout) -> int:
+        return super().count(layout)
+
     def finish(self, adapters: Mapping[str, Adapter]) -> PrefixTuning:
         if self.projection is None:
             return self

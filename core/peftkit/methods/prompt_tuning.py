@@ -35,6 +35,7 @@ class PromptTuning(Method, name="prompt-tuning"):
         "prompt costs its length in every context."
     )
     default_learning_rate: ClassVar[float] = 3e-2
+    size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
     moves_base: ClassVar[bool] = True
     trials: ClassVar = ({"length": 8, "init": "random"},)

@@ -38,6 +38,7 @@ class SerialAdapter(Method, name="serial-adapter"):
         "is not linear and stays beside the model."
     )
     default_learning_rate: ClassVar[float] = 1e-3
+    size: ClassVar[str | None] = "bottleneck"
     mergeable: ClassVar[bool] = False
     trials: ClassVar[tuple[dict[str, Any], ...]] = (
         {"bottleneck": 12, "activation": "silu", "targets": "o", "layers": "1", "norms": True},

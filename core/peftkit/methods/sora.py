@@ -37,6 +37,7 @@ class SoRA(LoRA, name="sora"):
     default_learning_rate: ClassVar[float] = 4e-4
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"targets": "linear", "threshold": 0.01, "rank": 4},)
     learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)
+    stored_at_most: ClassVar[bool] = True
 
     threshold: Annotated[float, Ge(0)] = 5e-4
     """How far each step moves a gate towards zero."""

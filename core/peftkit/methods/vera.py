@@ -37,6 +37,7 @@ class VeRA(Method, name="vera"):
         "merges."
     )
     default_learning_rate: ClassVar[float] = 4e-3
+    size: ClassVar[str | None] = "rank"
     bounded_rank: ClassVar[bool] = False
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 64, "targets": ["linear", "head"], "save_projection": True, "projection_seed": 7, "dropout": 0.1},
@@ -71,6 +72,10 @@ class VeRA(Method, name="vera"):
     def count(self, layout: Layout) -> int:
         return sum(site.outputs + self.rank for site in self.sites(layout))
 
+    def stored(self, layout: Layout) -> int:
+        sides = map(max, zip(*((site.inputs, site.outputs) for site in self.sites(layout)), strict=True))
+        return self.count(layout) + (self.rank * sum(sides) if self.save_projection else 0)
+
     def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         mine = cast(dict[str, Vectors], adapters)
         part = next((adapter.site.id for adapter in mine.values() if adapter.site.rows is not None), None)
@@ -83,14 +88,13 @@ class VeRA(Method, name="vera"):
             "projection_prng_key": self.projection_seed,
             "save_projection": True,
             "vera_dropout": self.dropout,
-            "target_modules": sorted(adapter.site.path for adapter in mine.values()),
+            "target_modules": sorted(mine),
             "inference_mode": True,
         }
         shared = next(iter(mine.values())).shared
         tensors = {"base_model.vera_A": shared.A, "base_model.vera_B": shared.B}
-        for adapter in mine.values():
-            tensors[f"{PREFIX}{adapter.site.path}.vera_lambda_b"] = adapter.b.detach()
-            tensors[f"{PREFIX}{adapter.site.path}.vera_lambda_d"] = adapter.d.detach()
+        for path, adapter in mine.items():
+            tensors |= {f"{PREFIX}{path}.vera_lambda_{key}": getattr(adapter, key).detach() for key in "bd"}
         return config, tensors
 
     @classmethod
@@ -103,14 +107,10 @@ class VeRA(Method, name="vera"):
             if name not in ("vera_A", "vera_B", "vera_lambda_b", "vera_lambda_d"):
                 raise PeftkitError(f"adapter_model.safetensors: the tensor '{key}' is not part of a VeRA adapter.")
             state[f"{path or 'shared'}/{name[-1]}"] = tensor.float()
-        method = cls(
-            rank=config["r"],
-            projection_seed=config.get("projection_prng_key") or 0,
-            save_projection="shared/A" in state,
-            dropout=float(config.get("vera_dropout") or 0),
-            targets=tuple(sorted({key.rpartition("/")[0] for key in state} - {"shared"})),
-        )
-        return method, state
+        seed, dropout = config.get("projection_prng_key") or 0, float(config.get("vera_dropout") or 0)
+        rank, saved = config["r"], "shared/A" in state
+        targets = tuple(sorted({key.rpartition("/")[0] for key in state} - {"shared"}))
+        return cls(rank=rank, projection_seed=seed, save_projection=saved, dropout=dropout, targets=targets), state
 
 
 class Projection(nn.Module):

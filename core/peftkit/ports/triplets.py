@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +92,19 @@ class Triplets(Delta):
     def _forget(self) -> None:
         for key in list(self._buffers):
             delattr(self, key)
+
+
+def most_stored(sites: Sequence[Site], start: int, rank: int) -> int:
+    """Return the most numbers that are saved of `rank` triplets a site on average.
+
+    The importance of triplets decides where they stay; most is saved where the largest sites keep all that they start
+    with, which are `start` or as many as the site allows.
+    """
+    left, total = rank * len(sites), 0
+    for site in sorted(sites, key=lambda site: site.inputs + site.outputs, reverse=True):
+        kept = min(left, start, site.inputs, site.outputs)
+        left, total = left - kept, total + kept * (site.inputs + site.outputs + 1)
+    return total
 
 
 def to_hf_peft(

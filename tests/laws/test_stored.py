@@ -1,0 +1,35 @@
+"""What a method says that it stores is what the saved file holds once training has ended."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import load_file
+from subjects import attached, loss, randomise, tokens
+
+from peftkit import adapt
+
+STEPS = 20
+
+
+def test_the_saved_file_holds_the_numbers_that_are_stated(name, position, architecture, tmp_path):
+    torch.manual_seed(0)
+    model, adaptation = attached(name, position, architecture)
+    method, layout = adaptation.methods[0], adaptation.layout
+    ids = tokens(3, 8, seed=5)
+    adaptation.prepare([])
+    randomise(adaptation)
+    optimizer = torch.optim.AdamW(adaptation.groups(1e-2, 0.0))
+    model.train()
+    for index in range(STEPS):
+        value, penalty = loss(model, ids), adaptation.penalty()
+        (value if penalty is None else value + penalty).backward()
+        adaptation.after_backward(index, STEPS)
+        optimizer.step()
+        adaptation.after_step(index, STEPS)
+        optimizer.zero_grad()
+    adaptation.finish()
+    adapt.save(adaptation, tmp_path / "adapter", {"name": architecture})
+    saved = sum(tensor.numel() for tensor in load_file(tmp_path / "adapter" / adapt.TENSORS).values())
+    assert 0 < saved
+    stated = method.stored(layout)
+    assert saved <= stated if method.stored_at_most else saved == stated
