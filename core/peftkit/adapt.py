@@ -27,13 +27,15 @@ TENSORS = "adapter.safetensors"
 DESCRIPTION = "adapter.json"
 
 
-def check(model: nn.Module, methods: Sequence[Method]) -> list[tuple[dict[str, Any], list[str]]]:
+def check(
+    model: nn.Module, methods: Sequence[Method], layout: Layout | None = None
+) -> list[tuple[dict[str, Any], list[str]]]:
     """Find each method's sites (by id) and own parameters (names) without changing the model; refuse what cannot be.
 
-    Raises PeftkitError for a target without a match, a rank above a layer's, a method that would train nothing, or two
-    methods that own one parameter.
+    `layout` is that of the model, where the caller has it already. Raises PeftkitError for a target without a match, a
+    rank above a layer's, a method that would train nothing, or two methods that own one parameter.
     """
-    layout = Layout(model)
+    layout = layout or Layout(model)
     found: list[tuple[dict[str, Any], list[str]]] = []
     owners: dict[str, str] = {}
     for method in methods:

@@ -63,7 +63,9 @@ class KronA(Method, name="krona"):
     def sizes(self, layout: Layout) -> list[int]:
         sides = {size for site in self.sites(layout) for size in (site.inputs, site.outputs)}
         factors = {factor for size in sides for factor in range(1, size + 1) if size % factor == 0}
-        return sorted(sorted(factors), key=lambda factor: replace(self, factor=factor).count(layout))
+        # Of factors that store alike (A and B change places) the smallest is kept.
+        found = {replace(self, factor=factor).count(layout): factor for factor in sorted(factors, reverse=True)}
+        return [found[count] for count in sorted(found)]
 
     def side(self, size: int) -> int:
         """Return the side of A in a dimension of the weight; it divides `size`."""
