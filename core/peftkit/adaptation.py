@@ -148,7 +148,7 @@ class Adaptation:
         for position, part in enumerate(self.parts):
             pairs = [(key, p) for key, p in self.parameters() if key.startswith(f"{position}/")]
             rate = part.method.learning_rate or learning_rate or part.method.rate(self.layout.width)
-            for group in part.method.groups(pairs, rate):
+            for group in part.method.groups(self.layout, pairs, rate):
                 for is_vector, decay in ((False, weight_decay), (True, 0.0)):
                     chosen = [(key, p) for key, p in group["params"] if (p.ndim < 2) == is_vector]
                     if chosen:

@@ -159,8 +159,13 @@ class Method:
         """Bring the adapters to the form that is saved after training, and return the method that describes it."""
         return self
 
-    def groups(self, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float) -> list[dict[str, Any]]:
-        """Return optimizer groups, each `params` as (key, parameter) pairs and `lr`."""
+    def groups(
+        self, layout: Layout, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float
+    ) -> list[dict[str, Any]]:
+        """Return optimizer groups, each `params` as (key, parameter) pairs and `lr`.
+
+        A group may name its `optimizer` and hold that one's options; without, it gets the default one.
+        """
         return [{"params": list(parameters), "lr": learning_rate}]
 
     # Interchange ----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from peftkit.data.template import choose
 from peftkit.errors import PeftkitError
 from peftkit.layout import own_parameters
 from peftkit.models.load import load as load_model
+from peftkit.optim.build import state_bytes
 from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.preparation import batched, check_length, nothing_left
 from peftkit.training.windows import count_steps
@@ -117,7 +118,7 @@ def estimate(model: nn.Module, adaptation: adapt.Adaptation, batches: Batches, s
     return {
         "weights": sum(parameter.numel() * parameter.element_size() for parameter in own) + adapters,
         "gradients": trained,
-        "optimizer": 2 * trained,
+        "optimizer": state_bytes(adaptation.groups(section.learning_rate, section.weight_decay)),
         "activations": saved_bytes(model, shape) // (2 if half else 1),
     }
 

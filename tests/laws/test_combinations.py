@@ -12,6 +12,7 @@ from peftkit import adapt
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
+from peftkit.optim.build import Optimizers
 
 
 def drawn(size: int, count: int) -> list[tuple[str, ...]]:
@@ -40,7 +41,7 @@ def test_parts_train_save_and_load_together(names, tmp_path):
     model = tiny("llama")
     adaptation = adapt.attach(model, build(names))
     assert adaptation.trainable == sum(method.count(adaptation.layout) for method in adaptation.methods)
-    optimizer = torch.optim.AdamW(adaptation.groups(1e-3, 0.0))
+    optimizer = Optimizers(adaptation.groups(1e-3, 0.0))
     before = {key: parameter.detach().clone() for key, parameter in adaptation.parameters()}
     model.train()
     for step in range(3):

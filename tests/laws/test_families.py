@@ -12,6 +12,7 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS
 from peftkit.models.tiny import ARCHITECTURES, tiny
+from peftkit.optim.build import Optimizers
 
 LINEAR = ("q", "k", "v", "o", "up", "down", "head")
 
@@ -24,7 +25,7 @@ def test_one_step_and_a_merge(method, family, tmp_path):
     if not takes(method, model):
         pytest.skip(f"{method} refuses {family}")
     adaptation = adapt.attach(model, [METHODS[method].from_options({})])
-    optimizer = torch.optim.AdamW(adaptation.groups(1e-2, 0.0))
+    optimizer = Optimizers(adaptation.groups(1e-2, 0.0))
     ids = tokens(3, 8)
     model.train()
     for _ in range(2):

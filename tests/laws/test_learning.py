@@ -14,6 +14,7 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
+from peftkit.optim.build import Optimizers
 
 
 def test_it_learns(name, position, architecture):
@@ -21,7 +22,7 @@ def test_it_learns(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
     trial = adaptation.methods[0].learns
     ids = tokens(4, 12, seed=3)
-    optimizer = torch.optim.AdamW(adaptation.groups(trial.learning_rate, 0.0))
+    optimizer = Optimizers(adaptation.groups(trial.learning_rate, 0.0))
     first = None
     model.train()
     for index in range(trial.steps):

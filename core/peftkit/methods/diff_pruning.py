@@ -70,7 +70,9 @@ class DiffPruning(Method, name="diff-pruning"):
         # A position and a change for each entry that is kept.
         return 2 * sum(entries(site, self.density) for site in self.sites(layout))
 
-    def groups(self, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float) -> list[dict[str, Any]]:
+    def groups(
+        self, layout: Layout, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float
+    ) -> list[dict[str, Any]]:
         changes = [(key, p) for key, p in parameters if key.endswith("/w")]
         gates = [(key, p) for key, p in parameters if not key.endswith("/w")]
         return [{"params": changes, "lr": learning_rate}, {"params": gates, "lr": self.gate_learning_rate}]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Gt
 from torch import nn
 
+from peftkit.layout import Layout
 from peftkit.method import Learns
 from peftkit.methods.lora import LoRA
 
@@ -32,10 +33,12 @@ class LoRAPlus(LoRA, name="lora-plus"):
     ratio: Annotated[float, Gt(0)] = 16.0
     """Learning rate of B divided by that of A."""
 
-    def groups(self, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float) -> list[dict[str, Any]]:
+    def groups(
+        self, layout: Layout, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float
+    ) -> list[dict[str, Any]]:
         # One group where the rates agree: the order of the parameters, and so every sum over them, is then LoRA's.
         if self.ratio == 1:
-            return super().groups(parameters, learning_rate)
+            return super().groups(layout, parameters, learning_rate)
         slow = [(key, p) for key, p in parameters if key.endswith("/A")]
         fast = [(key, p) for key, p in parameters if not key.endswith("/A")]
         return [{"params": slow, "lr": learning_rate}, {"params": fast, "lr": learning_rate * self.ratio}]

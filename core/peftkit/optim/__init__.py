@@ -1,16 +1,31 @@
-"""Optimizers by name: each entry builds a torch optimizer from an adaptation's parameter groups."""
+"""Optimizers by name: each entry is a kind of torch optimizer over an adaptation's parameter groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from peftkit.registry import Registry
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    Builder = Callable[..., Optimizer]
 
-OPTIMIZERS: Registry[Callable[..., Any]] = Registry("optimizer", "peftkit.optim")
+class Kind(Protocol):
+    """What an entry is: a class of torch optimizers that tells the size of its states beforehand.
+
+    A group holds `params`, `keys`, `lr`, `weight_decay` and whatever options this optimizer has of its own.
+    """
+
+    def __call__(self, groups: Sequence[Mapping[str, Any]], *, betas: tuple[float, float], eps: float) -> Optimizer:
+        """Build the optimizer over `groups`."""
+        ...
+
+    def state_bytes(self, group: Mapping[str, Any]) -> int:
+        """Count the bytes of the states that a group's tensors get, the counters of steps left out."""
+        ...
+
+
+OPTIMIZERS: Registry[Kind] = Registry("optimizer", "peftkit.optim")
 DEFAULT = "adamw"
+"""The optimizer of a group that names none."""

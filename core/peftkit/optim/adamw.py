@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,18 @@ from peftkit.optim import OPTIMIZERS
 
 
 @OPTIMIZERS.register("adamw")
-def adamw(groups: Sequence[dict[str, Any]], *, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    """Build AdamW over `groups` (each holds `params`, `lr` and `weight_decay`), one fused kernel per tensor."""
-    fused = all(
-        parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
-        for group in groups
-        for parameter in group["params"]
-    )
-    return torch.optim.AdamW(list(groups), betas=betas, eps=eps, fused=fused)
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW over `groups` (each holds `params`, `lr` and `weight_decay`), one fused kernel per tensor."""
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]], *, betas: tuple[float, float], eps: float):
+        fused = all(
+            parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point()
+            for group in groups
+            for parameter in group["params"]
+        )
+        super().__init__([dict(group) for group in groups], betas=betas, eps=eps, fused=fused)
+
+    @staticmethod
+    def state_bytes(group: Mapping[str, Any]) -> int:
+        """Count both moments of every tensor."""
+        return sum(2 * parameter.numel() * parameter.element_size() for parameter in group["params"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.optim import DEFAULT, OPTIMIZERS
+from peftkit.optim.build import Optimizers
 from peftkit.training.device import autocast, peak_memory
 from peftkit.training.loss import batch_loss
 from peftkit.training.schedule import scale
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """Trains an adaptation of `model` on `batches`: windows of micro-batches, clipping, schedule, AdamW.
+    """Trains an adaptation of `model` on `batches`: windows of micro-batches, clipping, schedule, optimizers.
 
     The loss of a window is the sum of its token cross-entropies over the number of its trained tokens, so that k
     micro-batches of b examples give the gradient of one of k·b. `step` counts the optimizer steps done.
@@ -46,8 +46,7 @@ class Loop:
         self.step = 0
         self.position = Position()
         groups = adaptation.groups(section.learning_rate, section.weight_decay)
-        self.optimizer = OPTIMIZERS[DEFAULT](groups, betas=section.betas, eps=section.eps)
-        self.keys = [key for group in groups for key in group["keys"]]
+        self.optimizer = Optimizers(groups, betas=section.betas, eps=section.eps)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._windows = None
@@ -99,9 +98,8 @@ class Loop:
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return what a checkpoint holds: tensors by part (adapter, optimizer, random) and plain facts."""
         tensors, plain = {}, {}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            for name, value in values.items():
-                (tensors if isinstance(value, Tensor) else plain)[f"{self.keys[index]}/{name}"] = value
+        for path, value in self.optimizer.state().items():
+            (tensors if isinstance(value, Tensor) else plain)[path] = value
         random: dict[str, Tensor] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -112,11 +110,7 @@ class Loop:
     def load_state(self, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
         self.adaptation.load_state(parts["adapter"])
-        state: dict[int, dict[str, Any]] = {}
-        for path, value in [*parts["optimizer"].items(), *facts["optimizer"].items()]:
-            key, name = path.rsplit("/", 1)
-            state.setdefault(self.keys.index(key), {})[name] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state({**parts["optimizer"], **facts["optimizer"]})
         self.step, self.position = facts["step"], Position(facts["epoch"], facts["batch"])
         self._windows = None
         torch.set_rng_state(parts["random"]["cpu"])

@@ -1,0 +1,76 @@
+"""From parameter groups to what takes the steps: one torch optimizer for each name, all behind one face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from peftkit.errors import PeftkitError
+from peftkit.optim import DEFAULT, OPTIMIZERS
+
+
+class Optimizers:
+    """The optimizers that the groups of an adaptation ask for with `optimizer`, by default DEFAULT, as one.
+
+    A group also holds `params`, their `keys`, `lr`, `weight_decay`, and the options of its optimizer.
+    """
+
+    def __init__(
+        self, groups: Sequence[Mapping[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ):
+        named = _by_name(groups)
+        self.parts = [OPTIMIZERS[name](members, betas=betas, eps=eps) for name, members in named.items()]
+        self.keys = [[key for group in members for key in group["keys"]] for members in named.values()]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all optimizers; an `lr` written into one counts from the next step."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """Take one step with every optimizer."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, or fill them with zeros."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=set_to_none)
+
+    def state(self) -> dict[str, Any]:
+        """Return the states by `<key>/<state name>`: tensors in the optimizers' memory, and plain values."""
+        return {
+            f"{keys[index]}/{name}": value
+            for part, keys in zip(self.parts, self.keys, strict=True)
+            for index, values in part.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned; a key that is not trained here is a PeftkitError."""
+        places = {key: (part, index) for part, keys in enumerate(self.keys) for index, key in enumerate(keys)}
+        states: list[dict[int, dict[str, Any]]] = [{} for _ in self.parts]
+        for path, value in state.items():
+            key, name = path.rsplit("/", 1)
+            if key not in places:
+                raise PeftkitError(
+                    f"the optimizer's state names {key}, which is not trained here: it was made for another model or "
+                    "method."
+                )
+            part, index = places[key]
+            states[part].setdefault(index, {})[name] = value
+        for part, values in zip(self.parts, states, strict=True):
+            part.load_state_dict({"state": values, "param_groups": part.state_dict()["param_groups"]})
+
+
+def state_bytes(groups: Sequence[Mapping[str, Any]]) -> int:
+    """Count the bytes of the optimizers' states that the groups would need, without building any."""
+    return sum(OPTIMIZERS[name].state_bytes(group) for name, members in _by_name(groups).items() for group in members)
+
+
+def _by_name(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    named: dict[str, list[dict[str, Any]]] = {}
+    for group in groups:
+        rest = {key: value for key, value in group.items() if key != "optimizer"}
+        named.setdefault(group.get("optimizer", DEFAULT), []).append(rest)
+    return named
