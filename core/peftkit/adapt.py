@@ -33,7 +33,8 @@ def check(
     """Find each method's sites (by id) and own parameters (names) without changing the model; refuse what cannot be.
 
     `layout` is that of the model, where the caller has it already. Raises PeftkitError for a target without a match, a
-    rank above a layer's, a method that would train nothing, or two methods that own one parameter.
+    rank above a layer's, a method that would train nothing, or two methods that own one parameter, or work on a weight
+    that the start of one of them changes.
     """
     layout = layout or Layout(model)
     found: list[tuple[dict[str, Any], list[str]]] = []
@@ -50,17 +51,37 @@ def check(
             )
         owners.update(dict.fromkeys(own, method.name))
         found.append((sites, own))
+    _check_splits(methods, found)
     return found
 
 
+def _check_splits(methods: Sequence[Method], found: Sequence[tuple[dict[str, Any], list[str]]]) -> None:
+    for method, (sites, _) in zip(methods, found, strict=True):
+        paths = {site.path for site in sites.values()} if method.splits_base else set()
+        for other, (others, own) in zip(methods, found, strict=True):
+            used = {site.path for site in others.values()} | {name.removesuffix(".weight") for name in own}
+            if other is not method and paths & used:
+                raise PeftkitError(
+                    f"the method '{method.name}' starts by changing the frozen weight of {min(paths & used)}, on which "
+                    f"'{other.name}' works too: keep one of them there, or choose another init."
+                )
+
+
 def attach(
-    model: nn.Module, methods: Sequence[Method], name: str = "default", seed: int = 0, *, keep_base: bool = True
+    model: nn.Module,
+    methods: Sequence[Method],
+    name: str = "default",
+    seed: int = 0,
+    *,
+    keep_base: bool = True,
+    loading: bool = False,
 ) -> Adaptation:
     """Freeze the model, seat the methods' adapters and return the handle; the adaptation is active.
 
     Every adapter starts from its own seeded generator on the CPU, so that the start depends on `seed`, the position
-    of the method and the site alone. Own parameters that a method trains are held in fp32; `keep_base` keeps their
-    old values, without which the adaptation can neither be switched off nor removed.
+    of the method and the site alone. Own parameters that a method trains are held in fp32. `keep_base` keeps the old
+    values of own parameters and of frozen weights that a start changes, without which the adaptation can neither be
+    switched off nor removed. With `loading`, a start that is taken out of frozen weights waits for `load_state`.
     """
     found = check(model, methods)
     layout = Layout(model)
@@ -76,7 +97,7 @@ def attach(
         parameter.requires_grad_(False)
     parts = []
     for position, (method, (sites, own)) in enumerate(zip(methods, found, strict=True)):
-        adapters, shared = _build_all(model, method, sites, f"{seed}/{position}")
+        adapters, shared = _build_all(model, method, sites, f"{seed}/{position}", start=not loading)
         if shared is not None:
             _share(model, shared, f"{name}-{position}")
         for adapter in adapters.values():
@@ -92,6 +113,8 @@ def attach(
     _place_soft_prompts(adaptation)
     if any(adapter.inside for part in parts for adapter in part.adapters.values()) and not root.switch.watchers:
         listen(model, root.switch)
+    for part in parts if not loading else ():
+        part.settle()
     root.switch.activate([name])
     return adaptation
 
@@ -113,8 +136,8 @@ def activate(model: nn.Module, name: str | None) -> None:
 def route(model: nn.Module, rows: Sequence[str | None]) -> Any:
     """Return a context in which row i of every batch runs through the adaptation `rows[i]` (None: the base)."""
     root = attached(model)
-    for name in {row for row in rows if row is not None}:
-        if any(part.own for part in root.adaptations[name].parts):
+    for name in ({*rows} - {None}) | {*root.switch.active}:
+        if any(part.changed for part in root.adaptations[name].parts):
             raise PeftkitError(
                 f"the adapter '{name}' changes the model's own weights and cannot share a batch with others."
             )
@@ -127,17 +150,24 @@ def _switch_parts(adaptation: Adaptation, on: bool) -> None:
 
 
 def _build_all(
-    model: nn.Module, method: Method, sites: Mapping[str, Any], seed: str
+    model: nn.Module, method: Method, sites: Mapping[str, Any], seed: str, *, start: bool
 ) -> tuple[dict[str, Adapter], nn.Module | None]:
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     shared = _seeded(lambda: method.share(Layout(model)), f"{seed}/shared", device)
     adapters = {}
     for key, site in sites.items():
         place = next((tensor.device for tensor in site.module.parameters()), device)
-        adapter = _seeded(partial(method.build, site), f"{seed}/{key}", place)
+        adapter = _seeded(partial(_build, method, site, start), f"{seed}/{key}", place)
         adapter.__dict__["shared"] = shared
         adapters[key] = adapter.train(site.module.training)
     return adapters, shared
+
+
+def _build(method: Method, site: Any, start: bool) -> Adapter:
+    adapter = method.build(site)
+    if start:
+        adapter.start()
+    return adapter
 
 
 def _seeded(build: Callable[[], Module], key: str, device: torch.device) -> Module:
@@ -220,7 +250,7 @@ def load(
         )
     tensors = files.read_tensors(folder / TENSORS)
     methods = build_methods([(method["name"], method["options"]) for method in description["methods"]])
-    adaptation = attach(model, methods, name, keep_base=keep_base)
+    adaptation = attach(model, methods, name, keep_base=keep_base, loading=True)
     try:
         adaptation.load_state(tensors)
     except PeftkitError as error:

@@ -29,11 +29,31 @@ class Part:
     adapters: dict[str, Adapter]
     own: dict[str, nn.Parameter]
     base: dict[str, Tensor] | None = None
-    """The values of `own` before training; None where they were not kept."""
+    """The values of `changed` before; None where they were not kept."""
     shared: nn.Module | None = None
     """The module that the adapters share."""
     tuned: dict[str, Tensor] | None = None
-    """The trained values of `own` while the base's are in place; None while the part is switched on."""
+    """The part's values of `changed` while the base's are in place; None while the part is switched on."""
+    settled: dict[str, Tensor] = field(default_factory=dict)
+    """Frozen tensors of the model, by name, that hold what the adapters' start left of them."""
+
+    @property
+    def changed(self) -> dict[str, Tensor]:
+        """The model's own tensors that the part gives other values."""
+        return {**self.own, **self.settled}
+
+    def settle(self) -> None:
+        """Have the adapters write what their start leaves of frozen weights, once; the old values are in `base`."""
+        if self.settled or not self.method.splits_base:
+            return
+        for adapter in self.adapters.values():
+            module, path = adapter.site.module, adapter.site.path
+            tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            self.settled |= {f"{path}.{key}": tensor for key, tensor in tensors if not tensor.requires_grad}
+        if self.base is not None:
+            self.base |= {name: tensor.detach().clone() for name, tensor in self.settled.items()}
+        for adapter in self.adapters.values():
+            adapter.settle()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Iterate over (key, tensor): `<site>/<tensor>` for adapters, `shared/<tensor>`, `own/<name>`."""
@@ -46,8 +66,8 @@ class Part:
             yield f"own/{name}", parameter if self.tuned is None else self.tuned[name]
 
     def switch(self, on: bool) -> None:
-        """Put the trained (on) or the base's values (off) into the own parameters."""
-        if not self.own or on == (self.tuned is None):
+        """Put the part's (on) or the base's values (off) into the model's own tensors that the part changes."""
+        if not self.changed or on == (self.tuned is None):
             return
         if self.base is None:
             raise PeftkitError(
@@ -57,13 +77,13 @@ class Part:
         with torch.no_grad():
             if on:
                 assert self.tuned is not None
-                for name, parameter in self.own.items():
-                    parameter.data = self.tuned[name]
+                for name, tensor in self.changed.items():
+                    tensor.data = self.tuned[name]
                 self.tuned = None
             else:
-                self.tuned = {name: parameter.data for name, parameter in self.own.items()}
-                for name, parameter in self.own.items():
-                    parameter.data = self.base[name].clone()
+                self.tuned = {name: tensor.data for name, tensor in self.changed.items()}
+                for name, tensor in self.changed.items():
+                    tensor.data = self.base[name].clone()
 
 
 @dataclass
@@ -118,7 +138,10 @@ class Adaptation:
         return {key: tensor.detach() for key, tensor in self._tensors()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors into the adaptation; a missing, unexpected or misshaped one is a PeftkitError that names it."""
+        """Copy tensors into the adaptation; a missing, unexpected or misshaped one is a PeftkitError that names it.
+
+        So is a start taken out of frozen weights that is not the one which they lack already.
+        """
         for position, part in enumerate(self.parts):
             for site, adapter in part.adapters.items():
                 prefix = f"{position}/{site}/"
@@ -135,9 +158,17 @@ class Adaptation:
                     f"the adapter's tensor {key} has the shape {list(tensor.shape)}, and {list(own[key].shape)} is "
                     "wanted."
                 )
+            is_settled = self.parts[int(key.partition("/")[0])].settled and not own[key].requires_grad
+            if is_settled and not torch.equal(own[key], tensor.to(own[key])):
+                raise PeftkitError(
+                    f"the adapter's tensor {key} tells another start than the one that was taken out of the model's "
+                    "weights: attach with loading=True and load the tensors then."
+                )
         with torch.no_grad():
             for key, tensor in tensors.items():
                 own[key].copy_(tensor)
+        for part in self.parts:
+            part.settle()
 
     def groups(self, learning_rate: float | None, weight_decay: float) -> list[dict[str, Any]]:
         """Return optimizer groups: each method's own learning rate, and no weight decay on vectors.

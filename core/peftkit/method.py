@@ -57,6 +57,11 @@ class Method:
     summary: ClassVar[str] = ""
     mergeable: ClassVar[bool] = True
     moves_base: ClassVar[bool] = False
+    @property
+    def splits_base(self) -> bool:
+        """Whether its adapters start as parts of frozen weights, which keep the rest: the sum is as before."""
+        return False
+
     random_in_training: ClassVar[bool] = False
     """Whether its forward pass draws at random in training, beside dropout: two splits of a batch then differ."""
     default_learning_rate: ClassVar[float] = 2e-4

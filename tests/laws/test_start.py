@@ -24,7 +24,9 @@ def test_start_is_the_base(name, position, architecture):
     base = logits(tiny(architecture))
     model, adaptation = attached(name, position, architecture)
     if not adaptation.methods[0].moves_base:
-        assert (logits(model) - base).abs().max() <= 1e-6
+        # A weight split in two is itself again up to its rounding.
+        bound = 1e-5 if adaptation.methods[0].splits_base else 1e-6
+        assert (logits(model) - base).abs().max() <= bound
     randomise(adaptation)
     assert (logits(model) - base).abs().max() > 1e-3
 

@@ -88,7 +88,7 @@ def test_two_in_one_batch_equal_each_alone(name, position, architecture):
     expected.append(logits(model, ids))
     adapt.activate(model, None)
     expected.append(logits(model, ids))
-    if any(part.own for part in first.parts):
+    if any(part.changed for part in first.parts):
         with pytest.raises(PeftkitError, match="cannot share a batch"):
             adapt.route(model, ["a", "b", None])
         return

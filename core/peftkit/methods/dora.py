@@ -95,6 +95,11 @@ class Decomposed(LowRank):
         change, bias = (self.m / self.norm() - 1).to(y.dtype), self._bias()
         return torch.addcmul(y, y if bias is None else y - bias.to(y.dtype), change)
 
+    def settle(self) -> None:
+        super().settle()
+        if self.factorise is not None:
+            self.squares = row_squares(self.weight().detach())
+
     def norm(self) -> Tensor:
         """Return the row norms n [out] of W + s B A in fp32, from products of the size of A and B."""
         tracked = torch.is_grad_enabled() and not (self.detach_norm and self.training)

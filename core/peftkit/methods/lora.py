@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site, matched, own_parameters, parse_layers
 from peftkit.method import Method, Targets
-from peftkit.methods.inits import INITS
+from peftkit.methods.inits import INITS, check_split, splits
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.ports.linear import Delta, linear
+from peftkit.ports.linear import linear
 from peftkit.ports.low_rank import from_hf_peft, to_hf_peft
+from peftkit.ports.split import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,10 @@ class LoRA(Method, name="lora"):
     """W + s B A with A [rank, in], B [out, rank] s = alpha / rank; B is zero at the start, which is thus the base.
 
     The official code and Hugging Face peft draw A from the Kaiming uniform distribution (a = sqrt 5) where the paper
-    says Gaussian: `init: kaiming` is the default, `init: gaussian` the paper's. Dropout acts on the input of the
-    adapter alone.
+    says Gaussian: `init: kaiming` is the default, `init: gaussian` the paper's. With `init: pissa` s B A starts as the
+    principal part of W (Meng et al. 2024, arXiv:2404.02948), with `init: olora` as the first rank columns and rows of
+    its QR decomposition (Büyükakyüz 2024, arXiv:2406.01775), and the frozen weight is the rest, rounded to its dtype.
+    Dropout acts on the input of the adapter alone.
     """
 
     port: ClassVar[str] = "linear"
@@ -39,7 +42,12 @@ class LoRA(Method, name="lora"):
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 4, "alpha": 4, "targets": ["linear", "head"], "rank_stabilised": True, "init": "gaussian"},
         {"targets": "mlp", "rank_pattern": {"down": 3}, "alpha_pattern": {"up": 5.0}, "layers": "1", "bias": "adapted"},
+        {"targets": "linear", "rank": 4, "init": "pissa"},
+        {"targets": ["q", "v", "up"], "rank": 3, "alpha": 2, "init": "olora", "bias": "adapted"},
     )
+
+    plain_pair: ClassVar[bool] = True
+    """Whether it adds s B A as it stands from the first step on."""
 
     rank: Annotated[int, Ge(1)] = 8
     """Inner size of the product B A."""
@@ -62,10 +70,13 @@ class LoRA(Method, name="lora"):
     rank_stabilised: bool = False
     """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732)."""
     init: str = "kaiming"
-    """How the pair starts."""
+    """How the pair starts: drawn (kaiming, gaussian), or taken out of the frozen weight (pissa, olora)."""
+
+    @property
+    def splits_base(self) -> bool:
+        return splits(self.init)
 
     def sites(self, layout: Layout) -> list[Site]:
-        INITS[self.init]
         sites = layout.resolve(self.targets, parse_layers(self.layers), self.exclude)
         for site in sites:
             if self.rank_at(site) > min(site.inputs, site.outputs):
@@ -74,6 +85,7 @@ class LoRA(Method, name="lora"):
                     f"allows: choose at most {min(site.inputs, site.outputs)}, or give this module its own rank in "
                     "rank_pattern."
                 )
+        check_split(self.name, self.init, self.plain_pair, sites)
         return sites
 
     def build(self, site: Site) -> Adapter:
@@ -110,22 +122,11 @@ class LoRA(Method, name="lora"):
     def from_hf_peft(
         cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
     ) -> tuple[Method, dict[str, Tensor]]:
-        pairs = from_hf_peft(config, tensors)
-        method = cls(
-            rank=config["r"],
-            alpha=float(config["lora_alpha"]),
-            dropout=float(config.get("lora_dropout") or 0),
-            targets=tuple(pairs),
-            rank_pattern={path: down.shape[0] for path, (down, _, _) in pairs.items()},
-            alpha_pattern={path: alpha for path, (_, _, alpha) in pairs.items()},
-            rank_stabilised=bool(config.get("use_rslora")),
-        )
-        state = {f"{path}/A": down for path, (down, _, _) in pairs.items()}
-        state |= {f"{path}/B": up for path, (_, up, _) in pairs.items()}
-        return method, state
+        options, state = from_hf_peft(config, tensors)
+        return cls(**options), state
 
 
-class LowRank(Delta):
+class LowRank(Split):
     """A pair of thin matrices A [rank, in] and B [out, rank] in fp32 beside a frozen linear."""
 
     def __init__(self, site: Site, method: LoRA):
@@ -143,7 +144,3 @@ class LowRank(Delta):
 
     def delta(self, weight: Tensor) -> Tensor:
         return (self.B @ self.A) * self.scale
-
-    def pair(self) -> tuple[Tensor, Tensor]:
-        """Return the plain pair A [rank, in], B [out, rank] that computes the same at a scale of one."""
-        return self.A.detach(), self.B.detach() * self.scale

@@ -33,6 +33,12 @@ class Adapter(nn.Module):
         """The module that all adapters of the method share, from `Method.share`; None where there is none."""
         return self.__dict__["shared"]
 
+    def start(self) -> None:
+        """Take the start from the frozen weight, unless saved tensors follow; the default has it on being built."""
+
+    def settle(self) -> None:
+        """Write what the start leaves of the frozen weight into the site's module; the default leaves it alone."""
+
     def fit(self, tensors: Mapping[str, Tensor]) -> None:
         """Take on the shapes of saved tensors before they are loaded; the default keeps its own."""
 

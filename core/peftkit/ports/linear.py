@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.quantization.weight import dense
+from peftkit.quantization.weight import dense, store
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -22,6 +22,11 @@ class LinearAdapter(Adapter):
         weight = dense(self.site.module)
         rows = self.site.rows
         return weight if rows is None else rows.take(weight.T).T
+
+    def put(self, weight: Tensor) -> None:
+        """Write the frozen weight of the site [out, in], cast once to what its format keeps."""
+        module, rows = self.site.module, self.site.rows
+        store(module, weight if rows is None else rows.put(dense(module).detach().float().T, weight.T).T)
 
 
 class Delta(LinearAdapter):

@@ -73,8 +73,10 @@ def to_hf_peft(
     return config, tensors
 
 
-def from_hf_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Return (A, B, alpha) by module path of a LoRA adapter of Hugging Face peft; only plain LoRA is read."""
+def from_hf_peft(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the options and the state by '<path>/<tensor>' of a LoRA adapter of Hugging Face peft, a plain one."""
     if config.get("peft_type") != "LORA":
         raise PeftkitError(f"adapter_config.json: peft_type is {config.get('peft_type')!r}; only LORA can be read.")
     extras = [key for key, value in config.items() if key not in PLAIN and (value is True or value not in EMPTY)]
@@ -92,7 +94,17 @@ def from_hf_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> di
             f"adapter_model.safetensors: lora_A or lora_B is missing for {sorted(set(downs) ^ set(ups))}."
         )
     alphas = {path: float(_pattern(config.get("alpha_pattern") or {}, path, config["lora_alpha"])) for path in downs}
-    return {path: (downs[path], ups[path], alphas[path]) for path in downs}
+    options = {
+        "rank": config["r"],
+        "alpha": float(config["lora_alpha"]),
+        "dropout": float(config.get("lora_dropout") or 0),
+        "targets": tuple(downs),
+        "rank_pattern": {path: down.shape[0] for path, down in downs.items()},
+        "alpha_pattern": alphas,
+        "rank_stabilised": bool(config.get("use_rslora")),
+    }
+    state = {f"{path}/A": down for path, down in downs.items()} | {f"{path}/B": up for path, up in ups.items()}
+    return options, state
 
 
 def _pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:

@@ -46,15 +46,18 @@ class Prepared:
     """What a person should know: examples dropped or cut, no validation split."""
 
 
-def prepare(recipe: Recipe) -> Prepared:
-    """Load the model and the data, attach the methods and build the loop; every fault is a PeftkitError."""
+def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
+    """Load the model and the data, attach the methods and build the loop; every fault is a PeftkitError.
+
+    Of a `resumed` run the loop's saved state has to be loaded before anything else.
+    """
     section = recipe.train
     device = choose_device(section.device)
     methods = recipe.methods()
     # What the model's layout alone tells is refused before gigabytes are read.
     adapt.check(load_model(recipe.model, device="meta", weights=False).model, methods)
     loaded = load_model(recipe.model, device=str(device))
-    adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
+    adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False, loading=resumed)
     template = choose(recipe.dataset.template, loaded.tokenizer).with_soft(adaptation.soft_ids)
     data = load_data(recipe.dataset, "train")
     encoded = encode(data.examples, template, loaded.tokenizer, section.max_length)

@@ -38,25 +38,25 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, observer: Observer
             return summary.read(run / "summary.json")
     if recipe.train.tensorboard:
         events.check_installed()
-    return Session(recipe, run, observer).go(resume)
+    return Session(recipe, run, observer, resume).go()
 
 
 class Session:
     """One sitting of a run: from its first step, or its newest checkpoint, to its end or an interruption."""
 
-    def __init__(self, recipe: Recipe, run: Path, observer: Observer):
+    def __init__(self, recipe: Recipe, run: Path, observer: Observer, resume: bool):
         from peftkit.training.preparation import prepare
 
-        self.recipe, self.run, self.observer = recipe, run, observer
-        self.prepared: Prepared = prepare(recipe)
-        self.loop = self.prepared.loop
+        self.recipe, self.run, self.observer, self.resume = recipe, run, observer, resume
         self.checkpoints = run / "checkpoints"
+        self.prepared: Prepared = prepare(recipe, resumed=resume and bool(checkpoint.listed(self.checkpoints)))
+        self.loop = self.prepared.loop
 
-    def go(self, resume: bool) -> Summary:
+    def go(self) -> Summary:
         """Train to the end; returns the summary that is written."""
         for notice in self.prepared.notices:
             self.observer.notice(notice)
-        if resume:
+        if self.resume:
             self._restore()
         files.write_text(self.run / "recipe.yaml", self.recipe.to_yaml())
         self.observer.start(self._info())

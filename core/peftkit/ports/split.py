@@ -1,0 +1,62 @@
+"""A low-rank pair that may start as a part of the frozen weight, which then keeps the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.ports.linear import Delta
+
+
+class Split(Delta):
+    """W + s B A with A [rank, in] and B [out, rank]; once `split`, W is W - B0 A0 and B0 A0 the start of s B A.
+
+    A0 [rank, in] and B0 [out, rank], the scale in B0, are saved beside A and B: loading factorises nothing again.
+    """
+
+    scale: float
+    A: nn.Parameter
+    B: nn.Parameter
+    A0: Tensor
+    B0: Tensor
+    factorise: Callable[[Any, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def split(self, factorise: Callable[[Any, Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Have `start` take the pair (A, B) = `factorise(self, W)` out of the frozen weight."""
+        self.factorise = factorise
+        for key in "AB":
+            value: nn.Parameter = getattr(self, key)
+            nn.init.zeros_(value)
+            self.register_buffer(f"{key}0", torch.zeros_like(value))
+
+    @torch.no_grad()
+    def start(self) -> None:
+        if self.factorise is None:
+            return
+        weight = self.weight().detach().float()
+        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
+            raise PeftkitError(f"the weight of {self.site.id} holds NaN or infinity and cannot be factorised.")
+        down, up = self.factorise(self, weight)
+        self.A.copy_(down)
+        self.B.copy_(up)
+        self.A0.copy_(self.A)
+        self.B0.copy_(self.B * self.scale)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        if self.factorise is not None:
+            self.put(self.weight().float() - self.B0 @ self.A0)
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Return the plain pair A [rank, in], B [out, rank] that does the same to the base at a scale of one.
+
+        Its rank is twice that of a split pair, whose start is subtracted.
+        """
+        down, up = self.A.detach(), self.B.detach() * self.scale
+        if self.factorise is None:
+            return down, up
+        return torch.cat([down, self.A0]), torch.cat([up, -self.B0], dim=1)
