@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -56,15 +57,16 @@ def check(
 
 
 def _check_splits(methods: Sequence[Method], found: Sequence[tuple[dict[str, Any], list[str]]]) -> None:
-    for method, (sites, _) in zip(methods, found, strict=True):
-        paths = {site.path for site in sites.values()} if method.splits_base else set()
-        for other, (others, own) in zip(methods, found, strict=True):
-            used = {site.path for site in others.values()} | {name.removesuffix(".weight") for name in own}
-            if other is not method and paths & used:
-                raise PeftkitError(
-                    f"the method '{method.name}' starts by changing the frozen weight of {min(paths & used)}, on which "
-                    f"'{other.name}' works too: keep one of them there, or choose another init."
-                )
+    used = [
+        {site.path for site in sites.values()} | {name.removesuffix(".weight") for name in own} for sites, own in found
+    ]
+    for one, other in permutations(range(len(methods)), 2):
+        both = used[one] & used[other]
+        if methods[one].splits_base and both:
+            raise PeftkitError(
+                f"the method '{methods[one].name}' starts by changing the frozen weight of {min(both)}, on which "
+                f"'{methods[other].name}' works too: keep one of them there, or choose another init."
+            )
 
 
 def attach(
@@ -92,12 +94,15 @@ def attach(
         raise PeftkitError(f"an adapter named '{name}' is attached already: name this one otherwise.")
     for other in root.adaptations:
         _switch_parts(root.adaptations[other], on=False)
+    built = [
+        _build_all(model, method, sites, f"{seed}/{position}", start=not loading)
+        for position, (method, (sites, _)) in enumerate(zip(methods, found, strict=True))
+    ]
     model.__dict__[ATTRIBUTE] = root
     for _, parameter in own_parameters(model):
         parameter.requires_grad_(False)
     parts = []
-    for position, (method, (sites, own)) in enumerate(zip(methods, found, strict=True)):
-        adapters, shared = _build_all(model, method, sites, f"{seed}/{position}", start=not loading)
+    for position, (method, (adapters, shared), (_, own)) in enumerate(zip(methods, built, found, strict=True)):
         if shared is not None:
             _share(model, shared, f"{name}-{position}")
         for adapter in adapters.values():

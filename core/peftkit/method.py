@@ -57,11 +57,6 @@ class Method:
     summary: ClassVar[str] = ""
     mergeable: ClassVar[bool] = True
     moves_base: ClassVar[bool] = False
-    @property
-    def splits_base(self) -> bool:
-        """Whether its adapters start as parts of frozen weights, which keep the rest: the sum is as before."""
-        return False
-
     random_in_training: ClassVar[bool] = False
     """Whether its forward pass draws at random in training, beside dropout: two splits of a batch then differ."""
     default_learning_rate: ClassVar[float] = 2e-4
@@ -103,6 +98,11 @@ class Method:
     def sites(self, layout: Layout) -> list[Site]:
         """Return the places where an adapter is seated; none for methods that train existing parameters only."""
         return []
+
+    @property
+    def splits_base(self) -> bool:
+        """Whether its adapters start as parts of frozen weights, which keep the rest: the sum is as before."""
+        return False
 
     def share(self, layout: Layout) -> nn.Module | None:
         """Build the module that all adapters of this method share (`adapter.shared`); None by default."""

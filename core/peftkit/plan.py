@@ -110,7 +110,7 @@ def estimate(model: nn.Module, adaptation: adapt.Adaptation, batches: Batches, s
     """
     own = [parameter for _, parameter in own_parameters(model)]
     trained = sum(parameter.numel() * parameter.element_size() for _, parameter in adaptation.parameters())
-    adapters = sum(p.numel() * p.element_size() for key, p in adaptation.parameters() if "/own/" not in key)
+    adapters = sum(t.numel() * t.element_size() for key, t in adaptation.state().items() if "/own/" not in key)
     shape = max((_padded(batches, indices) for indices in batches.plan(0)), key=lambda pair: pair[0] * pair[1])
     if section.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]

@@ -104,6 +104,22 @@ def test_interrupted_and_resumed_equals_uninterrupted(method: str, source: Path,
     assert summary.wall_s == log.read(tmp_path / "parts" / "log.jsonl")[-1]["elapsed_s"]
 
 
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_resumed_run_finds_no_start_again(method: str, source: Path, tmp_path: Path, monkeypatch):
+    import signal
+
+    chosen = recipe.load(make_recipe(source, {method: {"rank": 2, "init": "pissa"}}, max_steps=6))
+    train(chosen, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(chosen, tmp_path / "parts", observer=Stops(3, signal.SIGINT))
+    # Another machine's decomposition is another one in its last bits and signs.
+    monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("a weight was factorised again"))
+    train(chosen, tmp_path / "parts", resume=True)
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
+    adapters = [(tmp_path / name / "adapter" / "adapter.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert adapters[0] == adapters[1]
+
+
 def test_a_run_without_a_checkpoint_begins_again(source: Path, tmp_path: Path):
     chosen = recipe.load(make_recipe(source, max_steps=3))
     train(chosen, tmp_path / "whole")

@@ -38,6 +38,7 @@ class DoRA(LoRA, name="dora"):
     )
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"targets": ["linear", "head"], "rank": 4, "detach_norm": False, "dropout": 0.1},
+        {"targets": "linear", "rank": 4, "init": "pissa"},
     )
     learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)
 

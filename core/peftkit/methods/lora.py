@@ -28,9 +28,10 @@ class LoRA(Method, name="lora"):
 
     The official code and Hugging Face peft draw A from the Kaiming uniform distribution (a = sqrt 5) where the paper
     says Gaussian: `init: kaiming` is the default, `init: gaussian` the paper's. With `init: pissa` s B A starts as the
-    principal part of W (Meng et al. 2024, arXiv:2404.02948), with `init: olora` as the first rank columns and rows of
-    its QR decomposition (Büyükakyüz 2024, arXiv:2406.01775), and the frozen weight is the rest, rounded to its dtype.
-    Dropout acts on the input of the adapter alone.
+    principal part of W (Meng et al. 2024, arXiv:2404.02948; `pissa-fast` finds it nearly, at the cost of a few products
+    with W), with `init: olora` as the first rank columns and rows of its QR decomposition (Büyükakyüz 2024,
+    arXiv:2406.01775), and the frozen weight is the rest, rounded to its dtype. Dropout acts on the input of the adapter
+    alone.
     """
 
     port: ClassVar[str] = "linear"
@@ -70,7 +71,7 @@ class LoRA(Method, name="lora"):
     rank_stabilised: bool = False
     """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732)."""
     init: str = "kaiming"
-    """How the pair starts: drawn (kaiming, gaussian), or taken out of the frozen weight (pissa, olora)."""
+    """How the pair starts: drawn (kaiming, gaussian), or taken out of the frozen weight (pissa, pissa-fast, olora)."""
 
     @property
     def splits_base(self) -> bool:

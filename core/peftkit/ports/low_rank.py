@@ -73,9 +73,7 @@ def to_hf_peft(
     return config, tensors
 
 
-def from_hf_peft(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def from_hf_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the options and the state by '<path>/<tensor>' of a LoRA adapter of Hugging Face peft, a plain one."""
     if config.get("peft_type") != "LORA":
         raise PeftkitError(f"adapter_config.json: peft_type is {config.get('peft_type')!r}; only LORA can be read.")

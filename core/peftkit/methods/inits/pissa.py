@@ -14,7 +14,11 @@ from peftkit.methods.inits import INITS, Factorisation
 @Factorisation
 def pissa(adapter: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return A = sqrt(S / s) V^T and B = U sqrt(S / s) of the largest singular values, s the adapter's scale."""
+    return principal(adapter, *torch.linalg.svd(weight, full_matrices=False))
+
+
+def principal(adapter: Any, left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pair of the adapter's rank from U [out, n], S [n] and V^T [n, in], the largest value first."""
     rank = adapter.A.shape[0]
-    left, values, right = torch.linalg.svd(weight, full_matrices=False)
     roots = (values[:rank] / adapter.scale).sqrt()
     return roots[:, None] * right[:rank], left[:, :rank] * roots
