@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peftkit import adapt
 from peftkit.errors import PeftkitError
-from peftkit.layout import Layout
+from peftkit.layout import Layout, Site, matched
 from peftkit.method import Method
 
 TOLERANCE = 0.01
@@ -22,10 +22,10 @@ def solve(cls: type[Method], layout: Layout, budget: float, options: Mapping[str
 
     `options` are the method's others; a size among them is replaced. Sizes that the model refuses are left out. Where
     the budget lies between two sizes, the nearer is off by more than 1 % and the method can set sizes by module
-    (`<size>_pattern`), whole roles and then single modules, from the top layer down, get one more than the smaller
-    size. A method without a size comes back as the options make it; where even the smallest size stores more, or the
-    largest less, that size is the answer, and the deviation tells (negative: less than the budget). Weights are not
-    read, so that a model on the meta device will do.
+    (`<size>_pattern`), some modules get one more than the smaller size: those whose sum is nearest, of equal ones
+    role by role from the top layer down. A method without a size comes back as the options make it; where even the
+    smallest size stores more, or the largest less, that size is the answer, and the deviation tells (negative: less
+    than the budget). Weights are not read, so that a model on the meta device will do.
 
     Raises PeftkitError for a budget below one, wrong options, and a method that does not suit the model.
     """
@@ -64,7 +64,7 @@ class _Search:
         accepted: dict[int, int] = {}
         below, above, index = -1, self.count, 0
         while above - below > 1:
-            stored = self.stored(index)
+            stored = self.measure(self.at(index))
             if stored is not None:
                 accepted[index] = stored
             # A refused size is too small as long as no smaller one was accepted, and too large otherwise.
@@ -84,10 +84,10 @@ class _Search:
         """Return the method with a size; `others` are further options."""
         return self.cls.from_options({**self.options, self.size: size, **others})
 
-    def stored(self, index: int) -> int | None:
+    def measure(self, size: Any, **others: Any) -> int | None:
         """Return how many numbers a size stores, or None where the method or the model refuses it."""
         try:
-            method = self.build(self.at(index))
+            method = self.build(size, **others)
             method.sites(self.layout)
         except PeftkitError as refusal:
             self.refusal = self.refusal or refusal
@@ -101,32 +101,38 @@ class _Search:
     def refined(self, method: Method) -> Method:
         """Return the method with one more than its size at some roles and modules, where it has a pattern of sizes."""
         option = f"{self.size}_pattern"
-        if not hasattr(method, option):
+        given = getattr(method, option, None)
+        if given is None:
             return method
-        size, pattern = getattr(method, self.size), dict(getattr(method, option))
+        size = getattr(method, self.size) + 1
+        modules: dict[str, list[Site]] = {}
         sites = method.sites(self.layout)
+        roles = list(dict.fromkeys(site.role for site in sites))
         # Upper layers first: that is where methods that spread ranks by themselves put more of them.
-        sites.sort(key=lambda site: math.inf if site.layer is None else site.layer, reverse=True)
-        for kind in ("role", "path"):
-            names = dict.fromkeys(getattr(site, kind) for site in sites)
-            gains = self.gains(method, option, (name for name in names if name is not None and name not in pattern))
-            chosen = nearest(gains, self.budget - method.stored(self.layout), exceed=kind == "path")
-            pattern |= dict.fromkeys(chosen, size + 1)
-            method = self.build(size, **{option: pattern})
-        return method
+        for site in sorted(sites, key=lambda site: (roles.index(site.role), -(site.layer or 0))):
+            modules.setdefault(site.path, []).append(site)
+        gains = self.gains(method, option, modules)
+        chosen = nearest(gains, self.budget - method.stored(self.layout))
+        whole = [role for role in roles if role and all(s.path in chosen for s in sites if s.role == role)]
+        single = [path for path in chosen if any(site.role not in whole for site in modules[path])]
+        return self.build(getattr(method, self.size), **{option: {**given, **dict.fromkeys([*whole, *single], size)}})
 
-    def gains(self, method: Method, option: str, names: Iterable[str]) -> dict[str, int]:
-        """Return how much more is stored with one more than the size at each name alone, where that is accepted."""
-        size, pattern, before = getattr(method, self.size), getattr(method, option), method.stored(self.layout)
+    def gains(self, method: Method, option: str, modules: Mapping[str, Sequence[Site]]) -> dict[str, int]:
+        """Return how much more is stored with one more than the size at each module alone, where that is accepted.
+
+        It is found once for modules of one shape. Modules to which the options give a size of their own are left out.
+        """
+        size, given, before = getattr(method, self.size), getattr(method, option), method.stored(self.layout)
+        found: dict[Any, int] = {}
         gains = {}
-        for name in names:
-            raised = self.build(size, **{option: {**pattern, name: size + 1}})
-            try:
-                raised.sites(self.layout)
-            except PeftkitError:
+        for path, sites in modules.items():
+            if any(matched(key, site) for key in given for site in sites):
                 continue
-            gains[name] = raised.stored(self.layout) - before
-        return {name: gain for name, gain in gains.items() if gain > 0}
+            shape = tuple((site.inputs, site.outputs) for site in sites)
+            if shape not in found:
+                found[shape] = (self.measure(size, **{option: {**given, path: size + 1}}) or before) - before
+            gains[path] = found[shape]
+        return {path: gain for path, gain in gains.items() if gain > 0}
 
     def rounded(self, method: Method) -> Method:
         """Return the method with the fewest digits in its share that leave it as near, or nearer than 0.1 %."""
@@ -141,15 +147,26 @@ class _Search:
         return method
 
 
-def nearest(gains: Mapping[str, int], missing: float, exceed: bool) -> list[str]:
-    """Choose names, the largest gains first, whose sum comes near `missing`; it is above that with `exceed` alone."""
+def nearest(gains: Mapping[str, int], missing: float) -> list[str]:
+    """Choose the names whose gains have the sum next to what is missing; of equal gains the first names."""
+    groups: dict[int, list[str]] = {}
+    for name, gain in gains.items():
+        groups.setdefault(gain, []).append(name)
+    reached = [1]  # after each group, bit i tells whether the sum i can be had
+    for gain, names in groups.items():
+        sums = reached[-1]
+        for _ in names:
+            sums |= sums << gain
+        reached.append(sums)
+    limit = int(missing) + 1
+    total = (reached[-1] & ((1 << limit) - 1)).bit_length() - 1
+    over = reached[-1] >> limit
+    higher = limit + (over & -over).bit_length() - 1
+    if over and higher - missing < missing - total:
+        total = higher
     chosen = []
-    for name in sorted(gains, key=lambda name: gains[name], reverse=True):
-        if gains[name] <= missing:
-            chosen.append(name)
-            missing -= gains[name]
-    left = [name for name in gains if name not in chosen]
-    if exceed and left:
-        last = min(left, key=lambda name: gains[name])
-        chosen += [last] if gains[last] - missing < missing else []
+    for (gain, names), before in reversed([*zip(groups.items(), reached[:-1], strict=True)]):
+        count = next(n for n in range(len(names), -1, -1) if n * gain <= total and before >> (total - n * gain) & 1)
+        chosen += names[:count]
+        total -= count * gain
     return chosen
