@@ -93,6 +93,10 @@ class Method:
         """Return the options as plain JSON values, enough to build the method again."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
+    def with_tokenizer(self, tokenizer: Any) -> Method:
+        """Return the method with what its options say in words as token ids; called before it is attached."""
+        return self
+
     # What the method changes ----------------------------------------------------------------------------------------
 
     def sites(self, layout: Layout) -> list[Site]:

@@ -55,8 +55,8 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Plan a recipe on the meta device; what would stop the run at its start is raised as a PeftkitError."""
     section = recipe.train
-    methods = recipe.methods()
     loaded = load_model(recipe.model, device="meta", weights=False)
+    methods = [method.with_tokenizer(loaded.tokenizer) for method in recipe.methods()]
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
     data = load_data(recipe.dataset, "train")
     encoded = encode(

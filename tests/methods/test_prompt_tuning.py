@@ -47,6 +47,57 @@ def test_a_prompt_from_the_vocabulary_is_a_text_in_front(architecture):
     assert (result - expected).abs().max() <= 1e-5
 
 
+class Letters:
+    """A tokenizer of one token a letter behind a special one, which is left out when asked."""
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [1] * add_special_tokens + [ord(letter) - 90 for letter in text]}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
+@pytest.mark.parametrize(("length", "ids"), [(3, [7, 8, 9]), (7, [7, 8, 9, 7, 8, 9, 7]), (2, [7, 8])])
+def test_a_prompt_from_a_text_is_the_text_in_front(architecture, length, ids, tmp_path):
+    """Repeated or cut to the length; the saved adapter holds the ids and opens without a tokenizer."""
+    model = tiny(architecture)
+    method = PromptTuning(length=length, init="text", text="abc").with_tokenizer(Letters())
+    assert method.text_ids == (7, 8, 9)
+    adaptation = adapt.attach(model, [method])
+    result = prompted(model, adaptation)
+    with torch.no_grad():
+        expected = tiny(architecture)(input_ids=torch.cat([torch.tensor([ids] * 2), IDS], 1)).logits[:, length:]
+    assert (result - expected).abs().max() <= 1e-5
+    adapt.save(adaptation, tmp_path / "adapter", {"name": architecture})
+    loaded = tiny(architecture)
+    again = adapt.load(loaded, tmp_path / "adapter", None)
+    assert again.methods == (method,)
+    assert torch.equal(prompted(loaded, again), result)
+
+
+def test_the_tokenizer_is_asked_for_a_text_alone():
+    for method in (PromptTuning(), PromptTuning(init="random"), PromptTuning(init="text", text="a", text_ids=(5,))):
+        assert method.with_tokenizer(Letters()) is method
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"init": "text"}, "prompt-tuning: init is text, and there is none: set text"),
+        ({"init": "text", "text": ""}, "prompt-tuning: text is '', which has no tokens"),
+        ({"text": "abc"}, "init is vocabulary: set init to text"),
+        ({"init": "text", "text_ids": [96]}, "text_ids has 96, .* 96 rows"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_by_its_key(options, told):
+    method = PromptTuning.from_options(options).with_tokenizer(Letters())
+    with pytest.raises(PeftkitError, match=told):
+        adapt.check(tiny("llama"), [method])
+
+
+def test_a_text_without_its_ids_is_refused():
+    with pytest.raises(PeftkitError, match="with_tokenizer"):
+        adapt.attach(tiny("llama"), [PromptTuning(init="text", text="abc")])
+
+
 def test_hugging_face_peft_computes_the_same_without_a_first_token(tmp_path):
     peft = pytest.importorskip("peft")
     model = tiny("llama")

@@ -12,7 +12,8 @@ from small_runs import make_recipe, write_documents
 from peftkit import files, recipe
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
-from peftkit.training import Interrupted, Silent, checkpoint, events, log, loop, session, train
+from peftkit.plan import plan
+from peftkit.training import Interrupted, Silent, checkpoint, events, log, loop, preparation, session, train
 
 TIMES = ("tokens_per_s", "memory", "elapsed_s")
 
@@ -306,3 +307,19 @@ def test_resolved_recipe_is_plain_yaml(source: Path, tmp_path: Path):
     train(recipe.load(make_recipe(source, max_steps=1)), tmp_path / "run")
     tree = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert tree["train"]["max_steps"] == 1
+
+
+def test_a_prompt_starts_as_the_text_that_a_recipe_gives(source: Path) -> None:
+    """The ids come from the model's tokenizer, which has 3 special tokens in front of the 256 bytes."""
+    chosen = make_recipe(source, {"prompt-tuning": {"length": 5, "init": "text", "text": "red"}})
+    prepared = preparation.prepare(recipe.load(chosen))
+    ids = prepared.loaded.tokenizer("redre", add_special_tokens=False)["input_ids"]
+    table = prepared.loaded.model.get_input_embeddings().weight
+    ((_, prompt),) = prepared.adaptation.parameters()
+    assert torch.equal(prompt, table[ids])
+    assert prepared.adaptation.methods[0].options()["text_ids"] == ids[:3]
+    assert plan(recipe.load(chosen)).trainable == 5 * 16
+    chosen["method"] = {"prompt-tuning": {"init": "text", "text": ""}}
+    for reader in (preparation.prepare, plan):
+        with pytest.raises(PeftkitError, match="prompt-tuning: text is ''"):
+            reader(recipe.load(chosen))

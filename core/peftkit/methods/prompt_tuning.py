@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site
 from peftkit.method import Learns, Method
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.embedding import SoftPrompt
 
 FREQUENT = 5000
+"""Of the first ids, which tokenizers with merges give to the most frequent words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +40,52 @@ class PromptTuning(Method, name="prompt-tuning"):
     size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
     moves_base: ClassVar[bool] = True
-    trials: ClassVar = ({"length": 8, "init": "random"},)
+    trials: ClassVar = (
+        {"length": 8, "init": "random"},
+        {"length": 10, "init": "text", "text": "in two words", "text_ids": [40, 7, 21]},
+    )
     learns: ClassVar[Learns] = Learns(loss=3.5, steps=80, learning_rate=0.1)
 
     length: Annotated[int, Ge(1)] = 20
     """Number of prompt embeddings; the paper uses 100 for T5."""
-    init: Literal["vocabulary", "random"] = "vocabulary"
-    """How P starts: embeddings of tokens drawn from the first 5000 ids, or uniform between -0.5 and 0.5."""
+    init: Literal["vocabulary", "random", "text"] = "vocabulary"
+    """How P starts: embeddings of tokens drawn from the first 5000 ids, uniform between -0.5 and 0.5, or `text`."""
+    text: str | None = None
+    """For `init: text`: P starts as the embeddings of its tokens, without special ones, repeated or cut to `length`."""
+    text_ids: tuple[Annotated[int, Ge(0)], ...] | None = None
+    """The token ids of `text`: found with the model's tokenizer where not given, and saved with the adapter."""
+
+    def with_tokenizer(self, tokenizer: Any) -> PromptTuning:
+        if self.init != "text" or self.text is None or self.text_ids is not None:
+            return self
+        return replace(self, text_ids=tuple(tokenizer(self.text, add_special_tokens=False)["input_ids"]))
 
     def sites(self, layout: Layout) -> list[Site]:
-        return [layout.embedding()]
+        site = layout.embedding()
+        if self.init == "text":
+            self._check_text(site)
+        elif self.text is not None or self.text_ids is not None:
+            raise PeftkitError(f"{self.name}: a text is given, and init is {self.init}: set init to text.")
+        return [site]
 
     def build(self, site: Site) -> Adapter:
         return Prompt(site, self)
 
     def count(self, layout: Layout) -> int:
         return self.length * layout.embedding().outputs
+
+    def _check_text(self, site: Site) -> None:
+        if self.text is None and self.text_ids is None:
+            raise PeftkitError(f"{self.name}: init is text, and there is none: set text, such as 'Describe this:'.")
+        if self.text_ids is None:
+            raise PeftkitError(f"{self.name}: text has no ids yet: call with_tokenizer(tokenizer), or give text_ids.")
+        if not self.text_ids:
+            raise PeftkitError(f"{self.name}: text is {self.text!r}, which has no tokens: give at least one word.")
+        if max(self.text_ids) >= site.inputs:
+            raise PeftkitError(
+                f"{self.name}: text_ids has {max(self.text_ids)}, and the model's token embedding {site.inputs} rows: "
+                "leave text_ids out, and they are found with the model's own tokenizer."
+            )
 
 
 class Prompt(SoftPrompt):
@@ -65,20 +97,19 @@ class Prompt(SoftPrompt):
         if method.init == "random":
             nn.init.uniform_(self.P, -0.5, 0.5)
         else:
-            self.P.data.copy_(words(site, method.length))
+            chosen = torch.randperm(min(FREQUENT, site.inputs)) if method.text_ids is None else method.text_ids
+            self.P.data.copy_(words(site, torch.as_tensor(chosen), method.length))
 
     def rows(self) -> Tensor:
         return self.P
 
 
-def words(site: Site, count: int) -> Tensor:
-    """Draw the embeddings [count, width] of distinct tokens in fp32, as the embedding puts them out.
+def words(site: Site, ids: Tensor, count: int) -> Tensor:
+    """Return the embeddings [count, width] of the tokens `ids` in fp32, as the embedding puts them out.
 
-    The ids are the first 5000, which tokenizers with merges give to the most frequent words; where the vocabulary
-    is smaller than `count`, tokens come again.
+    Tokens come again where there are fewer than `count`.
     """
-    choices = torch.randperm(min(FREQUENT, site.inputs))
-    ids = choices.repeat(-(-count // len(choices)))[:count]
+    ids = ids.repeat(-(-count // len(ids)))[:count]
     device = next(site.module.parameters()).device
     with torch.no_grad():
-        return site.module(ids.to(device)).float().to(choices.device)
+        return site.module(ids.to(device)).float().to(ids.device)

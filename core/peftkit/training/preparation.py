@@ -53,9 +53,10 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     """
     section = recipe.train
     device = choose_device(section.device)
-    methods = recipe.methods()
-    # What the model's layout alone tells is refused before gigabytes are read.
-    adapt.check(load_model(recipe.model, device="meta", weights=False).model, methods)
+    # What the model's layout and its tokenizer tell is refused before gigabytes are read.
+    outline = load_model(recipe.model, device="meta", weights=False)
+    methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
+    adapt.check(outline.model, methods)
     loaded = load_model(recipe.model, device=str(device))
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False, loading=resumed)
     template = choose(recipe.dataset.template, loaded.tokenizer).with_soft(adaptation.soft_ids)
