@@ -1,6 +1,7 @@
 # make quickstart   install, train a small model with a LoRA adapter, print the scores before and after
 # make test         style, types and tests; `make test-all` repeats the random ones more often
 # make setup        the environment in .venv; nothing happens the second time
+# make parity       compare methods with another library, which is installed into an environment of its own
 # make tiny         build the bundled model again from generated text
 # make lint         ruff and pyright alone; `make clean` removes what the others made
 
@@ -11,11 +12,13 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
 TINY := build/tiny
+# AdapterHub's adapters takes an older transformers than peftkit and stays apart.
+HUB := .venv-adapters
 
 # Each pytest worker computes on one core; more threads than cores make every test slower.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: setup quickstart test test-all lint format tiny clean
+.PHONY: setup quickstart test test-all parity lint format tiny clean
 
 setup: $(VENV)/.ready
 
@@ -54,6 +57,17 @@ test: lint
 test-all: lint
 	PEFTKIT_KILLS=20 $(PYTEST)
 
+# Of constraints.txt torch alone: its other pins go with the newer transformers.
+$(HUB)/.ready: tests/parity/adapterhub.txt constraints.txt
+	@echo "Installing AdapterHub's adapters into $(HUB) (once; one to three minutes) …"
+	@$(PYTHON) -m venv $(HUB)
+	@$(HUB)/bin/python -m pip install -qq --no-compile --disable-pip-version-check \
+		"$$(grep '^torch==' constraints.txt)" --requirement $<
+	@touch $@
+
+parity: $(VENV)/.ready-dev $(HUB)/.ready
+	$(PYTEST) -n 0 tests/parity
+
 tiny: $(VENV)/.ready
 	$(BIN)/python -m peftkit.data.synthetic corpus
 	$(BIN)/python -m peftkit.data.synthetic tokenizer
@@ -62,5 +76,5 @@ tiny: $(VENV)/.ready
 	@echo "The model is in $(TINY)/model; the package holds its own in core/peftkit/models/bundled."
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(HUB) build dist .pytest_cache .ruff_cache .hypothesis
 	find core cli tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
