@@ -16,7 +16,7 @@ from peftkit import __version__, files
 from peftkit.adaptation import ATTRIBUTE, Adaptation, Attached, Part, attached
 from peftkit.errors import PeftkitError, nearest
 from peftkit.layout import Layout, own_parameters
-from peftkit.method import Method, build_methods
+from peftkit.method import Method, build_methods, expand
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.attention import listen
 from peftkit.ports.embedding import SoftPrompt
@@ -33,14 +33,14 @@ def check(
 ) -> list[tuple[dict[str, Any], list[str]]]:
     """Find each method's sites (by id) and own parameters (names) without changing the model; refuse what cannot be.
 
-    `layout` is that of the model, where the caller has it already. Raises PeftkitError for a target without a match, a
-    rank above a layer's, a method that would train nothing, or two methods that own one parameter, or work on a weight
-    that the start of one of them changes.
+    `layout` is that of the model, where the caller has it already. A named combination is checked as its parts, in
+    their places. Raises PeftkitError for a target without a match, a rank above a layer's, a method that would train
+    nothing, or two methods that own one parameter, or work on a weight that the start of one of them changes.
     """
     layout = layout or Layout(model)
     found: list[tuple[dict[str, Any], list[str]]] = []
     owners: dict[str, str] = {}
-    for method in methods:
+    for method in expand(methods):
         sites = {site.id: site for site in method.sites(layout)}
         own = [name for name, parameter in own_parameters(model) if method.select(layout, name, parameter)]
         if not sites and not own:
@@ -52,7 +52,7 @@ def check(
             )
         owners.update(dict.fromkeys(own, method.name))
         found.append((sites, own))
-    _check_splits(methods, found)
+    _check_splits(expand(methods), found)
     return found
 
 
@@ -83,7 +83,9 @@ def attach(
     Every adapter starts from its own seeded generator on the CPU, so that the start depends on `seed`, the position
     of the method and the site alone. Own parameters that a method trains are held in fp32. `keep_base` keeps the old
     values of own parameters and of frozen weights that a start changes, without which the adaptation can neither be
-    switched off nor removed. With `loading`, a start that is taken out of frozen weights waits for `load_state`.
+    switched off nor removed. With `loading`, a start that is taken out of frozen weights waits for `load_state`. A
+    named combination is attached as its parts, which take one position each; `chosen` of the handle keeps the methods
+    as they were given.
     """
     found = check(model, methods)
     layout = Layout(model)
@@ -96,13 +98,13 @@ def attach(
         _switch_parts(root.adaptations[other], on=False)
     built = [
         _build_all(model, method, sites, f"{seed}/{position}", start=not loading)
-        for position, (method, (sites, _)) in enumerate(zip(methods, found, strict=True))
+        for position, (method, (sites, _)) in enumerate(zip(expand(methods), found, strict=True))
     ]
     model.__dict__[ATTRIBUTE] = root
     for _, parameter in own_parameters(model):
         parameter.requires_grad_(False)
     parts = []
-    for position, (method, (adapters, shared), (_, own)) in enumerate(zip(methods, built, found, strict=True)):
+    for position, (method, (adapters, shared), (_, own)) in enumerate(zip(expand(methods), built, found, strict=True)):
         if shared is not None:
             _share(model, shared, f"{name}-{position}")
         for adapter in adapters.values():
@@ -113,7 +115,7 @@ def attach(
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         parts.append(Part(method, adapters, trained, base, shared))
-    adaptation = Adaptation(model, layout, parts, name)
+    adaptation = Adaptation(model, layout, parts, name, tuple(methods))
     root.adaptations[name] = adaptation
     _place_soft_prompts(adaptation)
     if any(adapter.inside for part in parts for adapter in part.adapters.values()) and not root.switch.watchers:
@@ -202,7 +204,8 @@ def _place_soft_prompts(adaptation: Adaptation) -> None:
 def save(adaptation: Adaptation, folder: Path, base: Mapping[str, Any], *, replace: bool = True) -> None:
     """Write the adaptation's folder: `adapter.safetensors` with its tensors alone, `adapter.json` with what they mean.
 
-    `base` tells the base model: `name` and `fingerprint`, and whatever else should travel along.
+    `base` tells the base model: `name` and `fingerprint`, and whatever else should travel along. A named combination
+    is written as its parts, each in the form that `finish` left it in.
     """
     description = {
         "format": FORMAT,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -99,16 +99,18 @@ class Attached:
 class Adaptation:
     """The methods attached to a model under one name; made by `attach`."""
 
-    def __init__(self, model: nn.Module, layout: Layout, parts: list[Part], name: str):
+    def __init__(self, model: nn.Module, layout: Layout, parts: list[Part], name: str, chosen: tuple[Method, ...]):
         self.model = model
         self.layout = layout
         self.parts = parts
         self.name = name
+        self.chosen = chosen
+        """The methods as they were given to `attach`: a named combination is one of them."""
         self._merged: list[Merged] | None = None
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """The attached methods in the order of the recipe."""
+        """The attached methods in the order of the recipe; the parts of a named combination stand one by one."""
         return tuple(part.method for part in self.parts)
 
     @property
@@ -125,9 +127,10 @@ class Adaptation:
 
     @property
     def soft_ids(self) -> tuple[int, ...]:
-        """The ids of soft prompt rows that stand in front of every text."""
+        """The ids of soft prompt rows that stand in front of every text; without those that are switched off."""
         adapters = (adapter for part in self.parts for adapter in part.adapters.values())
-        return tuple(index for adapter in adapters if isinstance(adapter, SoftPrompt) for index in adapter.ids)
+        prompts = (adapter for adapter in adapters if isinstance(adapter, SoftPrompt) and adapter.enabled)
+        return tuple(index for prompt in prompts for index in prompt.ids)
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """List (key, parameter) of everything trainable; keys as in `state`."""
@@ -201,6 +204,37 @@ class Adaptation:
             switch.activate(before)
             for part in self.parts:
                 part.switch(on=self.name in before)
+
+    @contextmanager
+    def without(self, positions: Collection[int]) -> Iterator[None]:
+        """Run inside as if the parts at these positions had not been attached, bit for bit.
+
+        Ids of a soft prompt that is switched off are not to be fed: `soft_ids` lacks them. Raises PeftkitError for a
+        position that is not there, while the adaptation is merged, and where the base's weights were not kept.
+        """
+        wrong = [position for position in positions if position not in range(len(self.parts))]
+        if wrong:
+            names = ", ".join(f"{position} ({part.method.name})" for position, part in enumerate(self.parts))
+            raise PeftkitError(f"no part stands at position {wrong[0]}: there are {names}.")
+        if self._merged is not None:
+            raise PeftkitError("a part of a merged adaptation cannot be switched off: call unmerge_ first.")
+        switch = attached(self.model).switch
+        off = [self.parts[position] for position in positions]
+        changed = [part for part in off if part.own and part.tuned is None]
+        running = [adapter for part in off for adapter in part.adapters.values() if adapter.enabled]
+        try:
+            for part in changed:
+                part.switch(on=False)
+            for adapter in running:
+                adapter.enabled = False
+            switch.notify()
+            yield
+        finally:
+            for part in changed:
+                part.switch(on=True)
+            for adapter in running:
+                adapter.enabled = True
+            switch.notify()
 
     def remove(self) -> None:
         """Take the adaptation off: the module tree, the base's weights and their need of gradients are as before."""

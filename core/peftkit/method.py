@@ -97,6 +97,14 @@ class Method:
         """Return the method with what its options say in words as token ids; called before it is attached."""
         return self
 
+    def parts(self) -> tuple[Method, ...]:
+        """Return the methods that stand in its place when it is attached: itself, but for a named combination.
+
+        The parts of a combination are attached, trained and saved one by one, each at its own learning rate unless
+        the combination sets one.
+        """
+        return (self,)
+
     # What the method changes ----------------------------------------------------------------------------------------
 
     def sites(self, layout: Layout) -> list[Site]:
@@ -122,6 +130,9 @@ class Method:
 
     def count(self, layout: Layout) -> int:
         """Return the number of trainable parameters in closed form, from the sizes of the sites alone."""
+        parts = self.parts()
+        if parts != (self,):
+            return sum(part.count(layout) for part in parts)
         raise TypeError(f"the method '{self.name}' does not state its number of trainable parameters")
 
     def stored(self, layout: Layout) -> int:
@@ -129,7 +140,8 @@ class Method:
 
         Every number of the file counts: frozen tensors that are saved, and the positions of sparse changes.
         """
-        return self.count(layout)
+        parts = self.parts()
+        return self.count(layout) if parts == (self,) else sum(part.stored(layout) for part in parts)
 
     def sizes(self, layout: Layout) -> Sequence[int]:
         """Return the values that the option `size` may take, from the fewest stored numbers to the most.
@@ -234,6 +246,11 @@ def schema(cls: type[Method]) -> dict[str, Any]:
                 if "description" in facts:
                     found["properties"][option].setdefault("description", facts["description"])
     return found
+
+
+def expand(methods: Sequence[Method]) -> tuple[Method, ...]:
+    """Put its parts in the place of each named combination."""
+    return tuple(part for method in methods for part in method.parts())
 
 
 def build_methods(choices: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Method, ...]:

@@ -35,7 +35,7 @@ def test_one_step_and_a_merge(method, family, tmp_path):
     model.eval()
     adapted = logits(model)
     assert (adapted - base).abs().max() > 1e-3
-    if not adaptation.methods[0].mergeable:
+    if not adaptation.chosen[0].mergeable:
         pytest.skip(f"{method} does not merge")
     adaptation.merge_()
     adaptation.model.save_pretrained(tmp_path, state_dict=plain(model))

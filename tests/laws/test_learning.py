@@ -20,7 +20,7 @@ from peftkit.optim.build import Optimizers
 def test_it_learns(name, position, architecture):
     torch.manual_seed(0)
     model, adaptation = attached(name, position, architecture)
-    trial = adaptation.methods[0].learns
+    trial = adaptation.chosen[0].learns
     ids = tokens(4, 12, seed=3)
     optimizer = Optimizers(adaptation.groups(trial.learning_rate, 0.0))
     first = None
@@ -45,9 +45,9 @@ def test_parity_with_hugging_face_peft_both_ways(name, position, architecture, t
     peft = pytest.importorskip("peft")
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
-    part = adaptation.parts[0]
+    chosen = adaptation.chosen[0]
     try:
-        config, tensors = part.method.hf_peft(part.adapters, model)
+        config, tensors = chosen.hf_peft(adaptation.parts[0].adapters, model)
     except PeftkitError as error:
         pytest.skip(str(error))
     expected = logits(model)
@@ -59,7 +59,7 @@ def test_parity_with_hugging_face_peft_both_ways(name, position, architecture, t
     theirs.save_pretrained(str(tmp_path / "back"), save_embedding_layers=False)
     config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
     back = tiny(architecture)
-    method, state = type(part.method).from_hf_peft(
+    method, state = type(chosen).from_hf_peft(
         config, load_file(tmp_path / "back" / "adapter_model.safetensors"), Layout(back)
     )
     adapt.attach(back, [method]).load_state({f"0/{key}": tensor for key, tensor in state.items()})

@@ -23,9 +23,9 @@ def step(model, adaptation, optimizer) -> None:
 def test_start_is_the_base(name, position, architecture):
     base = logits(tiny(architecture))
     model, adaptation = attached(name, position, architecture)
-    if not adaptation.methods[0].moves_base:
+    if not adaptation.chosen[0].moves_base:
         # A weight split in two is itself again up to its rounding.
-        bound = 1e-5 if adaptation.methods[0].splits_base else 1e-6
+        bound = 1e-5 if adaptation.chosen[0].splits_base else 1e-6
         assert (logits(model) - base).abs().max() <= bound
     randomise(adaptation)
     assert (logits(model) - base).abs().max() > 1e-3
@@ -38,7 +38,7 @@ def test_only_what_is_declared_moves(name, position, architecture, checkpointing
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     trained = dict(adaptation.parameters())
-    assert adaptation.trainable == adaptation.methods[0].count(adaptation.layout)
+    assert adaptation.trainable == adaptation.chosen[0].count(adaptation.layout)
     mine = {id(parameter) for parameter in trained.values()}
     frozen = {key: p.detach().clone() for key, p in model.named_parameters() if id(p) not in mine}
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}

@@ -16,7 +16,7 @@ def test_merged_equals_adapted(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
     adapted = logits(model)
-    if not adaptation.methods[0].mergeable:
+    if not adaptation.chosen[0].mergeable:
         with pytest.raises(PeftkitError, match="cannot be merged"):
             adaptation.merge_()
         assert torch.equal(logits(model), adapted)
@@ -31,7 +31,7 @@ def test_merged_equals_adapted(name, position, architecture):
 
 def test_an_adapter_that_is_not_finite_is_not_merged(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
-    if not adaptation.methods[0].mergeable:
+    if not adaptation.chosen[0].mergeable:
         pytest.skip(f"{name} does not merge")
     key, parameter = adaptation.parameters()[0]
     for value in (float("nan"), float("inf")):

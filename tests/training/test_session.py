@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from combinations import COMBINATIONS
 from small_runs import make_recipe, write_documents
 
 from peftkit import files, recipe
@@ -85,11 +86,11 @@ def test_a_run_folder_holds_everything(source: Path, tmp_path: Path):
     assert told.events[-1] == ("end", summary.as_dict())
 
 
-@pytest.mark.parametrize("method", METHODS.names())
-def test_interrupted_and_resumed_equals_uninterrupted(method: str, source: Path, tmp_path: Path):
+@pytest.mark.parametrize("methods", [*((name,) for name in METHODS.names()), *COMBINATIONS], ids="+".join)
+def test_interrupted_and_resumed_equals_uninterrupted(methods: tuple[str, ...], source: Path, tmp_path: Path):
     import signal
 
-    chosen = recipe.load(make_recipe(source, method, epochs=2, accumulation=3, evaluate_every=2))
+    chosen = recipe.load(make_recipe(source, list(methods), epochs=2, accumulation=3, evaluate_every=2))
     train(chosen, tmp_path / "whole")
     with pytest.raises(Interrupted) as stop:
         train(chosen, tmp_path / "parts", observer=Stops(2, signal.SIGINT))

@@ -22,6 +22,8 @@ class Adapter(nn.Module):
 
     inside: ClassVar[bool] = False
     """Whether it acts within its module's computation, called by another port, instead of around it."""
+    enabled: bool = True
+    """Whether it runs while its adaptation does; `Adaptation.without` switches it."""
 
     def __init__(self, site: Site):
         super().__init__()

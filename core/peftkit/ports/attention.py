@@ -52,13 +52,7 @@ def listen(model: nn.Module, switch: Switch) -> None:
 def inside(module: Seat, switch: Switch) -> list[AttentionAdapter]:
     """Return the active attention adapters of a module, innermost first."""
     names = switch.active if switch.rows is None else tuple(dict.fromkeys(name for name in switch.rows if name))
-    return [
-        cast(AttentionAdapter, adapter)
-        for name in names
-        if name in module.seated
-        for adapter in cast(nn.ModuleList, module.seated[name])
-        if cast(Adapter, adapter).inside
-    ]
+    return [cast(AttentionAdapter, adapter) for adapter in module.running(names) if adapter.inside]
 
 
 def attention(
@@ -85,10 +79,9 @@ def attention(
 
 
 def _chain(module: Seat, names: tuple[str, ...], attend: Attend) -> Attend:
-    for name in names:
-        for adapter in cast(nn.ModuleList, module.seated[name]) if name in module.seated else ():
-            if cast(Adapter, adapter).inside:
-                attend = _around(cast(AttentionAdapter, adapter), attend)
+    for adapter in module.running(names):
+        if adapter.inside:
+            attend = _around(cast(AttentionAdapter, adapter), attend)
     return attend
 
 

@@ -85,11 +85,14 @@ class Seat(nn.Module):
         )
         return (y, *others) if others else y
 
+    def running(self, names: Sequence[str]) -> list[Adapter]:
+        """Return the adapters of these adaptations that are switched on, innermost first."""
+        seated = (self.seated[name] for name in names if name in self.seated)
+        return [adapter for adapters in seated for adapter in cast(list[Adapter], adapters) if adapter.enabled]
+
     def _chain(self, call: Call, active: Sequence[str]) -> Call:
-        for name in active:
-            if name in self.seated and name not in self.switch.merged:
-                for adapter in cast(nn.ModuleList, self.seated[name]):
-                    call = call if cast(Adapter, adapter).inside else _around(cast(Adapter, adapter), call)
+        for adapter in self.running([name for name in active if name not in self.switch.merged]):
+            call = call if adapter.inside else _around(adapter, call)
         return call
 
     def _route(self, frozen: Call, x: Tensor, rows: tuple[str | None, ...], whole: bool) -> Tensor:

@@ -67,7 +67,7 @@ def methods_page() -> str:
     for name, cls in METHODS.items():
         merges = "yes" if cls.mergeable else "no"
         method = cls.from_options({})
-        rates = f"{method.rate(TUNED_WIDTH):.2g} / {method.rate(4096):.2g}"
+        rates = " + ".join(f"{part.rate(TUNED_WIDTH):.2g} / {part.rate(4096):.2g}" for part in method.parts())
         cells = (f"[`{name}`](#{name})", cls.port, cls.family, merges, _count(cls, model), rates, cls.paper)
         rows.append(f"| {' | '.join(cells)} |")
     lines, reference = _compared(COMPARISON)

@@ -136,7 +136,7 @@ class Session:
         return {
             "run": str(self.run),
             "model": prepared.loaded.name,
-            "methods": [method.name for method in prepared.adaptation.methods],
+            "methods": [method.name for method in prepared.adaptation.chosen],
             "dataset": prepared.dataset,
             "examples": len(set(prepared.encoded.sources)),
             "dropped_examples": prepared.encoded.dropped,

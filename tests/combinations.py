@@ -1,0 +1,52 @@
+"""Lists of methods drawn at random from the registry, the same ones every time: a new method joins the draw by itself."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from peftkit import adapt
+from peftkit.errors import PeftkitError
+from peftkit.method import METHODS, Method
+from peftkit.models.tiny import tiny
+
+
+def decoder() -> Any:
+    """Build a tiny decoder that every method suits: gated, with grouped keys and values, and with biases."""
+    return tiny("llama", attention_bias=True)
+
+
+@cache
+def _shape() -> Any:
+    return decoder()
+
+
+def build(names: tuple[str, ...]) -> list[Method]:
+    """Build methods as they come."""
+    return [METHODS[name].from_options({}) for name in names]
+
+
+def refusal(names: tuple[str, ...]) -> str | None:
+    """Return why these methods do not go together; None where they do."""
+    try:
+        adapt.check(_shape(), build(names))
+    except PeftkitError as error:
+        return str(error)
+    return None
+
+
+def drawn(size: int, count: int, suitable: Callable[[str], bool] = lambda name: True) -> list[tuple[str, ...]]:
+    """Draw `count` different lists of `size` methods that go together."""
+    generator = random.Random(size)
+    names, found = [name for name in METHODS.names() if suitable(name)], []
+    while len(found) < count:
+        chosen = tuple(generator.sample(names, size))
+        if chosen not in found and refusal(chosen) is None:
+            found.append(chosen)
+    return found
+
+
+COMBINATIONS = [*drawn(2, 10), *drawn(3, 3)]
+MERGING = [*drawn(2, 6, lambda name: METHODS[name].mergeable), *drawn(3, 3, lambda name: METHODS[name].mergeable)]
