@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
-import json
 import multiprocessing
 import os
 import statistics

@@ -1,4 +1,4 @@
-"""Lists of methods drawn at random from the registry, the same ones every time: a new method joins the draw by itself."""
+"""Lists of methods drawn at random from the registry, the same ones every time; a new method joins the draw."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def activate(model: nn.Module, name: str | None) -> None:
 def route(model: nn.Module, rows: Sequence[str | None]) -> Any:
     """Return a context in which row i of every batch runs through the adaptation `rows[i]` (None: the base)."""
     root = attached(model)
-    for name in ({*rows} - {None}) | {*root.switch.active}:
+    for name in dict.fromkeys([*(row for row in rows if row is not None), *root.switch.active]):
         if any(part.changed for part in root.adaptations[name].parts):
             raise PeftkitError(
                 f"the adapter '{name}' changes the model's own weights and cannot share a batch with others."

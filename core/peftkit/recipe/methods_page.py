@@ -57,7 +57,6 @@ TRIALS = RESULTS / "tuning.csv"
 COMPARISON = RESULTS / "compare" / "comparison.csv"
 
 
-
 def methods_page() -> str:
     """Return the page: a table of all methods, then what each does and its options."""
     model = load(ModelSection(init=LLAMA_2_7B, tokenizer="bundled/tiny"), device="meta", weights=False).model
