@@ -49,6 +49,13 @@ def test_the_estimate_has_every_part(given):
     assert plan(recipes.load(given)).memory["activations"] < parts["activations"]
 
 
+def test_the_estimate_asks_the_optimizer_for_its_states(given):
+    given["method"], given["rank"] = {"galore": {"targets": ["q", "mlp"]}}, 4
+    parts = plan(recipes.load(given)).memory
+    assert parts["gradients"] == 2 * 4 * (32 * 32 + 3 * 32 * 64)
+    assert parts["optimizer"] == 2 * 4 * 4 * ((2 * 32 + 32) + 3 * (2 * 64 + 32))
+
+
 def test_no_weight_is_read(given, tmp_path):
     (tmp_path / "base" / "model.safetensors").unlink()
     assert plan(recipes.load(given)).total > 0

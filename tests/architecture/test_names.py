@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from peftkit.export import FORMATS
 from peftkit.method import METHODS
 from peftkit.methods.inits import INITS
 from peftkit.metrics import METRICS
+from peftkit.optim import DEFAULT, OPTIMIZERS
 from peftkit.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,11 +22,14 @@ ORDINARY = {"text", "full"}
 """Names that are also everyday words or keys of a format; they are looked for in comparisons alone."""
 OWN = {"methods", "tasks", "metrics", "export", "synthetic", "inits"}
 """Folders whose files each belong to one name."""
-NAMES = {*METHODS.names(), *TASKS.names(), *METRICS.names(), *FORMATS.names(), *INITS.names()}
+REGISTRIES = (METHODS, TASKS, METRICS, FORMATS, INITS, OPTIMIZERS)
+NAMES = {name for registry in REGISTRIES for name in registry.names()} - {DEFAULT}
+HOMES = {Path(inspect.getfile(entry)) for _, entry in OPTIMIZERS.items()}
+"""Files of entries in a folder that holds generic code too."""
 FILES = [
     path
     for path in sorted([*CORE.rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
-    if not OWN & set(path.relative_to(ROOT).parts[:-1])
+    if not OWN & set(path.relative_to(ROOT).parts[:-1]) and path not in HOMES
 ]
 
 
@@ -58,7 +63,7 @@ def test_the_scan_sees_a_branch_on_a_name():
     assert not list(named(ast.parse("x = 'text'")))
 
 
-@pytest.mark.parametrize("registry", [METHODS, TASKS, METRICS, FORMATS, INITS], ids=lambda registry: registry.kind)
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.kind)
 def test_each_entry_has_a_file_of_its_own(registry):
     homes: dict[str, str] = {}
     for name, entry in registry.items():

@@ -45,7 +45,7 @@ class GaLore(Method, name="galore"):
     targets: Targets = "linear"
     """Roles, groups or module-name patterns; a fused module that holds a target is trained whole."""
     rest: Literal["none", "adamw"] = "none"
-    """The optimizer of all other parameters (embeddings, norms, biases), at the same rate; none freezes them."""
+    """What trains all other parameters (embeddings, norms, biases), at the same learning rate; none freezes them."""
 
     def sites(self, layout: Layout) -> list[Site]:
         for name, weight in self._weights(layout).items():
