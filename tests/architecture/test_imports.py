@@ -16,6 +16,7 @@ LEVELS = [
     {"method", "layout", "ports", "methods"},
     {"adapt", "adaptation", "data", "tasks", "metrics", "optim", "models"},
     {"recipe", "training", "generation", "evaluation", "export", "report", "plan", "budget"},
+    {"comparison"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 TRANSFORMERS = {"models", "generation", "export", "quantization/weight.py", "ports/attention.py"}
