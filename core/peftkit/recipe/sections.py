@@ -124,11 +124,11 @@ class TrainSection(Section):
     warmup: Annotated[float, Field(ge=0, le=1e12)] = 0.03
     """Steps in which the learning rate rises: a fraction of all steps below 1, else a number of steps."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
-    """AdamW's decay rates of the first and second moment."""
+    """The optimizer's decay rates of the first and second moment."""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    """AdamW's epsilon."""
+    """The optimizer's epsilon, added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """AdamW's decoupled weight decay."""
+    """The optimizer's decoupled weight decay."""
     batch_tokens: Count | None = None
     """Tokens of a micro-batch, padding included; 4096 where `batch_examples` is not given either."""
     batch_examples: Count | None = None

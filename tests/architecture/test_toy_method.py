@@ -1,0 +1,133 @@
+"""Adding one file is enough: a toy method is held to every law, and one that breaks its word is caught."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAWS = ROOT / "tests" / "laws"
+TOY = '''"""A toy: a trainable factor for each output of frozen linear layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.layout import Layout, Site
+from peftkit.method import Learns, Method, Targets
+from peftkit.ports.adapter import Call
+from peftkit.ports.linear import LinearAdapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(Method, name="toy"):
+    """(1 + f) W x with f [out], zero at the start."""
+
+    summary: ClassVar[str] = "Trains a factor for each output of frozen linear layers. It merges into them."
+    paper: ClassVar[str] = "none"
+    family: ClassVar[str] = "toy"
+    learns: ClassVar[Learns] = Learns(loss=4.2, steps=60, learning_rate=1e-1)
+
+    targets: Targets = "linear"
+    """Roles (q k v o gate up down head), groups (attention, mlp, linear) or module-name patterns."""
+
+    def sites(self, layout: Layout) -> list[Site]:
+        return layout.resolve(self.targets)
+
+    def build(self, site: Site) -> LinearAdapter:
+        return Factors(site)
+
+    def count(self, layout: Layout) -> int:
+        return sum(site.outputs for site in self.sites(layout))
+
+
+class Factors(LinearAdapter):
+    """Factors f [out] of the outputs."""
+
+    def __init__(self, site: Site):
+        super().__init__(site)
+        self.f = nn.Parameter(torch.zeros(site.outputs))
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        y = call(x)
+        return y * (1 + self.f).to(y.dtype)
+
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        factors = 1 + self.f
+        return weight * factors[:, None], None if bias is None else bias * factors
+'''
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory):
+    """Return a copy of the core without its large files, which are linked."""
+    core = tmp_path_factory.mktemp("toy") / "core"
+    heavy = shutil.ignore_patterns("__pycache__", "bundled")
+    shutil.copytree(ROOT / "core", core, ignore=heavy)
+    (core / "peftkit/models/bundled").symlink_to(ROOT / "core/peftkit/models/bundled")
+    for name in ("configs", "recipes"):
+        (core.parent / name).symlink_to(ROOT / name)
+    return core
+
+
+def held(overlay: Path, files: dict[str, str], *chosen: str) -> tuple[int, str]:
+    """Run the laws of these new methods alone; return the exit code and what was said."""
+    homes = [overlay / f"peftkit/methods/{name}.py" for name in files]
+    for home, text in zip(homes, files.values(), strict=True):
+        home.write_text(text, encoding="utf-8")
+    paths = f"pythonpath={overlay} {ROOT / 'cli'}"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", paths, "-v", "--tb=line", str(LAWS), *chosen],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(overlay), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    for home in homes:
+        home.unlink()
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_new_file_is_held_to_every_law(overlay):
+    code, told = held(overlay, {"toy": TOY}, "-k", "toy-")
+    assert code == 0, told[-3000:]
+    held_of = {
+        (path, law): outcome
+        for path, law, outcome in re.findall(r"(test_\w+\.py)::(\w+)\[toy-0-[\w-]+\] (PASSED|SKIPPED)", told)
+    }
+    every = {
+        (path.name, name)
+        for path in LAWS.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)\(name, position, architecture", path.read_text(encoding="utf-8"), re.M)
+    }
+    assert len(every) >= 20
+    assert set(held_of) == every
+    skipped = {law for (_, law), outcome in held_of.items() if outcome == "SKIPPED"}
+    assert skipped == {"test_a_rank_above_the_layer_is_refused", "test_parity_with_hugging_face_peft_both_ways"}
+
+
+WRONG = {
+    "toy_count": ("return sum(site.outputs", "return 1 + sum(site.outputs"),
+    "toy_merge": ("weight * factors[:, None]", "weight + factors[:, None]"),
+    "toy_start": ("torch.zeros(site.outputs)", "torch.ones(site.outputs)"),
+}
+"""Methods that break their word: what is replaced in the toy."""
+
+
+def test_a_new_file_that_breaks_its_word_is_caught(overlay):
+    assert all(right in TOY for right, _ in WRONG.values())
+    files = {name: TOY.replace('"toy"', f'"{name}"').replace(*change) for name, change in WRONG.items()}
+    code, told = held(overlay, files, "-k", "toy_ and llama and (start or saved)")
+    assert code == 1, told[-3000:]
+    failed = set(re.findall(r"::\w+\[(\w+)-0-llama\] FAILED", told))
+    assert failed == set(WRONG), told[-3000:]
