@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftkit import adapt
 from peftkit.layout import Layout, Site
-from peftkit.methods.dora import DoRA
+from peftkit.methods.dora import DoRA, Stretched
 from peftkit.models.tiny import tiny
 
 
@@ -96,6 +96,16 @@ def test_the_norm_is_constant_in_the_backward_pass_of_training_alone():
         found = torch.autograd.grad(adapter(linear, x).square().sum(), list(adapter.parameters()))
         for mine, theirs in zip(found, expected(constant), strict=True):
             assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_backward_pass_is_that_of_the_formula(biased):
+    shapes = (5, 4), (5, 2), (4, 2), (4,), *([(4,)] if biased else [])
+    given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    y, thin, up, change, bias = (*given, None)[:5]
+    plain = y + change * (y if bias is None else y - bias) + thin @ up.T
+    assert torch.allclose(Stretched.apply(y, thin, up, change, bias), plain)
+    assert torch.autograd.gradcheck(Stretched.apply, (y, thin, up, change, bias))
 
 
 def test_small_changes_of_lengths_survive_bf16():

@@ -26,9 +26,8 @@ class DoRA(LoRA, name="dora"):
     """W' = m (W + s B A) / n with A [rank, in], B [out, rank], m [out] and n [out], the row norms of W + s B A.
 
     B is zero and m the row norms of W at the start, which is thus the base. The paper prints column norms of W
-    [in, out]; its code and this one hold W [out, in] and take one magnitude for each output. The norm is found from
-    |W|^2 + 2 s <W, B A> + s^2 |B A|^2, whose products are of the size of A and B. Where Hugging Face peft drops
-    elements of the input of the magnitude's term too, dropout here is that of the low-rank pair alone.
+    [in, out]; its code and this one take the rows of W [out, in]. n^2 = |W|^2 + 2 s <W, B A> + s^2 |B A|^2 takes only
+    products of the size of A and B. Dropout acts on the pair, in Hugging Face peft on the magnitude's term too.
     """
 
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
@@ -79,22 +78,19 @@ class DoRA(LoRA, name="dora"):
 class Decomposed(LowRank):
     """A low-rank pair whose sum with the frozen weight keeps rows of the trained lengths m [out]."""
 
-    squares: Tensor
-
     def __init__(self, site: Site, method: DoRA):
         super().__init__(site, method)
         self.detach_norm = method.detach_norm
-        squares = row_squares(self.weight().detach())
-        self.register_buffer("squares", squares, persistent=False)
-        self.m = nn.Parameter(squares.sqrt())
+        self.squares = nn.Buffer(row_squares(self.weight().detach()), persistent=False)
+        self.m = nn.Parameter(self.squares.sqrt())
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         inside = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
-        y = call(x)
-        y = y + linear(linear(inside, self.A), self.B) * self.scale
         # m / n is near one: the difference keeps in bf16 what the ratio would lose.
-        change, bias = (self.m / self.norm() - 1).to(y.dtype), self._bias()
-        return torch.addcmul(y, y if bias is None else y - bias.to(y.dtype), change)
+        y, change = call(x), self.m / self.norm() - 1
+        up = (self.scale * (1 + change))[:, None] * self.B
+        flat, thin = (part.reshape(-1, part.shape[-1]).to(y.dtype) for part in (y, linear(inside, self.A)))
+        return cast(Tensor, Stretched.apply(flat, thin, up.to(y.dtype), change.to(y.dtype), self._bias())).view(y.shape)
 
     def settle(self) -> None:
         super().settle()
@@ -107,10 +103,9 @@ class Decomposed(LowRank):
         with torch.set_grad_enabled(tracked), torch.autocast(self.A.device.type, enabled=False):
             rows, cross = self.site.rows, _product(dense(self.site.module).detach(), self.A)
             cross = cross if rows is None else rows.take(cross.T).T
-            gram = self.B @ (self.A @ self.A.T)
-            squares = self.squares + ((2 * self.scale) * cross + self.scale**2 * gram).mul(self.B).sum(1)
+            both = torch.addmm(cross, self.B, self.A @ self.A.T, beta=2 * self.scale, alpha=self.scale**2)
             # A row of zeros has no direction: it stays as it is, and gives no NaN.
-            return squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+            return (self.squares + both.mul(self.B).sum(1)).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         ratio, own = self.m / self.norm(), self._bias()
@@ -123,6 +118,24 @@ class Decomposed(LowRank):
     def _bias(self) -> Tensor | None:
         bias, rows = getattr(self.site.module, "bias", None), self.site.rows
         return bias if bias is None or rows is None else rows.take(bias)
+
+
+class Stretched(torch.autograd.Function):
+    """y + change (y - bias) + thin up^T in few passes over [tokens, out]; what is kept of that size is y - bias."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, thin: Tensor, up: Tensor, change: Tensor, bias: Tensor | None) -> Tensor:
+        """Return [tokens, out] for y [tokens, out], thin [tokens, rank], up [out, rank], change and bias [out]."""
+        own = y if bias is None else y - bias.to(y.dtype)
+        ctx.save_for_backward(own, thin, up, change)
+        return torch.addcmul(y, own, change).addmm_(thin, up.T)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of all five."""
+        (given,), (own, thin, up, change) = gradients, ctx.saved_tensors
+        of_bias = -change * given.sum(0) if ctx.needs_input_grad[4] else None
+        return torch.addcmul(given, given, change), given @ up, given.T @ thin, (given * own).sum(0), of_bias
 
 
 def row_squares(weight: Tensor) -> Tensor:
