@@ -6,10 +6,7 @@ a Llama with random weights, or on `--model`. The methods take turns: every roun
 over the rounds are compared. What is measured is the time that one thread spends on the processor, so that other work
 on the machine disturbs it little; `--wall` takes the clock instead.
 
-Memory is measured apart, each method in a process of its own: the highest resident size from seating the adapters to
-the end of the third step (preparation, gradients, optimizer state, activations and buffers are in it), less the size
-before the model was built. A step of a small model comes first, so that code loaded on the way does not count, and the
-allocator is told to give large blocks back at once, so that what it would keep does not either.
+Memory is measured apart, each method in a process of its own; `memory.py` tells how.
 """
 
 from __future__ import annotations
@@ -17,26 +14,19 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
-import multiprocessing
-import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, astuple, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "core")]
+from memory import measure_memory, saved_bytes
+from workload import Case, Size, load_model, make_loop, share_weights, show
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from peftkit.method import Method
     from peftkit.models.load import LoadedModel
-    from peftkit.training.loop import Loop
 
 REFERENCE = "lora"
 PAIR = ("lora", "dora")
@@ -45,44 +35,7 @@ THIN = "lora-fa"
 """The method that claims to keep less for the backward pass."""
 LIMIT = 1.25
 """How much longer than LoRA's a step of DoRA may take."""
-MEMORY_STEPS = 3
-TOKENIZER = "bundled/tiny"
-LOADED = ("torch", "transformers", "peftkit.training.loop", "peftkit.models.load", "peftkit.recipe")
-"""What the process that starts the others imports once for all of them."""
 MEBI = 2**20
-
-
-@dataclass(frozen=True)
-class Case:
-    """A method with options; the first case of each method has none."""
-
-    method: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """The name in the table."""
-        return " ".join((self.method, *(f"{key}={value}" for key, value in self.options.items())))
-
-    def build(self) -> Method:
-        """Build the method."""
-        from peftkit.method import METHODS
-
-        return METHODS[self.method].from_options(self.options)
-
-
-@dataclass(frozen=True)
-class Size:
-    """The model, made from its sizes unless it is named, and the batch of `rows` times `length` tokens."""
-
-    model: str | None
-    width: int
-    layers: int
-    rows: int
-    length: int
-
-
-SMALL = Size(None, 64, 2, 2, 16)
 
 
 @dataclass
@@ -100,54 +53,6 @@ class Row:
 
 
 # What is measured ---------------------------------------------------------------------------------------------------
-
-
-def load_model(size: Size) -> LoadedModel:
-    """Build the Llama of the sizes with random weights, or load the named model."""
-    from peftkit.models.load import load
-    from peftkit.recipe import ModelSection
-
-    if size.model is not None:
-        return load(ModelSection(name=size.model))
-    heads = max(1, size.width // 64)
-    config = {"hidden_size": size.width, "num_hidden_layers": size.layers, "num_attention_heads": heads}
-    config |= {"intermediate_size": size.width * 11 // 4, "num_key_value_heads": heads}
-    return load(ModelSection(init={"architecture": "llama", **config}, tokenizer=TOKENIZER))
-
-
-def share_weights(model: nn.Module) -> nn.Module:
-    """Copy a model whose parameters keep the memory of the original's."""
-    import copy
-
-    from torch import nn
-
-    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    return copy.deepcopy(model, shared)
-
-
-def make_loop(case: Case, model: Any, tokenizer: Any, size: Size, steps: int) -> Loop:
-    """Attach the method and build the training loop over one batch of random tokens, all of which are trained on."""
-    import torch
-
-    from peftkit import adapt
-    from peftkit.data.batches import Batches
-    from peftkit.data.encode import IGNORED, Encoded
-    from peftkit.recipe import TrainSection
-    from peftkit.training.loop import Loop
-
-    adaptation = adapt.attach(model, [case.build()], keep_base=False)
-    for part in adaptation.parts:
-        for parameter in part.own.values():  # what is trained must not stand in memory that other models share
-            parameter.data = parameter.data.clone()
-    soft, generator = list(adaptation.soft_ids), torch.Generator().manual_seed(0)
-    texts = torch.randint(3, len(tokenizer), (size.rows, size.length), generator=generator).tolist()
-    encoded = [Encoded([*soft, *ids], [*[IGNORED] * len(soft), *ids]) for ids in texts]
-    batches = Batches(encoded, batch_examples=size.rows)
-    torch.manual_seed(0)
-    pad_id = tokenizer.pad_token_id
-    adaptation.prepare([batches.collate(indices, pad_id) for indices in batches.plan(0)])
-    section = TrainSection(max_steps=steps, batch_examples=size.rows)
-    return Loop(model, adaptation, batches, section, pad_id=pad_id, device=torch.device("cpu"))
 
 
 def suitable(cases: Sequence[Case], model: Any) -> list[Case]:
@@ -185,95 +90,7 @@ def time_steps(cases: Sequence[Case], loaded: LoadedModel, size: Size, rounds: i
     ]
 
 
-def resident(key: str) -> int:
-    """Return the resident size of this process in bytes: now (VmRSS) or the highest (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
-def peak_memory(case: Case, size: Size) -> tuple[int, int]:
-    """Measure in this process the peak memory of the training, and what of it is above the base's weights, in bytes."""
-    import torch
-
-    torch.set_num_threads(1)
-    small = load_model(SMALL)
-    make_loop(case, small.model, small.tokenizer, SMALL, MEMORY_STEPS).run_step()
-    del small
-    gc.collect()
-    before = resident("VmRSS")
-    loaded = load_model(size)
-    gc.collect()
-    with_weights = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the highest size is counted from here on
-    loop = make_loop(case, loaded.model, loaded.tokenizer, size, MEMORY_STEPS)
-    for _ in range(MEMORY_STEPS):
-        loop.run_step()
-    highest = resident("VmHWM")
-    return highest - before, highest - with_weights
-
-
-def measure_memory(cases: Sequence[Case], size: Size) -> list[tuple[int, int]]:
-    """Measure the peak memory of each case in a fresh process, one after the other."""
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(LOADED))
-    found = []
-    for case in cases:
-        with ProcessPoolExecutor(1, context) as pool:
-            found.append(pool.submit(peak_memory, case, size).result())
-        show(f"memory of {case.label} is measured")
-    return found
-
-
-def count_saved(run: Callable[[], Tensor], weights: Iterable[Tensor]) -> int:
-    """Count the bytes that autograd saves while `run` computes, each storage once and the weights' left out."""
-    import torch
-
-    known = {tensor.untyped_storage().data_ptr() for tensor in weights}
-    kept: dict[int, Any] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = run()
-    del result
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-def saved_bytes(case: Case, loaded: LoadedModel, size: Size) -> tuple[int, int]:
-    """Count what autograd saves in one linear map [width, width] alone, and in the forward pass of the whole model."""
-    import torch
-    from torch import nn
-
-    from peftkit.layout import Site
-    from peftkit.training.loss import batch_loss
-
-    width = size.width
-    linear = nn.Linear(width, width).requires_grad_(False)
-    adapter = case.build().build(Site("linear", linear, width, width))
-    # A result of other work is no leaf of autograd's graph, as the input of a layer is none.
-    x = torch.randn(size.rows, size.length, width, requires_grad=True) * 1.0
-    alone = count_saved(lambda: adapter(linear, x), [*linear.parameters(), *adapter.parameters()])
-    loop = make_loop(case, share_weights(loaded.model), loaded.tokenizer, size, 1)
-    loop.model.train()
-    batch = loop.batches.collate(loop.batches.plan(0)[0], loop.pad_id)
-    whole = count_saved(
-        lambda: batch_loss(loop.model, batch, loop.device), [*loop.model.parameters(), *loop.model.buffers()]
-    )
-    return alone, whole
-
-
 # What is shown ------------------------------------------------------------------------------------------------------
-
-
-def show(progress: str) -> None:
-    """Tell on a terminal what is done, each time in the place of the last."""
-    if sys.stderr.isatty():
-        print(f"\r{progress:<60}", end="\r", file=sys.stderr, flush=True)
 
 
 def finish(rows: Sequence[Row], memory: Sequence[tuple[int, int]]) -> None:
@@ -340,8 +157,8 @@ def choose(names: str | None) -> list[Case]:
     return cases
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; None is that of the process."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -355,10 +172,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--wall", action="store_true", help="time by the clock instead of on the processor")
     parser.add_argument("--no-memory", action="store_true", help="measure time alone")
     parser.add_argument("--csv", type=Path, help="a file to write the table to")
-    given = parser.parse_args()
-    if min(given.rounds, given.width, given.layers, given.rows, given.length) < 1:
+    chosen = parser.parse_args(given)
+    if min(chosen.rounds, chosen.width, chosen.layers, chosen.rows, chosen.length) < 1:
         parser.error("--rounds, --width, --layers, --rows and --length are at least 1.")
-    return given
+    return chosen
 
 
 def measure(given: argparse.Namespace) -> None:
@@ -385,9 +202,9 @@ def measure(given: argparse.Namespace) -> None:
         write_csv(given.csv, rows)
 
 
-def main() -> int:
+def main(command: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    given = arguments()
+    given = arguments(command)
     from peftkit.errors import PeftkitError
 
     if not given.no_memory and not sys.platform.startswith("linux"):

@@ -1,0 +1,87 @@
+"""The benchmark of methods runs, compares with LoRA and writes its table; how long a step takes is not asserted."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALLEST = ("--rounds", "1", "--width", "64", "--layers", "1", "--rows", "1", "--length", "8")
+MODULES = ("methods", "memory", "workload")
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """The files of the benchmark by name; they set the number of threads, which is put back."""
+    threads, path, loaded = torch.get_num_threads(), list(sys.path), {name: sys.modules.get(name) for name in MODULES}
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield {name: importlib.import_module(name) for name in MODULES}
+    sys.path[:] = path
+    for name, module in loaded.items():
+        del sys.modules[name]
+        if module is not None:
+            sys.modules[name] = module
+    torch.set_num_threads(threads)
+
+
+def test_it_compares_with_lora_in_a_table_and_in_the_csv_asked_for(benchmark, tmp_path, capsys):
+    file = tmp_path / "table.csv"
+    command = ["--methods", "dora,lora-fa", *SMALLEST, "--no-memory", "--csv", str(file)]
+    assert benchmark["methods"].main(command) == 0
+    rows = {row["method"]: row for row in csv.DictReader(file.open(encoding="utf-8"))}
+    assert list(rows) == ["lora", "dora", "lora targets=linear", "dora targets=linear", "lora-fa"]
+    assert float(rows["lora"]["time_ratio"]) == 1.0
+    for row in rows.values():
+        assert float(row["time_ratio"]) == float(row["seconds"]) / float(rows["lora"]["seconds"]) > 0
+        assert row["peak"] == row["peak_ratio"] == ""
+    # One layer of width 64 at rank 8 on q and v; lora-fa trains B alone.
+    assert (rows["lora"]["trainable"], rows["lora-fa"]["trainable"]) == ("2048", "1024")
+    printed = capsys.readouterr().out
+    assert "dora / lora on q,v: step time" in printed
+    assert "dora / lora on linear: step time" in printed
+    assert printed.count("lora-fa   dropout") == 2
+
+
+def test_memory_fills_the_ratios(benchmark):
+    rows = [benchmark["methods"].Row(name, 1, 1.0) for name in ("lora", "dora")]
+    benchmark["methods"].finish(rows, [(200, 100), (300, 125)])
+    assert [(row.peak_ratio, row.above_ratio) for row in rows] == [(1.0, 1.0), (1.5, 1.25)]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+def test_the_peak_grows_with_the_batch(benchmark):
+    work, memory = benchmark["workload"], benchmark["memory"]
+    few, many = (memory.peak_memory(work.Case("lora"), work.Size(None, 64, 1, rows, 256))[1] for rows in (1, 32))
+    assert 0 <= few < many
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_lora_fa_saves_fewer_bytes_than_lora(benchmark, dropout):
+    work = benchmark["workload"]
+    size = work.Size(None, 64, 1, 2, 16)
+    loaded = work.load_model(size)
+    lora, thin = (
+        benchmark["memory"].saved_bytes(work.Case(name, {"dropout": dropout}), loaded, size)
+        for name in ("lora", "lora-fa")
+    )
+    # Of 32 tokens in fp32 LoRA keeps x of width 64 for A, and what both keep is A x of rank 8.
+    assert lora[0] - thin[0] >= 32 * 64 * 4
+    assert thin[1] < lora[1]
+
+
+def test_an_unknown_method_is_refused(benchmark, capsys):
+    assert benchmark["methods"].main(["--methods", "lora,lorra", *SMALLEST, "--no-memory"]) == 2
+    told = capsys.readouterr().err
+    assert "lorra" in told
+    assert "lora" in told.replace("lorra", "")
+
+
+def test_sizes_below_one_are_refused(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark["methods"].main(["--rounds", "0"])
+    assert "at least 1" in capsys.readouterr().err
