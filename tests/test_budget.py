@@ -165,7 +165,7 @@ def test_a_method_without_a_size_comes_back_as_it_is(name):
     layout = Layout(tiny("gpt2"))
     method, deviation = solve(METHODS[name], layout, SMALL, {})
     assert method == METHODS[name].from_options({})
-    assert deviation == pytest.approx(method.count(layout) / SMALL - 1)
+    assert deviation == pytest.approx(method.stored(layout) / SMALL - 1)
 
 
 def test_what_cannot_be_is_refused(small):

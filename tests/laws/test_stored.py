@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from subjects import attached, loss, randomise, tokens
 
 from peftkit import adapt
+from peftkit.optim.build import Optimizers
 
 STEPS = 20
 
@@ -14,11 +15,11 @@ STEPS = 20
 def test_the_saved_file_holds_the_numbers_that_are_stated(name, position, architecture, tmp_path):
     torch.manual_seed(0)
     model, adaptation = attached(name, position, architecture)
-    method, layout = adaptation.methods[0], adaptation.layout
+    method, layout = adaptation.chosen[0], adaptation.layout
     ids = tokens(3, 8, seed=5)
     adaptation.prepare([])
     randomise(adaptation)
-    optimizer = torch.optim.AdamW(adaptation.groups(1e-2, 0.0))
+    optimizer = Optimizers(adaptation.groups(1e-2, 0.0))
     model.train()
     for index in range(STEPS):
         value, penalty = loss(model, ids), adaptation.penalty()

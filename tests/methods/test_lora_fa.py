@@ -84,3 +84,11 @@ def test_a_is_saved_and_never_trained():
     assert {key[:-1] + "A" for key in keys} | set(keys) == set(adaptation.state())
     # Two layers of q [32, 32] and v [16, 32]: B alone has rank 8 times 48.
     assert LoRAFA().count(Layout(model)) == 2 * 8 * 48
+
+
+def test_what_is_stored_with_a_start_taken_out_of_the_weight():
+    layout = Layout(tiny("llama"))
+    method = LoRAFA(rank=RANK, targets=("q",), init="pissa")
+    # A, B, A0 and B0 of 4 x 32 in two layers
+    assert method.stored(layout) == 2 * 4 * RANK * 32
+    assert method.count(layout) == 2 * RANK * 32

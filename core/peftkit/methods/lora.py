@@ -28,10 +28,9 @@ class LoRA(Method, name="lora"):
 
     The official code and Hugging Face peft draw A from the Kaiming uniform distribution (a = sqrt 5) where the paper
     says Gaussian: `init: kaiming` is the default, `init: gaussian` the paper's. With `init: pissa` s B A starts as the
-    principal part of W (Meng et al. 2024, arXiv:2404.02948; `pissa-fast` finds it nearly, at the cost of a few products
-    with W), with `init: olora` as the first rank columns and rows of its QR decomposition (Büyükakyüz 2024,
-    arXiv:2406.01775), and the frozen weight is the rest, rounded to its dtype. Dropout acts on the input of the adapter
-    alone.
+    principal part of W (Meng et al. 2024, arXiv:2404.02948; `pissa-fast` nearly does by a few products with W), with
+    `init: olora` as the first rank columns and rows of its QR decomposition (Büyükakyüz 2024, arXiv:2406.01775), and
+    the frozen weight is the rest, rounded to its dtype. Dropout acts on the input of the adapter alone.
     """
 
     port: ClassVar[str] = "linear"
@@ -99,9 +98,14 @@ class LoRA(Method, name="lora"):
         return self.bias == "all" or any(site.path == module for site in self.sites(layout))
 
     def count(self, layout: Layout) -> int:
-        pairs = sum(self.rank_at(site) * (site.inputs + site.outputs) for site in self.sites(layout))
-        own = dict(own_parameters(layout.model))
-        return pairs + sum(own[name].numel() for name in own if self.select(layout, name, own[name]))
+        own = own_parameters(layout.model)
+        return self._pairs(layout) + sum(p.numel() for name, p in own if self.select(layout, name, p))
+
+    def stored(self, layout: Layout) -> int:
+        return self.count(layout) + (self._pairs(layout) if self.splits_base else 0)  # A0 and B0
+
+    def _pairs(self, layout: Layout) -> int:
+        return sum(self.rank_at(site) * (site.inputs + site.outputs) for site in self.sites(layout))
 
     def rank_at(self, site: Site) -> int:
         """Return the rank at one site."""
@@ -133,8 +137,7 @@ class LowRank(Split):
     def __init__(self, site: Site, method: LoRA):
         super().__init__(site)
         rank = method.rank_at(site)
-        self.scale = method.scale_at(site)
-        self.dropout = method.dropout
+        self.scale, self.dropout = method.scale_at(site), method.dropout
         self.A = nn.Parameter(torch.empty(rank, site.inputs))
         self.B = nn.Parameter(torch.empty(site.outputs, rank))
         INITS[method.init](self)

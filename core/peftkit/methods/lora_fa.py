@@ -44,10 +44,13 @@ class LoRAFA(LoRA, name="lora-fa"):
         return HalfFrozen(site, self)
 
     def count(self, layout: Layout) -> int:
-        return super().count(layout) - sum(self.rank_at(site) * site.inputs for site in self.sites(layout))
+        return super().count(layout) - self._frozen(layout)
 
     def stored(self, layout: Layout) -> int:
-        return super().count(layout)  # A is saved too
+        return super().stored(layout) + self._frozen(layout)
+
+    def _frozen(self, layout: Layout) -> int:
+        return sum(self.rank_at(site) * site.inputs for site in self.sites(layout))
 
     def after_backward(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
         for adapter in cast(dict[str, HalfFrozen], adapters).values() if self.correction == "projected" else ():
