@@ -205,12 +205,12 @@ def save(adaptation: Adaptation, folder: Path, base: Mapping[str, Any], *, repla
     """Write the adaptation's folder: `adapter.safetensors` with its tensors alone, `adapter.json` with what they mean.
 
     `base` tells the base model: `name` and `fingerprint`, and whatever else should travel along. A named combination
-    is written as its parts, each in the form that `finish` left it in.
+    is written as `Method.joined` says, in the form that `finish` left it in.
     """
     description = {
         "format": FORMAT,
         "peftkit": __version__,
-        "methods": [{"name": method.name, "options": method.options()} for method in adaptation.methods],
+        "methods": [{"name": method.name, "options": method.options()} for method in adaptation.described],
         "base": dict(base),
         "trainable_parameters": adaptation.trainable,
     }

@@ -114,6 +114,13 @@ class Adaptation:
         return tuple(part.method for part in self.parts)
 
     @property
+    def described(self) -> tuple[Method, ...]:
+        """The registered methods whose parts are `methods`: what is written beside the tensors."""
+        left = iter(self.methods)
+        groups = [(method, [next(left) for _ in method.parts()]) for method in self.chosen]
+        return tuple(one for method, parts in groups for one in method.joined(parts))
+
+    @property
     def trainable(self) -> int:
         """The number of trainable parameters."""
         return sum(parameter.numel() for _, parameter in self.parameters())

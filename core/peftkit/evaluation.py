@@ -185,7 +185,7 @@ def prepare(recipe: Recipe, adapter: Path | None) -> Subject:
         return Subject(recipe, loaded, template, None, device, precision)
     adaptation = adapt.load(loaded.model, adapter, loaded.fingerprint, keep_base=False)
     loaded.model.eval()
-    methods = [{"name": method.name, "options": method.options()} for method in adaptation.methods]
+    methods = [{"name": method.name, "options": method.options()} for method in adaptation.described]
     return Subject(recipe, loaded, template.with_soft(adaptation.soft_ids), methods, device, precision)
 
 

@@ -105,6 +105,13 @@ class Method:
         """
         return (self,)
 
+    def joined(self, parts: Sequence[Method]) -> tuple[Method, ...]:
+        """Return the methods as which the attached parts are written down: the parts, in their form of the moment.
+
+        A named combination whose parts have no names of their own returns itself, with options that give such parts.
+        """
+        return tuple(parts)
+
     # What the method changes ----------------------------------------------------------------------------------------
 
     def sites(self, layout: Layout) -> list[Site]:

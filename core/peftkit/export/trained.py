@@ -31,7 +31,7 @@ class Trained:
 
     def report(self) -> dict[str, Any]:
         """Return what every export tells about its origin."""
-        methods = [method.name for method in self.adaptation.methods]
+        methods = [method.name for method in self.adaptation.described]
         return {"base": self.base.name, "methods": methods, "adapter_effect": self.effect}
 
 

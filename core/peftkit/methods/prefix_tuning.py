@@ -48,7 +48,7 @@ class PrefixTuning(PTuningV2, name="prefix-tuning"):
         return None if self.projection is None else Inner(self.length, layout.width, self.projection)
 
     def build(self, site: Site) -> Adapter:
-        return Prefix(site, self) if self.projection is None else ProjectedPrefix(site, self, self.projection)
+        return ProjectedPrefix(site, self)
 
     def count(self, layout: Layout) -> int:
         if self.projection is None:
@@ -88,12 +88,14 @@ class Inner(nn.Module):
 
 
 class ProjectedPrefix(Prefix):
-    """The keys and values of one layer as a linear map of the shared inner states; plain ones once collapsed."""
+    """The keys and values of one layer as a linear map of the shared inner states; plain ones without an MLP."""
 
-    def __init__(self, site: Site, method: PrefixTuning, projection: int):
+    def __init__(self, site: Site, method: PrefixTuning):
         super().__init__(site, method)
-        self.K = self.V = None
-        self.outer: nn.Linear | None = nn.Linear(projection, site.parts["k"].outputs + site.parts["v"].outputs)
+        self.outer: nn.Linear | None = None
+        if method.projection is not None:
+            self.K = self.V = None
+            self.outer = nn.Linear(method.projection, site.parts["k"].outputs + site.parts["v"].outputs)
 
     def prefix(self) -> tuple[Tensor, Tensor]:
         if self.outer is None:

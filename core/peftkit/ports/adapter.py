@@ -22,6 +22,8 @@ class Adapter(nn.Module):
 
     inside: ClassVar[bool] = False
     """Whether it acts within its module's computation, called by another port, instead of around it."""
+    reads_input: ClassVar[bool] = False
+    """Whether one that acts within its module's computation is given the module's input as well."""
     enabled: bool = True
     """Whether it runs while its adaptation does; `Adaptation.without` switches it."""
 

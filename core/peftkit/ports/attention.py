@@ -15,7 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.seat import Seat, Switch
+from peftkit.ports.seat import INPUT, Seat, Switch
 
 NAME = "peftkit"
 KERNEL = "sdpa"
@@ -26,12 +26,15 @@ class AttentionAdapter(Adapter):
     """An adapter inside the attention of its site: `forward(attend, q, k, v, mask) -> y`.
 
     q [B, heads, T, size]; k and v [B, groups, S, size] after rotary positions, those of the cache included; mask
-    [B or 1, 1, T, S], True where a query may look; y [B, T, heads, size], as `attend(q, k, v, mask)` returns it.
+    [B or 1, 1, T, S], True where a query may look; y [B, T, heads, size], as `attend(q, k, v, mask)` returns it. With
+    `reads_input` the hidden states x [B, T, width] that the attention reads follow the mask.
     """
 
     inside: ClassVar[bool] = True
 
-    def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *x: Tensor
+    ) -> Tensor:
         """Compute the adapted attention."""
         raise TypeError(f"{type(self).__name__} does not define what it computes")
 
@@ -51,8 +54,7 @@ def listen(model: nn.Module, switch: Switch) -> None:
 
 def inside(module: Seat, switch: Switch) -> list[AttentionAdapter]:
     """Return the active attention adapters of a module, innermost first."""
-    names = switch.active if switch.rows is None else tuple(dict.fromkeys(name for name in switch.rows if name))
-    return [cast(AttentionAdapter, adapter) for adapter in module.running(names) if adapter.inside]
+    return [cast(AttentionAdapter, adapter) for adapter in module.running(switch.names) if adapter.inside]
 
 
 def attention(
@@ -63,30 +65,32 @@ def attention(
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         return ALL_ATTENTION_FUNCTIONS[KERNEL](module, q, k, v, mask, **rest)[0]
 
+    x = rest.pop(INPUT, None)
     if not isinstance(module, Seat):
         return attend(query, key, value, attention_mask), None
     rows = module.switch.rows
     if rows is None:
-        return _chain(module, module.switch.active, attend)(query, key, value, attention_mask), None
+        return _chain(module, module.switch.active, attend, x)(query, key, value, attention_mask), None
     parts = []
     mask = attention_mask.expand(query.shape[0], -1, -1, -1)
     for name in dict.fromkeys(rows):
         index = torch.tensor([i for i, row in enumerate(rows) if row == name], device=query.device)
-        call = _chain(module, () if name is None else (name,), attend)
+        mine = None if x is None else x[index]
+        call = _chain(module, () if name is None else (name,), attend, mine)
         parts.append((index, call(query[index], key[index], value[index], mask[index])))
     order = torch.cat([index for index, _ in parts]).argsort()
     return torch.cat([part for _, part in parts]).index_select(0, order), None
 
 
-def _chain(module: Seat, names: tuple[str, ...], attend: Attend) -> Attend:
+def _chain(module: Seat, names: tuple[str, ...], attend: Attend, x: Tensor | None) -> Attend:
     for adapter in module.running(names):
         if adapter.inside:
-            attend = _around(cast(AttentionAdapter, adapter), attend)
+            attend = _around(cast(AttentionAdapter, adapter), attend, (x,) if adapter.reads_input else ())
     return attend
 
 
-def _around(adapter: AttentionAdapter, attend: Attend) -> Attend:
-    return lambda q, k, v, mask: adapter(attend, q, k, v, mask)
+def _around(adapter: AttentionAdapter, attend: Attend, more: tuple[Tensor | None, ...]) -> Attend:
+    return lambda q, k, v, mask: adapter(attend, q, k, v, mask, *more)
 
 
 def full_mask(*args: Any, **kwargs: Any) -> Tensor:

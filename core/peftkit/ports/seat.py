@@ -20,6 +20,9 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import Rows
 from peftkit.ports.adapter import Adapter, Call
 
+INPUT = "seat_input"
+"""The keyword under which a seat hands its input to the adapters within its computation that read it."""
+
 
 @dataclass
 class Switch:
@@ -30,6 +33,11 @@ class Switch:
     merged: set[str] = field(default_factory=set)
     watchers: list[Callable[[], None]] = field(default_factory=list)
     """Called after what runs has changed."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adaptations that run in some row."""
+        return self.active if self.rows is None else tuple(dict.fromkeys(name for name in self.rows if name))
 
     def activate(self, names: Sequence[str]) -> None:
         """Run these adaptations from now on."""
@@ -67,8 +75,11 @@ class Seat(nn.Module):
         kwargs = dict(kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs.pop(_first_parameter(self.__class__)), None)
         others: list[Any] = []
+        hands_on = any(adapter.reads_input for adapter in self.running(switch.names))
 
         def frozen(value: Tensor) -> Tensor:
+            if hands_on:
+                kwargs[INPUT] = value
             if rest is None:
                 output = super(Seat, self).forward(**{_first_parameter(self.__class__): value}, **kwargs)
             else:

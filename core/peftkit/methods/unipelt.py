@@ -1,0 +1,146 @@
+"""UniPELT gates a low-rank pair, a prefix and an adapter in each layer token by token (Mao et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, cast
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from peftkit.layout import Layout, Site
+from peftkit.method import Learns, Method
+from peftkit.methods.lora import LoRA, LowRank
+from peftkit.methods.pfeiffer_adapter import PfeifferAdapter
+from peftkit.methods.prefix_tuning import PrefixTuning, ProjectedPrefix
+from peftkit.methods.serial_adapter import Bottleneck
+from peftkit.ports.adapter import Adapter, Call
+from peftkit.ports.attention import Attend
+from peftkit.ports.gate import Gate
+from peftkit.ports.linear import linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniPELT(Method, name="unipelt"):
+    """q, v: W x + g B A x; attention: (1 - g) Attn(K, V) + g Attn([P_k; K], [P_v; V]); feed-forward block: o + g a(o).
+
+    `lora`, whose scale g replaces, `prefix-tuning` and `pfeiffer-adapter` a, with their shapes and starts. Each q, v,
+    attention and a has a gate g = sigmoid(w x + b) of what it reads, x [width]; w [1, width] starts from N(0, 0.02^2)
+    and b [1] at zero, so that g is about a half. The paper averages g over all tokens, which in a decoder would tell of
+    later ones: here each token has its own. The paper multiplies P_k and P_v by g, which leaves the prefix a weight in
+    the softmax at g = 0; here g multiplies that weight, so that 0 is the attention without the prefix and 1 with it.
+    """
+
+    port: ClassVar[str] = "linear + attention"
+    family: ClassVar[str] = "combination"
+    paper: ClassVar[str] = "Mao et al. 2022, arXiv:2110.07577"
+    summary: ClassVar[str] = (
+        "Trains a low-rank pair, a prefix and an adapter in each layer together. Gates that read the hidden states "
+        "choose for each token how much each of them does."
+    )
+    default_learning_rate: ClassVar[float] = PfeifferAdapter.default_learning_rate
+    mergeable: ClassVar[bool] = False
+    moves_base: ClassVar[bool] = True
+    trials: ClassVar[tuple[dict[str, Any], ...]] = ({"rank": 4, "prefix_length": 4, "projection": None, "layers": "1"},)
+    learns: ClassVar[Learns] = Learns(loss=3.4, steps=60, learning_rate=2e-2)
+
+    rank: Annotated[int, Ge(1)] = 8
+    """Inner size of the low-rank pairs."""
+    prefix_length: Annotated[int, Ge(1)] = 10
+    """Number of prefix positions of attention."""
+    projection: Annotated[int, Ge(1)] | None = 512
+    """Width inside the MLP that makes the prefix in training; null trains the prefix itself."""
+    bottleneck: Annotated[int, Ge(1)] = 48
+    """Inner size of the adapter."""
+    layers: tuple[int, ...] | str | None = None
+    """Layers that are changed, such as 0-3,8; all by default."""
+
+    def parts(self) -> tuple[Method, ...]:
+        every: dict[str, Any] = {"layers": self.layers, "learning_rate": self.learning_rate}
+        return (
+            GatedLoRA(rank=self.rank, alpha=self.rank, **every),
+            GatedPrefixTuning(length=self.prefix_length, projection=self.projection, **every),
+            GatedAdapter(bottleneck=self.bottleneck, **every),
+        )
+
+    def joined(self, parts: Sequence[Method]) -> tuple[Method, ...]:
+        return (replace(self, projection=cast(GatedPrefixTuning, parts[1]).projection),)
+
+
+class GatedLoRA(LoRA):
+    """The low-rank part: q and v of each layer."""
+
+    name: ClassVar[str] = "unipelt/lora"
+    mergeable: ClassVar[bool] = False
+
+    def build(self, site: Site) -> Adapter:
+        return GatedPair(site, self)
+
+    def count(self, layout: Layout) -> int:
+        return super().count(layout) + len(self.sites(layout)) * (layout.width + 1)
+
+
+class GatedPrefixTuning(PrefixTuning):
+    """The prefix of each layer."""
+
+    name: ClassVar[str] = "unipelt/prefix"
+
+    def build(self, site: Site) -> Adapter:
+        return GatedPrefix(site, self)
+
+    def count(self, layout: Layout) -> int:
+        return super().count(layout) + len(self.sites(layout)) * (layout.width + 1)
+
+    def stored(self, layout: Layout) -> int:
+        return super().stored(layout) + len(self.sites(layout)) * (layout.width + 1)
+
+
+class GatedAdapter(PfeifferAdapter):
+    """The adapter behind each feed-forward block."""
+
+    name: ClassVar[str] = "unipelt/adapter"
+
+    def build(self, site: Site) -> Adapter:
+        return GatedBottleneck(site, self.bottleneck, self.activation)
+
+    def count(self, layout: Layout) -> int:
+        return super().count(layout) + len(self.sites(layout)) * (layout.width + 1)
+
+
+class GatedPair(LowRank):
+    """A low-rank pair whose gate stands in the place of the scale."""
+
+    def __init__(self, site: Site, method: LoRA):
+        super().__init__(site, method)
+        self.gate = Gate(site.inputs)
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        return call(x) + linear(linear(x, self.A), self.B) * self.gate(x)
+
+
+class GatedPrefix(ProjectedPrefix):
+    """A prefix whose share of each query's attention is multiplied by the query's gate."""
+
+    reads_input: ClassVar[bool] = True
+
+    def __init__(self, site: Site, method: PrefixTuning):
+        super().__init__(site, method)
+        self.gate = Gate(site.inputs)
+
+    def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *x: Tensor) -> Tensor:
+        gate = self.gate(x[0]).unsqueeze(-1).to(q.dtype)
+        return torch.lerp(attend(q, k, v, mask), super().forward(attend, q, k, v, mask), gate)
+
+
+class GatedBottleneck(Bottleneck):
+    """A bottleneck that is multiplied by a gate of the output that both read."""
+
+    def __init__(self, site: Site, size: int, activation: str):
+        super().__init__(site, size, activation)
+        self.gate = Gate(site.outputs)
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        y = call(x)
+        return y + self.inner(y) * self.gate(y)
