@@ -130,8 +130,9 @@ class GatedPrefix(ProjectedPrefix):
         self.gate = Gate(site.inputs)
 
     def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *x: Tensor) -> Tensor:
-        gate = self.gate(x[0]).unsqueeze(-1).to(q.dtype)
-        return torch.lerp(attend(q, k, v, mask), super().forward(attend, q, k, v, mask), gate)
+        alone = attend(q, k, v, mask)
+        gate = self.gate(x[0]).unsqueeze(-1).to(alone.dtype)
+        return torch.lerp(alone, super().forward(attend, q, k, v, mask), gate)
 
 
 class GatedBottleneck(Bottleneck):
