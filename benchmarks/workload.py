@@ -77,7 +77,7 @@ def make_loop(case: Case, model: Any, tokenizer: Any, size: Size, steps: int) ->
     import torch
 
     from peftkit import adapt
-    from peftkit.data.batches import Batches
+    from peftkit.data.batches import Batches, Epoch
     from peftkit.data.encode import IGNORED, Encoded
     from peftkit.recipe import TrainSection
     from peftkit.training.loop import Loop
@@ -92,7 +92,7 @@ def make_loop(case: Case, model: Any, tokenizer: Any, size: Size, steps: int) ->
     batches = Batches(encoded, batch_examples=size.rows)
     torch.manual_seed(0)
     pad_id = tokenizer.pad_token_id
-    adaptation.prepare([batches.collate(indices, pad_id) for indices in batches.plan(0)])
+    adaptation.prepare(Epoch(batches, 0, pad_id))
     section = TrainSection(max_steps=steps, batch_examples=size.rows)
     return Loop(model, adaptation, batches, section, pad_id=pad_id, device=torch.device("cpu"))
 

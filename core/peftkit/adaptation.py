@@ -307,7 +307,7 @@ class Adaptation:
             del self.model.seated
 
     def prepare(self, batches: Iterable[Any]) -> None:
-        """Let each method look at the model and some batches before the first step."""
+        """Let each method look at the model and the batches of an epoch before a run's first step; not on resuming."""
         for part in self.parts:
             part.method.prepare(self.model, part.adapters, batches)
 

@@ -171,7 +171,11 @@ class Method:
     # Hooks of the trainer -------------------------------------------------------------------------------------------
 
     def prepare(self, model: nn.Module, adapters: Mapping[str, Adapter], batches: Iterable[Any]) -> None:
-        """Look at the model and some batches before the first step."""
+        """Look at the model and the batches of the first epoch before the first step of a run.
+
+        Batches are made while they are iterated over: one that is not asked for costs nothing. What is found has to
+        stand in the adapters' state, because a resumed run does not call this again.
+        """
 
     def penalty(self, adapters: Mapping[str, Adapter]) -> Tensor | None:
         """Return a term added to the loss of every step, or None."""

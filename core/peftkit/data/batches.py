@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +102,17 @@ class Batches:
     def collate(self, indices: Sequence[int], pad_id: int) -> Batch:
         """Pad the examples at `indices` into one batch, on the right."""
         return collate([self.encoded[index] for index in indices], pad_id)
+
+
+class Epoch:
+    """The batches of one epoch in the plan's order, each made when it is asked for, and anew for every pass."""
+
+    def __init__(self, batches: Batches, number: int, pad_id: int):
+        self.batches, self.number, self.pad_id = batches, number, pad_id
+
+    def __iter__(self) -> Iterator[Batch]:
+        for indices in self.batches.plan(self.number):
+            yield self.batches.collate(indices, self.pad_id)
 
 
 def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:

@@ -85,13 +85,19 @@ class Probed(SparseDelta):
 
 
 def examples(batches: Iterable[Any], limit: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over at most `limit` examples of the batches, each as ids [1, T] and labels [1, T] without padding."""
+    """Iterate over at most `limit` examples of the batches, each as ids [1, T] and labels [1, T] without padding.
+
+    No batch is asked for beyond those that are needed.
+    """
     left = limit
     for batch in batches:
-        for row in range(min(left, batch.input_ids.shape[0])):
+        taken = min(left, batch.input_ids.shape[0])
+        for row in range(taken):
             real = batch.attention_mask[row].bool()
             yield batch.input_ids[row, real][None], batch.labels[row, real][None]
-        left -= min(left, batch.input_ids.shape[0])
+        left -= taken
+        if left == 0:
+            return
 
 
 def fisher(

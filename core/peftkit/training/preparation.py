@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from peftkit import adapt
-from peftkit.data.batches import Batches
+from peftkit.data.batches import Batches, Epoch
 from peftkit.data.encode import EncodedExamples, encode
 from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from peftkit.recipe import Recipe, TrainSection
 
 VALIDATION_EXAMPLES = 256
-PREPARATION_BATCHES = 8
 
 
 @dataclass
@@ -49,7 +48,8 @@ class Prepared:
 def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     """Load the model and the data, attach the methods and build the loop; every fault is a PeftkitError.
 
-    Of a `resumed` run the loop's saved state has to be loaded before anything else.
+    Of a `resumed` run the loop's saved state has to be loaded before anything else: it holds what the methods found
+    in the data before the first step, which is not measured again.
     """
     section = recipe.train
     device = choose_device(section.device)
@@ -76,8 +76,8 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     batches = batched(encoded.rows, section)
     torch.manual_seed(section.seed)
     pad_id = loaded.tokenizer.pad_token_id
-    first = batches.plan(0)[:PREPARATION_BATCHES]
-    adaptation.prepare([batches.collate(indices, pad_id) for indices in first])
+    if not resumed:
+        adaptation.prepare(Epoch(batches, 0, pad_id))
     if section.gradient_checkpointing:
         checkpoint_gradients(loaded.model)
     torch.manual_seed(section.seed)
