@@ -70,6 +70,8 @@ class Method:
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """Further choices of options for which the laws of every method are held."""
     learns: ClassVar[Learns] = Learns()
+    not_in_hf_peft: ClassVar[str] = "has no counterpart in Hugging Face peft"
+    """Why its adapters are neither written nor read as ones of that library, told behind its name."""
 
     learning_rate: Annotated[float, Gt(0)] | None = None
     """Learning rate of this method alone; by default that of `train`, or else the one that suits the model's width."""
@@ -204,21 +206,25 @@ class Method:
 
     def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the configuration and tensors that Hugging Face peft opens; the default is a refusal."""
-        raise PeftkitError(
-            f"the method '{self.name}' has no counterpart in Hugging Face peft: export with --format merged instead."
-        )
+        raise PeftkitError(f"the method '{self.name}' {self.not_in_hf_peft}: {self._instead()}.")
+
+    def _instead(self) -> str:
+        """Say what to do with an adapter that Hugging Face peft cannot hold."""
+        if self.mergeable:
+            return "export with --format merged instead"
+        return "keep the adapter beside the model, and generate and evaluate from the run folder"
 
     @classmethod
     def reads_hf_peft(cls, config: Mapping[str, Any]) -> bool:
         """Say whether `from_hf_peft` takes adapters of this configuration; of several, the most derived method does."""
-        return str(config.get("peft_type")).lower() == cls.name
+        return str(config.get("peft_type")).lower().replace("_", "-") == cls.name
 
     @classmethod
     def from_hf_peft(
         cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
     ) -> tuple[Method, dict[str, Tensor]]:
         """Return the method and its state (keys '<site>/<tensor>') from a Hugging Face peft adapter, or refuse."""
-        raise PeftkitError(f"the method '{cls.name}' cannot read an adapter of Hugging Face peft.")
+        raise PeftkitError(f"the method '{cls.name}' {cls.not_in_hf_peft}: an adapter of that library cannot be read.")
 
 
 @cache

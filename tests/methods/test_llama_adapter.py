@@ -60,21 +60,29 @@ def test_the_keys_of_the_prompt_pass_the_norm_of_keys():
     assert torch.allclose(seen[1][0], expected, atol=1e-6)
 
 
-def test_hugging_face_peft_computes_the_same():
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2"])
+def test_hugging_face_peft_computes_the_same(architecture):
+    """In GPT-2 it adds what the prompt gives behind the output map: the same where that map is the identity."""
     peft = pytest.importorskip("peft")
     config = peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1, task_type="CAUSAL_LM")
-    theirs = peft.get_peft_model(tiny("llama"), config).eval()
-    model = tiny("llama")
+    model, base = tiny(architecture), tiny(architecture)
+    if architecture == "gpt2":
+        for each in (model, base):
+            each.transformer.h[1].attn.c_proj.weight.data = torch.eye(32)
+            each.transformer.h[1].attn.c_proj.bias.data.zero_()
+    theirs = peft.get_peft_model(base, config).eval()
     adaptation = adapt.attach(model, [LlamaAdapter(length=3, top=1)])
     (adapter,) = adaptation.parts[0].adapters.values()
     assert adapter.site.layer == 1
-    seated = theirs.base_model.model.model.layers[1].self_attn
+    seated = theirs.base_model.model.get_submodule(adapter.site.path)
     with torch.no_grad():
         adapter.g.fill_(0.7)
         seated.adaption_gate.fill_(0.7)
         seated.adaption_prompt.copy_(adapter.P[None])
         expected = theirs(input_ids=IDS).logits
         assert (model(input_ids=IDS).logits - expected).abs().max() <= 1e-5
+        with adaptation.disabled():
+            assert (model(input_ids=IDS).logits - expected).abs().max() > 1e-2
 
 
 def test_the_gate_learns_first():

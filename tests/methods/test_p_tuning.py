@@ -41,6 +41,35 @@ def test_the_encoder_and_its_size_are_those_of_hugging_face_peft(encoder):
     assert adaptation.trainable == sum(parameter.numel() for parameter in theirs.parameters())
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_hugging_face_peft_computes_the_same_without_a_first_token(architecture, encoder):
+    """That library puts the prompt in front of everything, here it stands behind a beginning-of-sequence token."""
+    peft = pytest.importorskip("peft")
+    model = tiny(architecture)
+    adaptation = adapt.attach(model, [PTuning(length=3, encoder=encoder, hidden=6)])
+    (adapter,) = adaptation.parts[0].adapters.values()
+    config = peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=3,
+        encoder_reparameterization_type=encoder.upper(),
+        encoder_hidden_size=6,
+    )
+    theirs = peft.get_peft_model(tiny(architecture), config).eval()
+    there = theirs.prompt_encoder["default"]
+    ids = torch.tensor([[5, 9, 14, 20], [7, 7, 30, 41]])
+    with torch.no_grad():
+        there.embedding.weight.copy_(adapter.E)
+        there.mlp_head.load_state_dict(adapter.head.state_dict())
+        if encoder == "lstm":
+            there.lstm_head.load_state_dict(adapter.lstm.state_dict())
+        expected = theirs(input_ids=ids).logits[:, 3:]
+        soft = torch.tensor([adaptation.soft_ids] * 2)
+        result = model(input_ids=torch.cat([soft, ids], 1)).logits[:, 3:]
+    assert (result - expected).abs().max() <= 1e-5
+    assert (result - tiny(architecture)(input_ids=ids).logits).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("encoder", ["mlp", "lstm"])
 def test_what_is_left_is_a_prompt_of_free_embeddings(encoder, tmp_path):
     model = tiny("gpt2")

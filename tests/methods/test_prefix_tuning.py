@@ -42,6 +42,57 @@ def test_a_prefix_is_what_stands_in_the_cache(architecture, method):
     assert (result - run(tiny(architecture))).abs().max() > 1e-2
 
 
+def same_of_hugging_face_peft(peft, adaptation, base):
+    """Return their model of `base` with the prefix, and the MLP where there is one, of ours."""
+    (method,), adapters = adaptation.methods, list(adaptation.parts[0].adapters.values())
+    projection = getattr(method, "projection", None)
+    config = peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=method.length,
+        prefix_projection=projection is not None,
+        encoder_hidden_size=projection,
+    )
+    theirs = peft.get_peft_model(base, config).eval()
+    encoder = theirs.prompt_encoder["default"]
+    with torch.no_grad():
+        if projection is None:
+            encoder.embedding.weight.copy_(torch.cat([part for a in adapters for part in (a.K, a.V)], 1))
+        else:
+            inner = adapters[0].shared
+            encoder.embedding.weight.copy_(inner.E)
+            encoder.transform[0].load_state_dict(inner.hidden.state_dict())
+            encoder.transform[2].weight.copy_(torch.cat([adapter.outer.weight for adapter in adapters]))
+            encoder.transform[2].bias.copy_(torch.cat([adapter.outer.bias for adapter in adapters]))
+    return theirs
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides", "method"),
+    [
+        ("llama", {}, PTuningV2(length=3, deviation=0.7)),
+        ("llama", {}, PrefixTuning(length=3, projection=None, deviation=0.7)),
+        ("llama", {"num_key_value_heads": 4}, PrefixTuning(length=3, projection=8)),
+        ("gpt2", {}, PTuningV2(length=3, deviation=0.7)),
+        ("gpt2", {}, PrefixTuning(length=3, projection=None, deviation=0.7)),
+        ("gpt2", {}, PrefixTuning(length=3, projection=8)),
+    ],
+)
+def test_hugging_face_peft_computes_the_same_at_equal_positions(architecture, overrides, method):
+    """Their text starts at position `length`, ours at 0: each is held to the other's positions.
+
+    With grouped keys their MLP is as wide as the groups and ours as the model, so that it is compared without groups.
+    """
+    peft = pytest.importorskip("peft")
+    model = tiny(architecture, **overrides)
+    adaptation = adapt.attach(model, [method])
+    theirs = same_of_hugging_face_peft(peft, adaptation, tiny(architecture, **overrides))
+    positions = torch.arange(5)[None]
+    ours = run(model)
+    assert (run(theirs, position_ids=positions - 3) - ours).abs().max() <= 1e-5
+    assert (run(theirs) - run(model, position_ids=positions + 3)).abs().max() <= 1e-5
+    assert (run(theirs) - ours).abs().max() > 1e-3
+
+
 def test_a_prefix_mixes_two_attentions():
     """Attn([P; C]) = (1 - lam) Attn(C) + lam Attn(P), lam the prefix's part of the softmax; per head and query."""
     generator = torch.Generator().manual_seed(0)

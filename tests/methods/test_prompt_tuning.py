@@ -98,12 +98,14 @@ def test_a_text_without_its_ids_is_refused():
         adapt.attach(tiny("llama"), [PromptTuning(init="text", text="abc")])
 
 
-def test_hugging_face_peft_computes_the_same_without_a_first_token(tmp_path):
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
+def test_hugging_face_peft_computes_the_same_without_a_first_token(architecture):
+    """That library puts the prompt in front of everything, here it stands behind a beginning-of-sequence token."""
     peft = pytest.importorskip("peft")
-    model = tiny("llama")
+    model = tiny(architecture)
     adaptation = adapt.attach(model, [PromptTuning(length=3, init="random")])
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    theirs = peft.get_peft_model(tiny("llama"), config).eval()
+    theirs = peft.get_peft_model(tiny(architecture), config).eval()
     with torch.no_grad():
         theirs.prompt_encoder["default"].embedding.weight.copy_(adaptation.parameters()[0][1])
         expected = theirs(input_ids=IDS).logits[:, 3:]

@@ -9,11 +9,12 @@ from torch import nn
 
 from peftkit import adapt, files
 from peftkit.adaptation import Adaptation
+from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
 from peftkit.export import FORMATS
 from peftkit.export.trained import Trained, open_run
 from peftkit.layout import Layout
-from peftkit.method import METHODS
+from peftkit.method import METHODS, Method
 from peftkit.models.load import load as load_base
 from peftkit.models.samples import compare, logits
 
@@ -26,15 +27,15 @@ BOUND = 1e-5
 def hf_peft(run: Path, output: Path) -> dict[str, Any]:
     """Write the run's adapter so that `peft.PeftModel.from_pretrained(base, output)` gives the same logits.
 
-    Raises PeftkitError for a run of several methods, and for a method without a counterpart in that library.
+    Raises PeftkitError for a run of several methods, and for an adapter that would compute something else there.
     """
     with files.new_folder(output) as folder:
         trained = open_run(run)
         write(trained, folder)
-        expected = logits(trained.base.model, trained.base.tokenizer)
+        expected = logits(trained.base.model, trained.base.tokenizer, trained.adaptation.soft_ids)
         base = load_base(trained.recipe.model, dtype=next(trained.base.model.parameters()).dtype)
-        load(folder, base.model)
-        found = compare(logits(base.model, base.tokenizer), expected, BOUND, "the exported adapter")
+        soft = load(folder, base.model).soft_ids
+        found = compare(logits(base.model, base.tokenizer, soft), expected, BOUND, "the exported adapter")
     return {"format": "hf-peft", "output": str(output), **trained.report(), **found}
 
 
@@ -46,6 +47,13 @@ def write(trained: Trained, folder: Path) -> None:
         raise PeftkitError(
             f"this run combines several methods ({names}), and a Hugging Face peft folder holds one: export with "
             "--format merged instead."
+        )
+    first = opening(trained.base.tokenizer) if trained.adaptation.soft_ids else []
+    if first:
+        raise PeftkitError(
+            f"this model's tokenizer begins texts with '{trained.base.tokenizer.decode(first)}': a soft prompt stands "
+            "behind that token here and in front of it in Hugging Face peft, which gives other logits: keep the "
+            "adapter beside the model, and generate and evaluate from the run folder."
         )
     config, tensors = parts[0].method.hf_peft(parts[0].adapters, trained.base.model)
     source = trained.base.source
@@ -70,9 +78,8 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
     kind = config.get("peft_type") if isinstance(config, dict) else None
     readers = [cls for _, cls in METHODS.items() if isinstance(config, dict) and cls.reads_hf_peft(config)]
     if not readers:
-        raise PeftkitError(
-            f"{path}: peft_type is {kind!r}; it can be read for the methods {', '.join(METHODS.names())}."
-        )
+        able = [name for name, cls in METHODS.items() if cls.from_hf_peft.__func__ is not Method.from_hf_peft.__func__]
+        raise PeftkitError(f"{path}: peft_type is {kind!r}; it can be read for the methods {', '.join(able)}.")
     tensors = files.read_tensors(folder / TENSORS)
     try:
         reader = max(readers, key=lambda cls: len(cls.__mro__))

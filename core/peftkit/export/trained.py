@@ -57,5 +57,5 @@ def open_run(run: Path) -> Trained:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise PeftkitError(f"{run / 'adapter' / adapt.TENSORS}: the tensor {key} holds NaN or infinity.")
     base.model.eval()
-    effect = float((logits(base.model, base.tokenizer) - before).abs().max())
+    effect = float((logits(base.model, base.tokenizer, adaptation.soft_ids) - before).abs().max())
     return Trained(recipe, base, adaptation, dtype, effect)

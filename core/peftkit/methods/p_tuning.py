@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from annotated_types import Ge
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from peftkit.layout import Layout, Site
 from peftkit.method import Learns, Method
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.embedding import SoftPrompt
+from peftkit.ports.embedding import SoftPrompt, from_hf_peft, to_hf_peft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,8 @@ class PTuning(Method, name="p-tuning"):
     bidirectional LSTM of `hidden` each way it is Linear(2 hidden, 2 hidden), ReLU, Linear(2 hidden, width). These are
     the sizes of Hugging Face peft, whose default is the MLP too; the paper and its code use the LSTM. E is drawn from
     N(0, 1). After training only P is kept (`encoder: none`), which is a soft prompt of free embeddings. The paper
-    also spreads the prompt over a template; here it stands in front, behind the beginning-of-sequence token.
+    also spreads the prompt over a template; here it stands in front, behind the beginning-of-sequence token. Hugging
+    Face peft puts it in front of that token: where a tokenizer sets it, nothing is exported there.
     """
 
     port: ClassVar[str] = "embedding"
@@ -70,6 +71,17 @@ class PTuning(Method, name="p-tuning"):
         for adapter in adapters.values():
             cast(EncodedPrompt, adapter).collapse()
         return replace(self, encoder="none")
+
+    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        (prompt,) = adapters.values()
+        return to_hf_peft(cast(SoftPrompt, prompt), "P_TUNING")
+
+    @classmethod
+    def from_hf_peft(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+    ) -> tuple[Method, dict[str, Tensor]]:
+        rows = from_hf_peft(tensors, layout)
+        return cls(length=len(rows), encoder="none"), {f"{layout.embedding().id}/E": rows}
 
 
 class EncodedPrompt(SoftPrompt):

@@ -21,9 +21,9 @@ class PTuningV2(Method, name="p-tuning-v2"):
 
     With grouped-query attention the prefix has the groups of the model's keys. The keys are learnt as they stand
     after rotary positions, every query may look at all of them, and the positions of the text do not move. Official
-    code and Hugging Face peft go through the cache and start the text at position `length` instead, so that adapters
-    cannot be exchanged. The official code draws the start from N(0, 1); here the standard deviation is an
-    option, small by default, because large values drown what the layer attends to.
+    code and Hugging Face peft go through the cache and start the text at position `length` instead: the same keys and
+    values give other logits there, so that adapters are not exchanged. The official code draws the start from N(0, 1);
+    here the standard deviation is an option, small by default, because large values drown what the layer attends to.
     """
 
     port: ClassVar[str] = "attention"
@@ -37,6 +37,10 @@ class PTuningV2(Method, name="p-tuning-v2"):
     size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
     moves_base: ClassVar[bool] = True
+    not_in_hf_peft: ClassVar[str] = (
+        "leaves the positions of the text as they are, and prefix tuning in Hugging Face peft moves them by the length "
+        "of the prefix, so that the same prefix gives other logits there"
+    )
     trials: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 6, "layers": "1", "deviation": 1.0},)
     learns: ClassVar[Learns] = Learns(loss=3.5, steps=80, learning_rate=0.1)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from annotated_types import Ge
@@ -13,7 +14,7 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site
 from peftkit.method import Learns, Method
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.embedding import SoftPrompt
+from peftkit.ports.embedding import SoftPrompt, from_hf_peft, to_hf_peft
 
 FREQUENT = 5000
 """Of the first ids, which tokenizers with merges give to the most frequent words."""
@@ -26,7 +27,7 @@ class PromptTuning(Method, name="prompt-tuning"):
     The prompt stands behind the beginning-of-sequence token where there is one, and directly in front of the text
     where a batch is padded on the left; its positions carry no label, and those of the text move by `length`. Every
     start moves the logits. Hugging Face peft puts its prompt in front of the beginning-of-sequence token: the two are
-    equal only on inputs without that token, so that nothing is exported there.
+    equal on inputs without that token, and where a tokenizer sets it, nothing is exported there.
     """
 
     port: ClassVar[str] = "embedding"
@@ -73,6 +74,17 @@ class PromptTuning(Method, name="prompt-tuning"):
 
     def count(self, layout: Layout) -> int:
         return self.length * layout.embedding().outputs
+
+    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        (prompt,) = adapters.values()
+        return to_hf_peft(cast(SoftPrompt, prompt), "PROMPT_TUNING")
+
+    @classmethod
+    def from_hf_peft(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+    ) -> tuple[Method, dict[str, Tensor]]:
+        rows = from_hf_peft(tensors, layout)
+        return cls(length=len(rows)), {f"{layout.embedding().id}/P": rows}
 
     def _check_text(self, site: Site) -> None:
         if self.text is None and self.text_ids is None:

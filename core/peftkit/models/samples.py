@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
 
 TEXTS = (
@@ -19,16 +21,21 @@ TEXTS = (
 LENGTH = 48
 
 
-def logits(model: nn.Module, tokenizer: Any) -> Tensor:
-    """Return the fp32 logits [tokens, vocabulary] of the first 48 tokens of each sample text, run one by one."""
+def logits(model: nn.Module, tokenizer: Any, soft: Sequence[int] = ()) -> Tensor:
+    """Return the fp32 logits [tokens, vocabulary] of the first 48 tokens of each sample text, run one by one.
+
+    The ids `soft` of a soft prompt stand behind a beginning-of-sequence token; their own logits are left out.
+    """
+    first, length = len(opening(tokenizer)), len(soft)
     device = next(model.parameters()).device
     rows = []
     with torch.no_grad():
         for text in TEXTS:
             ids = tokenizer(text, add_special_tokens=True)["input_ids"][:LENGTH]
             if ids:
-                batch = torch.tensor([ids], device=device)
-                rows.append(model(input_ids=batch, use_cache=False).logits[0].float().cpu())
+                batch = torch.tensor([[*ids[:first], *soft, *ids[first:]]], device=device)
+                found = model(input_ids=batch, use_cache=False).logits[0].float().cpu()
+                rows += [found[:first], found[first + length :]]
     return torch.cat(rows)
 
 
