@@ -35,7 +35,7 @@ class AdaLoRA(Method, name="adalora"):
     summary: ClassVar[str] = (
         "Adds a low-rank change in singular-value form. Ranks move during training to the layers that need them."
     )
-    default_learning_rate: ClassVar[float] = 2e-3
+    default_learning_rate: ClassVar[float] = 0.032
     size: ClassVar[str | None] = "rank"
     stored_at_most: ClassVar[bool] = True
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (

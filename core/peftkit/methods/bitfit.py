@@ -30,6 +30,7 @@ class BitFit(Method, name="bitfit"):
         "are refused."
     )
     default_learning_rate: ClassVar[float] = 1e-3
+    rate_falls_with_width: ClassVar[bool] = False
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"targets": ["up", "down"]},)
     learns: ClassVar[Learns] = Learns(loss=3.3, steps=80, learning_rate=5e-2)
 

@@ -35,7 +35,7 @@ class Compacter(Method, name="compacter"):
         "Builds the matrices of serial adapters from Kronecker products with factors that all layers share. It needs "
         "a hundredth of their parameters."
     )
-    default_learning_rate: ClassVar[float] = 3e-3
+    default_learning_rate: ClassVar[float] = 0.1
     size: ClassVar[str | None] = "bottleneck"
     mergeable: ClassVar[bool] = False
     trials: ClassVar[tuple[dict[str, Any], ...]] = (

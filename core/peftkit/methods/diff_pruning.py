@@ -35,7 +35,7 @@ class DiffPruning(Method, name="diff-pruning"):
         "few changes are kept, so that the saved adapter is small."
     )
     random_in_training: ClassVar[bool] = True
-    default_learning_rate: ClassVar[float] = 1e-4
+    default_learning_rate: ClassVar[float] = 0.018
     size: ClassVar[str | None] = "density"
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"structured": True, "targets": "attention", "density": 0.1},)
     learns: ClassVar[Learns] = Learns(loss=4.2, steps=100, learning_rate=1e-1)

@@ -32,9 +32,9 @@ class DoRA(LoRA, name="dora"):
 
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
     summary: ClassVar[str] = (
-        "Trains the length of each weight row and, by a low-rank pair, its direction. Closer to full training than "
-        "LoRA at the same rank."
+        "Trains the length of each weight row and, by a low-rank pair, its direction. LoRA and one number an output."
     )
+    default_learning_rate: ClassVar[float] = 0.032
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"targets": ["linear", "head"], "rank": 4, "detach_norm": False, "dropout": 0.1},
         {"targets": "linear", "rank": 4, "init": "pissa"},

@@ -35,7 +35,7 @@ class DyLoRA(LoRA, name="dylora"):
         "trained pair works at every rank."
     )
     random_in_training: ClassVar[bool] = True
-    default_learning_rate: ClassVar[float] = 4e-4
+    default_learning_rate: ClassVar[float] = 0.01
     plain_pair: ClassVar[bool] = False
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"update": "last", "min_rank": 4, "use_rank": 6, "targets": ["linear"], "rank_pattern": {"mlp": 4}},

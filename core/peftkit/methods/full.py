@@ -21,7 +21,7 @@ class Full(Method, name="full"):
     summary: ClassVar[str] = (
         "Trains every weight of the model. It needs memory for gradients and optimizer states of all of them."
     )
-    default_learning_rate: ClassVar[float] = 2e-5
+    default_learning_rate: ClassVar[float] = 3.2e-3
     learns: ClassVar[Learns] = Learns(loss=1.0, steps=60, learning_rate=1e-2)
 
     def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:

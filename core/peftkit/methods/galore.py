@@ -30,7 +30,7 @@ class GaLore(Method, name="galore"):
         "Trains the weights of linear layers by Adam in a low-rank subspace that follows their gradient. The optimizer "
         "states shrink to those of a thin matrix, and the outcome is a full set of weights."
     )
-    default_learning_rate: ClassVar[float] = 1e-2
+    default_learning_rate: ClassVar[float] = 0.1
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 4, "interval": 2, "scale": 1.0, "targets": ["attention", "head"], "rest": "adamw"},
     )

@@ -28,7 +28,7 @@ class HeadTuning(Method, name="head-tuning"):
     summary: ClassVar[str] = (
         "Trains the output head on the frozen features of the model. No gradient runs through the layers below."
     )
-    default_learning_rate: ClassVar[float] = 1e-4
+    default_learning_rate: ClassVar[float] = 0.018
     learns: ClassVar[Learns] = Learns(loss=1.5, steps=60, learning_rate=3e-2)
 
     def sites(self, layout: Layout) -> list[Site]:

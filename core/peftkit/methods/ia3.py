@@ -36,7 +36,8 @@ class IA3(Method, name="ia3"):
         "Multiplies keys, values and feed-forward activations by learned vectors. Very few parameters, no cost once "
         "merged."
     )
-    default_learning_rate: ClassVar[float] = 3e-3
+    default_learning_rate: ClassVar[float] = 0.32
+    rate_falls_with_width: ClassVar[bool] = False
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"targets": ["attention", "up"], "feedforward": []},
         {"targets": [], "feedforward": ["o", "down"]},

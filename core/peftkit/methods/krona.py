@@ -34,7 +34,7 @@ class KronA(Method, name="krona"):
         "Adds a Kronecker product of two small trainable matrices, of full rank with few parameters. Merges into the "
         "weights."
     )
-    default_learning_rate: ClassVar[float] = 1e-3
+    default_learning_rate: ClassVar[float] = 0.1
     size: ClassVar[str | None] = "factor"
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"factor": 4, "scale": 2.0, "targets": ["linear", "head"]},)
     learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)

@@ -33,7 +33,8 @@ class LayerNormTuning(Method, name="layernorm-tuning"):
         "Trains the weights and biases of the normalisation layers. These are a few vectors in each block, "
         "and nothing else moves."
     )
-    default_learning_rate: ClassVar[float] = 2e-3
+    default_learning_rate: ClassVar[float] = 0.18
+    rate_falls_with_width: ClassVar[bool] = False
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"layers": "1"},)
     learns: ClassVar[Learns] = Learns(loss=4.0, steps=80, learning_rate=5e-2)
 

@@ -43,7 +43,8 @@ class LlamaAdapter(Method, name="llama-adapter"):
         "Lets the topmost layers attend to a learnt prompt in a softmax of its own. A gate that starts at zero "
         "adds the result, so that training starts from the base model."
     )
-    default_learning_rate: ClassVar[float] = 9e-3
+    default_learning_rate: ClassVar[float] = 0.32
+    rate_falls_with_width: ClassVar[bool] = False
     size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
     trials: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 6, "top": 1, "variant": "official"},)

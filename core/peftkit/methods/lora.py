@@ -37,7 +37,7 @@ class LoRA(Method, name="lora"):
     family: ClassVar[str] = "reparameterisation"
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     summary: ClassVar[str] = "Adds a trainable product of two thin matrices to frozen weights. It merges into them."
-    default_learning_rate: ClassVar[float] = 2e-4
+    default_learning_rate: ClassVar[float] = 0.018
     size: ClassVar[str | None] = "rank"
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 4, "alpha": 4, "targets": ["linear", "head"], "rank_stabilised": True, "init": "gaussian"},

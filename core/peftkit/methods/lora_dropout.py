@@ -33,6 +33,7 @@ class LoRADropout(LoRA, name="lora-dropout"):
         "LoRA that hides random inputs and outputs of its update in training, against overfitting. Afterwards it is "
         "LoRA and merges as such."
     )
+    default_learning_rate: ClassVar[float] = 0.013
     random_in_training: ClassVar[bool] = True
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"dropout": 0.2, "samples": 1, "targets": "linear", "rank": 4},)
     learns: ClassVar[Learns] = Learns(loss=3.8, steps=100, learning_rate=1e-2)

@@ -31,7 +31,7 @@ class LoRAFA(LoRA, name="lora-fa"):
         "LoRA with A frozen: half the trainable parameters, and activations of the rank's size are all that it keeps. "
         "Merges as LoRA does."
     )
-    default_learning_rate: ClassVar[float] = 1e-3
+    default_learning_rate: ClassVar[float] = 0.1
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"correction": "projected", "targets": "linear", "rank": 4, "dropout": 0.1},
     )

@@ -26,7 +26,7 @@ class LoRAPlus(LoRA, name="lora-plus"):
     summary: ClassVar[str] = (
         "LoRA whose zero-started matrix learns several times faster than the other. Size and merge are those of LoRA."
     )
-    default_learning_rate: ClassVar[float] = 1e-4
+    default_learning_rate: ClassVar[float] = 5.6e-3
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"ratio": 4.0, "targets": "linear", "rank": 4},)
     learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=5e-3)
 

@@ -17,8 +17,8 @@ class MamAdapter(Method, name="mam-adapter"):
     """Attention sees [P_k; K] and [P_v; V]; the feed-forward block f gives f(x) + s (U ReLU(D x + b) + c).
 
     A combination: it attaches as `prefix-tuning` and `scaled-parallel-adapter`, whose formulas, shapes and starts are
-    unchanged, and whose learning rates are their own unless one is set here. The sizes are the paper's, which gives
-    attention few parameters and the feed-forward block many.
+    unchanged, both at the rate found for the combination unless one is set here. The sizes are the paper's, which
+    gives attention few parameters and the feed-forward block many.
     """
 
     port: ClassVar[str] = "attention + hidden"
@@ -28,7 +28,7 @@ class MamAdapter(Method, name="mam-adapter"):
         "Puts a short learnt prefix in front of the keys and values of attention and a wide scaled parallel adapter "
         "beside each feed-forward block. The two are the best choice that its paper found for each place."
     )
-    default_learning_rate: ClassVar[float] = ScaledParallelAdapter.default_learning_rate
+    default_learning_rate: ClassVar[float] = 5.6e-3
     mergeable: ClassVar[bool] = False
     moves_base: ClassVar[bool] = True
     trials: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -51,5 +51,11 @@ class MamAdapter(Method, name="mam-adapter"):
         both = {"layers": self.layers, "learning_rate": self.learning_rate}
         return (
             PrefixTuning(length=self.prefix_length, projection=self.projection, **both),
-            ScaledParallelAdapter(bottleneck=self.bottleneck, scale=self.scale, **both),
+            Wide(bottleneck=self.bottleneck, scale=self.scale, **both),
         )
+
+
+class Wide(ScaledParallelAdapter):
+    """The adapter of the combination, whose width wants a smaller rate than that of the adapter alone."""
+
+    default_learning_rate: ClassVar[float] = MamAdapter.default_learning_rate

@@ -31,6 +31,7 @@ class MoSLoRA(LoRA, name="moslora"):
         "LoRA with a small trainable matrix that mixes its subspaces. Costs rank squared more parameters a layer and "
         "merges as LoRA does."
     )
+    default_learning_rate: ClassVar[float] = 0.032
     plain_pair: ClassVar[bool] = False
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"mixer": "orthogonal", "targets": "linear", "rank": 4},)
     learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)

@@ -35,7 +35,7 @@ class PTuning(Method, name="p-tuning"):
         "Learns a soft prompt through a small encoder, which ties its embeddings to each other. The encoder is "
         "dropped after training and the prompt alone is saved."
     )
-    default_learning_rate: ClassVar[float] = 1e-3
+    default_learning_rate: ClassVar[float] = 5.6e-3
     size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
     moves_base: ClassVar[bool] = True

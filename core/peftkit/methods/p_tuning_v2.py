@@ -33,7 +33,8 @@ class PTuningV2(Method, name="p-tuning-v2"):
         "Learns keys and values that stand in front of those of the text in every layer. It is prefix tuning with the "
         "prefix itself as parameters."
     )
-    default_learning_rate: ClassVar[float] = 2e-2
+    default_learning_rate: ClassVar[float] = 1.0
+    rate_falls_with_width: ClassVar[bool] = False
     size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
     moves_base: ClassVar[bool] = True

@@ -30,7 +30,7 @@ class ParallelAdapter(Method, name="parallel-adapter"):
         "Runs a small trainable bottleneck beside each feed-forward or attention block, on the same input. The "
         "bottleneck is not linear and stays beside the model."
     )
-    default_learning_rate: ClassVar[float] = 1e-3
+    default_learning_rate: ClassVar[float] = 0.018
     size: ClassVar[str | None] = "bottleneck"
     mergeable: ClassVar[bool] = False
     trials: ClassVar[tuple[dict[str, Any], ...]] = (

@@ -22,6 +22,7 @@ class PfeifferAdapter(SerialAdapter, name="pfeiffer-adapter"):
         "Passes the output of each feed-forward block through a small trainable bottleneck. It is the serial adapter "
         "with half the modules."
     )
+    default_learning_rate: ClassVar[float] = 0.032
     trials: ClassVar[tuple[dict[str, Any], ...]] = ({"bottleneck": 12, "activation": "tanh", "layers": "1"},)
 
     activation: Activation = "relu"

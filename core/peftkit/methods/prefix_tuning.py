@@ -32,7 +32,8 @@ class PrefixTuning(PTuningV2, name="prefix-tuning"):
         "Learns keys and values that stand in front of those of the text in every layer, through an MLP that makes "
         "training stable. The MLP is dropped after training and the prefix alone is saved."
     )
-    default_learning_rate: ClassVar[float] = 5e-3
+    default_learning_rate: ClassVar[float] = 5.6e-3
+    rate_falls_with_width: ClassVar[bool] = True
     trials: ClassVar[tuple[dict[str, Any], ...]] = (
         {"length": 8, "projection": 16, "layers": "1"},
         {"length": 8, "projection": None},

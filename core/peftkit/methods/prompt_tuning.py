@@ -37,7 +37,8 @@ class PromptTuning(Method, name="prompt-tuning"):
         "Learns a few input embeddings that stand in front of every text. The model itself stays as it is, and the "
         "prompt costs its length in every context."
     )
-    default_learning_rate: ClassVar[float] = 3e-2
+    default_learning_rate: ClassVar[float] = 0.1
+    rate_falls_with_width: ClassVar[bool] = False
     size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
     moves_base: ClassVar[bool] = True

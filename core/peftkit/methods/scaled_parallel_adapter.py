@@ -22,7 +22,7 @@ class ScaledParallelAdapter(ParallelAdapter, name="scaled-parallel-adapter"):
         "Runs a small trainable bottleneck beside each feed-forward block and multiplies what it adds by four. It is "
         "the form that its paper recommends for feed-forward blocks."
     )
-    default_learning_rate: ClassVar[float] = 5e-4
+    default_learning_rate: ClassVar[float] = 0.018
     trials: ClassVar[tuple[dict[str, Any], ...]] = ({"bottleneck": 12, "scale": 2.0, "layers": "1"},)
 
     scale: Annotated[float, Gt(0)] = 4.0

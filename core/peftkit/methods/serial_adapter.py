@@ -37,7 +37,7 @@ class SerialAdapter(Method, name="serial-adapter"):
         "Passes the output of attention and feed-forward blocks through a small trainable bottleneck. The bottleneck "
         "is not linear and stays beside the model."
     )
-    default_learning_rate: ClassVar[float] = 1e-3
+    default_learning_rate: ClassVar[float] = 0.018
     size: ClassVar[str | None] = "bottleneck"
     mergeable: ClassVar[bool] = False
     trials: ClassVar[tuple[dict[str, Any], ...]] = (

@@ -34,7 +34,7 @@ class SoRA(LoRA, name="sora"):
     summary: ClassVar[str] = (
         "LoRA with a gate on each rank. A proximal step after each update closes gates, and closed ones are cut off."
     )
-    default_learning_rate: ClassVar[float] = 4e-4
+    default_learning_rate: ClassVar[float] = 0.018
     plain_pair: ClassVar[bool] = False
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"targets": "linear", "threshold": 0.01, "rank": 4},)
     learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)

@@ -33,7 +33,8 @@ class SSF(Method, name="ssf"):
     summary: ClassVar[str] = (
         "Scales and shifts each output of the linear layers by learned numbers. Few parameters, no cost once merged."
     )
-    default_learning_rate: ClassVar[float] = 3e-3
+    default_learning_rate: ClassVar[float] = 0.18
+    rate_falls_with_width: ClassVar[bool] = False
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"shift": "always", "targets": ["v", "up", "down"]},)
     learns: ClassVar[Learns] = Learns(loss=3.5, steps=60, learning_rate=1e-1)
 

@@ -40,7 +40,7 @@ class UniPELT(Method, name="unipelt"):
         "Trains a low-rank pair, a prefix and an adapter in each layer together. Gates that read the hidden states "
         "choose for each token how much each of them does."
     )
-    default_learning_rate: ClassVar[float] = PfeifferAdapter.default_learning_rate
+    default_learning_rate: ClassVar[float] = 0.01
     mergeable: ClassVar[bool] = False
     moves_base: ClassVar[bool] = True
     trials: ClassVar[tuple[dict[str, Any], ...]] = ({"rank": 4, "prefix_length": 4, "projection": None, "layers": "1"},)
@@ -73,6 +73,7 @@ class GatedLoRA(LoRA):
     """The low-rank part: q and v of each layer."""
 
     name: ClassVar[str] = "unipelt/lora"
+    default_learning_rate: ClassVar[float] = UniPELT.default_learning_rate
     mergeable: ClassVar[bool] = False
 
     def build(self, site: Site) -> Adapter:
@@ -86,6 +87,7 @@ class GatedPrefixTuning(PrefixTuning):
     """The prefix of each layer."""
 
     name: ClassVar[str] = "unipelt/prefix"
+    default_learning_rate: ClassVar[float] = UniPELT.default_learning_rate
 
     def build(self, site: Site) -> Adapter:
         return GatedPrefix(site, self)
@@ -101,6 +103,7 @@ class GatedAdapter(PfeifferAdapter):
     """The adapter behind each feed-forward block."""
 
     name: ClassVar[str] = "unipelt/adapter"
+    default_learning_rate: ClassVar[float] = UniPELT.default_learning_rate
 
     def build(self, site: Site) -> Adapter:
         return GatedBottleneck(site, self.bottleneck, self.activation)

@@ -33,10 +33,10 @@ class VeRA(Method, name="vera"):
     family: ClassVar[str] = "reparameterisation"
     paper: ClassVar[str] = "Kopiczko et al. 2023, arXiv:2310.11454"
     summary: ClassVar[str] = (
-        "Trains two vectors for each layer around a random low-rank pair shared by all. A tenth of LoRA's parameters; "
-        "merges."
+        "Trains two vectors for each layer around a random low-rank pair shared by all. A tenth of LoRA's numbers."
     )
-    default_learning_rate: ClassVar[float] = 4e-3
+    default_learning_rate: ClassVar[float] = 0.18
+    rate_falls_with_width: ClassVar[bool] = False
     size: ClassVar[str | None] = "rank"
     bounded_rank: ClassVar[bool] = False
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
