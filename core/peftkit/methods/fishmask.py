@@ -34,7 +34,7 @@ class FishMask(Method, name="fishmask"):
         "Trains the few weights whose squared gradients on the data are largest, chosen once before training. "
         "Their positions and changes alone are saved."
     )
-    default_learning_rate: ClassVar[float] = 5e-4
+    default_learning_rate: ClassVar[float] = 0.056
     size: ClassVar[str | None] = "density"
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"density": 0.1, "targets": ["attention", "head"]},)
     learns: ClassVar[Learns] = Learns(loss=4.0, steps=60, learning_rate=1e-1)
