@@ -10,6 +10,8 @@ import typer
 
 from peftkit_cli.terminal import table
 
+LARGE = (4096, 4096)
+"""The layer for which bits are told."""
 Listing = tuple[Sequence[str], list[tuple[str, ...]]]
 
 
@@ -75,10 +77,15 @@ def models() -> Listing:
 
 
 def quantization() -> Listing:
-    """List the formats in which a frozen model can be held."""
-    from peftkit.recipe.choices import quantization_formats
+    """List the formats in which a frozen model can be held, with their stored bits for each weight of a large layer."""
+    from peftkit.quantization.quantizer import QUANTIZERS
+    from peftkit.recipe.choices import NO_FORMAT
 
-    return ("quantization",), [(name,) for name in quantization_formats()]
+    rows = [(NO_FORMAT, "–", "–", "The weights stay as they are.")]
+    for name, cls in QUANTIZERS.items():
+        options = ", ".join(f"{key} {str(value).lower()}" for key, value in cls().options().items())
+        rows.append((name, f"{cls().bits_per_weight(LARGE):.3f}", options, cls.summary))
+    return ("quantization", "bits", "options", "what it is"), rows
 
 
 def formats() -> Listing:

@@ -241,11 +241,18 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def load(
-    model: nn.Module, folder: Path, fingerprint: str | None, name: str = "default", *, keep_base: bool = True
+    model: nn.Module,
+    folder: Path,
+    fingerprint: str | None,
+    name: str = "default",
+    *,
+    quantization: Mapping[str, Any] | None = None,
+    keep_base: bool = True,
 ) -> Adaptation:
     """Attach the adaptation of a folder to its base model.
 
-    Raises PeftkitError for another base (told by `fingerprint`; None skips the comparison), a damaged file, or
+    Raises PeftkitError for another base (told by `fingerprint`; None skips the comparison), another storage of it
+    (`quantization`; None, as for a base that stands in its original weights, skips that), a damaged file, or
     tensors that are missing, unexpected or misshaped; the model is then as before.
     """
     description = describe(folder)
@@ -255,6 +262,12 @@ def load(
             f"the adapter in {folder} was made for another base model ({base['name']}): its weights differ from the "
             "loaded "
             "one's. Name the model that it was trained on."
+        )
+    trained_on = base.get("quantization")
+    if quantization is not None and trained_on is not None and trained_on != quantization:
+        raise PeftkitError(
+            f"the adapter in {folder} was trained on weights stored as {_storage(trained_on)}, and the model is "
+            f"loaded as {_storage(quantization)}: use the quantization that it was trained with."
         )
     tensors = files.read_tensors(folder / TENSORS)
     methods = build_methods([(method["name"], method["options"]) for method in description["methods"]])
@@ -266,3 +279,10 @@ def load(
             adaptation.remove()
         raise PeftkitError(f"{folder / TENSORS}: {error}") from None
     return adaptation
+
+
+def _storage(quantization: Mapping[str, Any]) -> str:
+    """Tell a base's storage in a few words."""
+    told = [f"{key} {value}" for key, value in (quantization.get("options") or {}).items()]
+    told += [f"{pattern} as {choice['format']}" for pattern, choice in (quantization.get("modules") or {}).items()]
+    return f"{quantization.get('format')} ({', '.join(told)})" if told else str(quantization.get("format"))

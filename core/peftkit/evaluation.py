@@ -21,6 +21,7 @@ from peftkit.generation import Settings, generate
 from peftkit.generation.decoding import context_length
 from peftkit.generation.stopping import own_ends
 from peftkit.models.load import load as load_model
+from peftkit.models.quantize import forget_originals
 from peftkit.recipe import GenerationSection, Recipe
 from peftkit.recipe import load as load_recipe
 from peftkit.tasks import TASKS, Task
@@ -179,11 +180,13 @@ def prepare(recipe: Recipe, adapter: Path | None) -> Subject:
     """Load the recipe's model, with the adapter of a folder attached where one is given."""
     device = choose_device(recipe.train.device)
     precision = choose_precision(recipe.train.precision, device)
-    loaded = load_model(recipe.model, device=str(device))
+    loaded = load_model(recipe.model, device=str(device), quantization=recipe.quantization)
     template = choose(recipe.dataset.template, loaded.tokenizer)
     if adapter is None:
         return Subject(recipe, loaded, template, None, device, precision)
-    adaptation = adapt.load(loaded.model, adapter, loaded.fingerprint, keep_base=False)
+    packing = recipe.quantization.model_dump()
+    adaptation = adapt.load(loaded.model, adapter, loaded.fingerprint, quantization=packing, keep_base=False)
+    forget_originals(loaded.model)
     loaded.model.eval()
     methods = [{"name": method.name, "options": method.options()} for method in adaptation.described]
     return Subject(recipe, loaded, template.with_soft(adaptation.soft_ids), methods, device, precision)

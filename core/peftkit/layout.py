@@ -99,14 +99,19 @@ class Layout:
         sites = [site for layer, block in enumerate(self.blocks) for site in self._block_sites(layer, block)]
         return sites + self._head_sites()
 
+    @property
+    def packed(self) -> list[str]:
+        """The paths of the linear layers that keep their weight in another form than as a parameter."""
+        return [site.path for site in self.linears if "weight" not in site.module._parameters]
+
     def resolve(
         self, targets: str | Sequence[str], layers: Iterable[int] | None = None, exclude: Sequence[str] = ()
     ) -> list[Site]:
         """Return the linear sites that the targets name: roles, groups of roles, or module-name patterns.
 
-        A pattern is a whole module name, its last parts, or a glob (`model.layers.*.mlp.*`). `layers` keeps these
-        layers only (modules outside the blocks go). Raises PeftkitError for a target that matches nothing, with what
-        there is.
+        A pattern is a glob of a whole module name or of its last parts (`q_proj`, `layers.*.mlp.*`). `layers` keeps
+        these layers only (modules outside the blocks go). Raises PeftkitError for a target that matches nothing, with
+        what there is.
         """
         wanted = (targets,) if isinstance(targets, str) else tuple(targets)
         kept = None if layers is None else set(layers)
@@ -264,9 +269,10 @@ class Layout:
         return Site(path, module, sizes[1], outputs, role, layer, rows, tied=self._tied(module))
 
     def _tied(self, module: nn.Module) -> bool:
-        weight = getattr(module, "weight", None)
+        # Asked of the parameters alone: a packed layer would unpack its weight.
+        weight = module._parameters.get("weight")
         return weight is not None and any(
-            other is not module and getattr(other, "weight", None) is weight for other in self.modules.values()
+            other is not module and other._parameters.get("weight") is weight for other in self.modules.values()
         )
 
     def _head_sites(self) -> list[Site]:
@@ -307,7 +313,7 @@ def matched(pattern: str, site: Site) -> bool:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    return name == pattern or name.endswith("." + pattern) or fnmatch.fnmatchcase(name, pattern)
+    return any(fnmatch.fnmatchcase(name, form) for form in (pattern, f"*.{pattern}"))
 
 
 @cache

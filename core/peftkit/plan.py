@@ -55,7 +55,7 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Plan a recipe on the meta device; what would stop the run at its start is raised as a PeftkitError."""
     section = recipe.train
-    loaded = load_model(recipe.model, device="meta", weights=False)
+    loaded = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization)
     methods = [method.with_tokenizer(loaded.tokenizer) for method in recipe.methods()]
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
     data = load_data(recipe.dataset, "train")
@@ -108,7 +108,7 @@ def estimate(model: nn.Module, adaptation: adapt.Adaptation, batches: Batches, s
     Activations are what autograd would save on that batch, counted without computing; with bf16 half of that. What the
     libraries themselves take and temporary buffers are not in it.
     """
-    own = [parameter for _, parameter in own_parameters(model)]
+    own = [*(parameter for _, parameter in own_parameters(model)), *_buffers(model)]
     trained = sum(parameter.numel() * parameter.element_size() for _, parameter in adaptation.parameters())
     adapters = sum(t.numel() * t.element_size() for key, t in adaptation.state().items() if "/own/" not in key)
     shape = max((_padded(batches, indices) for indices in batches.plan(0)), key=lambda pair: pair[0] * pair[1])
@@ -150,6 +150,11 @@ def saved_bytes(model: nn.Module, shape: Sequence[int]) -> int:
             nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
     model.train(training)
     return sum(size for size, _ in storages.values())
+
+
+def _buffers(model: nn.Module) -> list[Tensor]:
+    """List the model's own buffers: packed weights among them."""
+    return [buffer for name, buffer in model.named_buffers() if ".seated." not in f".{name}"]
 
 
 def _padded(batches: Batches, indices: Sequence[int]) -> tuple[int, int]:

@@ -58,7 +58,7 @@ def entries(recipe: Recipe) -> list[Entry]:
         raise PeftkitError(
             "nothing is compared: name methods with --methods lora,dora or in the recipe's compare.methods."
         )
-    model = load_model(recipe.model, device="meta", weights=False).model
+    model = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization).model
     seeds = tuple(recipe.train.seed + number for number in range(section.seeds))
     found = [_entry(choices, model, section.budget, seeds) for choices in section.methods]
     twice = next((entry.label for entry in found if [other.slug for other in found].count(entry.slug) > 1), None)

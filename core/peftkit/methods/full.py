@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from peftkit.layout import Layout, own_parameters
+from peftkit.errors import PeftkitError
+from peftkit.layout import Layout, Site, own_parameters
 from peftkit.method import Learns, Method
 
 
@@ -23,6 +24,14 @@ class Full(Method, name="full"):
     )
     default_learning_rate: ClassVar[float] = 3.2e-3
     learns: ClassVar[Learns] = Learns(loss=1.0, steps=60, learning_rate=1e-2)
+
+    def sites(self, layout: Layout) -> list[Site]:
+        if layout.packed:
+            raise PeftkitError(
+                f"{self.name}: {layout.packed[0]} keeps its weight in a packed format, which no gradient reaches: load "
+                "the model without quantization."
+            )
+        return []
 
     def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:
         return True

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site, matched, own_parameters, parse_layers
 from peftkit.method import Method, Targets
-from peftkit.methods.inits import INITS, check_split, splits
+from peftkit.methods.inits import INITS, check_split, saved_pairs, splits
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
 from peftkit.ports.low_rank import from_hf_peft, to_hf_peft
@@ -30,7 +30,7 @@ class LoRA(Method, name="lora"):
     says Gaussian: `init: kaiming` is the default, `init: gaussian` the paper's. With `init: pissa` s B A starts as the
     principal part of W (Meng et al. 2024, arXiv:2404.02948; `pissa-fast` nearly does by a few products with W), with
     `init: olora` as the first rank columns and rows of its QR decomposition (Büyükakyüz 2024, arXiv:2406.01775), and
-    the frozen weight is the rest, rounded to its dtype. Dropout acts on the input of the adapter alone.
+    the frozen weight is the rest. `init: loftq` has s B A answer what packing W loses. Dropout is the adapter's alone.
     """
 
     port: ClassVar[str] = "linear"
@@ -70,7 +70,7 @@ class LoRA(Method, name="lora"):
     rank_stabilised: bool = False
     """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732)."""
     init: str = "kaiming"
-    """How the pair starts: drawn (kaiming, gaussian), or taken out of the frozen weight (pissa, pissa-fast, olora)."""
+    """How the pair starts: drawn (kaiming, gaussian), or found from the weight (pissa, pissa-fast, olora, loftq)."""
 
     @property
     def splits_base(self) -> bool:
@@ -102,7 +102,7 @@ class LoRA(Method, name="lora"):
         return self._pairs(layout) + sum(p.numel() for name, p in own if self.select(layout, name, p))
 
     def stored(self, layout: Layout) -> int:
-        return self.count(layout) + (self._pairs(layout) if self.splits_base else 0)  # A0 and B0
+        return self.count(layout) + self._pairs(layout) * saved_pairs(self.init)
 
     def _pairs(self, layout: Layout) -> int:
         return sum(self.rank_at(site) * (site.inputs + site.outputs) for site in self.sites(layout))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +22,21 @@ def fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str | Non
     bf16 give the same answer (`dtype`: as if loaded in this dtype first). Seated adapters do not count. None on the
     meta device, where there are no values.
     """
-    parameters = sorted(own_parameters(model), key=lambda pair: pair[0])
+    parameters = list(own_parameters(model))
     if any(parameter.is_meta for _, parameter in parameters):
         return None
+    return digest(model, {name: (list(p.shape), sample(p.detach(), dtype)) for name, p in parameters})
+
+
+def digest(model: nn.Module, parameters: Mapping[str, tuple[list[int], Tensor]]) -> str:
+    """Return the fingerprint of a model whose parameters have these shapes and samples, by name."""
     config = getattr(model, "config", None)
     essentials = {key: getattr(config, key, None) for key in ESSENTIALS}
-    shapes = [(name, list(parameter.shape)) for name, parameter in parameters]
-    digest = hashlib.sha256(json.dumps([essentials, shapes], sort_keys=True, default=str).encode())
-    samples = torch.cat([sample(parameter.detach(), dtype) for _, parameter in parameters])
-    digest.update(samples.cpu().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
+    ordered = sorted(parameters.items())
+    shapes = [(name, shape) for name, (shape, _) in ordered]
+    state = hashlib.sha256(json.dumps([essentials, shapes], sort_keys=True, default=str).encode())
+    state.update(torch.cat([values for _, (_, values) in ordered]).cpu().view(torch.int16).numpy().tobytes())
+    return state.hexdigest()
 
 
 def sample(parameter: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from peftkit.errors import PeftkitError
-from peftkit.models import configuration, tokenizer
+from peftkit.layout import Layout
+from peftkit.models import configuration, packed_cache, shardwise, tokenizer
 from peftkit.models import folder as folders
 from peftkit.models.fingerprint import fingerprint
+from peftkit.models.quantize import Quantization, quantize
 
 if TYPE_CHECKING:
-    from peftkit.recipe import ModelSection
+    from peftkit.recipe import ModelSection, QuantizationSection
 
 STALE_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
 
@@ -45,16 +47,18 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     weights: bool = True,
+    quantization: QuantizationSection | None = None,
 ) -> LoadedModel:
     """Load what `section` names onto `device`; `dtype` None follows the section.
 
-    An automatic dtype is fp32 on the CPU, and elsewhere the checkpoint's own (bfloat16 for float16). Without `weights`
+    With `quantization` the linear layers that it names are packed; the fingerprint is that of the weights before. An
+    automatic dtype is fp32 on the CPU, and elsewhere the checkpoint's own (bfloat16 for float16). Without `weights`
     the model is on the meta device, made from the configuration alone. Raises PeftkitError naming the file at fault.
     """
     device = torch.device(device)
     with quiet():
         if section.init is not None:
-            return _random(section, device, dtype, weights)
+            return _packed(_random(section, device, dtype, weights), quantization)
         folder = folders.find(str(section.name), section.revision, weights=weights, code=section.trust_remote_code)
         config = configuration.from_folder(folder, trust_remote_code=section.trust_remote_code)
         trust = section.trust_remote_code
@@ -62,10 +66,15 @@ def load(
         if weights:
             paths = folders.shards(folder)
             dtype = dtype or _dtype(section.dtype, device, folders.stored_dtype(paths))
+            if quantization is not None and quantization.packs:
+                found = _read_packed(folder, config, dtype, section, quantization)
+                if found is not None:
+                    model, mark = found
+                    return _loaded(model, words, str(section.name), section, folder, device, mark)
             model = _read(folder, config, dtype, trust)
         else:
             model = _on_meta(config, dtype or _dtype(section.dtype, device, cast(Any, config).dtype), trust)
-        return _loaded(model, words, str(section.name), section, folder, device)
+        return _packed(_loaded(model, words, str(section.name), section, folder, device), quantization)
 
 
 def load_tokenizer(section: ModelSection) -> Any:
@@ -130,15 +139,30 @@ def _random(section: ModelSection, device: torch.device, dtype: torch.dtype | No
 
 
 def _loaded(
-    model: PreTrainedModel, words: Any, name: str, section: ModelSection, source: Path | None, device: torch.device
+    model: PreTrainedModel,
+    words: Any,
+    name: str,
+    section: ModelSection,
+    source: Path | None,
+    device: torch.device,
+    mark: str | None = None,
 ) -> LoadedModel:
     rows = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
     tokenizer.check_size(words, rows, "model.init" if source is None else str(source))
     if not next(model.parameters()).is_meta:
         cast(nn.Module, model).to(device)
-    # As if loaded in the section's dtype, so that merging in fp32 recognises a base that was trained on in float16.
-    mark = fingerprint(model, None if section.dtype == "auto" else getattr(torch, section.dtype))
-    return LoadedModel(model.eval(), words, name, mark, source)
+    return LoadedModel(model.eval(), words, name, mark or fingerprint(model, _as_if(section)), source)
+
+
+def _as_if(section: ModelSection) -> torch.dtype | None:
+    """As if loaded in the section's dtype, so that merging in fp32 recognises a base that was trained on in float16."""
+    return None if section.dtype == "auto" else getattr(torch, section.dtype)
+
+
+def _packed(loaded: LoadedModel, section: QuantizationSection | None) -> LoadedModel:
+    if section is not None and section.packs:
+        quantize(loaded.model, Quantization.of(section))
+    return loaded
 
 
 def _on_meta(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -182,6 +206,31 @@ def _read(folder: Path, config: PretrainedConfig, dtype: torch.dtype, trust_remo
     if found.get("error_msgs"):
         raise PeftkitError(f"model: {folder} cannot be loaded: {'; '.join(found['error_msgs'])}")
     return model
+
+
+def _read_packed(
+    folder: Path, config: PretrainedConfig, dtype: torch.dtype, section: ModelSection, chosen: QuantizationSection
+) -> tuple[PreTrainedModel, str] | None:
+    """Read a checkpoint layer by layer, or its packed form that an earlier start kept; returns it with its fingerprint.
+
+    None where transformers has to convert the checkpoint's names: it is then read whole and packed after that.
+    """
+    paths, trust = folders.shards(folder), section.trust_remote_code
+    with shardwise.without_weights():
+        model = _build(config, dtype, "model", trust)
+    packed = Quantization.of(chosen).choose(Layout(cast(nn.Module, model)))
+    as_if = _as_if(section)
+    kept = packed_cache.folder(paths, {**chosen.model_dump(), "dtype": str(dtype), "as_if": str(as_if)})
+    mark = packed_cache.read(kept, paths, model, packed, dtype) if kept else None
+    if mark is None:
+        mark = shardwise.read(model, paths, dtype, packed, as_if)
+        if mark is not None and kept:
+            packed_cache.write(kept, model, mark)
+    if mark is None:
+        return None
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model, mark
 
 
 def _refuse(folder: Path, fault: str, keys: set[str]) -> None:

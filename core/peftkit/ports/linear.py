@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.quantization.weight import dense, store
+from peftkit.quantization.weight import dense, original, rounded, store
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -22,6 +22,23 @@ class LinearAdapter(Adapter):
         weight = dense(self.site.module)
         rows = self.site.rows
         return weight if rows is None else rows.take(weight.T).T
+
+    @property
+    def exact(self) -> bool:
+        """Whether the weight is stored as it is, and not packed."""
+        return "weight" in self.site.module._parameters
+
+    def original(self) -> Tensor:
+        """Return the weight of the site [out, in] as it was before it was packed."""
+        weight, rows = original(self.site.module), self.site.rows
+        return weight if rows is None else rows.take(weight.T).T
+
+    def rounded(self, weight: Tensor) -> Tensor:
+        """Return what would be left of `weight` [out, in] in the format of the site's module, in fp32."""
+        module, rows = self.site.module, self.site.rows
+        if rows is None:
+            return rounded(module, weight)
+        return rows.take(rounded(module, rows.put(original(module).detach().float().T, weight.T).T).T).T
 
     def put(self, weight: Tensor) -> None:
         """Write the frozen weight of the site [out, in], cast once to what its format keeps."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.ports.adapter import Adapter
-from peftkit.quantization.weight import dense, store
+from peftkit.quantization.weight import dense, hold
 
 
 @dataclass
@@ -19,9 +19,10 @@ class Merged:
 
     model: nn.Module
     module: nn.Module
-    weight: Tensor | None
     bias: Tensor | None
-    tied: nn.Parameter | None
+    tied: nn.Parameter | None = None
+    release: Callable[[], None] | None = None
+    """Puts the weight back; None where it was not kept, or `tied` is."""
 
     def restore(self) -> None:
         """Put the weight and bias back as they were, and tie the weight again."""
@@ -29,8 +30,8 @@ class Merged:
         if self.tied is not None:
             module.weight = self.tied
             cast(Any, self.model).config.tie_word_embeddings = True
-        elif self.weight is not None:
-            store(module, self.weight)
+        elif self.release is not None:
+            self.release()
         if self.bias is not None:
             with torch.no_grad():
                 module.bias.copy_(self.bias)
@@ -50,16 +51,12 @@ def merge_module(model: nn.Module, adapters: Sequence[Adapter], keep_base: bool)
         merged_bias = None if bias is None else bias.float().clone()
         for adapter in adapters:
             weight, merged_bias = _merge(adapter, weight, merged_bias)
-        tied = None
-        record = Merged(
-            model, module, before.clone() if keep_base else None, None if bias is None else bias.clone(), None
-        )
+        record = Merged(model, module, None if bias is None else bias.clone())
         if adapters[0].site.tied:
-            tied = module.weight
+            record.tied = module.weight
             module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
             cast(Any, model).config.tie_word_embeddings = False
-            record.tied = tied
-        store(module, weight)
+        record.release = hold(module, weight, keep_base and record.tied is None)
         if bias is not None and merged_bias is not None:
             bias.copy_(merged_bias)
         elif merged_bias is not None:

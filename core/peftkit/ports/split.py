@@ -15,7 +15,8 @@ from peftkit.ports.linear import Delta
 class Split(Delta):
     """W + s B A with A [rank, in] and B [out, rank]; once `split`, W is W - B0 A0 and B0 A0 the start of s B A.
 
-    A0 [rank, in] and B0 [out, rank], the scale in B0, are saved beside A and B: loading factorises nothing again.
+    A0 [rank, in] and B0 [out, rank], the scale in B0, are saved beside A and B: loading factorises nothing again. A
+    start that answers what packing lost (`answers`) has a third pair: the packed weight is that of W - B1 A1.
     """
 
     scale: float
@@ -23,33 +24,42 @@ class Split(Delta):
     B: nn.Parameter
     A0: Tensor
     B0: Tensor
-    factorise: Callable[[Any, Tensor], tuple[Tensor, Tensor]] | None = None
+    A1: Tensor
+    B1: Tensor
+    answers: bool = False
+    factorise: Callable[[Any, Tensor], tuple[Tensor, ...]] | None = None
 
-    def split(self, factorise: Callable[[Any, Tensor], tuple[Tensor, Tensor]]) -> None:
-        """Have `start` take the pair (A, B) = `factorise(self, W)` out of the frozen weight."""
-        self.factorise = factorise
+    def split(self, factorise: Callable[[Any, Tensor], tuple[Tensor, ...]], answers: bool = False) -> None:
+        """Have `start` take the pair (A, B) = `factorise(self, W)` out of the frozen weight; of four, (A1, B1) too."""
+        self.factorise, self.answers = factorise, answers
         for key in "AB":
             value: nn.Parameter = getattr(self, key)
             nn.init.zeros_(value)
-            self.register_buffer(f"{key}0", torch.zeros_like(value))
+            for number in "01" if answers else "0":
+                self.register_buffer(f"{key}{number}", torch.zeros_like(value))
 
     @torch.no_grad()
     def start(self) -> None:
         if self.factorise is None:
             return
-        weight = self.weight().detach().float()
+        weight = self.original().detach().float()
         if not weight.is_meta and not bool(torch.isfinite(weight).all()):
             raise PeftkitError(f"the weight of {self.site.id} holds NaN or infinity and cannot be factorised.")
-        down, up = self.factorise(self, weight)
+        down, up, *taken = self.factorise(self, weight)
         self.A.copy_(down)
         self.B.copy_(up)
         self.A0.copy_(self.A)
         self.B0.copy_(self.B * self.scale)
+        if self.answers:
+            self.A1.copy_(taken[0])
+            self.B1.copy_(taken[1])
 
     @torch.no_grad()
     def settle(self) -> None:
-        if self.factorise is not None:
-            self.put(self.weight().float() - self.B0 @ self.A0)
+        if self.factorise is None:
+            return
+        down, up = (self.A1, self.B1) if self.answers and not self.exact else (self.A0, self.B0)
+        self.put(self.original().float() - up @ down)
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """Return the plain pair A [rank, in], B [out, rank] that does the same to the base at a scale of one.

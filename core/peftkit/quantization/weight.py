@@ -5,7 +5,8 @@ A storage format registers its reader and its writer here and nothing else is kn
 
 from __future__ import annotations
 
-from functools import singledispatch
+from collections.abc import Callable
+from functools import partial, singledispatch
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,30 @@ def _(module: nn.Linear | nn.Embedding | Conv1D, weight: Tensor) -> None:
         )
     with torch.no_grad():
         target.copy_(weight)
+
+
+@singledispatch
+def original(module: nn.Module) -> Tensor:
+    """Return the weight [out, in] as it was before it was stored, or what is stored where that is all there is."""
+    return dense(module)
+
+
+@singledispatch
+def rounded(module: nn.Module, weight: Tensor) -> Tensor:
+    """Return what `dense` would give after `store`, in fp32 and without storing: `weight` [out, in] as it is kept."""
+    return weight.to(dense(module).dtype).float()
+
+
+@singledispatch
+def hold(module: nn.Module, weight: Tensor, keep: bool = True) -> Callable[[], None] | None:
+    """Have `module` compute with exactly `weight` [out, in], cast once to its dtype; return what puts the old one back.
+
+    A format that cannot store the weight without loss holds it beside what it stores. Without `keep` a dense weight is
+    overwritten for good and None is returned. Raises PeftkitError as `store` does.
+    """
+    before = dense(module).detach().clone() if keep else None
+    store(module, weight)
+    return None if before is None else partial(store, module, before)
 
 
 def shape(module: nn.Module | None) -> tuple[int, int] | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+NO_FORMAT = "none"
+"""The storage format that leaves weights as they are."""
+
 
 def dataset_names() -> list[str]:
     """List the data sets: every task, and every task's bundled set."""
@@ -13,4 +16,6 @@ def dataset_names() -> list[str]:
 
 def quantization_formats() -> list[str]:
     """List the storage formats of the frozen weights."""
-    return ["none"]
+    from peftkit.quantization.quantizer import QUANTIZERS
+
+    return [NO_FORMAT, *QUANTIZERS.names()]

@@ -21,15 +21,19 @@ ALL = "all"
 def complete_methods(
     tree: Node, keys: dict[str, Any], homes: dict[str, list[str]], mistakes: Mistakes
 ) -> list[dict[str, Any]]:
-    """Return the chosen methods with every option written out; the recipe's `rank` moves into those that have one.
+    """Return the chosen methods with every option written out.
 
-    `homes` learns the options of each method, for suggestions.
+    The recipe's `rank` and `quantization.init` move into those that have the option. `homes` learns the options of each
+    method, for suggestions.
     """
     from peftkit.method import METHODS
 
     rank = keys.get("rank") if type(keys.get("rank")) is int and keys["rank"] >= 1 else None
     choices: list[dict[str, Any]] = []
-    reached, ranked = False, ""
+    reached, ranked, started = False, "", False
+    section = keys.get("quantization")
+    chooses = isinstance(section, dict) and section.get("init") is not None
+    start = tree.find(("quantization", "init")) if chooses else None
     for item in tree.value["method"].value:
         ((name, options),) = item.value.items()
         if name not in METHODS:
@@ -41,13 +45,26 @@ def complete_methods(
         if rank is not None and "rank" in names:
             ranked, reached = name, reached or "rank" not in given
             given = {"rank": rank, **given}
+        if start is not None and _takes(METHODS[name], "init", start.plain()):
+            started, given = True, {"init": start.plain(), **given}
         choices.append({"name": name, "options": _complete(METHODS[name], given, options, mistakes)})
+    if start is not None and not started:
+        mistakes.add(start.place, "quantization.init", f"found {start.plain()}, and no chosen method has an init")
     if reached:
         keys["rank"] = None
     elif rank is not None and not mistakes.tells("method"):
         reason = f"'{ranked}' sets its own: write method.{ranked}.rank" if ranked else "no chosen method has a rank"
         mistakes.add(tree.value["rank"].place, "rank", f"found {rank}, and {reason}")
     return choices
+
+
+def _takes(method: type[Method], key: str, value: Any) -> bool:
+    """Say whether a method has an option that takes this value."""
+    try:
+        method.from_options({key: value})
+    except PeftkitError:
+        return False
+    return True
 
 
 def _complete(

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from peftkit.errors import PeftkitError
 from peftkit.recipe import compose
 from peftkit.recipe.catalogue import find
-from peftkit.recipe.choices import dataset_names, quantization_formats
+from peftkit.recipe.choices import dataset_names
 from peftkit.recipe.chosen import complete_compared, complete_methods
 from peftkit.recipe.mistakes import Mistakes, Place, suggest
+from peftkit.recipe.quantized import complete_quantization
 from peftkit.recipe.sections import Recipe
 from peftkit.recipe.translate import translate
 from peftkit.recipe.tree import Node, from_python, read_file
@@ -49,6 +50,8 @@ def _validate(tree: Node, mistakes: Mistakes) -> Recipe:
     compared = tree.find(("compare", "methods"))
     if isinstance(keys.get("compare"), dict) and "methods" in keys["compare"]:
         keys["compare"]["methods"] = complete_compared(compared, keys.get("method") or [], mistakes)
+    if "quantization" in tree.value:
+        keys["quantization"] = complete_quantization(tree.value["quantization"], mistakes) or keys["quantization"]
     _check_names(tree, mistakes)
     recipe = None
     try:
@@ -64,7 +67,6 @@ def _validate(tree: Node, mistakes: Mistakes) -> Recipe:
 
 def _check_names(tree: Node, mistakes: Mistakes) -> None:
     """Check the names that other parts of the package register."""
-    for path, choices in ((("dataset", "name"), dataset_names()), (("quantization", "format"), quantization_formats())):
-        node = tree.find(path)
-        if isinstance(node.value, str) and node.value not in choices:
-            mistakes.add(node.place, ".".join(path), f"found '{node.value}'; {suggest(node.value, choices)}")
+    node, choices = tree.find(("dataset", "name")), dataset_names()
+    if isinstance(node.value, str) and node.value not in choices:
+        mistakes.add(node.place, "dataset.name", f"found '{node.value}'; {suggest(node.value, choices)}")

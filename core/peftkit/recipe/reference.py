@@ -6,7 +6,7 @@ from typing import Any
 
 from peftkit.recipe.compose import SECTIONS
 from peftkit.recipe.describe import allowed
-from peftkit.recipe.sections import MethodChoice, Recipe, Section
+from peftkit.recipe.sections import MethodChoice, QuantizationSection, Recipe, Section
 
 INTRODUCTION = """\
 # Recipes
@@ -42,11 +42,22 @@ set, format or other methods replaces the whole section below it.
 """
 
 
+FORMATS = """\
+A format's options, and modules with a format of their own, may stand beside `format` (or `default`, the same):
+`quantization: {default: nf4, block_size: 128, head: none, "layers.0.*": int8}`. Modules are named as a method's
+targets are. Embeddings and norms stay as they are, and so does the head unless it is named. Bits are those of a layer
+of 4096 by 4096, scales included.
+
+"""
+LARGE = (4096, 4096)
+
+
 def reference() -> str:
     """Return the page: the forms of a recipe, then every key with its default, what it allows, and what it means."""
     parts = [INTRODUCTION, "## The top\n", _table(Recipe, "")]
     for name, section in SECTIONS.items():
         parts += [f"## {name}\n", f"{section.__doc__}\n", _table(section, name)]
+        parts += [_formats()] if section is QuantizationSection else []
     return "\n".join(parts)
 
 
@@ -57,6 +68,17 @@ def _table(section: type[Section], name: str) -> str:
         default = "required" if field.is_required() else f"`{_written(field.get_default(call_default_factory=True))}`"
         rows.append(f"| `{path}` | {default} | {_allowed(section, key)} | {field.description} |")
     return "\n".join(rows) + "\n"
+
+
+def _formats() -> str:
+    """Return how formats are chosen, and the table of them."""
+    from peftkit.quantization.quantizer import QUANTIZERS
+
+    rows = ["| format | bits a weight | options | what it is |", "|---|---|---|---|"]
+    for name, cls in QUANTIZERS.items():
+        options = ", ".join(f"`{key}: {_written(value)}`" for key, value in cls().options().items())
+        rows.append(f"| `{name}` | {cls().bits_per_weight(LARGE):.3f} | {options} | {cls.summary} ({cls.paper}) |")
+    return FORMATS + "\n".join(rows) + "\n"
 
 
 def _allowed(section: type[Section], key: str) -> str:

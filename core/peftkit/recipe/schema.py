@@ -34,7 +34,7 @@ def schema() -> dict[str, Any]:
         for word in ("type", "items", "minItems", "default"):
             keys[name].pop(word, None)
     _offer(definitions, "DatasetSection", "name", dataset_names())
-    _offer(definitions, "QuantizationSection", "format", quantization_formats())
+    _define_formats(definitions)
     # A part may leave any key to the recipe that includes it, and a recipe to its parts.
     built.pop("required")
     title = {"title": "peftkit recipe", "description": built["description"]}
@@ -60,6 +60,24 @@ def _define_methods(definitions: dict[str, Any]) -> None:
         "maxProperties": 1,
     }
     definitions["method"] = {"anyOf": [{"type": "string", "enum": list(forms)}, mapping]}
+
+
+def _define_formats(definitions: dict[str, Any]) -> None:
+    """Let formats' options, and names of modules with a format of their own, stand beside the format."""
+    from peftkit.quantization.quantizer import QUANTIZERS
+
+    kinds = {bool: "boolean", int: "integer", float: "number"}
+    names = {"type": "string", "enum": quantization_formats()}
+    section, options = definitions["QuantizationSection"], {}
+    for _, cls in QUANTIZERS.items():
+        options |= {key: {"type": kinds[type(value)]} for key, value in cls().options().items()}
+    choice = {"type": "object", "properties": {"format": names, "options": {"type": "object"}, **options}}
+    one = {"anyOf": [names, {**choice, "required": ["format"], "additionalProperties": False}]}
+    section["properties"] |= {"default": {**names, "description": "Another word for `format`."}, **options}
+    section["properties"]["format"] |= names
+    section["properties"]["modules"] |= {"additionalProperties": one}
+    section["additionalProperties"] = one
+    definitions.pop("FormatChoice", None)
 
 
 def _offer(definitions: dict[str, Any], section: str, key: str, names: list[str]) -> None:

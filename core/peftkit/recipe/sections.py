@@ -12,6 +12,7 @@ from peftkit.recipe.tree import Dumper
 
 if TYPE_CHECKING:
     from peftkit.method import Method
+    from peftkit.quantization.quantizer import Quantizer
 
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]
@@ -74,12 +75,39 @@ class MethodChoice(Section):
     """Every option of the method, by name."""
 
 
-class QuantizationSection(Section):
+class FormatChoice(Section):
+    """One storage format with its options, complete."""
+
+    format: Text = "none"
+    """The registered name."""
+    options: dict[str, Any] = {}
+    """Every option of the format, by name."""
+
+    def build(self) -> Quantizer | None:
+        """Build the format, or None for `none`; raises PeftkitError for an unknown name or a wrong option."""
+        from peftkit.quantization.quantizer import QUANTIZERS
+        from peftkit.recipe.choices import NO_FORMAT
+
+        return None if self.format == NO_FORMAT else QUANTIZERS[self.format].from_options(self.options)
+
+
+class QuantizationSection(FormatChoice):
     """How the frozen weights are stored."""
 
     short: ClassVar[str | None] = "format"
     format: Text = "none"
-    """The storage format of the frozen weights; `none` keeps them as they are."""
+    """The storage format of the blocks' linear layers; `none` keeps them as they are."""
+    options: dict[str, Any] = {}
+    """The format's options, which may also stand beside `format`."""
+    modules: dict[Text, FormatChoice] = {}
+    """Formats of single modules by role, group or pattern of names, which may also stand beside `format`."""
+    init: Text | None = None
+    """How low-rank pairs start, for each method with an `init` that does not set its own (`loftq`)."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether any weight is packed."""
+        return any(choice.format != "none" for choice in (self, *self.modules.values()))
 
 
 class DatasetSection(Section):

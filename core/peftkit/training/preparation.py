@@ -17,6 +17,7 @@ from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
 from peftkit.errors import PeftkitError
 from peftkit.models.load import load as load_model
+from peftkit.models.quantize import forget_originals
 from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.loop import Loop
 
@@ -54,11 +55,13 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     section = recipe.train
     device = choose_device(section.device)
     # What the model's layout and its tokenizer tell is refused before gigabytes are read.
-    outline = load_model(recipe.model, device="meta", weights=False)
+    outline = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization)
     methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
     adapt.check(outline.model, methods)
-    loaded = load_model(recipe.model, device=str(device))
+    loaded = load_model(recipe.model, device=str(device), quantization=recipe.quantization)
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False, loading=resumed)
+    if not resumed:
+        forget_originals(loaded.model)
     template = choose(recipe.dataset.template, loaded.tokenizer).with_soft(adaptation.soft_ids)
     data = load_data(recipe.dataset, "train")
     encoded = encode(data.examples, template, loaded.tokenizer, section.max_length)

@@ -124,7 +124,10 @@ class Session:
             self.observer.notice(
                 "library versions changed since the checkpoint: the last bits of the losses may differ."
             )
+        from peftkit.models.quantize import forget_originals
+
         self.loop.load_state(parts, facts)
+        forget_originals(self.prepared.loaded.model)
 
     def _origin(self) -> dict[str, Any]:
         """What a checkpoint's numbers depend on beside the recipe."""
@@ -154,9 +157,9 @@ class Session:
 
         loaded, info = self.prepared.loaded, self._info()
         self.prepared.adaptation.finish()
-        adapt.save(
-            self.prepared.adaptation, self.run / "adapter", {"name": loaded.name, "fingerprint": loaded.fingerprint}
-        )
+        storage = self.recipe.quantization.model_dump()
+        base = {"name": loaded.name, "fingerprint": loaded.fingerprint, "quantization": storage}
+        adapt.save(self.prepared.adaptation, self.run / "adapter", base)
         title = f"{' + '.join(info['methods'])} on {info['dataset']}"
         plot.draw_loss(self.run / "loss.png", log.records, title)
         kept = ("model", "methods", "dataset", "examples", "dropped_examples", "trainable_parameters")

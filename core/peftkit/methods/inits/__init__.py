@@ -19,19 +19,27 @@ INITS: Registry[Callable[[Any], None]] = Registry("initialisation", "peftkit.met
 class Factorisation:
     """A choice that takes the pair out of the frozen weight W [out, in], which keeps W - s B A.
 
-    `compute(adapter, W)` returns A [rank, in] and B [out, rank] from W in fp32.
+    `compute(adapter, W)` returns A [rank, in] and B [out, rank] from W in fp32. Where it `answers` what packing loses,
+    it returns A1 [rank, in] and B1 [out, rank] too: what is packed is W - B1 A1.
     """
 
-    compute: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+    compute: Callable[[Any, Tensor], tuple[Tensor, ...]]
+    answers: bool = False
 
     def __call__(self, adapter: Any) -> None:
         """Have the adapter find its pair once it stands at its weight."""
-        adapter.split(self.compute)
+        adapter.split(self.compute, self.answers)
 
 
 def splits(init: str) -> bool:
     """Say whether a choice takes the pair out of the frozen weight."""
     return isinstance(INITS[init], Factorisation)
+
+
+def saved_pairs(init: str) -> int:
+    """Return how many pairs of the size of A and B are saved beside them."""
+    found = INITS[init]
+    return (2 if found.answers else 1) if isinstance(found, Factorisation) else 0
 
 
 def check_split(name: str, init: str, plain: bool, sites: Sequence[Site]) -> None:

@@ -1,0 +1,88 @@
+"""Which modules of a model are packed, and packing them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.layout import GROUPS, Layout
+from peftkit.quantization.packed import PackedLinear
+from peftkit.quantization.quantizer import Quantizer
+from peftkit.quantization.weight import dense
+
+if TYPE_CHECKING:
+    from peftkit.recipe import QuantizationSection
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A format for every linear layer of the blocks, and others for modules named by pattern; None leaves one dense.
+
+    Modules are named as `targets` of methods are: by role, group of roles, or pattern; the last that matches decides.
+    """
+
+    default: Quantizer | None = None
+    modules: Mapping[str, Quantizer | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, section: QuantizationSection) -> Quantization:
+        """Build what a recipe chooses."""
+        return cls(section.build(), {pattern: choice.build() for pattern, choice in section.modules.items()})
+
+    def choose(self, layout: Layout) -> dict[str, Quantizer]:
+        """Return the format of each module that is packed, by module path.
+
+        Raises PeftkitError for a pattern that matches no linear layer, and for a tied head.
+        """
+        sites = {site.path: site for site in layout.linears}
+        blocks = (path for path, site in sites.items() if site.role in GROUPS["linear"])
+        chosen: dict[str, Quantizer | None] = dict.fromkeys(blocks, self.default)
+        for pattern, quantizer in self.modules.items():
+            try:
+                found = {site.path: site for site in layout.resolve(pattern)}
+            except PeftkitError as error:
+                raise PeftkitError(f"quantization: {error}") from None
+            sites |= found
+            chosen |= dict.fromkeys(found, quantizer)
+        packed = {path: quantizer for path, quantizer in chosen.items() if quantizer is not None}
+        tied = next((path for path in packed if sites[path].tied), None)
+        if tied is not None:
+            raise PeftkitError(f"quantization: {tied} shares its weight with the embedding: leave it at none.")
+        return packed
+
+
+def quantize(model: nn.Module, quantization: Quantization) -> None:
+    """Put packed layers in the place of the linear ones that are chosen, one by one.
+
+    Each keeps its dense weight for starts that are found from it, until `forget_originals`. Raises PeftkitError naming
+    the layer whose weight cannot be packed; the layers before it are packed then.
+    """
+    for path, quantizer in quantization.choose(Layout(model)).items():
+        weight = dense(model.get_submodule(path)).detach()
+        replace(model, path, quantizer, partial(_same, weight))
+
+
+def replace(model: nn.Module, path: str, quantizer: Quantizer, source: Callable[[], Tensor] | None = None) -> None:
+    """Put a packed layer in the place of the linear one at `path`; `source` reads its dense weight [out, in] again."""
+    parent, _, name = path.rpartition(".")
+    module = cast(Any, model.get_submodule(path))
+    bias = None if module.bias is None else module.bias.detach()
+    layer = PackedLinear.of(dense(module).detach(), bias, quantizer, path)
+    layer.source = source
+    setattr(model.get_submodule(parent), name, layer)
+
+
+def forget_originals(model: nn.Module) -> None:
+    """Let go of the dense weights: to be called once the adapters stand."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.source = None
+
+
+def _same(weight: Tensor) -> Tensor:
+    return weight

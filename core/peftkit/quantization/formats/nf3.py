@@ -1,0 +1,23 @@
+"""NormalFloat of 3 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from peftkit.quantization.blocks import Blockwise, normal_float
+
+VALUES = normal_float(3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NF3(Blockwise, name="nf3"):
+    """8 values: the rule of `nf4` with fewer steps, which LoftQ (Li et al. 2023, arXiv:2310.08659) trains on."""
+
+    bits: ClassVar[int] = 3
+    paper: ClassVar[str] = "Dettmers et al. 2023, arXiv:2305.14314"
+    summary: ClassVar[str] = "Normal quantiles, 8 values a block."
+
+    @staticmethod
+    def code() -> tuple[float, ...]:
+        return VALUES

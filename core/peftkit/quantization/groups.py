@@ -1,0 +1,80 @@
+"""Integer formats: groups of inputs share a scale and, where the format is asymmetric, a zero point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from peftkit.errors import PeftkitError
+from peftkit.quantization import scales
+from peftkit.quantization.bits import pack, unpack
+from peftkit.quantization.quantizer import Quantizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groupwise(Quantizer):
+    """w ~ c (i - z) with i and z whole numbers below 2^bits, for groups of `group_size` inputs of each output.
+
+    Asymmetric, c is (max - min) / (2^bits - 1), with 0 between them, and z what 0 becomes; symmetric, c is
+    max |w| / (2^(bits-1) - 1) and z is 2^(bits-1). The scale is rounded to what is stored before weights are.
+    """
+
+    group_size: int = 64
+    """Inputs of one output that share a scale; it divides the number of inputs. 0 takes all of them."""
+    symmetric: bool = False
+    """Without zero points."""
+    double_quant: bool = True
+    """Store the scales in 8 bits too."""
+
+    def faults(self) -> list[str]:
+        allowed = self.group_size == 0 or 8 <= self.group_size <= 4096
+        return [] if allowed else [f"group_size: found {self.group_size}; allowed: 0, or from 8 to 4096"]
+
+    def check(self, shape: tuple[int, int]) -> None:
+        size = self.group_size
+        if size and shape[1] % size:
+            fitting = [other for other in (16, 32, 64, 128, 256) if shape[1] % other == 0]
+            told = f"one of {', '.join(map(str, fitting))}, or 0" if fitting else "0"
+            raise PeftkitError(f"its {shape[1]} inputs are no multiple of group_size {size}: choose {told}.")
+
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        groups = weight.reshape(-1, self.group_size or weight.shape[1])
+        levels, half = 2**self.bits - 1, 2 ** (self.bits - 1)
+        tiny = torch.finfo(torch.float32).tiny
+        if self.symmetric:
+            wanted, low = groups.abs().amax(1) / (half - 1), None
+        else:
+            low = groups.amin(1).clamp(max=0)
+            wanted = (groups.amax(1).clamp(min=0) - low) / levels
+        parts = scales.encode(wanted, self.double_quant)
+        # A scale that its 8 bits round to nothing gives zeros.
+        scale = scales.decode(parts).clamp(min=tiny)
+        if low is None:
+            zero = torch.full_like(scale, half)
+        else:
+            zero = (-low / scale).round().clamp(0, levels)
+            parts["zeros"] = pack(zero.to(torch.uint8), self.bits)
+        codes = ((groups / scale[:, None]).round() + zero[:, None]).clamp(0, levels)
+        return {"codes": pack(codes.to(torch.uint8).flatten(), self.bits), **parts}
+
+    def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+        size = self.group_size or shape[1]
+        scale = scales.decode(parts).clamp(min=torch.finfo(torch.float32).tiny)
+        codes = unpack(parts["codes"], self.bits, shape[0] * shape[1]).view(-1, size).float()
+        if "zeros" in parts:
+            zero = unpack(parts["zeros"], self.bits, scale.numel()).float()[:, None]
+        else:
+            zero = 2 ** (self.bits - 1)
+        return ((codes - zero) * scale[:, None]).view(shape)
+
+    def error_bound(self, weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        groups = weight.float().reshape(-1, self.group_size or weight.shape[1])
+        scale = scales.decode(parts).clamp(min=torch.finfo(torch.float32).tiny)
+        # Half a step for the weight and half for the zero point, and what a scale rounded down cuts off at the ends.
+        reach = scale * (2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1)
+        spread = groups.abs().amax(1) if self.symmetric else groups.amax(1).clamp(min=0) - groups.amin(1).clamp(max=0)
+        bound = scale * 1.001 + (spread - reach).clamp(min=0)
+        return bound[:, None].expand_as(groups).reshape(weight.shape)

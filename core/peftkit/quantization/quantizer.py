@@ -1,0 +1,103 @@
+"""The base of every storage format: a weight to packed tensors and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from peftkit.errors import PeftkitError, unknown
+from peftkit.registry import Registry
+
+QUANTIZERS: Registry[type[Quantizer]] = Registry("storage format", "peftkit.quantization.formats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizer:
+    """The options of one format as a recipe writes them; a subclass says how a weight is packed and read.
+
+    Class attributes a subclass sets: `bits` of a code, `paper` and `summary` (one sentence).
+    """
+
+    name: ClassVar[str]
+    bits: ClassVar[int]
+    paper: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+
+    def __init_subclass__(cls, name: str | None = None, **rest: Any):
+        super().__init_subclass__(**rest)
+        if name is not None:
+            cls.name = name
+            QUANTIZERS.add(name, cls)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Quantizer:
+        """Build the format from a recipe's options; a PeftkitError tells every unknown key and wrong value at once."""
+        allowed = {field.name: field for field in dataclasses.fields(cls)}
+        faults = [f"{cls.name}: {unknown('option', key, allowed)}" for key in options if key not in allowed]
+        for key, value in options.items():
+            wanted = type(allowed[key].default) if key in allowed else object
+            if key in allowed and (type(value) is not wanted):
+                faults.append(f"{cls.name}: {key}: found {value!r}; allowed: {_told(wanted)}")
+        if not faults:
+            built = cls(**options)
+            faults = [f"{cls.name}: {fault}" for fault in built.faults()]
+            if not faults:
+                return built
+        raise PeftkitError(" ".join(faults))
+
+    def options(self) -> dict[str, Any]:
+        """Return the options as plain values, enough to build the format again."""
+        return dataclasses.asdict(self)
+
+    def faults(self) -> list[str]:
+        """Say what is wrong with the options' values."""
+        return []
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raise PeftkitError where a weight [out, in] of this shape cannot be packed."""
+
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        """Return the packed tensors of `weight` [out, in], which is finite and in fp32."""
+        raise TypeError(f"the format '{self.name}' does not say how to pack a weight")
+
+    def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+        """Return the weight [out, in] that packed tensors stand for, in fp32."""
+        raise TypeError(f"the format '{self.name}' does not say how to read a weight")
+
+    def unpack(self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Return `decode` in another dtype, by the quickest way there is."""
+        return self.decode(parts, shape).to(dtype)
+
+    def error_bound(self, weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the largest |W - decode(encode(W))| that each weight [out, in] may have."""
+        raise TypeError(f"the format '{self.name}' does not state an error bound")
+
+    def quantize(self, weight: Tensor, where: str = "the weight") -> dict[str, Tensor]:
+        """Check and pack `weight` [out, in] of any dtype; PeftkitError names `where` for what cannot be packed."""
+        try:
+            self.check((weight.shape[0], weight.shape[1]))
+        except PeftkitError as error:
+            raise PeftkitError(f"{where} cannot be stored as {self.name}: {error}") from None
+        weight = weight.detach().float()
+        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
+            raise PeftkitError(f"{where} holds NaN or infinity and cannot be stored as {self.name}.")
+        return self.encode(weight)
+
+    def size(self, shape: tuple[int, int]) -> int:
+        """Return the bytes of a packed weight [out, in]."""
+        parts = self.quantize(torch.empty(shape, device="meta"))
+        return sum(part.numel() * part.element_size() for part in parts.values())
+
+    def bits_per_weight(self, shape: tuple[int, int]) -> float:
+        """Return the stored bits of each weight, scales included."""
+        return 8 * self.size(shape) / math.prod(shape)
+
+
+def _told(kind: type) -> str:
+    return {int: "a whole number", bool: "true or false", float: "a number"}.get(kind, kind.__name__)

@@ -1,0 +1,63 @@
+"""The scales of a quantized weight: as they are, or quantized themselves (double quantization).
+
+Dettmers et al. 2023, arXiv:2305.14314, section 3: the mean is taken off, and blocks of 256 scales are stored in 8 bits.
+The 8-bit values are the dynamic ones of Dettmers et al. 2021, arXiv:2110.02861, as bitsandbytes builds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+BLOCK = 256
+"""Scales that share one scale of their own."""
+
+
+def _dynamic_values() -> Tensor:
+    """Return the 256 signed values of the dynamic 8-bit code, in rising order and in fp32.
+
+    For each of 7 exponents, the mid-points of evenly spaced boundaries in [0.1, 1], one twice as fine as the last.
+    """
+    positive = []
+    for exponent in range(7):
+        boundaries = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+        positive.append(10.0 ** (exponent - 6) * ((boundaries[:-1] + boundaries[1:]) / 2))
+    values = torch.cat(positive)
+    return torch.cat([values, -values, torch.tensor([0.0, 1.0])]).sort().values
+
+
+# Made at import: what is made while a plan counts with tensors that hold nothing would hold nothing for ever.
+DYNAMIC = _dynamic_values()
+
+
+def nearest(values: Tensor, code: Tensor) -> Tensor:
+    """Return the position in the rising `code` nearest to each value, the lower one half-way, as uint8."""
+    return torch.bucketize(values, (code[1:] + code[:-1]) / 2).to(torch.uint8)
+
+
+def encode(scales: Tensor, double_quant: bool) -> dict[str, Tensor]:
+    """Return the tensors that keep the scales [n], in fp32 unless `double_quant`."""
+    if not double_quant:
+        return {"scale": scales}
+    mean = scales.mean()
+    blocks = _blocks(scales - mean)
+    largest = blocks.abs().amax(1)
+    code = DYNAMIC.to(scales.device)
+    codes = nearest(blocks / largest.clamp(min=torch.finfo(torch.float32).tiny)[:, None], code)
+    return {"scale_code": codes.flatten()[: scales.numel()], "scale_scale": largest, "scale_mean": mean.view(1)}
+
+
+def decode(parts: Mapping[str, Tensor]) -> Tensor:
+    """Return the scales [n] in fp32."""
+    if "scale" in parts:
+        return parts["scale"]
+    codes = parts["scale_code"]
+    values = DYNAMIC.to(codes.device)[codes.long()]
+    return (_blocks(values) * parts["scale_scale"][:, None]).flatten()[: codes.numel()] + parts["scale_mean"]
+
+
+def _blocks(values: Tensor) -> Tensor:
+    missing = -values.numel() % BLOCK
+    return torch.cat([values, values.new_zeros(missing)]).view(-1, BLOCK) if missing else values.view(-1, BLOCK)

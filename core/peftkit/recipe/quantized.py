@@ -1,0 +1,85 @@
+"""The storage formats that a recipe chooses, with every option written out; a wrong one is told where it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from peftkit.errors import PeftkitError
+from peftkit.recipe.choices import NO_FORMAT, quantization_formats
+from peftkit.recipe.mistakes import Mistakes, show, suggest
+from peftkit.recipe.tree import Node
+
+HOME = "quantization"
+KEYS = ("format", "default", "options", "modules", "init")
+"""Keys of the section beside the options of its format and the names of modules; `default` is another word."""
+
+
+def complete_quantization(node: Node, mistakes: Mistakes) -> dict[str, Any] | None:
+    """Return the section as `format`, `options` and `modules`, whatever form it was written in.
+
+    Beside `format` may stand its options, and names of modules with a format of their own: {default: nf4, head: none}.
+    `init` has moved into the methods. None where the section is no mapping, which the schema tells.
+    """
+    if not isinstance(node.value, dict):
+        return None
+    given = dict(node.value)
+    if "default" in given and "format" in given:
+        mistakes.add(given["default"].place, f"{HOME}.default", "found beside 'format', which means the same: keep one")
+    name = given.pop("format", None) or given.pop("default", None) or Node(NO_FORMAT, node.place)
+    given.pop("default", None)
+    init = given.pop("init", None)
+    if init is not None and not isinstance(init.value, (str, type(None))):
+        mistakes.add(init.place, f"{HOME}.init", f"found {show(init.plain())}; allowed: the name of an init")
+    nested = [given.pop(key) for key in ("options", "modules") if key in given and isinstance(given[key].value, dict)]
+    if any(key in given for key in ("options", "modules")):
+        return None
+    for inner in nested:
+        given |= inner.value
+    options = {key: given.pop(key) for key in list(given) if key in _options(name.value)}
+    choice = _choice(name, options, HOME, mistakes)
+    modules = {}
+    for pattern, item in given.items():
+        form = item if isinstance(item.value, dict) else Node({"format": item}, item.place)
+        named = form.value.get("format")
+        if named is None or not isinstance(named.value, str):
+            allowed = [*KEYS, *_options(name.value)]
+            told = f"unknown key; {suggest(pattern, allowed)}; a module's name takes a format"
+            mistakes.add(item.place, f"{HOME}.{pattern}", told)
+            continue
+        inner = dict(form.value)
+        inner.pop("format")
+        if isinstance(inner.get("options", form).value, dict) and "options" in inner:
+            inner |= inner.pop("options").value
+        modules[pattern] = _choice(named, inner, f"{HOME}.{pattern}", mistakes)
+    return {**choice, "modules": modules}
+
+
+def _choice(name: Node, options: dict[str, Node], home: str, mistakes: Mistakes) -> dict[str, Any]:
+    """Return a format's name and every option of it."""
+    from peftkit.quantization.quantizer import QUANTIZERS
+
+    formats = quantization_formats()
+    if not isinstance(name.value, str) or name.value not in formats:
+        mistakes.add(name.place, f"{home}.format", f"found {show(name.value)}; {suggest(str(name.value), formats)}")
+        return {"format": NO_FORMAT, "options": {}}
+    if name.value == NO_FORMAT:
+        for key, node in options.items():
+            mistakes.add(node.place, f"{home}.{key}", f"found, and the format is {NO_FORMAT}, which has no options")
+        return {"format": NO_FORMAT, "options": {}}
+    cls, complete = QUANTIZERS[name.value], {}
+    for key, node in options.items():
+        try:
+            cls.from_options({key: node.plain()})
+            complete[key] = node.plain()
+        except PeftkitError as error:
+            mistakes.add(node.place, f"{home}.{key}", str(error).removeprefix(f"{cls.name}: ").removeprefix(f"{key}: "))
+    return {"format": name.value, "options": cls.from_options(complete).options()}
+
+
+def _options(name: Any) -> list[str]:
+    """List the options of a format; none of what is no format."""
+    from peftkit.quantization.quantizer import QUANTIZERS
+
+    known = isinstance(name, str) and name in QUANTIZERS
+    return [field.name for field in dataclasses.fields(QUANTIZERS[name])] if known else []
