@@ -106,11 +106,23 @@ def test_interrupted_and_resumed_equals_uninterrupted(methods: tuple[str, ...], 
     assert summary.wall_s == log.read(tmp_path / "parts" / "log.jsonl")[-1]["elapsed_s"]
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_a_resumed_run_finds_no_start_again(method: str, source: Path, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "init", "quantization"),
+    [
+        ("lora", "pissa", "none"),
+        ("dora", "pissa", "none"),
+        ("lora", "kaiming", "nf4"),
+        ("lora", "loftq", "nf2"),
+        ("dora", "loftq", {"default": "nf4", "block_size": 16, "up": "int8"}),
+    ],
+)
+def test_a_resumed_run_finds_no_start_again(
+    method: str, init: str, quantization: Any, source: Path, tmp_path: Path, monkeypatch
+):
     import signal
 
-    chosen = recipe.load(make_recipe(source, {method: {"rank": 2, "init": "pissa"}}, max_steps=6))
+    keys = make_recipe(source, {method: {"rank": 2, "init": init}}, max_steps=6)
+    chosen = recipe.load({**keys, "quantization": quantization})
     train(chosen, tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(chosen, tmp_path / "parts", observer=Stops(3, signal.SIGINT))

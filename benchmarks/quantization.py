@@ -1,0 +1,150 @@
+"""A packed layer against bitsandbytes' and the dense one, interleaved in one run; loading's peak memory; bits on disk.
+
+Run it as `python benchmarks/quantization.py [--device cuda] [--threads N] [--csv FILE]`. Times are of one forward and
+backward pass, medians of rounds in which every candidate has its turn; ratios are to bitsandbytes' Linear4bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.quantization.packed import PackedLinear
+from peftkit.quantization.quantizer import QUANTIZERS
+
+SHAPES = ((1024, 1024), (2048, 2048), (5632, 2048))
+TOKENS = (64, 128, 512, 2048)
+ROUNDS = 7
+FORMAT = "nf4"
+
+LOADING = """
+import resource, sys
+from pathlib import Path
+from peftkit.models.load import load
+from peftkit.recipe import ModelSection, QuantizationSection
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+section = QuantizationSection(format=sys.argv[2]) if sys.argv[2] != "none" else None
+model = load(ModelSection(name=sys.argv[1]), quantization=section).model
+held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), held)
+"""
+"""One start in a process of its own: the growth of its peak memory, and the bytes of the loaded model."""
+
+
+def layers(shape: tuple[int, int], dtype: torch.dtype, device: str) -> dict[str, nn.Module]:
+    """Build the candidates from one weight [out, in]; bitsandbytes is left out where it cannot be imported."""
+    weight = (torch.randn(shape) * 0.02).to(dtype)
+    dense = nn.Linear(shape[1], shape[0], bias=False, dtype=dtype)
+    dense.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    found: dict[str, nn.Module] = {"ours": PackedLinear.of(weight, None, QUANTIZERS[FORMAT]()), "dense": dense}
+    try:
+        import bitsandbytes as bnb
+
+        other = bnb.nn.Linear4bit(shape[1], shape[0], bias=False, compute_dtype=dtype, quant_type=FORMAT)
+        other.weight = bnb.nn.Params4bit(weight.clone(), requires_grad=False, quant_type=FORMAT)
+        found["bitsandbytes"] = other
+    except ImportError:
+        print("bitsandbytes is not here: its layer is left out.")
+    return {name: module.to(device) for name, module in found.items()}
+
+
+def run(layer: nn.Module, x: Tensor, gradient: Tensor) -> None:
+    """Go forward and backward once."""
+    x.grad = None
+    layer(x).backward(gradient)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def times(candidates: dict[str, nn.Module], x: Tensor, gradient: Tensor) -> dict[str, float]:
+    """Return the median seconds of each candidate, in turns, after two rounds to warm up."""
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(ROUNDS + 2):
+        for name, layer in candidates.items():
+            begin = time.perf_counter()
+            run(layer, x, gradient)
+            if number >= 2:
+                taken[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def compare_layers(device: str, say: Callable[[dict[str, Any]], None]) -> None:
+    """Measure every shape, dtype and number of tokens."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in SHAPES:
+            candidates = layers(shape, dtype, device)
+            for tokens in TOKENS:
+                x = torch.randn(tokens, shape[1], dtype=dtype, device=device, requires_grad=True)
+                gradient = torch.randn(tokens, shape[0], dtype=dtype, device=device)
+                found = times(candidates, x, gradient)
+                reference = found.get("bitsandbytes", float("nan"))
+                row = {"dtype": str(dtype).removeprefix("torch."), "out": shape[0], "in": shape[1], "tokens": tokens}
+                row |= {f"{name}_ms": round(1000 * seconds, 3) for name, seconds in found.items()}
+                row |= {"bitsandbytes/ours": round(reference / found["ours"], 2)}
+                row |= {"ours/dense": round(found["ours"] / found["dense"], 2)}
+                say(row)
+
+
+def compare_loading(say: Callable[[dict[str, Any]], None]) -> None:
+    """Write a Llama of 120 million weights to disk, and load it dense and packed in processes of their own."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from peftkit import resources
+
+    words = resources.PACKAGE / "models" / "bundled" / "tiny"
+    config = AutoConfig.for_model("llama", hidden_size=1024, intermediate_size=2816, num_hidden_layers=10)
+    config.num_attention_heads = config.num_key_value_heads = 16
+    with tempfile.TemporaryDirectory() as folder:
+        for path in words.glob("*token*"):
+            (Path(folder) / path.name).write_bytes(path.read_bytes())
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size="100MB")
+        for name in ("none", *QUANTIZERS.names()):
+            done = subprocess.run(
+                [sys.executable, "-c", LOADING, folder, name], capture_output=True, text=True, check=True
+            )
+            peak, held = map(int, done.stdout.split())
+            row: dict[str, Any] = {"format": name, "model_MB": round(held / 1e6, 1), "peak_MB": round(peak / 1e6, 1)}
+            if name != "none":
+                row["bits_per_weight"] = round(QUANTIZERS[name]().bits_per_weight((2816, 1024)), 3)
+            say(row)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print a line for each result, and write them where `--csv` says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--csv", type=Path, default=None)
+    chosen = parser.parse_args(arguments)
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    rows: list[dict[str, Any]] = []
+
+    def say(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+
+    print(f"{FORMAT} on {chosen.device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    compare_layers(chosen.device, say)
+    compare_loading(say)
+    if chosen.csv:
+        with chosen.csv.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""A method on packed weights is the method on the dense weights that they stand for (invariant 12)."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from subjects import build, loss, randomise, tokens
+
+from peftkit import adapt
+from peftkit.errors import PeftkitError
+from peftkit.method import METHODS
+from peftkit.models.quantize import Quantization, quantize
+from peftkit.models.tiny import tiny
+from peftkit.quantization.packed import PackedLinear
+from peftkit.quantization.quantizer import QUANTIZERS
+from peftkit.quantization.weight import dense, store
+
+SIZES = {"nf4": {"block_size": 16}, "fp4": {"block_size": 32, "double_quant": False}, "nf3": {}, "nf2": {}}
+SIZES |= {"int8": {"outliers": 0.1}, "int4": {"group_size": 16}, "int3": {"group_size": 8, "symmetric": True}}
+SIZES |= {"int2": {"group_size": 0}}
+
+
+@cache
+def packs(method: str) -> str:
+    """Return the architecture whose packed form the method takes, or why neither does."""
+    reasons = []
+    for architecture in ("llama", "gpt2"):
+        model = tiny(architecture)
+        quantize(model, Quantization(QUANTIZERS["nf4"]()))
+        try:
+            adapt.check(model, [build(method, 0)])
+        except PeftkitError as error:
+            reasons.append(str(error))
+        else:
+            return architecture
+    return "; ".join(reasons)
+
+
+PACKED = [name for name in METHODS.names() if packs(name) in ("llama", "gpt2")]
+
+
+def test_a_format_has_sizes_for_small_models():
+    assert set(SIZES) == set(QUANTIZERS.names())
+
+
+def test_only_what_trains_the_packed_weights_is_refused():
+    refused = {name: packs(name) for name in METHODS.names() if name not in PACKED}
+    assert set(refused) == {"full", "galore"}
+    assert all("without quantization" in reason for reason in refused.values())
+
+
+@pytest.mark.parametrize("format_name", QUANTIZERS.names())
+@pytest.mark.parametrize("method", PACKED)
+def test_forward_and_backward_equal_those_on_the_dequantized_weights(method, format_name):
+    architecture = packs(method)
+    model = tiny(architecture)
+    quantize(model, Quantization(QUANTIZERS[format_name].from_options(SIZES[format_name])))
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    assert layers
+    twin, frozen = tiny(architecture), {name: dense(module).clone() for name, module in layers.items()}
+    for name, value in frozen.items():
+        store(twin.get_submodule(name), value)
+    ids = tokens()
+    results = []
+    for one in (model, twin):
+        adaptation = adapt.attach(one, [build(method, 0)])
+        torch.manual_seed(0)
+        adaptation.prepare([])
+        randomise(adaptation)
+        one.eval()
+        value = loss(one, ids)
+        value.backward()
+        results.append((value.detach(), {key: p.grad for key, p in adaptation.parameters()}))
+    (packed_loss, packed_gradients), (dense_loss, dense_gradients) = results
+    assert abs(packed_loss - dense_loss) <= 1e-5
+    assert set(packed_gradients) == set(dense_gradients)
+    for key, gradient in dense_gradients.items():
+        if gradient is None:
+            assert packed_gradients[key] is None
+            continue
+        assert torch.allclose(packed_gradients[key], gradient, atol=1e-5, rtol=1e-4), key
+    for name, value in frozen.items():
+        assert torch.equal(dense(model.get_submodule(name)), value), f"{name} changed"
+
+
+@pytest.mark.parametrize("method", [name for name in PACKED if METHODS[name].mergeable])
+def test_it_merges_into_the_dequantized_weights_and_out_again(method):
+    architecture = packs(method)
+    model = tiny(architecture)
+    quantize(model, Quantization(QUANTIZERS["nf4"]()))
+    with torch.no_grad():
+        adaptation = adapt.attach(model, [build(method, 0)])
+        adaptation.prepare([])
+        randomise(adaptation)
+        model.eval()
+        ids = tokens()
+        adapted = model(input_ids=ids).logits
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        adaptation.merge_()
+        assert (model(input_ids=ids).logits - adapted).abs().max() <= 1e-5
+        adaptation.unmerge_()
+        assert torch.equal(model(input_ids=ids).logits, adapted)
+        for key, value in state.items():
+            assert torch.equal(model.state_dict()[key], value), key
