@@ -118,7 +118,7 @@ def estimate(model: nn.Module, adaptation: adapt.Adaptation, batches: Batches, s
     return {
         "weights": sum(parameter.numel() * parameter.element_size() for parameter in own) + adapters,
         "gradients": trained,
-        "optimizer": state_bytes(adaptation.groups(section.learning_rate, section.weight_decay)),
+        "optimizer": state_bytes(adaptation.groups(section.learning_rate, section.weight_decay), section.optimizer),
         "activations": saved_bytes(model, shape) // (2 if half else 1),
     }
 

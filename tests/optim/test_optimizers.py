@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -31,9 +33,10 @@ def values(adaptation):
 
 
 @pytest.mark.parametrize("methods", [(Full(),), (LoRA(), LoRAPlus(targets=("o",), bias="all"))], ids=["one", "several"])
-def test_one_adamw_is_that_of_torch_bit_for_bit(methods):
+@pytest.mark.parametrize("name", ["adamw", "adamw-offload"])
+def test_adamw_is_that_of_torch_bit_for_bit(methods, name):
     found = []
-    for build in (Optimizers, lambda groups, **rest: torch.optim.AdamW(groups, fused=True, **rest)):
+    for build in (partial(Optimizers, default=name), partial(torch.optim.AdamW, fused=True)):
         adaptation = attached(*methods)
         groups = adaptation.groups(1e-2, 0.1)
         optimizer = build(groups, betas=(0.8, 0.95), eps=1e-6)
@@ -75,10 +78,11 @@ def test_two_optimizers_train_one_adaptation_each_at_its_rate():
         assert moved == ({"1"} if still == 2e-2 else {"0"})
 
 
-def test_the_states_of_two_optimizers_are_kept_by_key_and_go_on_bit_for_bit():
+@pytest.mark.parametrize("name", ["adamw", "adamw-offload"])
+def test_the_states_of_two_optimizers_are_kept_by_key_and_go_on_bit_for_bit(name):
     methods = (GaLore(targets="mlp", rank=4, interval=2), LoRA())
     whole, resumed = attached(*methods), attached(*methods)
-    optimizer, other = (Optimizers(adaptation.groups(1e-2, 0.1)) for adaptation in (whole, resumed))
+    optimizer, other = (Optimizers(adaptation.groups(1e-2, 0.1), default=name) for adaptation in (whole, resumed))
     for step in range(5):
         if step == 3:
             state = {key: value.clone() for key, value in optimizer.state().items()}

@@ -10,15 +10,20 @@ from peftkit.optim import DEFAULT, OPTIMIZERS
 
 
 class Optimizers:
-    """The optimizers that the groups of an adaptation ask for with `optimizer`, by default DEFAULT, as one.
+    """The optimizers that the groups of an adaptation ask for with `optimizer`, else for `default`, as one.
 
     A group also holds `params`, their `keys`, `lr`, `weight_decay`, and the options of its optimizer.
     """
 
     def __init__(
-        self, groups: Sequence[Mapping[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        default: str = DEFAULT,
     ):
-        named = _by_name(groups)
+        named = _by_name(groups, default)
         self.parts = [OPTIMIZERS[name](members, betas=betas, eps=eps) for name, members in named.items()]
         self.keys = [[key for group in members for key in group["keys"]] for members in named.values()]
 
@@ -63,14 +68,15 @@ class Optimizers:
             part.load_state_dict({"state": values, "param_groups": part.state_dict()["param_groups"]})
 
 
-def state_bytes(groups: Sequence[Mapping[str, Any]]) -> int:
+def state_bytes(groups: Sequence[Mapping[str, Any]], default: str = DEFAULT) -> int:
     """Count the bytes of the optimizers' states that the groups would need, without building any."""
-    return sum(OPTIMIZERS[name].state_bytes(group) for name, members in _by_name(groups).items() for group in members)
+    named = _by_name(groups, default)
+    return sum(OPTIMIZERS[name].state_bytes(group) for name, members in named.items() for group in members)
 
 
-def _by_name(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _by_name(groups: Sequence[Mapping[str, Any]], default: str) -> dict[str, list[dict[str, Any]]]:
     named: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
         rest = {key: value for key, value in group.items() if key != "optimizer"}
-        named.setdefault(group.get("optimizer", DEFAULT), []).append(rest)
+        named.setdefault(group.get("optimizer", default), []).append(rest)
     return named

@@ -14,6 +14,13 @@ def dataset_names() -> list[str]:
     return [*names, *(f"bundled/{name}" for name in names)]
 
 
+def optimizer_names() -> list[str]:
+    """List what can take the steps."""
+    from peftkit.optim import OPTIMIZERS
+
+    return OPTIMIZERS.names()
+
+
 def quantization_formats() -> list[str]:
     """List the storage formats of the frozen weights."""
     from peftkit.quantization.quantizer import QUANTIZERS

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from peftkit.errors import PeftkitError
 from peftkit.recipe import compose
 from peftkit.recipe.catalogue import find
-from peftkit.recipe.choices import dataset_names
+from peftkit.recipe.choices import dataset_names, optimizer_names
 from peftkit.recipe.chosen import complete_compared, complete_methods
 from peftkit.recipe.mistakes import Mistakes, Place, suggest
 from peftkit.recipe.quantized import complete_quantization
@@ -67,6 +67,7 @@ def _validate(tree: Node, mistakes: Mistakes) -> Recipe:
 
 def _check_names(tree: Node, mistakes: Mistakes) -> None:
     """Check the names that other parts of the package register."""
-    node, choices = tree.find(("dataset", "name")), dataset_names()
-    if isinstance(node.value, str) and node.value not in choices:
-        mistakes.add(node.place, "dataset.name", f"found '{node.value}'; {suggest(node.value, choices)}")
+    for path, choices in ((("dataset", "name"), dataset_names()), (("train", "optimizer"), optimizer_names())):
+        node = tree.find(path)
+        if isinstance(node.value, str) and node.value not in choices:
+            mistakes.add(node.place, ".".join(path), f"found '{node.value}'; {suggest(node.value, choices)}")

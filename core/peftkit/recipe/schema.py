@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftkit.recipe.choices import dataset_names, quantization_formats
+from peftkit.recipe.choices import dataset_names, optimizer_names, quantization_formats
 from peftkit.recipe.compose import SECTIONS, part_names
 from peftkit.recipe.sections import Recipe
 
@@ -34,6 +34,7 @@ def schema() -> dict[str, Any]:
         for word in ("type", "items", "minItems", "default"):
             keys[name].pop(word, None)
     _offer(definitions, "DatasetSection", "name", dataset_names())
+    _offer(definitions, "TrainSection", "optimizer", optimizer_names())
     _define_formats(definitions)
     # A part may leave any key to the recipe that includes it, and a recipe to its parts.
     built.pop("required")

@@ -46,7 +46,7 @@ class Loop:
         self.step = 0
         self.position = Position()
         groups = adaptation.groups(section.learning_rate, section.weight_decay)
-        self.optimizer = Optimizers(groups, betas=section.betas, eps=section.eps)
+        self.optimizer = Optimizers(groups, betas=section.betas, eps=section.eps, default=section.optimizer)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._windows = None

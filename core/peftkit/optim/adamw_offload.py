@@ -1,0 +1,90 @@
+"""AdamW whose moments stay in the host's memory and visit the device for their step (Dettmers et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from peftkit.optim import OPTIMIZERS
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@OPTIMIZERS.register("adamw-offload")
+class AdamWOffload(torch.optim.Optimizer):
+    """The update of `adamw`, bit for bit, with both moments on the CPU, pinned where the device is a GPU.
+
+    The paper (arXiv:2305.14314) pages them through CUDA's unified memory; here those of the next tensor are fetched
+    before one tensor is updated, so that the device holds the moments of two tensors at most.
+    """
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]], *, betas: tuple[float, float], eps: float):
+        super().__init__([dict(group) for group in groups], {"betas": betas, "eps": eps})
+
+    @staticmethod
+    def state_bytes(group: Mapping[str, Any]) -> int:
+        """Count both moments of every tensor, which the host's memory holds."""
+        return sum(2 * parameter.numel() * parameter.element_size() for parameter in group["params"])
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take one step along the gradients."""
+        due = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for parameter, _ in due:
+            self._begin(parameter)
+        fetched = self._fetch(due[0][0]) if due else []
+        for index, (parameter, group) in enumerate(due):
+            here = fetched
+            fetched = self._fetch(due[index + 1][0]) if index + 1 < len(due) else []
+            self._update(parameter, group, here)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state; its moments go to the host's memory again."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            for key in MOMENTS:
+                state[key] = _host(state[key], parameter)
+
+    def _begin(self, parameter: Tensor) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            for key in MOMENTS:
+                state[key] = _host(torch.zeros_like(parameter, device="cpu"), parameter)
+
+    def _fetch(self, parameter: Tensor) -> list[Tensor]:
+        """Bring the moments to the parameter's device; on the CPU they are there."""
+        state = self.state[parameter]
+        return [state[key].to(parameter.device, non_blocking=True) for key in MOMENTS]
+
+    def _update(self, parameter: Tensor, group: Mapping[str, Any], moments: list[Tensor]) -> None:
+        state = self.state[parameter]
+        adamw(
+            [parameter],
+            [parameter.grad],  # type: ignore[list-item]
+            [moments[0]],
+            [moments[1]],
+            [],
+            [state["step"]],
+            fused=parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda"),
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        for key, moment in zip(MOMENTS, moments, strict=True):
+            if moment is not state[key]:
+                state[key].copy_(moment, non_blocking=True)
+
+
+def _host(moment: Tensor, parameter: Tensor) -> Tensor:
+    """Return a moment in the host's memory, from where a GPU's parameter fetches it without waiting."""
+    moment = moment.to("cpu")
+    return moment.pin_memory() if parameter.is_cuda else moment
