@@ -69,6 +69,18 @@ def test_the_best_iterate_is_kept_and_told(caplog):
         assert min(values) < plain
 
 
+def test_a_large_weight_is_decomposed_to_a_percent_of_the_exact_error():
+    weight = torch.randn(600, 768, generator=torch.Generator().manual_seed(0)) * 0.02
+    quantizer = QUANTIZERS["nf2"]()
+    rest = weight - quantizer.decode(quantizer.quantize(weight), (600, 768))
+    torch.manual_seed(0)
+    left, values, right = loftq._decompose(rest, 16)
+    near = torch.linalg.norm(rest - left[:, :16] * values[:16] @ right[:16])
+    exact = torch.linalg.svdvals(rest)[16:].norm()
+    assert exact <= near <= 1.01 * exact
+    assert near < torch.linalg.norm(rest)
+
+
 def test_weights_that_are_not_packed_are_refused():
     with pytest.raises(PeftkitError, match=r"init 'loftq' answers what packing loses.*set quantization"):
         adapt.attach(tiny("llama"), [method()])

@@ -11,9 +11,14 @@ from torch import Tensor
 from peftkit.errors import PeftkitError
 from peftkit.methods.inits import INITS, Factorisation
 from peftkit.methods.inits.pissa import principal
+from peftkit.methods.inits.pissa_fast import leading
 
 ITERATIONS = 5
 """The paper's T."""
+SMALL = 512
+"""Weights with a side up to this are decomposed exactly, larger ones by subspace iteration."""
+PRODUCTS = 4
+"""Its iterations: what they leave of the error is within a percent of the exact one's."""
 
 
 def loftq(adapter: Any, weight: Tensor) -> tuple[Tensor, ...]:
@@ -32,7 +37,7 @@ def loftq(adapter: Any, weight: Tensor) -> tuple[Tensor, ...]:
     for _ in range(ITERATIONS):
         rest = weight - adapter.rounded(weight - up @ down)
         before = (down, up)
-        own_down, own_up = principal(adapter, *torch.linalg.svd(rest, full_matrices=False))
+        own_down, own_up = principal(adapter, *_decompose(rest, adapter.A.shape[0]))
         down, up = own_down, own_up * adapter.scale
         errors.append(torch.linalg.norm(rest - up @ down))
         if errors[-1].is_meta or errors[-1] == min(errors):
@@ -42,6 +47,12 @@ def loftq(adapter: Any, weight: Tensor) -> tuple[Tensor, ...]:
         plain = torch.linalg.norm(weight - adapter.rounded(weight))
         logging.getLogger("peftkit").info("loftq %s: %s; without it %.4g", adapter.site.id, told, float(plain))
     return best
+
+
+def _decompose(rest: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    if min(rest.shape) <= SMALL:
+        return torch.linalg.svd(rest, full_matrices=False)
+    return leading(rest, rank, PRODUCTS)
 
 
 INITS.add("loftq", Factorisation(loftq, answers=True))

@@ -21,9 +21,14 @@ def pissa_fast(adapter: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Twice as many directions as the rank are followed; products with W are all that it costs.
     """
-    width = min(2 * adapter.A.shape[0], *weight.shape)
+    return principal(adapter, *leading(weight, adapter.A.shape[0], ITERATIONS))
+
+
+def leading(weight: Tensor, rank: int, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return nearly the largest singular triplets U [out, n], S [n], V^T [n, in] of W, with n twice the rank."""
+    width = min(2 * rank, *weight.shape)
     basis = torch.linalg.qr(weight @ torch.randn(weight.shape[1], width).to(weight.device))[0]
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         basis = torch.linalg.qr(weight @ torch.linalg.qr(weight.T @ basis)[0])[0]
     left, values, right = torch.linalg.svd(basis.T @ weight, full_matrices=False)
-    return principal(adapter, basis @ left, values, right)
+    return basis @ left, values, right
