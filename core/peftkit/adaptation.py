@@ -17,6 +17,7 @@ from peftkit.ports.adapter import Adapter
 from peftkit.ports.embedding import SoftPrompt
 from peftkit.ports.merging import Merged, merge_module
 from peftkit.ports.seat import Switch, unseat
+from peftkit.quantization.weight import packed_shape
 
 ATTRIBUTE = "_peftkit"
 
@@ -127,8 +128,10 @@ class Adaptation:
 
     @property
     def total(self) -> int:
-        """The number of all parameters, those of this adaptation included."""
+        """The number of all parameters, those of this adaptation included; a packed weight counts as a dense one."""
         base = sum(parameter.numel() for _, parameter in own_parameters(self.model))
+        packed = (packed_shape(module) for module in self.model.modules())
+        base += sum(sizes[0] * sizes[1] for sizes in packed if sizes is not None)
         modules = [a for part in self.parts for a in (*part.adapters.values(), part.shared) if a is not None]
         return base + sum(parameter.numel() for module in modules for parameter in module.parameters())
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from peftkit import resources
 from peftkit.errors import PeftkitError, nearest
-from peftkit.quantization.weight import shape
+from peftkit.quantization.weight import packed_shape, shape
 
 GROUPS = {
     "attention": ("q", "k", "v", "o"),
@@ -102,7 +102,7 @@ class Layout:
     @property
     def packed(self) -> list[str]:
         """The paths of the linear layers that keep their weight in another form than as a parameter."""
-        return [site.path for site in self.linears if "weight" not in site.module._parameters]
+        return [site.path for site in self.linears if packed_shape(site.module) is not None]
 
     def resolve(
         self, targets: str | Sequence[str], layers: Iterable[int] | None = None, exclude: Sequence[str] = ()

@@ -47,6 +47,11 @@ def test_the_linear_layers_of_the_blocks_are_packed_and_nothing_else(architectur
         assert torch.equal(model.get_parameter(name), plain.get_parameter(name))
 
 
+def test_packed_weights_count_as_the_weights_that_they_are():
+    method = METHODS["lora"].from_options({})
+    assert adapt.attach(packed(), [method]).total == adapt.attach(tiny("llama"), [method]).total
+
+
 def test_formats_are_chosen_by_module():
     int8 = QUANTIZERS["int8"]()
     model = packed(**{"layers.0.*": int8, "down": None})

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.quantization.weight import dense, original, rounded, store
+from peftkit.quantization.weight import dense, original, packed_shape, rounded, store
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -26,7 +26,7 @@ class LinearAdapter(Adapter):
     @property
     def exact(self) -> bool:
         """Whether the weight is stored as it is, and not packed."""
-        return "weight" in self.site.module._parameters
+        return packed_shape(self.site.module) is None
 
     def original(self) -> Tensor:
         """Return the weight of the site [out, in] as it was before it was packed."""

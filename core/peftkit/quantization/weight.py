@@ -81,6 +81,11 @@ def hold(module: nn.Module, weight: Tensor, keep: bool = True) -> Callable[[], N
     return None if before is None else partial(store, module, before)
 
 
+def packed_shape(module: nn.Module) -> tuple[int, int] | None:
+    """Return (out, in) of a linear layer whose weight is no parameter, or None where it is one."""
+    return None if "weight" in module._parameters else shape(module)
+
+
 def shape(module: nn.Module | None) -> tuple[int, int] | None:
     """Return (out, in) of a linear layer of any class, or None where the module is not one.
 
