@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import statistics
 import subprocess
 import sys
@@ -29,15 +30,16 @@ ROUNDS = 7
 FORMAT = "nf4"
 
 LOADING = """
-import resource, sys
-from pathlib import Path
+import sys
+import torch
 from peftkit.models.load import load
 from peftkit.recipe import ModelSection, QuantizationSection
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from peftkit.training.device import peak_memory
+before = peak_memory(torch.device("cpu"))
 section = QuantizationSection(format=sys.argv[2]) if sys.argv[2] != "none" else None
 model = load(ModelSection(name=sys.argv[1]), quantization=section).model
 held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), held)
+print(peak_memory(torch.device("cpu")) - before, held)
 """
 """One start in a process of its own: the growth of its peak memory, and the bytes of the loaded model."""
 
@@ -101,6 +103,7 @@ def compare_loading(say: Callable[[dict[str, Any]], None]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from peftkit import resources
+    from peftkit.models.load import quiet
 
     words = resources.PACKAGE / "models" / "bundled" / "tiny"
     config = AutoConfig.for_model("llama", hidden_size=1024, intermediate_size=2816, num_hidden_layers=10)
@@ -108,11 +111,12 @@ def compare_loading(say: Callable[[dict[str, Any]], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for path in words.glob("*token*"):
             (Path(folder) / path.name).write_bytes(path.read_bytes())
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size="100MB")
+        with quiet():
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size="100MB")
+        environment = {**os.environ, "PEFTKIT_CACHE": f"{folder}/cache"}
         for name in ("none", *QUANTIZERS.names()):
-            done = subprocess.run(
-                [sys.executable, "-c", LOADING, folder, name], capture_output=True, text=True, check=True
-            )
+            command = [sys.executable, "-c", LOADING, folder, name]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             peak, held = map(int, done.stdout.split())
             row: dict[str, Any] = {"format": name, "model_MB": round(held / 1e6, 1), "peak_MB": round(peak / 1e6, 1)}
             if name != "none":

@@ -159,6 +159,23 @@ def test_another_format_or_another_file_is_packed_anew(kept):
     assert len(list(folder.parent.iterdir())) == 3
 
 
+def test_a_disk_that_takes_nothing_is_told_and_stops_no_run(tmp_path, monkeypatch, caplog):
+    from safetensors import SafetensorError
+
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setenv("PEFTKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(packed_cache, "SMALLEST", 0)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    section = ModelSection(name=str(write_model(tmp_path / "model")))
+    with caplog.at_level(logging.WARNING, "peftkit"):
+        loaded = load(section, quantization=NF4)
+    assert "not kept for the next start: No space left" in caplog.text
+    assert layers(loaded.model)
+    assert list((tmp_path / "cache" / "packed").iterdir()) == []
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "no facts"])
 def test_a_damaged_packed_model_is_told_and_packed_again(kept, damage, caplog):
     section, folder, first = kept

@@ -46,6 +46,7 @@ def folder(paths: list[Path], description: Mapping[str, Any]) -> Path | None:
 
 def write(where: Path, model: nn.Module, fingerprint: str) -> None:
     """Keep a packed model; a full or read-only disk is told and does not stop the run."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
@@ -59,7 +60,7 @@ def write(where: Path, model: nn.Module, fingerprint: str) -> None:
             save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
             facts = {"fingerprint": fingerprint, "sha256": checksum(temporary / WEIGHTS)}
             files.write_json(temporary / FACTS, facts)
-    except PeftkitError as error:
+    except (PeftkitError, SafetensorError) as error:
         logging.getLogger("peftkit").warning("the packed model is not kept for the next start: %s", error)
 
 
