@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "Answer a prompt with a run.",
     "merge": "Write a run's adapter into its model's weights.",
     "export": "Write a run for another program.",
+    "quantize": "Pack a model's weights into a folder.",
     "validate": "Say what a recipe would do; loads no weights.",
     "new": "Write a commented recipe.",
     "list": "List methods, recipes, datasets, models and more.",

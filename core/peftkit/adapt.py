@@ -12,11 +12,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from peftkit import __version__, files
+from peftkit import __version__, files, tensor_file
 from peftkit.adaptation import ATTRIBUTE, Adaptation, Attached, Part, attached
 from peftkit.errors import PeftkitError, nearest
 from peftkit.layout import Layout, own_parameters
 from peftkit.method import Method, build_methods, expand
+from peftkit.models.quantize import told
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.attention import listen
 from peftkit.ports.embedding import SoftPrompt
@@ -215,7 +216,7 @@ def save(adaptation: Adaptation, folder: Path, base: Mapping[str, Any], *, repla
         "trainable_parameters": adaptation.trainable,
     }
     with files.new_folder(folder, replace=replace) as temporary:
-        files.write_tensors(temporary / TENSORS, adaptation.state())
+        tensor_file.write_tensors(temporary / TENSORS, adaptation.state())
         files.write_json(temporary / DESCRIPTION, description)
 
 
@@ -266,10 +267,10 @@ def load(
     trained_on = base.get("quantization")
     if quantization is not None and trained_on is not None and trained_on != quantization:
         raise PeftkitError(
-            f"the adapter in {folder} was trained on weights stored as {_storage(trained_on)}, and the model is "
-            f"loaded as {_storage(quantization)}: use the quantization that it was trained with."
+            f"the adapter in {folder} was trained on weights stored as {told(trained_on)}, and the model is "
+            f"loaded as {told(quantization)}: use the quantization that it was trained with."
         )
-    tensors = files.read_tensors(folder / TENSORS)
+    tensors = tensor_file.read_tensors(folder / TENSORS)
     methods = build_methods([(method["name"], method["options"]) for method in description["methods"]])
     adaptation = attach(model, methods, name, keep_base=keep_base, loading=True)
     try:
@@ -279,10 +280,3 @@ def load(
             adaptation.remove()
         raise PeftkitError(f"{folder / TENSORS}: {error}") from None
     return adaptation
-
-
-def _storage(quantization: Mapping[str, Any]) -> str:
-    """Tell a base's storage in a few words."""
-    told = [f"{key} {value}" for key, value in (quantization.get("options") or {}).items()]
-    told += [f"{pattern} as {choice['format']}" for pattern, choice in (quantization.get("modules") or {}).items()]
-    return f"{quantization.get('format')} ({', '.join(told)})" if told else str(quantization.get("format"))

@@ -184,8 +184,7 @@ def prepare(recipe: Recipe, adapter: Path | None) -> Subject:
     template = choose(recipe.dataset.template, loaded.tokenizer)
     if adapter is None:
         return Subject(recipe, loaded, template, None, device, precision)
-    packing = recipe.quantization.model_dump()
-    adaptation = adapt.load(loaded.model, adapter, loaded.fingerprint, quantization=packing, keep_base=False)
+    adaptation = adapt.load(loaded.model, adapter, loaded.fingerprint, quantization=loaded.storage, keep_base=False)
     forget_originals(loaded.model)
     loaded.model.eval()
     methods = [{"name": method.name, "options": method.options()} for method in adaptation.described]

@@ -6,15 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peftkit.errors import PeftkitError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @contextmanager
@@ -107,14 +104,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all."""
-    from safetensors.torch import save
-
-    flat = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(flat, dict(metadata or {"format": "pt"})))
-
-
 def read_text(path: Path) -> str:
     """Read a UTF-8 text; a missing file or another encoding is a PeftkitError."""
     with explained("read", path):
@@ -136,19 +125,3 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise PeftkitError(f"{path}, line {line}: not valid JSON ({error}).") from None
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; a truncated or damaged file is a PeftkitError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    with explained("read", path):
-        content = path.read_bytes()
-    try:
-        return load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise PeftkitError(
-            f"{path} is truncated or damaged and cannot be read as safetensors ({error}). "
-            "Copy it again from where it was made, or use an earlier checkpoint."
-        ) from None

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / "core").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
 LEVELS = [
-    {"errors", "registry", "files", "resources", "__init__"},
+    {"errors", "registry", "files", "tensor_file", "resources", "__init__"},
     {"quantization"},
     {"method", "layout", "ports", "methods"},
     {"adapt", "adaptation", "data", "tasks", "metrics", "optim", "models"},

@@ -15,6 +15,7 @@ SURFACE = {
     "generate": ["--base", "PROMPT", "RUN"],
     "merge": ["--output", "-o", "RUN"],
     "export": ["--format", "--output", "-o", "RUN"],
+    "quantize": ["--format", "--output", "-o", "MODEL", "[KEY=VALUE]..."],
     "validate": ["[KEY=VALUE]...", "RECIPE"],
     "new": ["--dataset", "--method", "--model", "--output", "--path", "--rank", "-o"],
     "list": ["KIND"],

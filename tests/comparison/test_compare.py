@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from peftkit import files
+from peftkit import files, tensor_file
 from peftkit.comparison import compare
 from peftkit.errors import PeftkitError
 from peftkit.recipe import load
@@ -71,7 +71,7 @@ def test_every_row_holds_the_figures_of_its_run(folder):
         (report,) = (files.read_json(path) for path in (run / "eval").glob("*-test.json"))
         assert rows[name].trainable == summary["trainable_parameters"]
         assert rows[name].stored == sum(
-            t.numel() for t in files.read_tensors(run / "adapter/adapter.safetensors").values()
+            t.numel() for t in tensor_file.read_tensors(run / "adapter/adapter.safetensors").values()
         )
         assert {key: value.mean for key, value in rows[name].scores.items()} == report["scores"]
         assert rows[name].validation.mean == summary["losses"]["validation"]

@@ -13,7 +13,7 @@ from model_folders import write_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peftkit import adapt, files
+from peftkit import adapt, tensor_file
 from peftkit.errors import PeftkitError
 from peftkit.export import FORMATS, export, merge
 from peftkit.models import samples
@@ -73,7 +73,7 @@ def test_weights_keep_their_stored_dtype_and_are_rounded_once(
     assert report["dtype"] == str(dtype).removeprefix("torch.")
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     before = load_file(tmp_path / "base" / "model.safetensors")
-    state = files.read_tensors(run.folder / "adapter" / adapt.TENSORS)
+    state = tensor_file.read_tensors(run.folder / "adapter" / adapt.TENSORS)
     assert {tensor.dtype for tensor in merged.values()} == {dtype}
     for name, tensor in merged.items():
         if "q_proj" not in name:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from model_folders import byte_tokenizer, section
 
-from peftkit import adapt, files
+from peftkit import adapt, files, tensor_file
 from peftkit import recipe as recipes
 from peftkit.errors import PeftkitError
 from peftkit.export import pack
@@ -47,7 +47,9 @@ def test_the_packed_model_is_the_trained_one_in_bf16_with_a_card(
     logits = pretraining(tmp_path / "run", {"init": INIT, "tokenizer": str(tmp_path / "words")})
     assert pack.main([str(tmp_path / "run"), str(tmp_path / "small")]) == 0
     assert "parameters: " in capsys.readouterr().out
-    assert {t.dtype for t in files.read_tensors(tmp_path / "small" / "model.safetensors").values()} == {torch.bfloat16}
+    assert {t.dtype for t in tensor_file.read_tensors(tmp_path / "small" / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
     packed = load(section(tmp_path / "small"))
     with torch.no_grad():
         torch.testing.assert_close(packed.model(IDS).logits, logits, atol=0.05 * float(logits.abs().max()), rtol=0)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from peftkit.errors import PeftkitError
-from peftkit.quantization import scales
+from peftkit.quantization import bits, scales
 from peftkit.quantization.bits import pack, packed_size, unpack
 from peftkit.quantization.blocks import normal_float
 from peftkit.quantization.quantizer import QUANTIZERS
@@ -159,3 +159,15 @@ def test_double_quantization_is_that_of_bitsandbytes():
     assert len(differing) <= len(state.absmax) // 200
     steps = (parts["scale_code"].int() - state.absmax.int()).abs()
     assert steps.max() <= 1
+
+
+@pytest.mark.parametrize("quantizer", variants())
+def test_packing_piece_by_piece_gives_the_same_bytes(quantizer, monkeypatch):
+    matrix = weight((43, 128))
+    whole = quantizer.quantize(matrix)
+    monkeypatch.setattr(bits, "PIECE", 1000)
+    assert len(list(bits.pieces(matrix))) > 1
+    pieces = quantizer.quantize(matrix)
+    assert set(whole) == set(pieces)
+    for key, part in whole.items():
+        assert torch.equal(part, pieces[key]), key

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from peftkit import adapt, files
+from peftkit import adapt, files, tensor_file
 from peftkit.adaptation import Adaptation
 from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
@@ -63,7 +63,7 @@ def write(trained: Trained, folder: Path) -> None:
     place = trained.base.name if is_hub_name else None if source is None else str(source.resolve())
     origin = {"base_model_name_or_path": place, "revision": trained.recipe.model.revision}
     files.write_json(folder / CONFIGURATION, {**origin, **config})
-    files.write_tensors(folder / TENSORS, tensors)
+    tensor_file.write_tensors(folder / TENSORS, tensors)
 
 
 def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
@@ -80,7 +80,7 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
     if not readers:
         able = [name for name, cls in METHODS.items() if cls.from_hf_peft.__func__ is not Method.from_hf_peft.__func__]
         raise PeftkitError(f"{path}: peft_type is {kind!r}; it can be read for the methods {', '.join(able)}.")
-    tensors = files.read_tensors(folder / TENSORS)
+    tensors = tensor_file.read_tensors(folder / TENSORS)
     try:
         reader = max(readers, key=lambda cls: len(cls.__mro__))
         method, state = reader.from_hf_peft(config, tensors, Layout(model))

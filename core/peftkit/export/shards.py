@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from peftkit import files
+from peftkit import files, tensor_file
 from peftkit.models import folder as folders
 
 
@@ -29,13 +29,13 @@ def rewrite(prefix: str, changed: Mapping[str, Tensor], untied: str | None, sour
     index: dict[str, str] = {}
     size = 0
     for path in paths:
-        tensors = files.read_tensors(path)
+        tensors = tensor_file.read_tensors(path)
         for key, name in keys.items():
             if key in tensors:
                 tensors[key] = changed[name].to(tensors[key].dtype)
         if added is not None and path == paths[-1]:
             tensors[added] = changed[added].to(next(iter(tensors.values())).dtype)
-        files.write_tensors(output / path.name, tensors)
+        tensor_file.write_tensors(output / path.name, tensors)
         index |= dict.fromkeys(tensors, path.name)
         size += sum(tensor.nbytes for tensor in tensors.values())
     if len(paths) > 1:

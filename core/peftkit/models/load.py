@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,10 +17,11 @@ from transformers.utils import logging as transformers_logging
 
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
-from peftkit.models import configuration, packed_cache, shardwise, tokenizer
+from peftkit.models import configuration, packed_cache, packed_folder, shardwise, tokenizer
 from peftkit.models import folder as folders
 from peftkit.models.fingerprint import fingerprint
 from peftkit.models.quantize import Quantization, quantize
+from peftkit.quantization.quantizer import Quantizer
 
 if TYPE_CHECKING:
     from peftkit.recipe import ModelSection, QuantizationSection
@@ -39,6 +40,13 @@ class LoadedModel:
     """None on the meta device."""
     source: Path | None
     """The folder with the original files; None for random weights."""
+    storage: dict[str, Any] = field(default_factory=lambda: Quantization().description())
+    """How the weights are stored: format, its options, and formats of modules by pattern."""
+
+    @property
+    def has_originals(self) -> bool:
+        """Whether the weights can be had as they were before they were packed."""
+        return self.source is None or not packed_folder.is_packed(self.source)
 
 
 def load(
@@ -51,30 +59,37 @@ def load(
 ) -> LoadedModel:
     """Load what `section` names onto `device`; `dtype` None follows the section.
 
-    With `quantization` the linear layers that it names are packed; the fingerprint is that of the weights before. An
-    automatic dtype is fp32 on the CPU, and elsewhere the checkpoint's own (bfloat16 for float16). Without `weights`
-    the model is on the meta device, made from the configuration alone. Raises PeftkitError naming the file at fault.
+    With `quantization` the linear layers that it names are packed; the fingerprint is that of the weights before. A
+    folder of packed weights is loaded as it is stored. An automatic dtype is fp32 on the CPU, and elsewhere the
+    checkpoint's own (bfloat16 for float16). Without `weights` the model is on the meta device, made from the
+    configuration alone. Raises PeftkitError naming the file at fault.
     """
     device = torch.device(device)
+    chosen = Quantization() if quantization is None else Quantization.of(quantization)
     with quiet():
         if section.init is not None:
-            return _packed(_random(section, device, dtype, weights), quantization)
+            return _packed(_random(section, device, dtype, weights), chosen)
         folder = folders.find(str(section.name), section.revision, weights=weights, code=section.trust_remote_code)
         config = configuration.from_folder(folder, trust_remote_code=section.trust_remote_code)
         trust = section.trust_remote_code
         words = load_tokenizer(section) if section.tokenizer else tokenizer.read(folder, trust_remote_code=trust)
-        if weights:
-            paths = folders.shards(folder)
-            dtype = dtype or _dtype(section.dtype, device, folders.stored_dtype(paths))
-            if quantization is not None and quantization.packs:
-                found = _read_packed(folder, config, dtype, section, quantization)
-                if found is not None:
-                    model, mark = found
-                    return _loaded(model, words, str(section.name), section, folder, device, mark)
-            model = _read(folder, config, dtype, trust)
-        else:
+        ready = packed_folder.is_packed(folder)
+        chosen = _stored(folder, chosen) if ready else chosen
+        if not weights:
             model = _on_meta(config, dtype or _dtype(section.dtype, device, cast(Any, config).dtype), trust)
-        return _packed(_loaded(model, words, str(section.name), section, folder, device), quantization)
+            return _packed(_loaded(model, words, str(section.name), section, folder, device), chosen)
+        own = cast(Any, config).dtype if ready else folders.stored_dtype(folders.shards(folder))
+        dtype = dtype or _dtype(section.dtype, device, own)
+        if chosen.packs:
+            read = _open_packed if ready else _read_packed
+            found = read(folder, config, dtype, section, chosen)
+            if found is not None:
+                model, mark = found
+                loaded = _loaded(model, words, str(section.name), section, folder, device, mark)
+                loaded.storage = chosen.description()
+                return loaded
+        model = _read(folder, config, dtype, trust)
+        return _packed(_loaded(model, words, str(section.name), section, folder, device), chosen)
 
 
 def load_tokenizer(section: ModelSection) -> Any:
@@ -159,10 +174,22 @@ def _as_if(section: ModelSection) -> torch.dtype | None:
     return None if section.dtype == "auto" else getattr(torch, section.dtype)
 
 
-def _packed(loaded: LoadedModel, section: QuantizationSection | None) -> LoadedModel:
-    if section is not None and section.packs:
-        quantize(loaded.model, Quantization.of(section))
+def _packed(loaded: LoadedModel, chosen: Quantization) -> LoadedModel:
+    if chosen.packs:
+        quantize(loaded.model, chosen)
+        loaded.storage = chosen.description()
     return loaded
+
+
+def _stored(folder: Path, chosen: Quantization) -> Quantization:
+    """Return how a folder of packed weights stores them; a recipe that asks for anything else is refused."""
+    stored = Quantization.described(packed_folder.facts(folder)["storage"])
+    if chosen.packs and chosen != stored:
+        raise PeftkitError(
+            f"quantization: the weights in {folder} are packed already, as {stored.told()}, and cannot be packed as "
+            f"{chosen.told()}: leave quantization out, or name the original model."
+        )
+    return stored
 
 
 def _on_meta(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -208,29 +235,46 @@ def _read(folder: Path, config: PretrainedConfig, dtype: torch.dtype, trust_remo
     return model
 
 
+def _open_packed(
+    folder: Path, config: PretrainedConfig, dtype: torch.dtype, section: ModelSection, stored: Quantization
+) -> tuple[PreTrainedModel, str | None]:
+    """Read a folder of packed weights; returns the model with the fingerprint of the weights before."""
+    model, packed = _outline(config, dtype, section, stored)
+    mark = packed_folder.fill(model, folder, packed, dtype)
+    return _with_settings(model, folder), mark
+
+
 def _read_packed(
-    folder: Path, config: PretrainedConfig, dtype: torch.dtype, section: ModelSection, chosen: QuantizationSection
+    folder: Path, config: PretrainedConfig, dtype: torch.dtype, section: ModelSection, chosen: Quantization
 ) -> tuple[PreTrainedModel, str] | None:
     """Read a checkpoint layer by layer, or its packed form that an earlier start kept; returns it with its fingerprint.
 
     None where transformers has to convert the checkpoint's names: it is then read whole and packed after that.
     """
-    paths, trust = folders.shards(folder), section.trust_remote_code
-    with shardwise.without_weights():
-        model = _build(config, dtype, "model", trust)
-    packed = Quantization.of(chosen).choose(Layout(cast(nn.Module, model)))
-    as_if = _as_if(section)
-    kept = packed_cache.folder(paths, {**chosen.model_dump(), "dtype": str(dtype), "as_if": str(as_if)})
+    paths, as_if = folders.shards(folder), _as_if(section)
+    model, packed = _outline(config, dtype, section, chosen)
+    kept = packed_cache.folder(paths, {**chosen.description(), "dtype": str(dtype), "as_if": str(as_if)})
     mark = packed_cache.read(kept, paths, model, packed, dtype) if kept else None
     if mark is None:
         mark = shardwise.read(model, paths, dtype, packed, as_if)
         if mark is not None and kept:
-            packed_cache.write(kept, model, mark)
-    if mark is None:
-        return None
+            packed_cache.write(kept, model, mark, chosen.description())
+    return None if mark is None else (_with_settings(model, folder), mark)
+
+
+def _outline(
+    config: PretrainedConfig, dtype: torch.dtype, section: ModelSection, chosen: Quantization
+) -> tuple[PreTrainedModel, dict[str, Quantizer]]:
+    """Build the model without its weights, and find which of its layers are packed."""
+    with shardwise.without_weights():
+        model = _build(config, dtype, "model", section.trust_remote_code)
+    return model, chosen.choose(Layout(cast(nn.Module, model)))
+
+
+def _with_settings(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return model, mark
+    return model
 
 
 def _refuse(folder: Path, fault: str, keys: set[str]) -> None:

@@ -7,26 +7,23 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peftkit import files
 from peftkit.errors import PeftkitError
-from peftkit.models import shardwise
-from peftkit.quantization.packed import PackedLinear
+from peftkit.models import packed_folder, shardwise
 from peftkit.quantization.quantizer import Quantizer
-from peftkit.quantization.weight import shape
 
-VERSION = 1
+VERSION = 2
 SMALLEST = 64 << 20
 """Bytes of the weight files from which on a model is kept: packing a smaller one is as quick as reading it."""
-WEIGHTS, FACTS = "packed.safetensors", "packed.json"
 
 
 def folder(paths: list[Path], description: Mapping[str, Any]) -> Path | None:
@@ -44,23 +41,12 @@ def folder(paths: list[Path], description: Mapping[str, Any]) -> Path | None:
     return root / "packed" / key[:32]
 
 
-def write(where: Path, model: nn.Module, fingerprint: str) -> None:
+def write(where: Path, model: nn.Module, fingerprint: str, storage: Mapping[str, Any]) -> None:
     """Keep a packed model; a full or read-only disk is told and does not stop the run."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     try:
         with files.new_folder(where, replace=True) as temporary:
-            tied: set[int] = set()
-            tensors = {}
-            for name, tensor in model.state_dict().items():
-                if tensor.data_ptr() not in tied:
-                    tensors[name] = tensor.contiguous()
-                tied.add(tensor.data_ptr())
-            save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
-            facts = {"fingerprint": fingerprint, "sha256": checksum(temporary / WEIGHTS)}
-            files.write_json(temporary / FACTS, facts)
-    except (PeftkitError, SafetensorError) as error:
+            packed_folder.write(temporary, model, fingerprint, storage)
+    except PeftkitError as error:
         logging.getLogger("peftkit").warning("the packed model is not kept for the next start: %s", error)
 
 
@@ -71,43 +57,17 @@ def read(
 
     None where nothing is kept. What is damaged is removed with a notice, and None is returned: `model` is untouched.
     """
-    if not (where / FACTS).is_file():
+    if not packed_folder.is_packed(where):
         return None
+    homes = shardwise.places(paths)
+
+    def source(path: str) -> Callable[[], Tensor]:
+        key = f"{path}.weight"
+        return partial(shardwise.again, homes[key], key, dtype, isinstance(model.get_submodule(path), Conv1D))
+
     try:
-        facts = files.read_json(where / FACTS)
-        if checksum(where / WEIGHTS) != facts["sha256"]:
-            raise PeftkitError(f"{where / WEIGHTS} is damaged: its checksum differs.")
-        tensors = files.read_tensors(where / WEIGHTS)
-    except (PeftkitError, KeyError, TypeError) as error:
+        return packed_folder.fill(model, where, packed, dtype, source)
+    except PeftkitError as error:
         logging.getLogger("peftkit").warning("%s The model is packed again from its own files.", error)
         shutil.rmtree(where, ignore_errors=True)
         return None
-    homes = shardwise.places(paths)
-    for path, quantizer in packed.items():
-        module = model.get_submodule(path)
-        parent, _, name = path.rpartition(".")
-        own = [key for key in tensors if key.rpartition(".")[0] == path and not key.endswith(".bias")]
-        parts = {key.rpartition(".")[2]: tensors.pop(key) for key in own}
-        layer = PackedLinear(parts, cast("tuple[int, int]", shape(module)), dtype, quantizer)
-        layer.bias = cast(Any, module).bias
-        key = f"{path}.weight"
-        layer.source = partial(shardwise.again, homes[key], key, dtype, isinstance(module, Conv1D))
-        setattr(model.get_submodule(parent), name, layer)
-    for key, tensor in tensors.items():
-        path, _, name = key.rpartition(".")
-        module = model.get_submodule(path)
-        if name in module._buffers:
-            module._buffers[name] = tensor
-        else:
-            setattr(module, name, nn.Parameter(tensor, requires_grad=False))
-    cast(Any, model).tie_weights()
-    return str(facts["fingerprint"])
-
-
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    state = hashlib.sha256()
-    with files.explained("read", path), path.open("rb") as file:
-        while piece := file.read(1 << 24):
-            state.update(piece)
-    return state.hexdigest()

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from peftkit.errors import PeftkitError
 from peftkit.layout import GROUPS, Layout
 from peftkit.quantization.packed import PackedLinear
-from peftkit.quantization.quantizer import Quantizer
+from peftkit.quantization.quantizer import QUANTIZERS, Quantizer
 from peftkit.quantization.weight import dense
 
 if TYPE_CHECKING:
     from peftkit.recipe import QuantizationSection
+
+DENSE = "none"
+"""The name for weights that stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,26 @@ class Quantization:
     @classmethod
     def of(cls, section: QuantizationSection) -> Quantization:
         """Build what a recipe chooses."""
-        return cls(section.build(), {pattern: choice.build() for pattern, choice in section.modules.items()})
+        return cls.described(section.model_dump())
+
+    @classmethod
+    def described(cls, storage: Mapping[str, Any]) -> Quantization:
+        """Build what `description` told; an unknown format or option is a PeftkitError."""
+        modules = storage.get("modules") or {}
+        return cls(_build(storage), {pattern: _build(choice) for pattern, choice in modules.items()})
+
+    def description(self) -> dict[str, Any]:
+        """Return plain values that tell the formats with all their options."""
+        return {**_told(self.default), "modules": {key: _told(quantizer) for key, quantizer in self.modules.items()}}
+
+    def told(self) -> str:
+        """Tell the formats in a few words."""
+        return told(self.description())
+
+    @property
+    def packs(self) -> bool:
+        """Whether any weight is packed."""
+        return any(quantizer is not None for quantizer in (self.default, *self.modules.values()))
 
     def choose(self, layout: Layout) -> dict[str, Quantizer]:
         """Return the format of each module that is packed, by module path.
@@ -82,6 +104,22 @@ def forget_originals(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, PackedLinear):
             module.source = None
+
+
+def told(storage: Mapping[str, Any]) -> str:
+    """Tell a description of formats in a few words."""
+    words = [f"{key} {value}" for key, value in (storage.get("options") or {}).items()]
+    words += [f"{pattern} as {choice['format']}" for pattern, choice in (storage.get("modules") or {}).items()]
+    return f"{storage.get('format')} ({', '.join(words)})" if words else str(storage.get("format"))
+
+
+def _build(choice: Mapping[str, Any]) -> Quantizer | None:
+    name = choice.get("format", DENSE)
+    return None if name == DENSE else QUANTIZERS[name].from_options(choice.get("options") or {})
+
+
+def _told(quantizer: Quantizer | None) -> dict[str, Any]:
+    return {"format": quantizer.name if quantizer else DENSE, "options": quantizer.options() if quantizer else {}}
 
 
 def _same(weight: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from peftkit.layout import Layout
 from peftkit.models.fingerprint import digest, sample
 from peftkit.models.quantize import replace
 from peftkit.quantization.quantizer import Quantizer
+from peftkit.tensor_file import TensorFile
 
 
 def read(
@@ -36,17 +38,17 @@ def read(
     tied = _tied(model)
     samples: dict[str, tuple[list[int], Tensor]] = {}
     transposed = {path for path in packed if isinstance(model.get_submodule(path), Conv1D)}
-    for file, name, tensor in _tensors(paths):
-        if name in tied:
-            continue
-        if name not in wanted or tensor.shape != model.get_parameter(name).shape:
+    held = [(file, name) for file in map(TensorFile, paths) for name in file.names if name not in tied]
+    for file, name in held:
+        if name not in wanted or file.shape(name) != list(model.get_parameter(name).shape):
             return None
-        value = tensor.to(dtype) if tensor.dtype != dtype else tensor.clone()
+        value = file.read(name).to(dtype)
         samples[name] = (list(value.shape), sample(value, as_if))
         path, _, kind = name.rpartition(".")
         setattr(model.get_submodule(path), kind, nn.Parameter(value, requires_grad=False))
         if kind == "weight" and path in packed:
-            replace(model, path, packed[path], partial(again, file, name, dtype, path in transposed))
+            replace(model, path, packed[path], partial(again, file.path, name, dtype, path in transposed))
+            give_back()
     if wanted - set(samples):
         return None
     model.tie_weights()
@@ -79,29 +81,25 @@ def _tied(model: PreTrainedModel) -> set[str]:
 
 def again(path: Path, name: str, dtype: torch.dtype, transposed: bool) -> Tensor:
     """Read one weight [out, in] of a safetensors file."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        weight = cast(Any, file).get_tensor(name).to(dtype)
+    weight = TensorFile(path).read(name).to(dtype)
     return weight.T if transposed else weight
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system: glibc keeps what lies between blocks that are still in use."""
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _libc() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows has no such library
+        return None
 
 
 def places(paths: list[Path]) -> dict[str, Path]:
     """Return the file of each tensor."""
-    from safetensors import safe_open
-
-    found = {}
-    for path in paths:
-        with safe_open(path, framework="pt") as file:
-            found |= dict.fromkeys(cast(Any, file).keys(), path)
-    return found
-
-
-def _tensors(paths: list[Path]) -> Iterator[tuple[Path, str, Tensor]]:
-    from safetensors import safe_open
-
-    for path in paths:
-        with safe_open(path, framework="pt") as file:
-            opened: Any = file
-            for name in opened.keys():  # noqa: SIM118
-                yield path, name, opened.get_tensor(name)
+    return {name: path for path in paths for name in TensorFile(path).names}

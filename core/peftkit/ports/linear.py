@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.quantization.weight import dense, original, packed_shape, rounded, store
+from peftkit.quantization.weight import dense, has_original, original, packed_shape, rounded, store
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -27,6 +27,11 @@ class LinearAdapter(Adapter):
     def exact(self) -> bool:
         """Whether the weight is stored as it is, and not packed."""
         return packed_shape(self.site.module) is None
+
+    @property
+    def has_original(self) -> bool:
+        """Whether the weight can be had as it was before it was packed."""
+        return has_original(self.site.module)
 
     def original(self) -> Tensor:
         """Return the weight of the site [out, in] as it was before it was packed."""

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 GROUPS = {1: (8, 1), 2: (4, 1), 3: (8, 3), 4: (2, 1), 8: (1, 1)}
 """For each width: how many codes make a whole number of bytes, and that number."""
+
+PIECE = 1 << 20
+"""Weights that are packed at a time, so that what packing needs beside a large layer stays small."""
+
+
+def pieces(rows: Tensor) -> Iterator[slice]:
+    """Return slices of `rows` [n, size] of about PIECE weights that each fill whole bytes; all at once without data."""
+    count = max(8, PIECE // rows.shape[1] // 8 * 8)
+    count = rows.shape[0] if rows.is_meta else count
+    return (slice(begin, begin + count) for begin in range(0, rows.shape[0], count))
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -23,12 +35,14 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     missing = -codes.numel() % count
     if missing:
         codes = torch.cat([codes, codes.new_zeros(missing)])
-    words = codes.view(-1, count).int()
+    words = codes.view(-1, count)
+    # One byte holds the codes of a group of one byte.
+    words = words if size == 1 else words.int()
     word = words[:, 0]
     for index in range(1, count):
         word = (word << bits) | words[:, index]
     if size == 1:
-        return word.to(torch.uint8)
+        return word
     return torch.stack([(word >> (8 * (size - 1 - index))) & 255 for index in range(size)], 1).to(torch.uint8).flatten()
 
 

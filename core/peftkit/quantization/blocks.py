@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from peftkit.quantization import kernels, scales
-from peftkit.quantization.bits import pack, table, unpack
+from peftkit.quantization.bits import pack, packed_size, pieces, table, unpack
 from peftkit.quantization.quantizer import Quantizer
 
 
@@ -41,12 +41,16 @@ class Blockwise(Quantizer):
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         blocks = _blocks(weight.flatten(), self.block_size)
-        largest = blocks.abs().amax(1)
+        largest = scales.largest(blocks)
         rising, order = _rising(type(self), weight.device)
         # A block of zeros has no scale; any gives zeros.
-        share = blocks / largest.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-        codes = order[scales.nearest(share, rising).long()].flatten()[: weight.numel()]
-        return {"codes": pack(codes, self.bits), **scales.encode(largest, self.double_quant)}
+        divisor = largest.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        packed = []
+        for piece in pieces(blocks):
+            found = scales.nearest(blocks[piece] / divisor[piece], rising).flatten()
+            packed.append(pack(found if order is None else order.index_select(0, found.int()), self.bits))
+        codes = torch.cat(packed)[: packed_size(weight.numel(), self.bits)]
+        return {"codes": codes, **scales.encode(largest, self.double_quant)}
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         count = shape[0] * shape[1]
@@ -69,7 +73,7 @@ class Blockwise(Quantizer):
 
     def error_bound(self, weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         rising, _ = _rising(type(self), weight.device)
-        largest = _blocks(weight.float().flatten(), self.block_size).abs().amax(1)
+        largest = scales.largest(_blocks(weight.float().flatten(), self.block_size))
         # Half the widest gap, and what the scale itself lost.
         gap = (rising[1:] - rising[:-1]).max() / 2
         bound = largest * (gap + 1e-6) + (scales.decode(parts) - largest).abs()
@@ -97,12 +101,14 @@ def _values(cls: type[Blockwise], device: torch.device) -> Tensor:
     return torch.tensor(cls.code(), dtype=torch.float32, device=device)
 
 
-def _rising(cls: type[Blockwise], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the different values in rising order, and the index of each in the code."""
+def _rising(cls: type[Blockwise], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the different values in rising order, and the index of each in the code unless that is in order too."""
     index = {value: position for position, value in reversed(list(enumerate(cls.code())))}
     rising = sorted(index)
-    order = torch.tensor([index[value] for value in rising], dtype=torch.uint8, device=device)
-    return torch.tensor(rising, dtype=torch.float32, device=device), order
+    places = [index[value] for value in rising]
+    order = None if places == list(range(len(places))) else torch.tensor(places, dtype=torch.uint8)
+    values = torch.tensor(rising, dtype=torch.float32, device=device)
+    return values, None if order is None else order.to(device)
 
 
 def _blocks(values: Tensor, size: int) -> Tensor:

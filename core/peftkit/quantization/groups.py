@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peftkit.errors import PeftkitError
 from peftkit.quantization import scales
-from peftkit.quantization.bits import pack, unpack
+from peftkit.quantization.bits import pack, pieces, unpack
 from peftkit.quantization.quantizer import Quantizer
 
 
@@ -45,7 +45,7 @@ class Groupwise(Quantizer):
         levels, half = 2**self.bits - 1, 2 ** (self.bits - 1)
         tiny = torch.finfo(torch.float32).tiny
         if self.symmetric:
-            wanted, low = groups.abs().amax(1) / (half - 1), None
+            wanted, low = scales.largest(groups) / (half - 1), None
         else:
             low = groups.amin(1).clamp(max=0)
             wanted = (groups.amax(1).clamp(min=0) - low) / levels
@@ -57,8 +57,11 @@ class Groupwise(Quantizer):
         else:
             zero = (-low / scale).round().clamp(0, levels)
             parts["zeros"] = pack(zero.to(torch.uint8), self.bits)
-        codes = ((groups / scale[:, None]).round() + zero[:, None]).clamp(0, levels)
-        return {"codes": pack(codes.to(torch.uint8).flatten(), self.bits), **parts}
+        packed = []
+        for piece in pieces(groups):
+            codes = (groups[piece] / scale[piece, None]).round_().add_(zero[piece, None]).clamp_(0, levels)
+            packed.append(pack(codes.to(torch.uint8).flatten(), self.bits))
+        return {"codes": torch.cat(packed), **parts}
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         size = self.group_size or shape[1]

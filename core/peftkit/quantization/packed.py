@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.quantization.quantizer import Quantizer
-from peftkit.quantization.weight import dense, hold, original, rounded, shape, store
+from peftkit.quantization.weight import dense, has_original, hold, original, rounded, shape, store
 
 
 class PackedLinear(nn.Module):
@@ -102,6 +102,11 @@ def _(module: PackedLinear, weight: Tensor) -> None:
 @original.register
 def _(module: PackedLinear) -> Tensor:
     return module.weight if module.source is None else module.source()
+
+
+@has_original.register
+def _(module: PackedLinear) -> bool:
+    return module.source is not None
 
 
 @rounded.register

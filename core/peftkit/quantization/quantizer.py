@@ -85,7 +85,7 @@ class Quantizer:
         except PeftkitError as error:
             raise PeftkitError(f"{where} cannot be stored as {self.name}: {error}") from None
         weight = weight.detach().float()
-        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
+        if not weight.is_meta and not bool(torch.isfinite(torch.stack(torch.aminmax(weight))).all()):
             raise PeftkitError(f"{where} holds NaN or infinity and cannot be stored as {self.name}.")
         return self.encode(weight)
 

@@ -34,7 +34,13 @@ DYNAMIC = _dynamic_values()
 
 def nearest(values: Tensor, code: Tensor) -> Tensor:
     """Return the position in the rising `code` nearest to each value, the lower one half-way, as uint8."""
-    return torch.bucketize(values, (code[1:] + code[:-1]) / 2).to(torch.uint8)
+    return torch.bucketize(values, (code[1:] + code[:-1]) / 2, out_int32=True).to(torch.uint8)
+
+
+def largest(rows: Tensor) -> Tensor:
+    """Return the largest absolute value of each row [n, size], without a copy of them."""
+    low, high = torch.aminmax(rows, dim=1)
+    return torch.maximum(-low, high)
 
 
 def encode(scales: Tensor, double_quant: bool) -> dict[str, Tensor]:
@@ -43,10 +49,10 @@ def encode(scales: Tensor, double_quant: bool) -> dict[str, Tensor]:
         return {"scale": scales}
     mean = scales.mean()
     blocks = _blocks(scales - mean)
-    largest = blocks.abs().amax(1)
+    peak = largest(blocks)
     code = DYNAMIC.to(scales.device)
-    codes = nearest(blocks / largest.clamp(min=torch.finfo(torch.float32).tiny)[:, None], code)
-    return {"scale_code": codes.flatten()[: scales.numel()], "scale_scale": largest, "scale_mean": mean.view(1)}
+    codes = nearest(blocks / peak.clamp(min=torch.finfo(torch.float32).tiny)[:, None], code)
+    return {"scale_code": codes.flatten()[: scales.numel()], "scale_scale": peak, "scale_mean": mean.view(1)}
 
 
 def decode(parts: Mapping[str, Tensor]) -> Tensor:

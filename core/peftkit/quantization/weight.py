@@ -64,6 +64,12 @@ def original(module: nn.Module) -> Tensor:
 
 
 @singledispatch
+def has_original(module: nn.Module) -> bool:
+    """Say whether `original` gives the weight as it was before it was stored."""
+    return True
+
+
+@singledispatch
 def rounded(module: nn.Module, weight: Tensor) -> Tensor:
     """Return what `dense` would give after `store`, in fp32 and without storing: `weight` [out, in] as it is kept."""
     return weight.to(dense(module).dtype).float()

@@ -12,7 +12,6 @@ from peftkit.recipe.tree import Dumper
 
 if TYPE_CHECKING:
     from peftkit.method import Method
-    from peftkit.quantization.quantizer import Quantizer
 
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]
@@ -83,13 +82,6 @@ class FormatChoice(Section):
     options: dict[str, Any] = {}
     """Every option of the format, by name."""
 
-    def build(self) -> Quantizer | None:
-        """Build the format, or None for `none`; raises PeftkitError for an unknown name or a wrong option."""
-        from peftkit.quantization.quantizer import QUANTIZERS
-        from peftkit.recipe.choices import NO_FORMAT
-
-        return None if self.format == NO_FORMAT else QUANTIZERS[self.format].from_options(self.options)
-
 
 class QuantizationSection(FormatChoice):
     """How the frozen weights are stored."""
@@ -103,11 +95,6 @@ class QuantizationSection(FormatChoice):
     """Formats of single modules by role, group or pattern of names, which may also stand beside `format`."""
     init: Text | None = None
     """How low-rank pairs start, for each method with an `init` that does not set its own (`loftq`)."""
-
-    @property
-    def packs(self) -> bool:
-        """Whether any weight is packed."""
-        return any(choice.format != "none" for choice in (self, *self.modules.values()))
 
 
 class DatasetSection(Section):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftkit import files
+from peftkit import files, tensor_file
 from peftkit.errors import PeftkitError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def write(folder: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], fa
         return path
     with files.new_folder(path) as temporary:
         for name in PARTS:
-            files.write_tensors(temporary / f"{name}.safetensors", parts[name])
+            tensor_file.write_tensors(temporary / f"{name}.safetensors", parts[name])
         digests = {name: digest((temporary / f"{name}.safetensors").read_bytes()) for name in PARTS}
         state = {**facts, "sha256": digests}
         files.write_json(temporary / "state.json", {**state, "digest": digest_facts(state)})
@@ -44,7 +44,7 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
             content = file.read_bytes()
         if digest(content) != facts["sha256"][name]:
             raise PeftkitError(damaged(path, file.name))
-        parts[name] = files.read_tensors(file)
+        parts[name] = tensor_file.read_tensors(file)
     return parts, facts
 
 

@@ -157,8 +157,7 @@ class Session:
 
         loaded, info = self.prepared.loaded, self._info()
         self.prepared.adaptation.finish()
-        storage = self.recipe.quantization.model_dump()
-        base = {"name": loaded.name, "fingerprint": loaded.fingerprint, "quantization": storage}
+        base = {"name": loaded.name, "fingerprint": loaded.fingerprint, "quantization": loaded.storage}
         adapt.save(self.prepared.adaptation, self.run / "adapter", base)
         title = f"{' + '.join(info['methods'])} on {info['dataset']}"
         plot.draw_loss(self.run / "loss.png", log.records, title)

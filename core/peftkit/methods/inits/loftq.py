@@ -32,6 +32,11 @@ def loftq(adapter: Any, weight: Tensor) -> tuple[Tensor, ...]:
             f"init 'loftq' answers what packing loses, and the weight of {adapter.site.id} is not packed: set "
             "quantization, or choose another init."
         )
+    if not weight.is_meta and not adapter.has_original:
+        raise PeftkitError(
+            f"init 'loftq' answers what packing loses, and the original weight of {adapter.site.id} is not there: name "
+            "the original model and set quantization."
+        )
     down, up = torch.zeros_like(adapter.A), torch.zeros_like(adapter.B)
     errors, best = [], (down, up, down, up)
     for _ in range(ITERATIONS):

@@ -1,0 +1,76 @@
+"""Pack a model's weights into a folder of its own, which recipes name as their model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from peftkit import files
+from peftkit import recipe as recipes
+from peftkit.errors import PeftkitError
+from peftkit.models import folder as folders
+from peftkit.models import packed_folder
+from peftkit.models.load import LoadedModel, load
+from peftkit.quantization.packed import PackedLinear
+from peftkit.quantization.weight import dense, original
+
+
+def quantize(model: str, format: str, output: Path, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Pack the linear layers of `model` as `format` says and write them with all else to the new folder `output`.
+
+    `options` are keys of a recipe's `quantization` section as `key=value`: `block_size=128`, `head=int8`. Weights that
+    are not packed keep the checkpoint's dtype. Returns `format`, `output`, `packed_layers`, `bytes_before`,
+    `bytes_after`, `bits_per_weight` of the packed layers counted from their tensors, and `weight_error`,
+    |W - Q| / |W| over all of them. Raises PeftkitError for a model that is packed already, an unknown format or option,
+    and weights that cannot be packed; nothing is left at `output` then.
+    """
+    chosen = {"model": model, "method": "lora", "dataset": "bundled/e2e", "quantization": {"format": format}}
+    recipe = recipes.load(chosen, [f"quantization.{option}" for option in options])
+    source = folders.find(model)
+    if packed_folder.is_packed(source):
+        raise PeftkitError(f"model: {model} is packed already: name the original model.")
+    dtype = folders.stored_dtype(folders.shards(source))
+    with files.new_folder(output) as folder:
+        loaded = load(recipe.model, dtype=dtype, quantization=recipe.quantization)
+        layers = [module for module in cast(nn.Module, loaded.model).modules() if isinstance(module, PackedLinear)]
+        if not layers:
+            raise PeftkitError(f"nothing of {model} is packed as '{format}': see `peft list quantization`.")
+        write(loaded, folder)
+        report = {
+            "packed_layers": len(layers),
+            "bytes_before": sum(path.stat().st_size for path in folders.shards(source)),
+            "bytes_after": (folder / packed_folder.WEIGHTS).stat().st_size,
+            "bits_per_weight": _bits(layers),
+            "weight_error": _error(layers),
+        }
+    return {"format": format, "output": str(output), **report}
+
+
+def write(loaded: LoadedModel, folder: Path) -> None:
+    """Write a packed model with its settings and its tokenizer to `folder`."""
+    model = loaded.model
+    packed_folder.write(folder, cast(nn.Module, model), loaded.fingerprint, loaded.storage)
+    model.config.save_pretrained(folder)
+    if loaded.source is not None and (loaded.source / "generation_config.json").is_file():
+        shutil.copyfile(loaded.source / "generation_config.json", folder / "generation_config.json")
+    loaded.tokenizer.save_pretrained(folder)
+
+
+def _bits(layers: Sequence[PackedLinear]) -> float:
+    size = sum(getattr(layer, key).nbytes for layer in layers for key in layer.parts)
+    return 8 * size / sum(layer.in_features * layer.out_features for layer in layers)
+
+
+def _error(layers: Sequence[PackedLinear]) -> float:
+    """Return |W - Q| / |W| over the layers, whose weights are read again one by one."""
+    lost = whole = 0.0
+    for layer in layers:
+        weight = original(layer).detach().float()
+        lost += float(torch.linalg.norm(weight - dense(layer).float())) ** 2
+        whole += float(torch.linalg.norm(weight)) ** 2
+    return (lost / whole) ** 0.5 if whole else 0.0
