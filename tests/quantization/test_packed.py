@@ -209,3 +209,29 @@ def test_an_adapter_of_another_storage_is_refused(tmp_path):
         adapt.load(packed(), tmp_path / "adapter", None, quantization=other.model_dump())
     loaded = adapt.load(packed(), tmp_path / "adapter", None, quantization=NF4.model_dump())
     assert loaded.trainable == adaptation.trainable
+
+
+def test_a_weight_that_was_asked_for_stays_while_layers_run_in_shared_memory():
+    model = packed()
+    first, second, *_ = layers(model).values()
+    kept = dense(first)
+    before = kept.clone()
+    fleeting = first.unpacked(torch.float32, fleeting=True)
+    assert torch.equal(fleeting, before)
+    second(torch.randn(3, second.in_features))
+    assert torch.equal(kept, before)
+    assert torch.equal(first.unpacked(torch.float32, fleeting=True), before)
+
+
+def test_threads_that_run_packed_layers_side_by_side_do_not_disturb_each_other():
+    from concurrent.futures import ThreadPoolExecutor
+
+    found = list(layers(packed()).values())[:2]
+    xs = [torch.randn(64, layer.in_features) for layer in found]
+    expected = [layer(x) for layer, x in zip(found, xs, strict=True)]
+
+    def often(index):
+        return all(torch.equal(found[index](xs[index]), expected[index]) for _ in range(200))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(often, [0, 1])) == [True, True]

@@ -64,12 +64,15 @@ class Blockwise(Quantizer):
             return (values.view(-1, self.block_size) * size[:, None]).view(shape)
         return (_blocks(values, self.block_size) * size[:, None]).flatten()[:count].view(shape)
 
-    def unpack(self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    def unpack(
+        self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype, fleeting: bool = False
+    ) -> Tensor:
         packed = parts["codes"]
         plain = self.kernel is None or type(packed) is not Tensor or packed.is_meta or shape[1] % self.block_size
         if plain or dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return super().unpack(parts, shape, dtype)
-        return _quickest(self, packed.device, dtype)(parts, shape, dtype)
+        room = kernels.scratch(shape, dtype, packed.device) if fleeting else None
+        return _quickest(self, packed.device, dtype)(parts, shape, dtype, room)
 
     def error_bound(self, weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         rising, _ = _rising(type(self), weight.device)
@@ -83,15 +86,19 @@ class Blockwise(Quantizer):
 @cache
 def _quickest(quantizer: Blockwise, device: torch.device, dtype: torch.dtype) -> kernels.Unpack:
     """Return the quickest way to unpack a weight of whole blocks on this device."""
+    size, kind = quantizer.block_size, quantizer.kernel or ""
 
-    def ours(parts: Mapping[str, Tensor], shape: tuple[int, int], wanted: torch.dtype) -> Tensor:
+    def ours(parts: Mapping[str, Tensor], shape: tuple[int, int], wanted: torch.dtype, room: Tensor | None) -> Tensor:
         return quantizer.decode(parts, shape).to(wanted)
 
-    def theirs(parts: Mapping[str, Tensor], shape: tuple[int, int], wanted: torch.dtype) -> Tensor:
-        largest = scales.decode(parts)
-        return operators.dequantize_4bit(parts["codes"], largest, quantizer.block_size, quantizer.kernel, shape, wanted)
+    def theirs(parts: Mapping[str, Tensor], shape: tuple[int, int], wanted: torch.dtype, room: Tensor | None) -> Tensor:
+        largest = scales.decode(parts, operators)
+        if room is None or into is None:
+            return operators.dequantize_4bit(parts["codes"], largest, size, kind, shape, wanted)
+        return into(parts["codes"], largest, size, room)
 
     operators = kernels.bitsandbytes()
+    into = kernels.into(kind, dtype) if device.type == "cpu" else None
     ways = {"torch": ours} if operators is None else {"torch": ours, "bitsandbytes": theirs}
     sample = quantizer.encode(torch.randn(kernels.SAMPLE, generator=torch.Generator().manual_seed(0)).to(device))
     return kernels.choose(f"unpacking {quantizer.name}", sample, dtype, ways)

@@ -53,12 +53,12 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return _Product.apply(x, self) if self.bias is None else _Product.apply(x, self) + self.bias.to(x.dtype)
 
-    def unpacked(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight [out, in] in `dtype`."""
+    def unpacked(self, dtype: torch.dtype, fleeting: bool = False) -> Tensor:
+        """Return the weight [out, in] in `dtype`; a `fleeting` one is gone when the next one is unpacked."""
         if self.held is not None:
             return self.held.to(dtype)
         parts = {key: cast(Tensor, getattr(self, key)) for key in self.parts}
-        return self.quantizer.unpack(parts, (self.out_features, self.in_features), dtype)
+        return self.quantizer.unpack(parts, (self.out_features, self.in_features), dtype, fleeting)
 
     def pack(self, weight: Tensor) -> None:
         """Store `weight` [out, in] in the format in the place of the old one."""
@@ -78,12 +78,12 @@ class _Product(torch.autograd.Function):
         ctx.layer, ctx.dtype = layer, x.dtype
         kind = x.device.type
         compute = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return F.linear(x.to(compute), layer.unpacked(compute))
+        return F.linear(x.to(compute), layer.unpacked(compute, fleeting=True))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
-        return (gradient @ ctx.layer.unpacked(gradient.dtype)).to(ctx.dtype), None
+        return (gradient @ ctx.layer.unpacked(gradient.dtype, fleeting=True)).to(ctx.dtype), None
 
 
 @dense.register

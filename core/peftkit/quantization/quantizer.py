@@ -70,8 +70,13 @@ class Quantizer:
         """Return the weight [out, in] that packed tensors stand for, in fp32."""
         raise TypeError(f"the format '{self.name}' does not say how to read a weight")
 
-    def unpack(self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """Return `decode` in another dtype, by the quickest way there is."""
+    def unpack(
+        self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype, fleeting: bool = False
+    ) -> Tensor:
+        """Return `decode` in another dtype, by the quickest way there is.
+
+        A `fleeting` weight may lie in memory that the next one takes: the caller keeps no part of it.
+        """
         return self.decode(parts, shape).to(dtype)
 
     def error_bound(self, weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ The 8-bit values are the dynamic ones of Dettmers et al. 2021, arXiv:2110.02861,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,11 +56,16 @@ def encode(scales: Tensor, double_quant: bool) -> dict[str, Tensor]:
     return {"scale_code": codes.flatten()[: scales.numel()], "scale_scale": peak, "scale_mean": mean.view(1)}
 
 
-def decode(parts: Mapping[str, Tensor]) -> Tensor:
-    """Return the scales [n] in fp32."""
+def decode(parts: Mapping[str, Tensor], operators: Any = None) -> Tensor:
+    """Return the scales [n] in fp32; `operators` are those of bitsandbytes, where they are to do it."""
     if "scale" in parts:
         return parts["scale"]
     codes = parts["scale_code"]
+    if operators is not None:
+        code = DYNAMIC.to(codes.device)
+        return operators.dequantize_blockwise(codes, parts["scale_scale"], code, BLOCK, torch.float32).add_(
+            parts["scale_mean"]
+        )
     values = DYNAMIC.to(codes.device)[codes.long()]
     return (_blocks(values) * parts["scale_scale"][:, None]).flatten()[: codes.numel()] + parts["scale_mean"]
 
