@@ -1,4 +1,4 @@
-"""A packed layer against bitsandbytes' and the dense one, interleaved in one run; loading's peak memory; bits on disk.
+"""A packed layer beside bitsandbytes' and the dense one, interleaved in one run; whole steps; loading; bits on disk.
 
 Run it as `python benchmarks/quantization.py [--device cuda] [--threads N] [--csv FILE]`. Times are of one forward and
 backward pass, medians of rounds in which every candidate has its turn; ratios are to bitsandbytes' Linear4bit.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,9 +24,12 @@ from torch import Tensor, nn
 
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
+from peftkit.tensor_file import TensorFile
 
 SHAPES = ((1024, 1024), (2048, 2048), (5632, 2048))
 TOKENS = (64, 128, 512, 2048)
+MODEL = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6, "num_attention_heads": 16}
+BATCHES = ((2, 256), (4, 512))
 ROUNDS = 7
 FORMAT = "nf4"
 
@@ -70,12 +74,17 @@ def run(layer: nn.Module, x: Tensor, gradient: Tensor) -> None:
 
 
 def times(candidates: dict[str, nn.Module], x: Tensor, gradient: Tensor) -> dict[str, float]:
-    """Return the median seconds of each candidate, in turns, after two rounds to warm up."""
-    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    """Return the median seconds of each candidate's two passes."""
+    return in_turns({name: lambda layer=layer: run(layer, x, gradient) for name, layer in candidates.items()})
+
+
+def in_turns(actions: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Return the median seconds of each action, in turns, after two rounds to warm up."""
+    taken: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(ROUNDS + 2):
-        for name, layer in candidates.items():
+        for name, action in actions.items():
             begin = time.perf_counter()
-            run(layer, x, gradient)
+            action()
             if number >= 2:
                 taken[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in taken.items()}
@@ -98,8 +107,39 @@ def compare_layers(device: str, say: Callable[[dict[str, Any]], None]) -> None:
                 say(row)
 
 
+def compare_steps(device: str, say: Callable[[dict[str, Any]], None]) -> None:
+    """Time whole training steps of LoRA on all linear maps, on packed and on dense weights in turns."""
+    from peftkit import adapt
+    from peftkit.data.batches import Batches
+    from peftkit.data.encode import Encoded
+    from peftkit.method import METHODS
+    from peftkit.models.load import load
+    from peftkit.recipe import ModelSection, QuantizationSection, TrainSection
+    from peftkit.training.loop import Loop
+
+    section = ModelSection(init={"architecture": "llama", **MODEL}, tokenizer="bundled/tiny")
+    method = METHODS["lora"].from_options({"targets": "linear"})
+    for dtype, precision in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        for rows, length in BATCHES:
+            ids = torch.randint(3, 1000, (rows, length)).tolist()
+            batches = Batches([Encoded(row, row) for row in ids], batch_examples=rows)
+            loops: dict[str, Loop] = {}
+            for name, chosen in (("dense", None), ("ours", QuantizationSection(format=FORMAT))):
+                loaded = load(section, device=device, dtype=dtype, quantization=chosen)
+                adaptation = adapt.attach(loaded.model, [method], keep_base=False)
+                settings = TrainSection(max_steps=1000, batch_examples=rows, learning_rate=1e-4)
+                where = torch.device(device)
+                loops[name] = Loop(
+                    loaded.model, adaptation, batches, settings, pad_id=0, device=where, precision=precision
+                )
+            found = in_turns({name: lambda loop=loop: loop.run_step() for name, loop in loops.items()})
+            row = {"step": "lora on linear", "dtype": precision, "tokens": rows * length}
+            row |= {f"{name}_ms": round(1000 * seconds, 1) for name, seconds in found.items()}
+            say(row | {"ours/dense": round(found["ours"] / found["dense"], 2)})
+
+
 def compare_loading(say: Callable[[dict[str, Any]], None]) -> None:
-    """Write a Llama of 120 million weights to disk, and load it dense and packed in processes of their own."""
+    """Write a Llama of 173 million weights to disk; load it dense, packed and from the cache, each in a process."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from peftkit import resources
@@ -120,8 +160,21 @@ def compare_loading(say: Callable[[dict[str, Any]], None]) -> None:
             peak, held = map(int, done.stdout.split())
             row: dict[str, Any] = {"format": name, "model_MB": round(held / 1e6, 1), "peak_MB": round(peak / 1e6, 1)}
             if name != "none":
-                row["bits_per_weight"] = round(QUANTIZERS[name]().bits_per_weight((2816, 1024)), 3)
+                again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+                row["second_start_peak_MB"] = round(int(again.stdout.split()[0]) / 1e6, 1)
+                row["bits_per_weight"] = round(bits_on_disk(Path(environment["PEFTKIT_CACHE"])), 3)
+                shutil.rmtree(environment["PEFTKIT_CACHE"])
             say(row)
+
+
+def bits_on_disk(cache: Path) -> float:
+    """Count the bits of each packed weight in the only packed file of `cache`."""
+    (path,) = cache.rglob("*.safetensors")
+    file = TensorFile(path)
+    layers = {name.rpartition(".")[0] for name in file.names if name.endswith(".codes")}
+    size = sum(file.read(name).nbytes for name in file.names if name.rpartition(".")[0] in layers)
+    weights = sum(2816 * 1024 if ".mlp." in layer else 1024 * 1024 for layer in layers)
+    return 8 * size / weights
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -141,6 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     print(f"{FORMAT} on {chosen.device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     compare_layers(chosen.device, say)
+    compare_steps(chosen.device, say)
     compare_loading(say)
     if chosen.csv:
         with chosen.csv.open("w", newline="", encoding="utf-8") as file:
