@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from peftkit_cli.arguments import OutputFolder, RunArgument
 from peftkit_cli.report import show_report
 
 
-def merge(run: RunArgument, output: OutputFolder) -> None:
+def merge(
+    run: RunArgument,
+    output: OutputFolder,
+    into: Annotated[
+        str,
+        typer.Option(
+            metavar="original|dequantized",
+            help="Of a run on a quantized base: the original weights, or those that the packed ones stand for.",
+        ),
+    ] = "original",
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Write the merged weights packed again in the formats of the base.")
+    ] = False,
+    bound: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOAT", help="What --requantize may change a logit by, as a fraction of the largest (0.1)."
+        ),
+    ] = None,
+) -> None:
     """Merge a run's adapter into its model's weights, compare the two, and write a folder that transformers opens."""
     from peftkit.export import merge as merge_run
 
-    show_report(merge_run(run, output), output)
+    show_report(merge_run(run, output, into=into, requantize=requantize, bound=bound), output)

@@ -13,7 +13,7 @@ SURFACE = {
     "compare": ["--budget", "--methods", "--output", "--seeds", "-o", "[KEY=VALUE]...", "RECIPE"],
     "eval": ["--base", "--json", "--limit", "--split", "RUN|RECIPE", "[KEY=VALUE]..."],
     "generate": ["--base", "PROMPT", "RUN"],
-    "merge": ["--output", "-o", "RUN"],
+    "merge": ["--bound", "--into", "--output", "--requantize", "-o", "RUN"],
     "export": ["--format", "--output", "-o", "RUN"],
     "quantize": ["--format", "--output", "-o", "MODEL", "[KEY=VALUE]..."],
     "validate": ["[KEY=VALUE]...", "RECIPE"],

@@ -24,6 +24,18 @@ def export(run: Path, output: Path, format: str) -> dict[str, Any]:
     return FORMATS[format](Path(run), Path(output))
 
 
-def merge(run: Path, output: Path) -> dict[str, Any]:
-    """Merge the run's adapter into its base model's weights and write a model folder; see `export`."""
-    return export(run, output, "merged")
+def merge(
+    run: Path, output: Path, *, into: str = "original", requantize: bool = False, bound: float | None = None
+) -> dict[str, Any]:
+    """Merge the run's adapter into its base model's weights and write a model folder; see `export`.
+
+    A run on a quantized base is merged `into` the original weights, or into the dequantized ones, which are what its
+    adapter was trained on. The report of such a run adds the largest and the mean difference of the logits to those of
+    the model as it was trained (`trained_max_difference`, `trained_mean_difference`; `meaning` says what the first is),
+    and the same once the merged weights are packed again in the formats of the base (`requantized_...`). With
+    `requantize` these packed weights are what is written, where the largest difference is within `bound` (0.1) of the
+    largest logit. Raises PeftkitError beyond that, and for both choices where the base was not quantized.
+    """
+    from peftkit.export.merged import merged
+
+    return merged(Path(run), Path(output), into, requantize, bound)

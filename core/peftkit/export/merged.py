@@ -2,19 +2,85 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from peftkit import files
+from peftkit.errors import PeftkitError, unknown
 from peftkit.export import FORMATS
-from peftkit.export.model_folder import write_merged
-from peftkit.export.trained import open_run
+from peftkit.export.model_folder import checked, reopen, write, write_merged
+from peftkit.export.packed_base import PackedBase, open_packed, refuse_without
+from peftkit.export.trained import Trained, open_run
+from peftkit.models.samples import logits
+
+INTO = ("original", "dequantized")
+"""Which weights the adapter of a run on a quantized base is added to."""
+BOUND = 0.1
+"""The difference of a logit, as a fraction of the largest, up to which packing the merged weights again is done."""
+MEANINGS = {
+    "original": "the difference to the trained model is what rounding its base had lost: it is told, not bounded",
+    "dequantized": "the merged model is the trained one, in the dtype of the original weights",
+}
 
 
 @FORMATS.register("merged")
-def merged(run: Path, output: Path) -> dict[str, Any]:
-    """Write the base model with the run's adapter merged in, in the dtype of the original weights."""
+def merged(
+    run: Path, output: Path, into: str = INTO[0], requantize: bool = False, bound: float | None = None
+) -> dict[str, Any]:
+    """Write the base model with the run's adapter merged in, in the dtype of the original weights; see `export.merge`.
+    """
+    _check(into, requantize, bound)
     with files.new_folder(output) as folder:
+        trained_as = open_packed(run)
+        if into != INTO[0]:
+            refuse_without(trained_as, f"--into {into}")
+        if requantize:
+            refuse_without(trained_as, "--requantize")
         trained = open_run(run)
-        report = write_merged(trained, folder, trained.dtype)
-    return {"format": "merged", "output": str(output), **report}
+        if trained_as is None:
+            report = write_merged(trained, folder, trained.dtype)
+        else:
+            limit = None if not requantize else BOUND if bound is None else bound
+            report = _write_on_packed(trained, trained_as, folder, into, limit)
+    return {"format": "merged", "output": str(output), "into": into, **report}
+
+
+def _check(into: str, requantize: bool, bound: float | None) -> None:
+    if into not in INTO:
+        raise PeftkitError(f"--into: {unknown('choice of weights', into, INTO)}")
+    if bound is not None and not requantize:
+        raise PeftkitError("--bound is what --requantize keeps to: give both, or neither.")
+    if bound is not None and not 0 < bound < float("inf"):
+        raise PeftkitError(f"--bound: found {bound}; allowed: a number above 0, a fraction of the largest logit.")
+
+
+def _write_on_packed(
+    trained: Trained, trained_as: PackedBase, folder: Path, into: str, bound: float | None
+) -> dict[str, Any]:
+    """Write the merged model of a run on a packed base, as plain weights or, within `bound`, packed again."""
+    words, also = trained.base.tokenizer, []
+    expected = logits(trained.base.model, words)
+    if into == INTO[1]:
+        also, expected = trained_as.fill(trained.base.model), trained_as.logits
+    plain = folder if bound is None else folder / "plain"
+    plain.mkdir(exist_ok=True)
+    write(trained, plain, trained.dtype, also)
+    model = reopen(trained, plain)
+    found = logits(model, words)
+    report = {**trained.report(), **checked(found, expected, trained.dtype), **trained_as.told(found, "trained")}
+    trained_as.pack(model)
+    report |= {"meaning": MEANINGS[into], **trained_as.told(logits(model, words), "requantized")}
+    if bound is not None:
+        _refuse_beyond(report["requantized_max_difference"], bound, float(trained_as.logits.abs().max()))
+        shutil.rmtree(plain)
+    return report
+
+
+def _refuse_beyond(difference: float, bound: float, scale: float) -> None:
+    if not difference <= bound * scale:
+        raise PeftkitError(
+            f"--requantize: packed again, the merged model's logits differ from the trained model's by up to "
+            f"{difference:.3g} on sample prompts ({difference / scale:.3g} of the largest logit), and {bound:g} of it "
+            "is allowed: nothing was written. Merge without --requantize, or allow more with --bound."
+        )

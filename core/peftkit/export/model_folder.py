@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from peftkit.errors import PeftkitError
@@ -23,17 +25,26 @@ SHARD = "4GB"
 
 
 def write_merged(trained: Trained, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Merge in fp32, write weights, configuration and tokenizer to `folder`, and check them.
+    """Merge, `write` and check; returns the report.
 
-    Where the base lies in files of `dtype`, they are rewritten one by one: what the adapter changed is cast once to the
-    dtype it had, everything else stays as it was, bit for bit. The check opens the folder in plain transformers and
-    compares fp32 logits on sample prompts with the trained model's. Takes four bytes of memory a parameter and one
-    file. Raises PeftkitError where the method cannot merge, and where the logits differ beyond the bound for `dtype`.
+    Raises PeftkitError where the method cannot merge, and where the logits differ beyond the bound for `dtype`.
+    """
+    expected = logits(trained.base.model, trained.base.tokenizer)
+    write(trained, folder, dtype)
+    found = logits(reopen(trained, folder), trained.base.tokenizer)
+    return {**trained.report(), **checked(found, expected, dtype)}
+
+
+def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[str] = ()) -> None:
+    """Merge in fp32 and write weights, configuration and tokenizer to `folder`; the model is of no use after it.
+
+    Where the base lies in files of `dtype`, they are rewritten one by one: what the adapter changed, and the weights
+    named in `also`, are cast once to the dtype they had, everything else stays as it was, bit for bit. Takes four bytes
+    of memory a parameter and one file. Raises PeftkitError where the method cannot merge.
     """
     model, tokenizer, source = trained.base.model, trained.base.tokenizer, trained.base.source
-    expected = logits(model, tokenizer)
     trained.adaptation.merge_(keep_base=False)
-    changed, untied = changed_tensors(trained)
+    changed, untied = changed_tensors(trained, also)
     prefix = f"{model.base_model_prefix}."
     with quiet():
         if source is None or dtype != trained.dtype or not shards.rewrite(prefix, changed, untied, source, folder):
@@ -45,26 +56,34 @@ def write_merged(trained: Trained, folder: Path, dtype: torch.dtype) -> dict[str
     for parameter in model.parameters():
         # Two models of four bytes a parameter need not be in memory at once.
         parameter.data = parameter.data.new_empty(0)
+
+
+def reopen(trained: Trained, folder: Path) -> PreTrainedModel:
+    """Open what was written in plain transformers, in fp32."""
     with quiet():
-        written = AutoModelForCausalLM.from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trained.recipe.model.trust_remote_code,
         ).eval()
-    found = compare(logits(written, tokenizer), expected, BOUNDS[dtype], "the merged model")
-    return {**trained.report(), "dtype": str(dtype).removeprefix("torch."), **found}
 
 
-def changed_tensors(trained: Trained) -> tuple[dict[str, torch.Tensor], str | None]:
-    """Return the model's own tensors that merging changed, by name, and the name of one that it untied."""
+def checked(found: Tensor, expected: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    """Compare the merged model's logits with those that it should have; PeftkitError beyond the bound for `dtype`."""
+    return {"dtype": str(dtype).removeprefix("torch."), **compare(found, expected, BOUNDS[dtype], "the merged model")}
+
+
+def changed_tensors(trained: Trained, also: Collection[str] = ()) -> tuple[dict[str, Tensor], str | None]:
+    """Return the model's own tensors that merging changed, and those in `also`, by name; and the name of an untied one.
+    """
     own = dict(own_parameters(trained.base.model))
     # A tied weight is listed once, under its first name; merging unties a head that has an adapter.
     sites = [adapter.site for part in trained.adaptation.parts for adapter in part.adapters.values()]
     names = {f"{site.path}.{kind}" for site in sites for kind in ("weight", "bias")}
     untied = next((f"{site.path}.weight" for site in sites if site.tied), None)
-    names |= {name for part in trained.adaptation.parts for name in part.own}
+    names |= {name for part in trained.adaptation.parts for name in part.own} | set(also)
     return {name: tensor.detach() for name, tensor in own.items() if name in names}, untied
 
 

@@ -35,11 +35,8 @@ class Trained:
         return {"base": self.base.name, "methods": methods, "adapter_effect": self.effect}
 
 
-def open_run(run: Path) -> Trained:
-    """Load the run's base model in fp32 and attach its adapter.
-
-    Raises PeftkitError where `run` is no finished run, and for an adapter of another base, damaged, or not finite.
-    """
+def read_run(run: Path) -> recipes.Recipe:
+    """Read the recipe of a run; PeftkitError where `run` is no finished run."""
     if not (run / "recipe.yaml").is_file():
         raise PeftkitError(
             f"{run} is not a run folder: there is no recipe.yaml in it. Name a folder that training wrote."
@@ -48,14 +45,27 @@ def open_run(run: Path) -> Trained:
         raise PeftkitError(
             f"{run} has no adapter yet: its training did not finish. Continue it with `peft train` and --resume."
         )
-    recipe = recipes.load(run / "recipe.yaml")
+    return recipes.load(run / "recipe.yaml")
+
+
+def open_run(run: Path) -> Trained:
+    """Load the run's base model in fp32, in its original weights, and attach its adapter.
+
+    Raises PeftkitError where `run` is no finished run, and for an adapter of another base, damaged, or not finite.
+    """
+    recipe = read_run(run)
     base = load(recipe.model, dtype=torch.float32)
     dtype = torch.float32 if base.source is None else folders.stored_dtype(folders.shards(base.source))
     before = logits(base.model, base.tokenizer)
     adaptation = adapt.load(base.model, run / "adapter", base.fingerprint, keep_base=False)
-    for key, tensor in adaptation.state().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise PeftkitError(f"{run / 'adapter' / adapt.TENSORS}: the tensor {key} holds NaN or infinity.")
+    check_finite(adaptation, run / "adapter" / adapt.TENSORS)
     base.model.eval()
     effect = float((logits(base.model, base.tokenizer, adaptation.soft_ids) - before).abs().max())
     return Trained(recipe, base, adaptation, dtype, effect)
+
+
+def check_finite(adaptation: Adaptation, path: Path) -> None:
+    """Raise PeftkitError, naming the file, where an adapter that is to be carried on holds NaN or infinity."""
+    for key, tensor in adaptation.state().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise PeftkitError(f"{path}: the tensor {key} holds NaN or infinity.")
