@@ -35,17 +35,27 @@ class Run:
 def make_run(tmp_path: Path) -> Callable[..., Run]:
     """Return a function that writes a run; `stored` is the base files' dtype, `model` more keys of the section."""
 
-    def make(architecture: str, method: Any, stored: torch.dtype = torch.float32, **model: Any) -> Run:
+    def make(
+        architecture: str,
+        method: Any,
+        stored: torch.dtype = torch.float32,
+        quantization: Any = "none",
+        dataset: Any = "e2e",
+        **model: Any,
+    ) -> Run:
         name = str(write_model(tmp_path / "base", architecture, stored))
-        recipe = recipes.load({"model": {"name": name, **model}, "method": method, "dataset": "e2e"})
+        sections = {"model": {"name": name, **model}, "method": method}
+        recipe = recipes.load({**sections, "dataset": dataset, "quantization": quantization})
         files.write_text(tmp_path / "run" / "recipe.yaml", recipe.to_yaml())
-        base = load(recipe.model)
+        base = load(recipe.model, quantization=recipe.quantization)
         adaptation = adapt.attach(base.model, recipe.methods())
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for _, parameter in adaptation.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-        adapt.save(adaptation, tmp_path / "run" / "adapter", {"name": base.name, "fingerprint": base.fingerprint})
+        storage = {"quantization": recipe.quantization.model_dump()}
+        told = {"name": base.name, "fingerprint": base.fingerprint, **storage}
+        adapt.save(adaptation, tmp_path / "run" / "adapter", told)
         return Run(tmp_path / "run", base)
 
     return make

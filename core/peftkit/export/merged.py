@@ -10,8 +10,8 @@ from peftkit import files
 from peftkit.errors import PeftkitError, unknown
 from peftkit.export import FORMATS
 from peftkit.export.model_folder import checked, reopen, write, write_merged
-from peftkit.export.packed_base import PackedBase, open_packed, refuse_without
-from peftkit.export.trained import Trained, open_run
+from peftkit.export.packed_base import AsTrained, dequantize
+from peftkit.export.trained import open_run, read_run
 from peftkit.models.samples import logits
 
 INTO = ("original", "dequantized")
@@ -28,21 +28,17 @@ MEANINGS = {
 def merged(
     run: Path, output: Path, into: str = INTO[0], requantize: bool = False, bound: float | None = None
 ) -> dict[str, Any]:
-    """Write the base model with the run's adapter merged in, in the dtype of the original weights; see `export.merge`.
-    """
+    """Write the base model with the run's adapter merged in, in the original weights' dtype; see `export.merge`."""
     _check(into, requantize, bound)
     with files.new_folder(output) as folder:
-        trained_as = open_packed(run)
-        if into != INTO[0]:
-            refuse_without(trained_as, f"--into {into}")
-        if requantize:
-            refuse_without(trained_as, "--requantize")
-        trained = open_run(run)
-        if trained_as is None:
+        packs = read_run(run).quantization.packs
+        if not packs:
+            _refuse(into, requantize)
+            trained = open_run(run)
             report = write_merged(trained, folder, trained.dtype)
         else:
             limit = None if not requantize else BOUND if bound is None else bound
-            report = _write_on_packed(trained, trained_as, folder, into, limit)
+            report = _write_on_packed(run, folder, into, limit)
     return {"format": "merged", "output": str(output), "into": into, **report}
 
 
@@ -55,24 +51,35 @@ def _check(into: str, requantize: bool, bound: float | None) -> None:
         raise PeftkitError(f"--bound: found {bound}; allowed: a number above 0, a fraction of the largest logit.")
 
 
-def _write_on_packed(
-    trained: Trained, trained_as: PackedBase, folder: Path, into: str, bound: float | None
-) -> dict[str, Any]:
+def _refuse(into: str, requantize: bool) -> None:
+    """Refuse what has no meaning for a run on original weights."""
+    option = "--requantize" if requantize else f"--into {into}"
+    if requantize or into != INTO[0]:
+        raise PeftkitError(
+            f"{option} is for a run on a quantized base, and this run was trained on the original weights "
+            "(quantization none in its recipe): leave it out."
+        )
+
+
+def _write_on_packed(run: Path, folder: Path, into: str, bound: float | None) -> dict[str, Any]:
     """Write the merged model of a run on a packed base, as plain weights or, within `bound`, packed again."""
-    words, also = trained.base.tokenizer, []
-    expected = logits(trained.base.model, words)
-    if into == INTO[1]:
-        also, expected = trained_as.fill(trained.base.model), trained_as.logits
+    trained = open_run(run, packed=True)
+    as_trained = AsTrained.of(trained)
+    expected = as_trained.logits
+    if into == INTO[0]:
+        trained = open_run(run)
+        expected = logits(trained.base.model, trained.base.tokenizer)
+    trained.adaptation.merge_(keep_base=False)
     plain = folder if bound is None else folder / "plain"
     plain.mkdir(exist_ok=True)
-    write(trained, plain, trained.dtype, also)
-    model = reopen(trained, plain)
+    write(trained, plain, trained.dtype, dequantize(trained))
+    model, words = reopen(trained, plain), trained.base.tokenizer
     found = logits(model, words)
-    report = {**trained.report(), **checked(found, expected, trained.dtype), **trained_as.told(found, "trained")}
-    trained_as.pack(model)
-    report |= {"meaning": MEANINGS[into], **trained_as.told(logits(model, words), "requantized")}
+    report = {**trained.report(), **checked(found, expected, trained.dtype), **as_trained.told(found, "trained")}
+    as_trained.pack(model)
+    report |= {"meaning": MEANINGS[into], **as_trained.told(logits(model, words), "requantized")}
     if bound is not None:
-        _refuse_beyond(report["requantized_max_difference"], bound, float(trained_as.logits.abs().max()))
+        _refuse_beyond(report["requantized_max_difference"], bound, float(expected.abs().max()))
         shutil.rmtree(plain)
     return report
 

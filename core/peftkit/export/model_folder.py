@@ -30,20 +30,20 @@ def write_merged(trained: Trained, folder: Path, dtype: torch.dtype) -> dict[str
     Raises PeftkitError where the method cannot merge, and where the logits differ beyond the bound for `dtype`.
     """
     expected = logits(trained.base.model, trained.base.tokenizer)
+    trained.adaptation.merge_(keep_base=False)
     write(trained, folder, dtype)
     found = logits(reopen(trained, folder), trained.base.tokenizer)
     return {**trained.report(), **checked(found, expected, dtype)}
 
 
 def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[str] = ()) -> None:
-    """Merge in fp32 and write weights, configuration and tokenizer to `folder`; the model is of no use after it.
+    """Write a merged model's weights, configuration and tokenizer to `folder`; the model is of no use after it.
 
     Where the base lies in files of `dtype`, they are rewritten one by one: what the adapter changed, and the weights
     named in `also`, are cast once to the dtype they had, everything else stays as it was, bit for bit. Takes four bytes
-    of memory a parameter and one file. Raises PeftkitError where the method cannot merge.
+    of memory a parameter and one file.
     """
     model, tokenizer, source = trained.base.model, trained.base.tokenizer, trained.base.source
-    trained.adaptation.merge_(keep_base=False)
     changed, untied = changed_tensors(trained, also)
     prefix = f"{model.base_model_prefix}."
     with quiet():
@@ -76,8 +76,7 @@ def checked(found: Tensor, expected: Tensor, dtype: torch.dtype) -> dict[str, An
 
 
 def changed_tensors(trained: Trained, also: Collection[str] = ()) -> tuple[dict[str, Tensor], str | None]:
-    """Return the model's own tensors that merging changed, and those in `also`, by name; and the name of an untied one.
-    """
+    """Return the model's own tensors that merging changed, and those in `also`, by name; and the name of one untied."""
     own = dict(own_parameters(trained.base.model))
     # A tied weight is listed once, under its first name; merging unties a head that has an adapter.
     sites = [adapter.site for part in trained.adaptation.parts for adapter in part.adapters.values()]

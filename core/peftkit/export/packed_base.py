@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from peftkit import adapt
-from peftkit.errors import PeftkitError
-from peftkit.export.trained import check_finite, read_run
+from peftkit.export.trained import Trained
 from peftkit.models.load import load
-from peftkit.models.quantize import Quantization, forget_originals, quantize
+from peftkit.models.quantize import Quantization, forget_originals, quantize, unpack
 from peftkit.models.samples import logits
-from peftkit.quantization.packed import PackedLinear
-from peftkit.quantization.weight import dense, store
 
 if TYPE_CHECKING:
     from peftkit.recipe import QuantizationSection
 
 
-@dataclass
-class PackedBase:
-    """A run's model as it was trained: its adapter on its packed base, in fp32 on the CPU."""
+@dataclass(frozen=True)
+class AsTrained:
+    """What stays of a model as it was trained, its adapter on its packed base: logits on the sample prompts."""
 
     section: QuantizationSection
-    model: nn.Module
     logits: Tensor
-    """Those of the model on the sample prompts [tokens, vocabulary]."""
+    """[tokens, vocabulary], in fp32."""
 
-    def fill(self, plain: nn.Module) -> list[str]:
-        """Write what the packed weights stand for into the model of the original ones; returns the weights' names.
-
-        What a start left of a frozen weight is what was packed, so that the adapter stands on `plain` before this.
-        """
-        paths = [path for path, module in self.model.named_modules() if isinstance(module, PackedLinear)]
-        for path in paths:
-            store(plain.get_submodule(path), dense(self.model.get_submodule(path)))
-        return [f"{path}.weight" for path in paths]
+    @classmethod
+    def of(cls, trained: Trained) -> AsTrained:
+        """Run the model of an opened run, its base packed."""
+        soft = trained.adaptation.soft_ids
+        return cls(trained.recipe.quantization, logits(trained.base.model, trained.base.tokenizer, soft))
 
     def pack(self, merged: nn.Module) -> None:
         """Store the weights of a merged model in the formats of the base; PeftkitError for one that cannot be."""
@@ -52,28 +42,7 @@ class PackedBase:
         return {f"{what}_max_difference": float(difference.max()), f"{what}_mean_difference": float(difference.mean())}
 
 
-def open_packed(run: Path) -> PackedBase | None:
-    """Load the run's model as it was trained; None for a run whose base was not packed.
-
-    Raises PeftkitError as `open_run` does.
-    """
-    recipe = read_run(run)
-    if not recipe.quantization.packs:
-        return None
-    base = load(recipe.model, dtype=torch.float32, quantization=recipe.quantization)
-    storage = recipe.quantization.model_dump()
-    adaptation = adapt.load(base.model, run / "adapter", base.fingerprint, quantization=storage, keep_base=False)
-    check_finite(adaptation, run / "adapter" / adapt.TENSORS)
-    forget_originals(base.model)
-    base.model.eval()
-    return PackedBase(recipe.quantization, base.model, logits(base.model, base.tokenizer, adaptation.soft_ids))
-
-
-def refuse_without(base: PackedBase | None, option: str) -> PackedBase:
-    """Return the packed base; PeftkitError naming the option that has no meaning without one."""
-    if base is None:
-        raise PeftkitError(
-            f"{option} is for a run on a quantized base, and this run was trained on the original weights "
-            "(quantization none in its recipe): leave it out."
-        )
-    return base
+def dequantize(trained: Trained) -> list[str]:
+    """Make the packed weights of a merged model plain ones; returns their names."""
+    outline = load(trained.recipe.model, device="meta", dtype=torch.float32, weights=False)
+    return [f"{path}.weight" for path in unpack(trained.base.model, outline.model)]

@@ -14,6 +14,7 @@ from peftkit.adaptation import Adaptation
 from peftkit.errors import PeftkitError
 from peftkit.models import folder as folders
 from peftkit.models.load import LoadedModel, load
+from peftkit.models.quantize import forget_originals
 from peftkit.models.samples import logits
 
 
@@ -48,24 +49,22 @@ def read_run(run: Path) -> recipes.Recipe:
     return recipes.load(run / "recipe.yaml")
 
 
-def open_run(run: Path) -> Trained:
-    """Load the run's base model in fp32, in its original weights, and attach its adapter.
+def open_run(run: Path, *, packed: bool = False) -> Trained:
+    """Load the run's base model in fp32 and attach its adapter.
 
-    Raises PeftkitError where `run` is no finished run, and for an adapter of another base, damaged, or not finite.
+    The base stands in its original weights, or `packed` as it was trained on. Raises PeftkitError where `run` is no
+    finished run, and for an adapter of another base, damaged, or not finite.
     """
     recipe = read_run(run)
-    base = load(recipe.model, dtype=torch.float32)
+    base = load(recipe.model, dtype=torch.float32, quantization=recipe.quantization if packed else None)
     dtype = torch.float32 if base.source is None else folders.stored_dtype(folders.shards(base.source))
     before = logits(base.model, base.tokenizer)
-    adaptation = adapt.load(base.model, run / "adapter", base.fingerprint, keep_base=False)
-    check_finite(adaptation, run / "adapter" / adapt.TENSORS)
+    storage = recipe.quantization.model_dump() if packed else None
+    adaptation = adapt.load(base.model, run / "adapter", base.fingerprint, quantization=storage, keep_base=False)
+    for key, tensor in adaptation.state().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise PeftkitError(f"{run / 'adapter' / adapt.TENSORS}: the tensor {key} holds NaN or infinity.")
+    forget_originals(base.model)
     base.model.eval()
     effect = float((logits(base.model, base.tokenizer, adaptation.soft_ids) - before).abs().max())
     return Trained(recipe, base, adaptation, dtype, effect)
-
-
-def check_finite(adaptation: Adaptation, path: Path) -> None:
-    """Raise PeftkitError, naming the file, where an adapter that is to be carried on holds NaN or infinity."""
-    for key, tensor in adaptation.state().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise PeftkitError(f"{path}: the tensor {key} holds NaN or infinity.")

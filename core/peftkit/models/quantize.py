@@ -13,7 +13,7 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import GROUPS, Layout
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS, Quantizer
-from peftkit.quantization.weight import dense
+from peftkit.quantization.weight import dense, store
 
 if TYPE_CHECKING:
     from peftkit.recipe import QuantizationSection
@@ -97,6 +97,22 @@ def replace(model: nn.Module, path: str, quantizer: Quantizer, source: Callable[
     layer = PackedLinear.of(dense(module).detach(), bias, quantizer, path)
     layer.source = source
     setattr(model.get_submodule(parent), name, layer)
+
+
+def unpack(model: nn.Module, like: nn.Module) -> list[str]:
+    """Put plain layers, of the classes they have in `like`, in the place of packed ones, with what these stand for.
+
+    `like` is the model without weights, on the meta device; its layers are taken. Returns the paths, in their order.
+    """
+    packed = {path: module for path, module in model.named_modules() if isinstance(module, PackedLinear)}
+    for path, module in packed.items():
+        weight = dense(module)
+        plain = like.get_submodule(path).to_empty(device=weight.device).to(weight.dtype)
+        store(plain, weight)
+        plain.bias = module.bias
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, plain)
+    return list(packed)
 
 
 def forget_originals(model: nn.Module) -> None:

@@ -1,0 +1,202 @@
+"""Export format `bitdelta`: what fine-tuning changed, in one bit a weight (Liu et al. 2024, arXiv:2402.10193)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from peftkit import __version__, files
+from peftkit.errors import PeftkitError
+from peftkit.export import FORMATS
+from peftkit.export.distill import STEPS, Signs, distill
+from peftkit.export.trained import Trained, open_run
+from peftkit.layout import GROUPS, Layout, own_parameters
+from peftkit.models.load import load as load_base
+from peftkit.models.samples import compare, logits
+from peftkit.quantization.bits import pack, unpack
+from peftkit.quantization.weight import dense, hold, shape
+
+FORMAT = 1
+TENSORS, DESCRIPTION = "bitdelta.safetensors", "bitdelta.json"
+BOUND = 1e-4
+"""How far the reopened model may be from the written one, as a fraction of the largest logit: fp32 rounding."""
+
+
+@FORMATS.register("bitdelta")
+def bitdelta(run: Path, output: Path) -> dict[str, Any]:
+    """Write W_merged - W_base of every linear map in attention and MLP as its signs and one scale; `apply` reads it.
+
+    sign(0) is +1, and a scale starts as the mean of |W_merged - W_base|, which is nearest in the sum of squares. Then
+    the scales alone are trained to give the fine-tuned model's logits on the run's training data (`distill`). What else
+    changed (embeddings, head, norms, biases) is written in full, in the dtype of the original weights. The base is that
+    of the original weights, of a run on a quantized base too. Takes two models of four bytes a parameter, and a third
+    while the scales are trained. The report tells the largest difference to the fine-tuned model's logits on sample
+    prompts before and after that training, its loss before and after, and the bytes of the linear maps beside those in
+    bfloat16. Raises PeftkitError where the method cannot merge, and where nothing changed.
+    """
+    with files.new_folder(output) as folder:
+        trained = open_run(run)
+        trained.adaptation.merge_(keep_base=False)
+        tuned, words = trained.base.model, trained.base.tokenizer
+        wanted = logits(tuned, words)
+        base = load_base(trained.recipe.model, dtype=torch.float32)
+        signs = _signs(tuned, base.model)
+        full = _rest(tuned, base.model, trained.dtype, {f"{path}.weight" for path in signs})
+        if not signs and not full:
+            raise PeftkitError(f"{run}: fine-tuning changed nothing, so that there is no difference to write.")
+        _put_full(base.model, full)
+        found = distill(trained, base.model, signs, wanted)
+        _write(folder, trained, signs, full, found)
+        fresh = load_base(trained.recipe.model, dtype=torch.float32)
+        apply(fresh.model, folder, fresh.fingerprint)
+        again = logits(fresh.model, words)
+    compare(again, found.logits, BOUND, "the reopened model")
+    return {
+        "format": "bitdelta",
+        "output": str(output),
+        **trained.report(),
+        "matrices": len(signs),
+        "matrix_bytes": sum(-(-one.values.numel() // 8) + 4 for one in signs.values()),
+        "matrix_bytes_in_bfloat16": sum(2 * one.values.numel() for one in signs.values()),
+        "max_difference": float((again - wanted).abs().max()),
+        "scale": float(wanted.abs().max()),
+        **found.report(),
+    }
+
+
+def apply(model: nn.Module, folder: Path, fingerprint: str | None = None) -> None:
+    """Add the difference in `folder` to `model`, its base in plain weights as transformers or peftkit loads it.
+
+    The model may be saved or used like any other after it. `fingerprint` of a loaded base is compared where it is
+    given. Raises PeftkitError for another base, and a missing, damaged or newer file; the model is then as before.
+    """
+    folder = Path(folder)
+    description = _describe(folder)
+    told = description["base"]["fingerprint"]
+    if fingerprint is not None and told is not None and fingerprint != told:
+        raise PeftkitError(
+            f"the difference in {folder} is to another base model ({description['base']['name']}): name that one."
+        )
+    tensors = files.read_tensors(folder / TENSORS)
+    bits = {path: tensors.pop(f"{path}.bits", None) for path in description["matrices"]}
+    scales = {path: tensors.pop(f"{path}.scale", None) for path in description["matrices"]}
+    _check_fit(model, folder, description["matrices"], bits, scales, tensors)
+    for path, (rows, columns) in description["matrices"].items():
+        module = model.get_submodule(path)
+        values = _unpacked(cast(Tensor, bits[path]), rows, columns)
+        hold(module, dense(module).detach().float() + cast(Tensor, scales[path]) * values, keep=False)
+    _put_full(model, tensors)
+
+
+def _signs(tuned: nn.Module, base: nn.Module) -> dict[str, Signs]:
+    """Return the signs and the mean change of each linear map of the blocks that changed, by module path."""
+    paths = dict.fromkeys(site.path for site in Layout(base).linears if site.role in GROUPS["linear"])
+    found = {}
+    for path in paths:
+        difference = (dense(tuned.get_submodule(path)) - dense(base.get_submodule(path))).detach()
+        if bool(difference.any()):
+            values = torch.where(difference < 0, -1.0, 1.0)
+            found[path] = Signs(values, nn.Parameter(difference.abs().mean()))
+    return found
+
+
+def _rest(tuned: nn.Module, base: nn.Module, dtype: torch.dtype, without: set[str]) -> dict[str, Tensor]:
+    """Return the other tensors that changed, by name, in `dtype`; a weight that was tied and is no longer counts."""
+    before = dict(own_parameters(base))
+    return {
+        name: value.detach().to(dtype)
+        for name, value in own_parameters(tuned)
+        if name not in without and (name not in before or not torch.equal(value, before[name]))
+    }
+
+
+def _put_full(model: nn.Module, full: Mapping[str, Tensor]) -> None:
+    """Put whole tensors in the place of the model's own; a head that gets its own weight is no longer tied."""
+    own = dict(own_parameters(model))
+    for name, value in full.items():
+        path, _, kind = name.rpartition(".")
+        module = model.get_submodule(path)
+        if name in own:
+            with torch.no_grad():
+                own[name].copy_(value)
+            continue
+        near = next(model.parameters())
+        if kind == "weight":
+            cast(Any, model).config.tie_word_embeddings = False
+        setattr(module, kind, nn.Parameter(value.to(near), requires_grad=False))
+
+
+def _unpacked(bits: Tensor, rows: int, columns: int) -> Tensor:
+    return unpack(bits, 1, rows * columns).view(rows, columns).float() * 2 - 1
+
+
+def _write(folder: Path, trained: Trained, signs: Mapping[str, Signs], full: Mapping[str, Tensor], found: Any) -> None:
+    tensors = dict(full)
+    for path, one in signs.items():
+        tensors[f"{path}.bits"] = pack((one.values > 0).to(torch.uint8).flatten(), 1)
+        tensors[f"{path}.scale"] = one.scale.detach()
+    files.write_tensors(folder / TENSORS, tensors)
+    description = {
+        "format": FORMAT,
+        "peftkit": __version__,
+        "base": {"name": trained.base.name, "fingerprint": trained.base.fingerprint},
+        "methods": [method.name for method in trained.adaptation.described],
+        "matrices": {path: list(one.values.shape) for path, one in signs.items()},
+        "full": sorted(full),
+        "distilled": {"steps": STEPS if found.steps else 0},
+    }
+    files.write_json(folder / DESCRIPTION, description)
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise PeftkitError(f"{folder} holds no one-bit difference: there is no {DESCRIPTION} in it.")
+    description = files.read_json(path)
+    try:
+        version = description["format"]
+        description["base"]["name"], description["base"]["fingerprint"]
+        description["matrices"] = {str(k): (int(v[0]), int(v[1])) for k, v in description["matrices"].items()}
+    except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
+        raise PeftkitError(f"{path} does not describe a difference ({type(error).__name__}: {error}).") from None
+    if version != FORMAT:
+        raise PeftkitError(
+            f"{path} has the format {version!r}, and this version of peftkit reads {FORMAT}: upgrade it."
+        )
+    return description
+
+
+def _check_fit(
+    model: nn.Module,
+    folder: Path,
+    matrices: Mapping[str, tuple[int, int]],
+    bits: Mapping[str, Tensor | None],
+    scales: Mapping[str, Tensor | None],
+    full: Mapping[str, Tensor],
+) -> None:
+    """Raise PeftkitError where the tensors are not those that are described, or do not fit the model."""
+    modules = dict(model.named_modules())
+    for path, sizes in matrices.items():
+        one, scale = bits[path], scales[path]
+        if one is None or scale is None or scale.numel() != 1 or one.numel() != -(-sizes[0] * sizes[1] // 8):
+            raise PeftkitError(f"{folder / TENSORS}: the signs or the scale of {path} are missing or of a wrong size.")
+        if shape(modules.get(path)) != sizes:
+            raise PeftkitError(f"{folder} changes a weight {path} {list(sizes)}, and the model has none: another base.")
+    for name, value in full.items():
+        path, _, kind = name.rpartition(".")
+        if kind not in ("weight", "bias") or path not in modules or not _fits(modules[path], kind, value):
+            raise PeftkitError(
+                f"{folder} holds {name} {list(value.shape)}, which does not fit the model: another base."
+            )
+
+
+def _fits(module: nn.Module, kind: str, value: Tensor) -> bool:
+    own, sizes = getattr(module, kind, None), shape(module)
+    if own is None:
+        # A linear map without a bias may get one.
+        return kind == "bias" and sizes is not None and tuple(value.shape) == sizes[:1]
+    return own.shape == value.shape
