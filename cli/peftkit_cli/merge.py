@@ -26,7 +26,7 @@ def merge(
     bound: Annotated[
         float | None,
         typer.Option(
-            metavar="FLOAT", help="What --requantize may change a logit by, as a fraction of the largest (0.1)."
+            metavar="FLOAT", help="What --requantize may change a logit by, as a fraction of the largest (0.3)."
         ),
     ] = None,
 ) -> None:

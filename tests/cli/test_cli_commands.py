@@ -18,7 +18,7 @@ from peftkit.recipe import load, shipped
         ("datasets", ["e2e", "bundled/e2e", "webnlg", "gsm8k", "coqa", "jsonl"]),
         ("models", ["bundled/tiny"]),
         ("quantization", ["none"]),
-        ("formats", ["merged", "hf-peft"]),
+        ("formats", ["merged", "hf-peft", "bitdelta"]),
     ],
 )
 def test_list_names_what_is_registered(peft, kind, names):

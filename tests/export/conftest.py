@@ -53,8 +53,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         with torch.no_grad():
             for _, parameter in adaptation.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-        storage = {"quantization": recipe.quantization.model_dump()}
-        told = {"name": base.name, "fingerprint": base.fingerprint, **storage}
+        told = {"name": base.name, "fingerprint": base.fingerprint, "quantization": base.storage}
         adapt.save(adaptation, tmp_path / "run" / "adapter", told)
         return Run(tmp_path / "run", base)
 

@@ -19,7 +19,8 @@ def export(run: Path, output: Path, format: str) -> dict[str, Any]:
 
     The report has `format`, `output`, `base`, `methods`, `max_difference` (largest difference between the logits of
     the written and the trained model on sample prompts), `scale` (largest logit), `bound` (the difference at which the
-    export would have been refused) and what the format adds. Nothing is left at `output` on an error.
+    export would have been refused; a format that is not exact has none) and what the format adds. Nothing is left at
+    `output` on an error.
     """
     return FORMATS[format](Path(run), Path(output))
 
@@ -33,7 +34,7 @@ def merge(
     adapter was trained on. The report of such a run adds the largest and the mean difference of the logits to those of
     the model as it was trained (`trained_max_difference`, `trained_mean_difference`; `meaning` says what the first is),
     and the same once the merged weights are packed again in the formats of the base (`requantized_...`). With
-    `requantize` these packed weights are what is written, where the largest difference is within `bound` (0.1) of the
+    `requantize` these packed weights are what is written, where the largest difference is within `bound` (0.3) of the
     largest logit. Raises PeftkitError beyond that, and for both choices where the base was not quantized.
     """
     from peftkit.export.merged import merged

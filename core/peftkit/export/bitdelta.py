@@ -19,6 +19,7 @@ from peftkit.models.load import load as load_base
 from peftkit.models.samples import compare, logits
 from peftkit.quantization.bits import pack, unpack
 from peftkit.quantization.weight import dense, hold, shape
+from peftkit.tensor_file import read_tensors, write_tensors
 
 FORMAT = 1
 TENSORS, DESCRIPTION = "bitdelta.safetensors", "bitdelta.json"
@@ -81,7 +82,7 @@ def apply(model: nn.Module, folder: Path, fingerprint: str | None = None) -> Non
         raise PeftkitError(
             f"the difference in {folder} is to another base model ({description['base']['name']}): name that one."
         )
-    tensors = files.read_tensors(folder / TENSORS)
+    tensors = read_tensors(folder / TENSORS)
     bits = {path: tensors.pop(f"{path}.bits", None) for path in description["matrices"]}
     scales = {path: tensors.pop(f"{path}.scale", None) for path in description["matrices"]}
     _check_fit(model, folder, description["matrices"], bits, scales, tensors)
@@ -139,7 +140,7 @@ def _write(folder: Path, trained: Trained, signs: Mapping[str, Signs], full: Map
     for path, one in signs.items():
         tensors[f"{path}.bits"] = pack((one.values > 0).to(torch.uint8).flatten(), 1)
         tensors[f"{path}.scale"] = one.scale.detach()
-    files.write_tensors(folder / TENSORS, tensors)
+    write_tensors(folder / TENSORS, tensors)
     description = {
         "format": FORMAT,
         "peftkit": __version__,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -47,7 +47,8 @@ def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[s
     changed, untied = changed_tensors(trained, also)
     prefix = f"{model.base_model_prefix}."
     with quiet():
-        if source is None or dtype != trained.dtype or not shards.rewrite(prefix, changed, untied, source, folder):
+        rewritable = source is not None and trained.base.has_originals and dtype == trained.dtype
+        if not rewritable or not shards.rewrite(prefix, changed, untied, cast(Path, source), folder):
             _save(model.to(dtype), folder)  # type: ignore[arg-type]
         _save_settings(model, folder)
         tokenizer.save_pretrained(folder)
@@ -58,12 +59,12 @@ def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[s
         parameter.data = parameter.data.new_empty(0)
 
 
-def reopen(trained: Trained, folder: Path) -> PreTrainedModel:
-    """Open what was written in plain transformers, in fp32."""
+def reopen(trained: Trained, folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Open what was written in plain transformers."""
     with quiet():
         return AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trained.recipe.model.trust_remote_code,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -12,6 +12,7 @@ from peftkit import adapt
 from peftkit import recipe as recipes
 from peftkit.adaptation import Adaptation
 from peftkit.errors import PeftkitError
+from peftkit.models import configuration
 from peftkit.models import folder as folders
 from peftkit.models.load import LoadedModel, load
 from peftkit.models.quantize import forget_originals
@@ -57,9 +58,9 @@ def open_run(run: Path, *, packed: bool = False) -> Trained:
     """
     recipe = read_run(run)
     base = load(recipe.model, dtype=torch.float32, quantization=recipe.quantization if packed else None)
-    dtype = torch.float32 if base.source is None else folders.stored_dtype(folders.shards(base.source))
+    dtype = torch.float32 if base.source is None else _stored_dtype(base)
     before = logits(base.model, base.tokenizer)
-    storage = recipe.quantization.model_dump() if packed else None
+    storage = base.storage if packed else None
     adaptation = adapt.load(base.model, run / "adapter", base.fingerprint, quantization=storage, keep_base=False)
     for key, tensor in adaptation.state().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -68,3 +69,11 @@ def open_run(run: Path, *, packed: bool = False) -> Trained:
     base.model.eval()
     effect = float((logits(base.model, base.tokenizer, adaptation.soft_ids) - before).abs().max())
     return Trained(recipe, base, adaptation, dtype, effect)
+
+
+def _stored_dtype(base: LoadedModel) -> torch.dtype:
+    """Return the dtype of the original weights; of a folder of packed ones, what its config.json says of them."""
+    source = cast(Path, base.source)
+    if base.has_originals:
+        return folders.stored_dtype(folders.shards(source))
+    return cast(Any, configuration.from_folder(source)).dtype or torch.float32
