@@ -51,7 +51,9 @@ class AsTrained:
         merged, words = reopen(trained, plain, trained.dtype), trained.base.tokenizer
         mark = fingerprint(cast(nn.Module, merged))
         self.pack(cast(nn.Module, merged))
-        write_packed(LoadedModel(merged, words, trained.base.name, mark, plain, self.quantization.description()), folder)
+        write_packed(
+            LoadedModel(merged, words, trained.base.name, mark, plain, self.quantization.description()), folder
+        )
         section = ModelSection(name=str(folder), trust_remote_code=trained.recipe.model.trust_remote_code)
         again = load(section, dtype=torch.float32)
         compare(logits(again.model, words), expected, BOUND, "the packed model")
