@@ -41,6 +41,8 @@ def is_clean(done) -> bool:
         (["merge", "runs/nowhere", "--output", "x"], "runs/nowhere"),
         (["merge", "."], "--output"),
         (["merge", ".", "--output", "x"], "run folder"),
+        (["merge", ".", "--output", "x", "--into", "orignal"], "original"),
+        (["merge", ".", "--output", "x", "--bound", "0.5"], "--requantize"),
         (["export", "runs/nowhere", "--format", "merged", "--output", "x"], "runs/nowhere"),
         (["generate", "runs/nowhere", "hello"], "runs/nowhere"),
         (["list", "method"], "methods"),

@@ -33,7 +33,10 @@ class Run:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Run]:
-    """Return a function that writes a run; `stored` is the base files' dtype, `model` more keys of the section."""
+    """Return a function that writes a run; `stored` is the base files' dtype, `model` more keys of the section.
+
+    `base` is a folder that is there already.
+    """
 
     def make(
         architecture: str,
@@ -41,20 +44,21 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         stored: torch.dtype = torch.float32,
         quantization: Any = "none",
         dataset: Any = "e2e",
+        base: Path | None = None,
         **model: Any,
     ) -> Run:
-        name = str(write_model(tmp_path / "base", architecture, stored))
+        name = str(base or write_model(tmp_path / "base", architecture, stored))
         sections = {"model": {"name": name, **model}, "method": method}
         recipe = recipes.load({**sections, "dataset": dataset, "quantization": quantization})
         files.write_text(tmp_path / "run" / "recipe.yaml", recipe.to_yaml())
-        base = load(recipe.model, quantization=recipe.quantization)
-        adaptation = adapt.attach(base.model, recipe.methods())
+        loaded = load(recipe.model, quantization=recipe.quantization)
+        adaptation = adapt.attach(loaded.model, recipe.methods())
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for _, parameter in adaptation.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-        told = {"name": base.name, "fingerprint": base.fingerprint, "quantization": base.storage}
+        told = {"name": loaded.name, "fingerprint": loaded.fingerprint, "quantization": loaded.storage}
         adapt.save(adaptation, tmp_path / "run" / "adapter", told)
-        return Run(tmp_path / "run", base)
+        return Run(tmp_path / "run", loaded)
 
     return make

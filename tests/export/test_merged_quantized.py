@@ -7,19 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from model_folders import section
+from model_folders import section, write_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from peftkit import recipe as recipes
 from peftkit.errors import PeftkitError
 from peftkit.export import merge
+from peftkit.export.packed import quantize
 from peftkit.models.load import load, quiet
+from peftkit.models.samples import logits as on_samples
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.weight import dense
 
 IDS = torch.arange(3, 40)[None]
 LINEAR = {"lora": {"targets": "linear"}}
 QUERIES = {"lora": {"targets": ["q"]}}
+HEAD = {"lora": {"targets": ["q", "down", "head"]}}
 NF4 = {"format": "nf4", "block_size": 16}
 METHODS = {
     "lora": LINEAR,
@@ -91,15 +95,48 @@ def test_what_packing_again_costs_is_that_of_the_folder_loaded_in_the_same_forma
 ) -> None:
     run = make_run("llama", LINEAR, quantization={"default": "nf4", "layers.0.*": "int8"})
     report = merge(run.folder, tmp_path / "merged", into=into)
-    from peftkit import recipe as recipes
-    from peftkit.models.samples import logits as on_samples
-
     chosen = recipes.load(run.folder / "recipe.yaml").quantization
     again = load(section(tmp_path / "merged"), quantization=chosen)
     difference = (on_samples(again.model, again.tokenizer) - on_samples(run.base.model, run.base.tokenizer)).abs()
     assert report["requantized_max_difference"] == pytest.approx(float(difference.max()), rel=1e-3)
     assert report["requantized_mean_difference"] == pytest.approx(float(difference.mean()), rel=1e-3)
     assert report["requantized_max_difference"] > 10 * report["max_difference"]
+
+
+@pytest.mark.parametrize("into", ["original", "dequantized"])
+def test_packed_again_it_is_the_packed_folder_of_the_merged_weights(into: str, make_run: Any, tmp_path: Path) -> None:
+    run = make_run("llama", HEAD, torch.bfloat16, quantization={"default": "int8", "layers.0.*": "nf4"})
+    merge(run.folder, tmp_path / "plain", into=into)
+    report = merge(run.folder, tmp_path / "packed", into=into, requantize=True, bound=0.9)
+    packed = load(section(tmp_path / "packed"))
+    chosen = recipes.load(run.folder / "recipe.yaml").quantization
+    again = load(section(tmp_path / "plain"), quantization=chosen)
+    assert packed.storage == run.base.storage
+    assert packed.fingerprint == again.fingerprint
+    expected = again.model.state_dict()
+    assert set(packed.model.state_dict()) == set(expected)
+    for name, tensor in packed.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    difference = on_samples(packed.model, packed.tokenizer) - on_samples(run.base.model, run.base.tokenizer)
+    assert report["requantized_max_difference"] == pytest.approx(float(difference.abs().max()), rel=1e-3)
+    assert not (tmp_path / "packed" / "plain").exists()
+    assert not list((tmp_path / "packed").glob("model*"))
+
+
+def test_a_run_on_a_folder_of_packed_weights_is_merged_into_what_they_stand_for(make_run: Any, tmp_path: Path) -> None:
+    write_model(tmp_path / "base", "gpt2", torch.bfloat16)
+    quantize(str(tmp_path / "base"), "nf4", tmp_path / "stored", ["block_size=16"])
+    run = make_run("gpt2", LINEAR, torch.bfloat16, base=tmp_path / "stored")
+    with pytest.raises(PeftkitError, match=r"holds packed weights alone.*--into dequantized"):
+        merge(run.folder, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    report = merge(run.folder, tmp_path / "merged", into="dequantized")
+    assert report["dtype"] == "bfloat16"
+    assert {tensor.dtype for tensor in load_file(tmp_path / "merged" / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
+    found = logits(tmp_path / "merged", dtype=torch.float32)
+    assert (found - run.logits()).abs().max() <= 5e-2 * run.logits().abs().max()
 
 
 def test_packing_again_beyond_the_bound_is_refused_and_nothing_is_left(make_run: Any, tmp_path: Path) -> None:

@@ -37,6 +37,6 @@ def merge(
     `requantize` these packed weights are what is written, where the largest difference is within `bound` (0.3) of the
     largest logit. Raises PeftkitError beyond that, and for both choices where the base was not quantized.
     """
-    from peftkit.export.merged import merged
+    from peftkit.export.merged import merge_into
 
-    return merged(Path(run), Path(output), into, requantize, bound)
+    return merge_into(Path(run), Path(output), into, requantize, bound)

@@ -160,7 +160,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     description = files.read_json(path)
     try:
         version = description["format"]
-        description["base"]["name"], description["base"]["fingerprint"]
+        {key: description["base"][key] for key in ("name", "fingerprint")}
         description["matrices"] = {str(k): (int(v[0]), int(v[1])) for k, v in description["matrices"].items()}
     except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
         raise PeftkitError(f"{path} does not describe a difference ({type(error).__name__}: {error}).") from None

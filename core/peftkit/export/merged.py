@@ -30,10 +30,15 @@ MEANINGS = {
 
 
 @FORMATS.register("merged")
-def merged(
+def merged(run: Path, output: Path) -> dict[str, Any]:
+    """Write the base model with the run's adapter merged in, in the original weights' dtype."""
+    return merge_into(run, output)
+
+
+def merge_into(
     run: Path, output: Path, into: str = INTO[0], requantize: bool = False, bound: float | None = None
 ) -> dict[str, Any]:
-    """Write the base model with the run's adapter merged in, in the original weights' dtype; see `export.merge`."""
+    """Merge with the choices that `export.merge` explains."""
     _check(into, requantize, bound)
     with files.new_folder(output) as folder:
         trained = open_run(run, packed=True)

@@ -107,7 +107,7 @@ def unpack(model: nn.Module, like: nn.Module) -> list[str]:
     packed = {path: module for path, module in model.named_modules() if isinstance(module, PackedLinear)}
     for path, module in packed.items():
         weight = dense(module)
-        plain = like.get_submodule(path).to_empty(device=weight.device).to(weight.dtype)
+        plain: Any = like.get_submodule(path).to_empty(device=weight.device).to(weight.dtype)
         store(plain, weight)
         plain.bias = module.bias
         parent, _, name = path.rpartition(".")
