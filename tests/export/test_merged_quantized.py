@@ -119,6 +119,7 @@ def test_packed_again_it_is_the_packed_folder_of_the_merged_weights(into: str, m
         assert torch.equal(tensor, expected[name]), name
     difference = on_samples(packed.model, packed.tokenizer) - on_samples(run.base.model, run.base.tokenizer)
     assert report["requantized_max_difference"] == pytest.approx(float(difference.abs().max()), rel=1e-3)
+    assert report["requantized_max_difference"] <= report["requantized_bound"]
     assert not (tmp_path / "packed" / "plain").exists()
     assert not list((tmp_path / "packed").glob("model*"))
 

@@ -35,7 +35,8 @@ def merge(
     the model as it was trained (`trained_max_difference`, `trained_mean_difference`; `meaning` says what the first is),
     and the same once the merged weights are packed again in the formats of the base (`requantized_...`). With
     `requantize` these packed weights are what is written, where the largest difference is within `bound` (0.3) of the
-    largest logit. Raises PeftkitError beyond that, and for both choices where the base was not quantized.
+    largest logit (`requantized_bound`). Raises PeftkitError beyond that, and for both choices where the base was not
+    quantized.
     """
     from peftkit.export.merged import merge_into
 

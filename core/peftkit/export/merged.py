@@ -88,7 +88,9 @@ def _write_on_packed(run: Path, trained: Trained, folder: Path, into: str, bound
     again = logits(model, words)
     report |= {"meaning": MEANINGS[into], **as_trained.told(again, "requantized")}
     if bound is not None:
-        _refuse_beyond(report["requantized_max_difference"], bound, float(as_trained.logits.abs().max()))
+        scale = float(as_trained.logits.abs().max())
+        _refuse_beyond(report["requantized_max_difference"], bound, scale)
+        report["requantized_bound"] = bound * scale
         as_trained.write(trained, plain, folder, again)
         shutil.rmtree(plain)
     return report
