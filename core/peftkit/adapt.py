@@ -265,7 +265,7 @@ def load(
             "one's. Name the model that it was trained on."
         )
     trained_on = base.get("quantization")
-    if quantization is not None and trained_on is not None and trained_on != quantization:
+    if quantization is not None and trained_on is not None and _formats(trained_on) != _formats(quantization):
         raise PeftkitError(
             f"the adapter in {folder} was trained on weights stored as {told(trained_on)}, and the model is "
             f"loaded as {told(quantization)}: use the quantization that it was trained with."
@@ -280,3 +280,8 @@ def load(
             adaptation.remove()
         raise PeftkitError(f"{folder / TENSORS}: {error}") from None
     return adaptation
+
+
+def _formats(storage: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the stored values: earlier descriptions hold other keys too."""
+    return {key: storage.get(key) for key in ("format", "options", "modules")}
