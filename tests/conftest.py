@@ -11,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# METEOR's program reads its tables for ten seconds; the tests of METEOR switch it on.
+os.environ.setdefault("PEFTKIT_METEOR", "off")
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from peftkit.errors import PeftkitError
-from peftkit.metrics import METRICS, coqa, gsm8k
+from peftkit.metrics import METRICS, coqa
+from peftkit.tasks import TASKS
 
 
 def test_accuracy_takes_the_first_marked_number_and_the_flexible_one_the_last_of_any_kind():
@@ -25,7 +26,8 @@ def test_a_reference_without_an_answer_is_refused():
 def test_files_of_worked_answers(tmp_path):
     (tmp_path / "ours.json").write_text(json.dumps(["#### 1", "#### 3"]))
     (tmp_path / "gold.txt").write_text("#### 1\n#### 2\n")
-    assert gsm8k.score_files(tmp_path / "ours.json", tmp_path / "gold.txt")["accuracy"] == 0.5
+    scores = TASKS["gsm8k"].score_files(tmp_path / "ours.json", tmp_path / "gold.txt")
+    assert scores == {"accuracy": 0.5, "accuracy_flexible": 0.5}
 
 
 def test_each_human_answer_is_left_out_in_turn():

@@ -9,7 +9,7 @@ import pytest
 from peftkit.errors import PeftkitError
 from peftkit.metrics import METRICS
 
-ALL = ("bleu", "nist", "rouge_l", "cider", "coco_bleu", "gsm8k", "coqa")
+ALL = ("bleu", "nist", "rouge_l", "cider", "coco_bleu", "ter", "chrf", "meteor", "gsm8k", "coqa")
 
 
 def test_bleu_clips_counts_and_takes_the_closest_reference_length():

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from peftkit.errors import PeftkitError
 from peftkit.registry import Registry
+
+if TYPE_CHECKING:
+    from evaluate import EvaluationModule
 
 Compute = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
 
@@ -18,15 +22,29 @@ class Metric:
     name: str
     keys: tuple[str, ...]
     """The names of the figures, as printed."""
-    compute: Compute
+    compute: Compute = field(repr=False)
 
     def score(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
         """Return each key's figure for the whole set.
 
-        Raises PeftkitError for an empty set, different lengths, an input without references, or what is not text.
+        Raises PeftkitError for an empty set, different lengths, an input without references, or what is not text, and
+        UnavailableError where the metric needs something that this machine does not have.
         """
         check(self.name, predictions, references)
         return self.compute(predictions, references)
+
+
+class UnavailableError(PeftkitError):
+    """A metric that cannot be computed here, and the reason; no other figure stands in for it."""
+
+
+class Scores(dict[str, float]):
+    """The figures of several metrics by key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unavailable: dict[str, str] = {}
+        """For each key without a figure, the reason."""
 
 
 METRICS: Registry[Metric] = Registry("metric", __name__)
@@ -40,6 +58,28 @@ def metric(name: str, *keys: str) -> Callable[[Compute], Compute]:
         return compute
 
     return decorate
+
+
+def module(name: str) -> EvaluationModule:
+    """Return the metric `name` behind the interface of the library `evaluate`; nothing is downloaded.
+
+    `module("bleu").compute(predictions=[text, …], references=[[text, …], …])` returns the figures by key. One text may
+    stand in place of a list of references.
+    """
+    from peftkit.metrics.interface import build
+
+    return build(METRICS[name])
+
+
+def score(names: Sequence[str], predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """Score with each of the metrics `names`; one that cannot be computed here leaves its keys out and says why."""
+    scores = Scores()
+    for name in names:
+        try:
+            scores |= METRICS[name].score(predictions, references)
+        except UnavailableError as error:
+            scores.unavailable |= dict.fromkeys(METRICS[name].keys, str(error))
+    return scores
 
 
 def check(name: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 from peftkit import files
 from peftkit.errors import PeftkitError
-from peftkit.metrics import metric
+from peftkit.metrics import Scores, metric
+from peftkit.metrics.files import known
 
 ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -30,15 +31,16 @@ DOMAINS = {
 }
 """The report's name of each `source`."""
 OUT_OF_DOMAIN = ("reddit", "science")
+FIELDS = ("id", "turn_id", "answer")
 Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question: its human answers, and the domain of its conversation where that is known."""
+    """One question: its human answers, and the `source` of its conversation where that is known."""
 
     answers: tuple[str, ...]
-    domain: str | None
+    source: str | None
 
 
 @metric("coqa", "em", "f1")
@@ -92,6 +94,12 @@ def score_people(answers: Sequence[str]) -> tuple[float, float]:
     return sum(scores[0]) / len(answers), sum(scores[1]) / len(answers)
 
 
+def domains(source: str | None) -> tuple[str, ...]:
+    """Return the parts of the official report that a conversation of `source` counts in, besides `overall`."""
+    domain = DOMAINS.get(source or "")
+    return (domain, "out_domain" if domain in OUT_OF_DOMAIN else "in_domain") if domain else ()
+
+
 def means(scores: Iterable[tuple[float, float]]) -> dict[str, float]:
     """Return the mean exact match and F1 in percent; 0 of no turns."""
     turns = list(scores)
@@ -106,17 +114,15 @@ def report(turns: Mapping[Key, Turn], scores: Mapping[Key, tuple[float, float]])
     """
     groups: dict[str, list[Key]] = {domain: [] for domain in (*DOMAINS.values(), "in_domain", "out_domain", "overall")}
     for key, turn in turns.items():
-        groups["overall"].append(key)
-        if turn.domain:
-            groups[turn.domain].append(key)
-            groups["out_domain" if turn.domain in OUT_OF_DOMAIN else "in_domain"].append(key)
+        for part in (*domains(turn.source), "overall"):
+            groups[part].append(key)
     return {
         name: {**means(scores.get(key, (0.0, 0.0)) for key in keys), "turns": len(keys)}
         for name, keys in groups.items()
     }
 
 
-def score_files(predictions: Path, references: Path) -> dict[str, float]:
+def score_files(predictions: Path, references: Path) -> Scores:
     """Score a JSON list of {id, turn_id, answer} against an official file: `em`, `f1`, the same by domain, and counts.
 
     A question without a prediction counts as 0, as in the official script, and is counted in `missing`. Raises
@@ -131,12 +137,8 @@ def score_files(predictions: Path, references: Path) -> dict[str, float]:
         )
     full = report(turns, {key: score_turn(answer, turns[key].answers) for key, answer in answers.items()})
     overall = full.pop("overall")
-    figures = {
-        "em": overall["em"],
-        "f1": overall["f1"],
-        "turns": overall["turns"],
-        "missing": len(turns) - len(answers),
-    }
+    figures = Scores()
+    figures |= {**overall, "missing": len(turns) - len(answers)}
     for name, group in full.items():
         if group["turns"]:
             figures |= {f"{name}/{key}": value for key, value in group.items()}
@@ -150,15 +152,16 @@ def read_answers(path: Path) -> dict[Key, str]:
         raise PeftkitError(f"{path}: a JSON list of objects with id, turn_id and answer is wanted, with at least one.")
     answers: dict[Key, str] = {}
     for number, entry in enumerate(entries, 1):
+        place = f"{path}, entry {number}"
+        if isinstance(entry, dict):
+            known(entry, FIELDS, place)
         match entry:
             case {"id": str(id), "turn_id": int(turn), "answer": str(answer)}:
                 if (id, turn) in answers:
-                    raise PeftkitError(f"{path}, entry {number}: turn {turn} of '{id}' is answered twice.")
+                    raise PeftkitError(f"{place}: turn {turn} of '{id}' is answered twice.")
                 answers[id, turn] = answer
             case _:
-                raise PeftkitError(
-                    f"{path}, entry {number}: not an object with id (text), turn_id (number) and answer (text)."
-                )
+                raise PeftkitError(f"{place}: not an object with id (text), turn_id (number) and answer (text).")
     return answers
 
 
@@ -195,5 +198,5 @@ def read_conversation(conversation: Mapping[str, Any]) -> dict[Key, Turn]:
         if any(answer["turn_id"] != number for answer in given):
             raise ValueError(f"the answers to question {index + 1} are not to turn {number}")
         texts = tuple(answer["input_text"] for answer in given)
-        turns[str(conversation["id"]), number] = Turn(texts, DOMAINS[source] if source else None)
+        turns[str(conversation["id"]), number] = Turn(texts, source)
     return turns

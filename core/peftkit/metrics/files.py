@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peftkit import files
-from peftkit.errors import PeftkitError
+from peftkit.errors import PeftkitError, unknown
+
+FIELDS = ("id", "prompt", "prediction", "references", "finished")
+"""What an object in a file of texts may have: what `peft eval` writes."""
 
 
 def read_predictions(path: Path) -> list[str]:
@@ -69,12 +72,19 @@ def entries(path: Path, key: str) -> Iterator[tuple[int, Any]]:
         raise PeftkitError(f"{path}: a JSON list with at least one entry is wanted, and this is {describe(found)}.")
     for number, entry in enumerate(found, 1):
         if isinstance(entry, dict):
+            place = f"{path}, entry {number}"
+            known(entry, FIELDS, place)
             if key not in entry:
-                raise PeftkitError(
-                    f"{path}, entry {number}: no key '{key}'; found: {', '.join(map(str, entry)) or 'none'}."
-                )
+                raise PeftkitError(f"{place}: no key '{key}'; found: {', '.join(map(str, entry)) or 'none'}.")
             entry = entry[key]
         yield number, entry
+
+
+def known(entry: Mapping[str, Any], fields: Sequence[str], place: str) -> None:
+    """Raise PeftkitError where an object has a field that is none of `fields`."""
+    strange = next((field for field in entry if field not in fields), None)
+    if strange is not None:
+        raise PeftkitError(f"{place}: {unknown('field', strange, fields)}")
 
 
 def parse(line: str, path: Path, number: int) -> Any:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from decimal import Decimal
-from pathlib import Path
 
 from peftkit.errors import PeftkitError
-from peftkit.metrics import METRICS, metric
-from peftkit.metrics.files import read_predictions
+from peftkit.metrics import metric
 
 INVALID = "[invalid]"
 FINAL = re.compile(r"#### (-?[0-9.,]+)")
@@ -46,8 +44,3 @@ def last_number(text: str) -> Decimal | None:
     """Return the value of the last number in `text`, or None where there is none."""
     numbers = ANY.findall(text)
     return Decimal(numbers[-1].replace(",", "")) if numbers else None
-
-
-def score_files(predictions: Path, references: Path) -> dict[str, float]:
-    """Score a file of worked answers against a file of reference answers, both one text per question."""
-    return METRICS["gsm8k"].score(read_predictions(predictions), [[answer] for answer in read_predictions(references)])
