@@ -38,4 +38,5 @@ def evaluate(
     if as_json:
         print_json(report)
     else:
-        print_scores(report["scores"], f"{report['dataset']}, {report['split']} split, {report['examples']:,} inputs")
+        title = f"{report['dataset']}, {report['split']} split, {report['examples']:,} inputs"
+        print_scores(report["scores"], report["unavailable"], title)

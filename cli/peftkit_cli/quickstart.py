@@ -10,7 +10,7 @@ from pathlib import Path
 from peftkit_cli import figures
 from peftkit_cli.arguments import run_folder
 from peftkit_cli.main import guarded
-from peftkit_cli.terminal import progress, say, table, tell_warnings
+from peftkit_cli.terminal import print_unavailable, progress, say, table, tell_warnings
 from peftkit_cli.train import run_recipe
 
 
@@ -33,6 +33,7 @@ def quickstart() -> None:
     rows = [(name, float(before["scores"][name]), float(after["scores"][name])) for name in after["scores"]]
     title = f"{after['dataset']}, {after['split']} split, {after['examples']:,} inputs"
     table(("metric", "before", "after"), rows, title)
+    print_unavailable(after["unavailable"])
     say(f"\nThe run is in {run}. It took {figures.duration(time.monotonic() - began)}.")
     say(f'Ask it yourself: peft generate {run} "name[The Hidden Gate], eatType[coffee shop], food[Japanese]"')
 

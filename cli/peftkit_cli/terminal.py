@@ -32,7 +32,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], title: str | N
 
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for position, head in enumerate(heads):
-        numeric = all(isinstance(row[position], (int, float)) for row in rows) and bool(rows)
+        numeric = all(isinstance(row[position], (int, float)) or row[position] == "" for row in rows) and bool(rows)
         grid.add_column(Text(head), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(f"{cell:.4f}" if isinstance(cell, float) else str(cell)) for cell in row))
@@ -46,9 +46,19 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_scores(scores: Mapping[str, Any], title: str | None = None) -> None:
-    """Print a table of the scores by name."""
-    table(("metric", "score"), [(name, float(value)) for name, value in scores.items()], title)
+def print_scores(scores: Mapping[str, float], unavailable: Mapping[str, str], title: str | None = None) -> None:
+    """Print a table of the scores by name, a column for each part of the set, and the reasons for missing ones."""
+    whole = {name: score for name, score in scores.items() if "/" not in name}
+    parts = list(dict.fromkeys(name.partition("/")[0] for name in scores if "/" in name))
+    rows = [(name, score, *(scores.get(f"{part}/{name}", "") for part in parts)) for name, score in whole.items()]
+    table(("metric", "all" if parts else "score", *parts), rows, title)
+    print_unavailable(unavailable)
+
+
+def print_unavailable(reasons: Mapping[str, str]) -> None:
+    """Print a line for each metric that could not be computed."""
+    for name, reason in reasons.items():
+        say(f"{name}: not available: {reason}")
 
 
 def say(text: str) -> None:

@@ -29,6 +29,7 @@ from peftkit.training.device import autocast, choose_device, choose_precision
 from peftkit.training.summary import versions
 
 if TYPE_CHECKING:
+    from peftkit.metrics import Scores
     from peftkit.models.load import LoadedModel
 
 OnProgress = Callable[[int, int], None]
@@ -51,7 +52,7 @@ class Subject:
 class Evaluation:
     """Answers and scores of a set of examples."""
 
-    scores: dict[str, float]
+    scores: Scores
     predictions: list[dict[str, Any]]
     """One record an example: id, prompt, prediction, references, finished."""
     settings: Settings
@@ -238,6 +239,7 @@ def report(subject: Subject, found: Evaluation, facts: dict[str, Any]) -> dict[s
     recipe = subject.recipe
     return {
         "scores": found.scores,
+        "unavailable": found.scores.unavailable,
         **facts,
         "unfinished": found.unfinished,
         "shortened_prompts": found.shortened,

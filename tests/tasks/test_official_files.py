@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from peftkit.data.example import question
 from peftkit.errors import PeftkitError
 from peftkit.metrics import METRICS
 from peftkit.tasks import TASKS
@@ -279,6 +280,27 @@ def test_coqa_predictions_in_the_official_form(tmp_path):
     assert (scores["em"], scores["missing"], scores["turns"]) == (pytest.approx(50.0), 1, 2)
     lines = write(tmp_path, "out.txt", "Ann\na cat\n")
     assert COQA.score_files(lines, references)["em"] == pytest.approx(100.0)
+
+
+# Parts of a data set
+
+
+def test_coqa_is_scored_by_domain_from_its_examples(tmp_path):
+    coqa(tmp_path, conversation(), conversation(id="c2", source="cnn"), conversation(id="c3", source=None))
+    examples = COQA.group(COQA.read(tmp_path, "test"))
+    scores = COQA.score(examples, ["Ann", "a cat", "x", "a cat", "x", "x"])
+    found = [scores[name] for name in ("em", "children_stories/em", "news/em", "in_domain/em")]
+    assert found == pytest.approx([50, 100, 50, 75])
+    assert {name.partition("/")[0] for name in scores} == {"em", "f1", "children_stories", "news", "in_domain"}
+
+
+def test_webnlg_is_scored_on_seen_and_unseen_categories_where_there_are_both(tmp_path):
+    examples = [question(name, name, "one two", entry=name, seen=name == "a") for name in ("a", "b", "c")]
+    scores = WEBNLG.score(examples, ["one two", "one", "x"])
+    assert scores["seen/BLEU-1"] == pytest.approx(1.0)
+    assert scores["unseen/BLEU-1"] == WEBNLG.score_texts(["one", "x"], [["one two"]] * 2)["BLEU-1"]
+    assert scores["BLEU-1"] == WEBNLG.score_texts(["one two", "one", "x"], [["one two"]] * 3)["BLEU-1"]
+    assert not [name for name in WEBNLG.score(examples[1:], ["one", "x"]) if "/" in name]
 
 
 # The real files

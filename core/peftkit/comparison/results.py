@@ -119,7 +119,12 @@ def _row(entry: Entry, runs: Sequence[Run]) -> Row:
         note=entry.note,
         trainable=summaries[0]["trainable_parameters"],
         stored=stored(done[0].folder / "adapter" / TENSORS),
-        scores={key: Spread.of([report["scores"][key] for report in reports]) for key in reports[0]["scores"]},
+        scores={
+            key: Spread.of([report["scores"][key] for report in reports])
+            for key in reports[0]["scores"]
+            # A metric may have been unavailable where one of the runs was scored.
+            if all(key in report["scores"] for report in reports)
+        },
         validation=Spread.of(losses) if None not in losses else None,
         step_s=statistics.median(times) if times else None,
         memory=max(summary["peak_memory_bytes"] for summary in summaries),
@@ -171,4 +176,5 @@ def _setup(recipe: Recipe, runs: Sequence[Run], report: dict[str, Any]) -> dict[
         "device": f"{summary.get('device', '')}, {summary.get('precision', '')}",
     }
     versions = ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
-    return {**told, "versions": versions}
+    missing = {key: f"not available: {reason}" for key, reason in report.get("unavailable", {}).items()}
+    return {**told, **missing, "versions": versions}

@@ -87,8 +87,9 @@ def told(comparison: Comparison) -> str:
 
 
 def all_scores(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return heads and rows of a table with every score."""
-    names = list(comparison.base.scores) or list(comparison.measured[0].scores if comparison.measured else ())
+    """Return heads and rows of a table with every score of the whole set; those of its parts are in the CSV file."""
+    found = list(comparison.base.scores) or list(comparison.measured[0].scores if comparison.measured else ())
+    names = [name for name in found if "/" not in name]
     rows = [[r.label, *(spread(r.scores.get(n), 4) for n in names)] for r in (comparison.base, *comparison.measured)]
     return ["method", *names], rows
 

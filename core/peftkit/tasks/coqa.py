@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftkit.data.example import Example, Turn
 from peftkit.data.hub import HubDataset
 from peftkit.data.records import find_file, member, read_json, shown, text
 from peftkit.errors import PeftkitError
 from peftkit.tasks.task import TASKS, Task
+
+if TYPE_CHECKING:
+    from peftkit.metrics import Scores
 
 
 class CoQA(Task):
@@ -73,7 +76,13 @@ class CoQA(Task):
     def key(self, example: Example) -> Hashable:
         return example.id
 
-    def score_files(self, predictions: Path, references: Path) -> dict[str, float]:
+    def parts(self, example: Example) -> Iterable[str]:
+        """Name the domain of the conversation, where the file tells it, and which of the two kinds it is of."""
+        from peftkit.metrics import coqa
+
+        return coqa.domains(example.meta.get("source"))
+
+    def score_files(self, predictions: Path, references: Path) -> Scores:
         """Score as the official script does, by domain too, where both files are of the official form."""
         from peftkit.metrics import coqa
 

@@ -17,7 +17,7 @@ class E2E(Task):
 
     name = "e2e"
     hub = HubDataset("tuetschek/e2e_nlg")
-    metrics = ("bleu", "nist", "rouge_l", "cider", "coco_bleu")
+    metrics = ("bleu", "nist", "meteor", "rouge_l", "cider", "coco_bleu", "ter", "chrf")
     headline = "BLEU-4"
     max_new_tokens = 128
     stop = ("\n",)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftkit.data.example import Example, question
 from peftkit.data.hub import HubDataset
 from peftkit.data.records import find_file, member, read_json_lines, text
 from peftkit.data.subset import permutation
 from peftkit.tasks.task import TASKS, Task
+
+if TYPE_CHECKING:
+    from peftkit.metrics import Scores
 
 HELD_OUT = 500
 """Validation examples that are taken out of the training file, or a tenth of it where that is less."""
@@ -55,13 +58,13 @@ class GSM8K(Task):
     def key(self, example: Example) -> Hashable:
         return example.id
 
-    def score_files(self, predictions: Path, references: Path) -> dict[str, float]:
+    def score_files(self, predictions: Path, references: Path) -> Scores:
         """Score worked answers against the official file, or a list of reference answers, one per problem."""
-        from peftkit.metrics import gsm8k
+        from peftkit.metrics.files import read_predictions
 
         if references.suffix == self.suffix:
             return super().score_files(predictions, references)
-        return gsm8k.score_files(predictions, references)
+        return self.score_texts(read_predictions(predictions), [[text] for text in read_predictions(references)])
 
     def _example(self, identity: str, place: str, record: Mapping[str, Any]) -> Example:
         problem, answer = (

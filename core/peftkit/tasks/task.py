@@ -6,12 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from peftkit.data.example import Example
 from peftkit.data.hub import HubDataset
 from peftkit.errors import PeftkitError
 from peftkit.registry import Registry
+
+if TYPE_CHECKING:
+    from peftkit.metrics import Scores
 
 
 class Task(ABC):
@@ -65,13 +68,31 @@ class Task(ABC):
             for members in groups.values()
         ]
 
-    def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
-        """Score one prediction per grouped example with each of the task's metrics."""
-        return self.score_texts(predictions, [example.references for example in examples])
+    def parts(self, example: Example) -> Iterable[str]:
+        """Name the parts of the data set, besides the whole, that an example is scored in."""
+        return ()
 
-    def score_texts(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
+        """Score one prediction per grouped example with each of the task's metrics.
+
+        The figures of a part are scored on it alone and called `part/metric`; a part that holds all examples is left
+        out.
+        """
+        references = [example.references for example in examples]
+        scores = self.score_texts(predictions, references)
+        parts: dict[str, list[int]] = {}
+        for index, example in enumerate(examples):
+            for part in self.parts(example):
+                parts.setdefault(part, []).append(index)
+        for part, chosen in sorted(parts.items()):
+            if len(chosen) < len(examples):
+                found = self.score_texts([predictions[i] for i in chosen], [references[i] for i in chosen])
+                scores |= {f"{part}/{key}": figure for key, figure in found.items()}
+        return scores
+
+    def score_texts(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
         """Score predictions against lists of references, pair by pair."""
-        from peftkit.metrics import METRICS
+        from peftkit.metrics import score
 
         if len(predictions) != len(references):
             raise PeftkitError(
@@ -80,12 +101,9 @@ class Task(ABC):
             )
         if not references:
             raise PeftkitError("there is nothing to score: no input and no prediction.")
-        scores: dict[str, float] = {}
-        for metric in self.metrics:
-            scores |= METRICS[metric].score(predictions, references)
-        return scores
+        return score(self.metrics, predictions, references)
 
-    def score_files(self, predictions: Path, references: Path) -> dict[str, float]:
+    def score_files(self, predictions: Path, references: Path) -> Scores:
         """Score a file of predictions against an official file of the task, or a plain file of references.
 
         `peftkit.metrics.files` says what a plain file may be: in short, JSON, JSON lines, or one text a line.

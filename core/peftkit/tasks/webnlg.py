@@ -33,7 +33,7 @@ class WebNLG(Task):
 
     name = "webnlg"
     hub = HubDataset("webnlg-challenge/web_nlg", "webnlg_challenge_2017", {"validation": "dev"})
-    metrics = ("bleu", "nist", "rouge_l", "cider", "coco_bleu")
+    metrics = ("bleu", "nist", "meteor", "rouge_l", "cider", "coco_bleu", "ter", "chrf")
     headline = "BLEU-4"
     max_new_tokens = 192
     stop = ("\n",)
@@ -83,6 +83,10 @@ class WebNLG(Task):
 
     def key(self, example: Example) -> Hashable:
         return example.meta["entry"]
+
+    def parts(self, example: Example) -> Iterable[str]:
+        """Name the challenge's two parts of the test split, by whether training had the category."""
+        return ("seen" if example.meta["seen"] else "unseen",)
 
 
 def _column(value: Any, name: str) -> list[Any]:
