@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
 
 from peftkit.errors import PeftkitError, nearest
 from peftkit.models import folder as folders
+from peftkit.models import foreign
 
 OTHER_INPUTS = ("vision_config", "audio_config")
 
@@ -37,6 +38,7 @@ def from_folder(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         raise PeftkitError(f"{path} is not a valid configuration: {one_line(error)}") from error
     if not (own_code and trust_remote_code):
         check_decoder(config, str(path))
+    foreign.check(config, str(path))
     return config
 
 
@@ -82,8 +84,6 @@ def check_decoder(config: PretrainedConfig, where: str) -> None:
             f"{where}: {architecture} is not a decoder (no causal language model of it is known to transformers). "
             "Choose a model that generates text, such as llama, qwen3, gemma, mistral, phi, gpt2 or opt."
         )
-    if getattr(config, "quantization_config", None):
-        raise PeftkitError(f"{where}: the weights are stored quantized; name the original, unquantized checkpoint.")
 
 
 def one_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
-from peftkit.models import configuration, packed_cache, packed_folder, shardwise, tokenizer
+from peftkit.models import configuration, foreign, packed_cache, packed_folder, shardwise, tokenizer
 from peftkit.models import folder as folders
 from peftkit.models.fingerprint import fingerprint
 from peftkit.models.quantize import Quantization, quantize
@@ -73,6 +73,9 @@ def load(
         config = configuration.from_folder(folder, trust_remote_code=section.trust_remote_code)
         trust = section.trust_remote_code
         words = load_tokenizer(section) if section.tokenizer else tokenizer.read(folder, trust_remote_code=trust)
+        if foreign.method_of(config) is not None:
+            model, mark = _read_foreign(folder, config, section, device, dtype, weights, chosen)
+            return _loaded(model, words, str(section.name), section, folder, device, mark)
         ready = packed_folder.is_packed(folder)
         chosen = _stored(folder, chosen) if ready else chosen
         if not weights:
@@ -208,7 +211,9 @@ def _build(
         ) from error
 
 
-def _read(folder: Path, config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _read(
+    folder: Path, config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool, **rest: Any
+) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -219,6 +224,7 @@ def _read(folder: Path, config: PretrainedConfig, dtype: torch.dtype, trust_remo
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
+            **rest,
         )
     except Exception as error:  # the model's own code may fail in every way on a wrong configuration
         raise PeftkitError(f"model: {folder} cannot be loaded: {configuration.one_line(error)}") from error
@@ -242,6 +248,32 @@ def _open_packed(
     model, packed = _outline(config, dtype, section, stored)
     mark = packed_folder.fill(model, folder, packed, dtype)
     return _with_settings(model, folder), mark
+
+
+def _read_foreign(
+    folder: Path,
+    config: PretrainedConfig,
+    section: ModelSection,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    weights: bool,
+    chosen: Quantization,
+) -> tuple[PreTrainedModel, str | None]:
+    """Read a checkpoint that another library has quantized; returns it with its fingerprint."""
+    if chosen.packs:
+        raise PeftkitError(
+            f"quantization: the weights in {folder} are quantized already ({foreign.method_of(config)}). Leave "
+            "`quantization` out, or name the original checkpoint."
+        )
+    dtype = dtype or _dtype(section.dtype, device, cast(Any, config).dtype)
+    if not weights:
+        model = _on_meta(config, dtype, section.trust_remote_code)
+        foreign.outline(model, dtype)
+        return model, None
+    paths = folders.shards(folder)
+    model = _read(folder, config, dtype, section.trust_remote_code, device_map={"": str(device)})
+    foreign.take_over(model, dtype, folder)
+    return model, foreign.marked(model, paths)
 
 
 def _read_packed(

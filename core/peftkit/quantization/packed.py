@@ -14,26 +14,50 @@ from peftkit.quantization.quantizer import Quantizer
 from peftkit.quantization.weight import dense, has_original, hold, original, rounded, shape, store
 
 
-class PackedLinear(nn.Module):
-    """y = x W^T + b with W [out, in] in a storage format; the packed tensors are buffers, as the format names them.
+class StoredLinear(nn.Module):
+    """y = x W^T + b with W [out, in] kept in a form of its own: a subclass says how it is read, by `stored`.
 
-    The weight is unpacked for the forward and once more for the backward pass, and never kept between them.
+    The weight is read for the forward and once more for the backward pass, and never kept between them.
     """
 
     held: Tensor | None
+    """What is computed with in place of the stored weight."""
     bias: nn.Parameter | None
 
-    def __init__(self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype, quantizer: Quantizer):
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, bias: Tensor | None = None):
         super().__init__()
         self.out_features, self.in_features = shape
         self.dtype = dtype
-        """What the weight is unpacked to: the dtype that it had."""
+        """What the weight is read in: the dtype that it had."""
+        self.register_buffer("held", None, persistent=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight [out, in], read anew each time."""
+        return self.unpacked(self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Product.apply(x, self) if self.bias is None else _Product.apply(x, self) + self.bias.to(x.dtype)
+
+    def unpacked(self, dtype: torch.dtype, fleeting: bool = False) -> Tensor:
+        """Return the weight [out, in] in `dtype`; a `fleeting` one is gone when the next one is unpacked."""
+        return self.stored(dtype, fleeting) if self.held is None else self.held.to(dtype)
+
+    def stored(self, dtype: torch.dtype, fleeting: bool = False) -> Tensor:
+        """Return the weight [out, in] that is stored, in `dtype`; a `fleeting` one may lie in shared memory."""
+        raise TypeError(f"{type(self).__name__} does not say how its weight is read")
+
+
+class PackedLinear(StoredLinear):
+    """A linear layer whose weight is in a format of `Quantizer`; its tensors are buffers, as the format names them."""
+
+    def __init__(self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype, quantizer: Quantizer):
+        super().__init__(shape, dtype)
         self.quantizer = quantizer
         self.parts = tuple(parts)
         for key, part in parts.items():
             self.register_buffer(key, part)
-        self.register_buffer("held", None, persistent=False)
-        self.bias = None
         self.source: Callable[[], Tensor] | None = None
         """Reads the weight as it was before, for starts that are found from it."""
 
@@ -45,18 +69,7 @@ class PackedLinear(nn.Module):
         layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         return layer
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight [out, in], unpacked anew each time."""
-        return self.unpacked(self.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _Product.apply(x, self) if self.bias is None else _Product.apply(x, self) + self.bias.to(x.dtype)
-
-    def unpacked(self, dtype: torch.dtype, fleeting: bool = False) -> Tensor:
-        """Return the weight [out, in] in `dtype`; a `fleeting` one is gone when the next one is unpacked."""
-        if self.held is not None:
-            return self.held.to(dtype)
+    def stored(self, dtype: torch.dtype, fleeting: bool = False) -> Tensor:
         parts = {key: cast(Tensor, getattr(self, key)) for key in self.parts}
         return self.quantizer.unpack(parts, (self.out_features, self.in_features), dtype, fleeting)
 
@@ -74,7 +87,7 @@ class _Product(torch.autograd.Function):
     """x W^T whose graph keeps neither x nor W."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, layer: StoredLinear) -> Tensor:  # type: ignore[override]
         ctx.layer, ctx.dtype = layer, x.dtype
         kind = x.device.type
         compute = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -87,7 +100,7 @@ class _Product(torch.autograd.Function):
 
 
 @dense.register
-def _(module: PackedLinear) -> Tensor:
+def _(module: StoredLinear) -> Tensor:
     return module.weight
 
 
@@ -117,12 +130,12 @@ def _(module: PackedLinear, weight: Tensor) -> Tensor:
 
 
 @hold.register
-def _(module: PackedLinear, weight: Tensor, keep: bool = True) -> Callable[[], None]:
+def _(module: StoredLinear, weight: Tensor, keep: bool = True) -> Callable[[], None]:
     _check(module, weight)
     before, module.held = module.held, weight.detach().to(module.dtype, copy=True)
     return lambda: setattr(module, "held", before)
 
 
-def _check(module: PackedLinear, weight: Tensor) -> None:
+def _check(module: StoredLinear, weight: Tensor) -> None:
     if tuple(weight.shape) != shape(module):
         raise PeftkitError(f"a weight of shape {list(weight.shape)} does not fit {module}.")

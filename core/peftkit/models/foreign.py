@@ -1,0 +1,103 @@
+"""Checkpoints that another library has quantized: transformers reads them, and their layers are taken over."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from peftkit.errors import PeftkitError
+from peftkit.layout import own_parameters
+from peftkit.models.fingerprint import digest, sample
+from peftkit.quantization.foreign import READERS, ForeignLinear, Reader, reader_of
+from peftkit.quantization.weight import shape
+
+
+def method_of(config: PretrainedConfig) -> str | None:
+    """Return the `quant_method` of a configuration, or None where the weights are as they were trained."""
+    chosen = getattr(config, "quantization_config", None)
+    if not chosen:
+        return None
+    chosen = chosen if isinstance(chosen, Mapping) else chosen.to_dict()
+    method = chosen.get("quant_method", "bitsandbytes" if "load_in_4bit" in chosen else None)
+    return str(getattr(method, "value", method))
+
+
+def check(config: PretrainedConfig, where: str) -> None:
+    """Refuse weights quantized in a way that is not known, or that need packages which are not installed."""
+    method = method_of(config)
+    if method is None:
+        return
+    readers = [reader for _, reader in READERS.items() if reader.method == method]
+    if not readers:
+        known = ", ".join(sorted({reader.method for _, reader in READERS.items()}))
+        raise PeftkitError(
+            f"{where}: the weights are quantized by '{method}'; read are {known}. Name the original checkpoint."
+        )
+    lacking = [name for name in readers[0].packages if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise PeftkitError(
+            f"{where}: the weights are quantized by {method}, and loading them needs "
+            f"{' and '.join(lacking)}: pip install {' '.join(lacking)}."
+        )
+
+
+def take_over(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
+    """Put a layer of ours around each packed layer of a model that transformers has read.
+
+    The model counts as an ordinary one from then on. Raises PeftkitError for a packed tensor that is left.
+    """
+    for path, layer in list(cast(nn.Module, model).named_modules()):
+        reader = reader_of(layer)
+        if reader is not None:
+            model.set_submodule(path, ForeignLinear.of(layer, reader, dtype))
+    for name, tensor in own_parameters(model):
+        if not tensor.is_floating_point() or type(tensor.data) is not Tensor:
+            raise PeftkitError(f"model: '{name}' in {folder} is packed in a way that cannot be read here.")
+    _forget(model)
+
+
+def outline(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Put layers of the packed size where the checkpoint of a model on the meta device has packed ones."""
+    quantizer: Any = AutoHfQuantizer.from_config(cast(Any, model.config).quantization_config, pre_quantized=True)
+    quantizer.preprocess_model(model=model, dtype=dtype, device_map=None, checkpoint_files=None)
+    usual: list[Reader] = [r for _, r in READERS.items() if r.method == method_of(model.config)]
+    size = quantizer.quantized_element_size or getattr(quantizer.quantization_config, "bits", 8) / 8
+    for path, layer in list(cast(nn.Module, model).named_modules()):
+        sizes, reader = shape(layer), reader_of(layer)
+        if reader is None and sizes is not None and quantizer.param_needs_quantization(model, f"{path}.weight"):
+            reader = usual[0]
+        if sizes is not None and reader is not None:
+            bias = getattr(layer, "bias", None)
+            bias = None if bias is None else torch.empty(sizes[0], dtype=dtype, device="meta")
+            count = int(sizes[0] * sizes[1] * size)
+            model.set_submodule(path, ForeignLinear(None, reader, sizes, dtype, bias, count))
+    _forget(model)
+
+
+def marked(model: PreTrainedModel, paths: list[Path]) -> str:
+    """Return the fingerprint of a packed checkpoint: of the tensors in its files, the packed ones among them."""
+    from safetensors import safe_open
+
+    samples = {}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            opened: Any = file
+            for name in opened.keys():  # noqa: SIM118
+                tensor = opened.get_tensor(name)
+                samples[name] = (list(tensor.shape), sample(tensor, torch.float32))
+    return digest(model, samples)
+
+
+def _forget(model: PreTrainedModel) -> None:
+    """Let a model that transformers has marked as quantized be moved and saved as any other."""
+    for key in ("hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"):
+        model.__dict__.pop(key, None)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
