@@ -78,9 +78,10 @@ def test_two_optimizers_train_one_adaptation_each_at_its_rate():
         assert moved == ({"1"} if still == 2e-2 else {"0"})
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw-offload"])
+@pytest.mark.parametrize("name", ["adamw", "adamw-8bit", "adamw-offload"])
 def test_the_states_of_two_optimizers_are_kept_by_key_and_go_on_bit_for_bit(name):
-    methods = (GaLore(targets="mlp", rank=4, interval=2), LoRA())
+    # The matrices of this rank have more than 4096 values, so that some moments are packed in 8 bits.
+    methods = (GaLore(targets="mlp", rank=4, interval=2), LoRA(rank=160))
     whole, resumed = attached(*methods), attached(*methods)
     optimizer, other = (Optimizers(adaptation.groups(1e-2, 0.1), default=name) for adaptation in (whole, resumed))
     for step in range(5):
@@ -98,7 +99,7 @@ def test_the_states_of_two_optimizers_are_kept_by_key_and_go_on_bit_for_bit(name
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
 def test_the_bytes_foretold_are_those_of_the_states(name):
-    sizes = [(12, 8), (8, 12), (9, 9)]
+    sizes = [(12, 8), (8, 12), (9, 9), (64, 65)]
     parameters = [torch.nn.Parameter(torch.randn(size)) for size in sizes]
     keys = [str(index) for index in range(len(sizes))]
     groups = [{"params": parameters, "keys": keys, "lr": 0.1, "weight_decay": 0.0, "optimizer": name, "rank": 3}]

@@ -30,7 +30,7 @@ class Reader:
     weight: Callable[[Any], Tensor]
     """Returns the weight [out, in] that the layer stands for, in any floating dtype."""
     kernel: bool = False
-    """Whether the layer's own forward is the product with that weight, and quicker on a GPU where one text is decoded."""
+    """Whether the layer's own forward is the product with that weight, which a GPU decodes quicker with."""
 
 
 class ForeignLinear(StoredLinear):

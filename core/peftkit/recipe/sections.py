@@ -139,8 +139,8 @@ class TrainSection(Section):
     warmup: Annotated[float, Field(ge=0, le=1e12)] = 0.03
     """Steps in which the learning rate rises: a fraction of all steps below 1, else a number of steps."""
     optimizer: Text = "adamw"
-    """What takes the steps where a method brings no optimizer of its own; `adamw-offload` keeps its states in the
-    host's memory."""
+    """What takes the steps where a method brings no optimizer of its own; `adamw-8bit` keeps its states in 8 bits and
+    `adamw-offload` in the host's memory."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
     """The optimizer's decay rates of the first and second moment."""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8

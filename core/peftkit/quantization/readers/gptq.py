@@ -17,9 +17,9 @@ def weight(layer: Any) -> Tensor:
     return layer.dequantize_weight().T
 
 
-READERS.add(
-    "gptq",
-    Reader(
-        "gptq", ("gptqmodel", "optimum", "accelerate"), lambda module: type(module).__name__ in PLAIN, weight, kernel=True
-    ),
-)
+def knows(module: Any) -> bool:
+    """Say whether the layer's class is one of those."""
+    return type(module).__name__ in PLAIN
+
+
+READERS.add("gptq", Reader("gptq", ("gptqmodel", "optimum", "accelerate"), knows, weight, kernel=True))
