@@ -19,6 +19,11 @@ from peftkit.quantization.foreign import READERS, ForeignLinear, Reader, reader_
 from peftkit.quantization.weight import shape
 
 
+MARKS = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
+MARKS += ("_weight_conversions",)
+"""The attributes by which transformers knows a quantized model, and how it would write one."""
+
+
 def method_of(config: PretrainedConfig) -> str | None:
     """Return the `quant_method` of a configuration, or None where the weights are as they were trained."""
     chosen = getattr(config, "quantization_config", None)
@@ -46,6 +51,15 @@ def check(config: PretrainedConfig, where: str) -> None:
             f"{where}: the weights are quantized by {method}, and loading them needs "
             f"{' and '.join(lacking)}: pip install {' '.join(lacking)}."
         )
+
+
+def prepare(config: PretrainedConfig) -> None:
+    """Have the library choose layers that can be read, where it has several kinds."""
+    chosen: Any = cast(Any, config).quantization_config
+    for _, reader in READERS.items():
+        if reader.method == method_of(config):
+            for key, value in reader.settings.items():
+                chosen[key] = value
 
 
 def take_over(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
@@ -97,7 +111,7 @@ def marked(model: PreTrainedModel, paths: list[Path]) -> str:
 
 def _forget(model: PreTrainedModel) -> None:
     """Let a model that transformers has marked as quantized be moved and saved as any other."""
-    for key in ("hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"):
+    for key in MARKS:
         model.__dict__.pop(key, None)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -114,11 +114,12 @@ def quiet() -> Iterator[None]:
     """Keep the progress bars and the advice of transformers and the hub off the terminal."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    hub = logging.getLogger("huggingface_hub")
-    verbosity, hub_level = transformers_logging.get_verbosity(), hub.level
+    hub, packer = logging.getLogger("huggingface_hub"), logging.getLogger("bitsandbytes")
+    verbosity, hub_level, packer_level = transformers_logging.get_verbosity(), hub.level, packer.level
     bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     transformers_logging.set_verbosity(logging.CRITICAL)
     hub.setLevel(logging.CRITICAL)
+    packer.setLevel(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
     try:
@@ -128,6 +129,7 @@ def quiet() -> Iterator[None]:
     finally:
         transformers_logging.set_verbosity(verbosity)
         hub.setLevel(hub_level)
+        packer.setLevel(packer_level)
         if bars:
             transformers_logging.enable_progress_bar()
         if hub_bars:
@@ -265,6 +267,7 @@ def _read_foreign(
             f"quantization: the weights in {folder} are quantized already ({foreign.method_of(config)}). Leave "
             "`quantization` out, or name the original checkpoint."
         )
+    foreign.prepare(config)
     dtype = dtype or _dtype(section.dtype, device, cast(Any, config).dtype)
     if not weights:
         model = _on_meta(config, dtype, section.trust_remote_code)

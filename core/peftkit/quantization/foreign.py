@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ class Reader:
     """Says whether a module is such a layer."""
     weight: Callable[[Any], Tensor]
     """Returns the weight [out, in] that the layer stands for, in any floating dtype."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the checkpoint's `quantization_config` that have the library choose layers which can be read."""
     kernel: bool = False
     """Whether the layer's own forward is the product with that weight, which a GPU decodes quicker with."""
 
@@ -73,8 +75,8 @@ class ForeignLinear(StoredLinear):
             return self.reader.weight(self.__dict__["layer"]).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The libraries' kernels for the CPU repack the weight in place or need sizes that divide.
-        if self.reader.kernel and self.held is None and x.is_cuda and torch.is_inference_mode_enabled():
+        # The libraries' kernels for the CPU repack the weight in place, or need sizes that divide.
+        if self.reader.kernel and self.held is None and _decodes_on_gpu(x):
             y = self.__dict__["layer"](x)
             return y if self.bias is None else y + self.bias.to(y.dtype)
         return super().forward(x)
@@ -87,6 +89,10 @@ class ForeignLinear(StoredLinear):
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, {self.reader.method}"
+
+
+def _decodes_on_gpu(x: Tensor) -> bool:
+    return x.is_cuda and torch.is_inference_mode_enabled()
 
 
 def reader_of(module: nn.Module) -> Reader | None:

@@ -40,4 +40,4 @@ def _codes(words: Tensor) -> Tensor:
     return ((words.unsqueeze(-1) >> shifts) & 15).flatten(-2)
 
 
-READERS.add("awq", Reader("awq", ("gptqmodel", "accelerate"), knows, weight, kernel=True))
+READERS.add("awq", Reader("awq", ("gptqmodel", "accelerate"), knows, weight, {"backend": "torch_awq"}))

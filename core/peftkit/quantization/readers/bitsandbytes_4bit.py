@@ -16,13 +16,9 @@ def weight(layer: Any) -> Tensor:
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
-READERS.add(
-    "bitsandbytes-4bit",
-    Reader(
-        "bitsandbytes",
-        ("bitsandbytes", "accelerate"),
-        lambda module: named(module, "Linear4bit", "bitsandbytes"),
-        weight,
-        kernel=True,
-    ),
-)
+def knows(module: Any) -> bool:
+    """Say whether the module is such a layer."""
+    return named(module, "Linear4bit", "bitsandbytes")
+
+
+READERS.add("bitsandbytes-4bit", Reader("bitsandbytes", ("bitsandbytes", "accelerate"), knows, weight, kernel=True))

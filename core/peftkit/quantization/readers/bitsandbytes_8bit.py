@@ -19,12 +19,9 @@ def weight(layer: Any) -> Tensor:
     return layer.weight.data.float() * (scales.float() / 127).unsqueeze(1)
 
 
-READERS.add(
-    "bitsandbytes-8bit",
-    Reader(
-        "bitsandbytes",
-        ("bitsandbytes", "accelerate"),
-        lambda module: named(module, "Linear8bitLt", "bitsandbytes"),
-        weight,
-    ),
-)
+def knows(module: Any) -> bool:
+    """Say whether the module is such a layer."""
+    return named(module, "Linear8bitLt", "bitsandbytes")
+
+
+READERS.add("bitsandbytes-8bit", Reader("bitsandbytes", ("bitsandbytes", "accelerate"), knows, weight))

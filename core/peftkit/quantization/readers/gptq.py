@@ -1,4 +1,4 @@
-"""Layers of GPTQ checkpoints (Frantar et al. 2022, arXiv:2210.17323) on the kernels of gptqmodel that can be read."""
+"""Layers of GPTQ checkpoints (Frantar et al. 2022, arXiv:2210.17323), as gptqmodel keeps them for its plain kernel."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
-from peftkit.quantization.foreign import READERS, Reader
-
-PLAIN = {"TorchLinear", "TritonV2Linear", "TorchQuantLinear", "TritonV2QuantLinear"}
-"""The classes that keep the checkpoint's layout, whose reader is right; they are called so in gptqmodel 7, and in 5."""
+from peftkit.quantization.foreign import READERS, Reader, named
 
 
 def weight(layer: Any) -> Tensor:
     """Return W [out, in] in the dtype of the scales."""
-    return layer.dequantize_weight().T
+    # The one of the class: optimum has torch.compile wrap that of the layer.
+    return type(layer).dequantize_weight(layer).T
 
 
 def knows(module: Any) -> bool:
-    """Say whether the layer's class is one of those."""
-    return type(module).__name__ in PLAIN
+    """Say whether the layer is of the class that keeps the checkpoint's layout; others shuffle it."""
+    return named(module, "TorchLinear", "gptqmodel")
 
 
-READERS.add("gptq", Reader("gptq", ("gptqmodel", "optimum", "accelerate"), knows, weight, kernel=True))
+SETTINGS = {"backend": "gptq_torch"}
+READERS.add("gptq", Reader("gptq", ("gptqmodel", "optimum", "accelerate"), knows, weight, SETTINGS))

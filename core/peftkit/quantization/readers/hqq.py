@@ -14,6 +14,9 @@ def weight(layer: Any) -> Tensor:
     return layer.dequantize()
 
 
-READERS.add(
-    "hqq", Reader("hqq", ("hqq", "accelerate"), lambda module: named(module, "HQQLinear", "hqq"), weight, kernel=True)
-)
+def knows(module: Any) -> bool:
+    """Say whether the module is such a layer."""
+    return named(module, "HQQLinear", "hqq")
+
+
+READERS.add("hqq", Reader("hqq", ("hqq", "accelerate"), knows, weight))

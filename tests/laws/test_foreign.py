@@ -1,0 +1,115 @@
+"""A method on a checkpoint of bitsandbytes is the method on the dense weights that it stands for (invariant 12)."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from model_folders import section
+from quantized_checkpoints import write_bitsandbytes
+from subjects import build, loss, randomise, tokens
+
+from peftkit import adapt
+from peftkit.errors import PeftkitError
+from peftkit.method import METHODS
+from peftkit.models.load import load
+from peftkit.models.tiny import tiny
+from peftkit.quantization.foreign import ForeignLinear
+from peftkit.quantization.weight import dense, store
+
+FEW = ["lora", "ia3", "serial-adapter", "prefix-tuning", "bitfit"]
+"""One of each port."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantized")
+
+    @cache
+    def written(kind: str, architecture: str) -> Path:
+        return write_bitsandbytes(folder / f"{kind}-{architecture}", kind, architecture)
+
+    return written
+
+
+def pair(folder: Path, architecture: str):
+    """Return the checkpoint's model and a dense one with the weights that it stands for."""
+    model = load(section(folder)).model
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, ForeignLinear)}
+    assert layers
+    twin = tiny(architecture)
+    for name, module in layers.items():
+        store(twin.get_submodule(name), dense(module).clone())
+    return model, twin, layers
+
+
+def taken(checkpoint, kind: str, method: str) -> str:
+    """Return the architecture whose quantized form the method takes; skips where there is none."""
+    reasons = []
+    for architecture in ("llama", "gpt2"):
+        try:
+            adapt.check(load(section(checkpoint(kind, architecture))).model, [build(method, 0)])
+        except PeftkitError as error:
+            reasons.append(str(error))
+        else:
+            return architecture
+    assert method in ("full", "galore")
+    assert all("without quantization" in reason for reason in reasons)
+    pytest.skip("it trains the packed weights themselves, and is refused")
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [*(("nf4", name) for name in METHODS.names()), *((kind, name) for kind in ("fp4", "int8") for name in FEW)],
+)
+def test_forward_and_backward_equal_those_on_the_dense_weights(checkpoint, kind, method):
+    architecture = taken(checkpoint, kind, method)
+    model, twin, layers = pair(checkpoint(kind, architecture), architecture)
+    frozen = {name: dense(module).clone() for name, module in layers.items()}
+    results = []
+    for one in (model, twin):
+        adaptation = adapt.attach(one, [build(method, 0)])
+        torch.manual_seed(0)
+        adaptation.prepare([])
+        randomise(adaptation)
+        value = loss(one, tokens())
+        value.backward()
+        gradients = {key: p.grad for key, p in adaptation.parameters()}
+        results.append((value.detach(), gradients, adaptation.trainable, adaptation.total))
+    (packed_loss, packed_gradients, *packed_counts), (dense_loss, dense_gradients, *dense_counts) = results
+    assert abs(packed_loss - dense_loss) <= 1e-5
+    assert packed_counts == dense_counts
+    assert set(packed_gradients) == set(dense_gradients)
+    for key, gradient in dense_gradients.items():
+        if gradient is None:
+            assert packed_gradients[key] is None
+            continue
+        assert torch.allclose(packed_gradients[key], gradient, atol=1e-5, rtol=1e-4), key
+    for name, value in frozen.items():
+        assert torch.equal(dense(model.get_submodule(name)), value), f"{name} changed"
+
+
+@pytest.mark.parametrize("method", FEW)
+def test_it_is_saved_and_loaded_and_merges_and_unmerges(checkpoint, method, tmp_path):
+    architecture = taken(checkpoint, "nf4", method)
+    loaded = load(section(checkpoint("nf4", architecture)))
+    with torch.no_grad():
+        adaptation = adapt.attach(loaded.model, [build(method, 0)])
+        adaptation.prepare([])
+        randomise(adaptation)
+        adapted = loaded.model(input_ids=tokens()).logits
+        adapt.save(adaptation, tmp_path / "adapter", {"name": "base", "fingerprint": loaded.fingerprint})
+        if METHODS[method].mergeable:
+            adaptation.merge_()
+            assert (loaded.model(input_ids=tokens()).logits - adapted).abs().max() <= 1e-4
+            adaptation.unmerge_()
+            assert torch.equal(loaded.model(input_ids=tokens()).logits, adapted)
+        again = load(section(checkpoint("nf4", architecture)))
+        adapt.load(again.model, tmp_path / "adapter", again.fingerprint)
+        again.model.eval()
+        assert torch.equal(again.model(input_ids=tokens()).logits, adapted)
+        other = load(section(checkpoint("fp4", architecture)))
+        with pytest.raises(PeftkitError, match="made for another base model"):
+            adapt.load(other.model, tmp_path / "adapter", other.fingerprint)
