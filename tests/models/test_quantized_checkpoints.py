@@ -59,6 +59,8 @@ def test_the_layers_of_bitsandbytes_are_read_as_the_library_reads_them(checkpoin
         assert packed_shape(layer) == (other.out_features, other.in_features)
         assert dense(layer).dtype == torch.float32
     assert not loaded.model.training
+    assert loaded.storage == {"format": "bitsandbytes", "options": {}, "modules": {}}
+    assert not loaded.has_originals
     assert not any(parameter.dtype == torch.uint8 for parameter in loaded.model.parameters())
 
 
@@ -90,7 +92,10 @@ def test_a_recipe_that_quantizes_it_again_is_refused(checkpoints):
     [
         (Full(), "without quantization"),
         (LoRA(init="pissa"), "can be read, and cannot be changed: choose another init"),
-        (LoRA(init="loftq"), "can be read, and cannot take in another weight: choose another init"),
+        (
+            LoRA(init="loftq"),
+            "cannot take in another weight: choose another init|is not there: name the original model",
+        ),
     ],
     ids=["full", "pissa", "loftq"],
 )

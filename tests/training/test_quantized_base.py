@@ -48,6 +48,7 @@ def test_it_trains_resumes_bit_for_bit_and_answers(keys, tmp_path, monkeypatch):
     adapters = [(tmp_path / name / "adapter" / "adapter.safetensors").read_bytes() for name in ("whole", "parts")]
     assert adapters[0] == adapters[1]
     base = json.loads((tmp_path / "whole" / "adapter" / "adapter.json").read_text())["base"]
+    assert base["quantization"]["format"] == "bitsandbytes"
     assert base["fingerprint"] == load(chosen.model).fingerprint
     assert answer(tmp_path / "whole", "red") != answer(tmp_path / "whole", "red", base=True)
 

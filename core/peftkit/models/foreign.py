@@ -18,7 +18,6 @@ from peftkit.models.fingerprint import digest, sample
 from peftkit.quantization.foreign import READERS, ForeignLinear, Reader, reader_of
 from peftkit.quantization.weight import shape
 
-
 MARKS = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
 MARKS += ("_weight_conversions",)
 """The attributes by which transformers knows a quantized model, and how it would write one."""
@@ -32,6 +31,16 @@ def method_of(config: PretrainedConfig) -> str | None:
     chosen = chosen if isinstance(chosen, Mapping) else chosen.to_dict()
     method = chosen.get("quant_method", "bitsandbytes" if "load_in_4bit" in chosen else None)
     return str(getattr(method, "value", method))
+
+
+def storage(config: PretrainedConfig) -> dict[str, Any]:
+    """Describe how the weights are stored, in the form of a recipe's `quantization`; the fingerprint tells the rest."""
+    return {"format": method_of(config), "options": {}, "modules": {}}
+
+
+def is_foreign(storage: Mapping[str, Any]) -> bool:
+    """Say whether a description of how weights are stored is that of another library's checkpoint."""
+    return any(reader.method == storage["format"] for _, reader in READERS.items())
 
 
 def check(config: PretrainedConfig, where: str) -> None:
@@ -114,4 +123,4 @@ def _forget(model: PreTrainedModel) -> None:
     for key in MARKS:
         model.__dict__.pop(key, None)
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        del cast(Any, model.config).quantization_config

@@ -46,7 +46,7 @@ class LoadedModel:
     @property
     def has_originals(self) -> bool:
         """Whether the weights can be had as they were before they were packed."""
-        return self.source is None or not packed_folder.is_packed(self.source)
+        return self.source is None or not (packed_folder.is_packed(self.source) or foreign.is_foreign(self.storage))
 
 
 def load(
@@ -74,8 +74,11 @@ def load(
         trust = section.trust_remote_code
         words = load_tokenizer(section) if section.tokenizer else tokenizer.read(folder, trust_remote_code=trust)
         if foreign.method_of(config) is not None:
+            storage = foreign.storage(config)
             model, mark = _read_foreign(folder, config, section, device, dtype, weights, chosen)
-            return _loaded(model, words, str(section.name), section, folder, device, mark)
+            loaded = _loaded(model, words, str(section.name), section, folder, device, mark)
+            loaded.storage = storage
+            return loaded
         ready = packed_folder.is_packed(folder)
         chosen = _stored(folder, chosen) if ready else chosen
         if not weights:

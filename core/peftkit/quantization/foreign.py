@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.quantization.packed import StoredLinear
-from peftkit.quantization.weight import rounded, shape, store
+from peftkit.quantization.weight import has_original, rounded, shape, store
 from peftkit.registry import Registry
 
 READERS: Registry[Reader] = Registry("packed layer", "peftkit.quantization.readers")
@@ -108,6 +108,11 @@ def named(module: nn.Module, name: str, package: str) -> bool:
 @store.register
 def _(module: ForeignLinear, weight: Tensor) -> None:
     raise PeftkitError(_read_only(module, "be changed"))
+
+
+@has_original.register
+def _(module: ForeignLinear) -> bool:
+    return False
 
 
 @rounded.register
