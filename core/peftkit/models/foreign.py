@@ -87,15 +87,19 @@ def take_over(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
 
 
 def outline(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Put layers of the packed size where the checkpoint of a model on the meta device has packed ones."""
+    """Put layers of the packed size where the checkpoint of a model on the meta device has packed ones.
+
+    What transformers itself raises goes through, where it cannot load such a checkpoint.
+    """
     quantizer: Any = AutoHfQuantizer.from_config(cast(Any, model.config).quantization_config, pre_quantized=True)
     quantizer.preprocess_model(model=model, dtype=dtype, device_map=None, checkpoint_files=None)
     usual: list[Reader] = [r for _, r in READERS.items() if r.method == method_of(model.config)]
     size = quantizer.quantized_element_size or getattr(quantizer.quantization_config, "bits", 8) / 8
     for path, layer in list(cast(nn.Module, model).named_modules()):
         sizes, reader = shape(layer), reader_of(layer)
-        if reader is None and sizes is not None and quantizer.param_needs_quantization(model, f"{path}.weight"):
-            reader = usual[0]
+        if sizes is not None and quantizer.param_needs_quantization(model, f"{path}.weight"):
+            quantizer.get_quantize_ops()  # Raises where loading would.
+            reader = reader or usual[0]
         if sizes is not None and reader is not None:
             bias = getattr(layer, "bias", None)
             bias = None if bias is None else torch.empty(sizes[0], dtype=dtype, device="meta")

@@ -274,7 +274,10 @@ def _read_foreign(
     dtype = dtype or _dtype(section.dtype, device, cast(Any, config).dtype)
     if not weights:
         model = _on_meta(config, dtype, section.trust_remote_code)
-        foreign.outline(model, dtype)
+        try:
+            foreign.outline(model, dtype)
+        except Exception as error:  # each library's quantizer fails in its own way
+            raise PeftkitError(f"model: {folder} cannot be loaded: {configuration.one_line(error)}") from error
         return model, None
     paths = folders.shards(folder)
     model = _read(folder, config, dtype, section.trust_remote_code, device_map={"": str(device)})
