@@ -25,8 +25,8 @@ from peftkit.methods.full import Full
 from peftkit.methods.lora import LoRA
 from peftkit.models import foreign
 from peftkit.models.load import load, quiet
+from peftkit.models.quantize import unpack
 from peftkit.models.tiny import tiny
-from peftkit.models.unpack import unpack
 from peftkit.quantization import foreign as layers
 from peftkit.quantization.foreign import READERS, ForeignLinear, Reader
 from peftkit.quantization.weight import dense, packed_shape
@@ -40,6 +40,11 @@ def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantized")
     kinds = {(kind, "llama"): kind for kind in BITSANDBYTES} | {("nf4", "gpt2"): "nf4"}
     return {key: write_bitsandbytes(folder / "-".join(key), kind, key[1]) for key, kind in kinds.items()}
+
+
+def unfilled(model):
+    with torch.device("meta"):
+        return type(model)(model.config)
 
 
 def packed(model):
@@ -126,7 +131,7 @@ def test_an_unpacked_model_is_an_ordinary_one_and_keeps_a_merge(checkpoints, key
             parameter.normal_(std=0.1)
         adapted = model(input_ids=IDS).logits
         adaptation.merge_()
-        paths = unpack(model)
+        paths = unpack(model, unfilled(model))
         assert len(paths) == (14 if key[1] == "llama" else 8)
         assert not packed(model)
         assert (model(input_ids=IDS).logits - adapted).abs().max() <= 1e-5
@@ -141,7 +146,7 @@ def test_an_unpacked_model_is_an_ordinary_one_and_keeps_a_merge(checkpoints, key
 def test_unpacking_a_dense_model_changes_nothing():
     model = tiny("llama")
     before = dict(model.named_parameters())
-    assert unpack(model) == []
+    assert unpack(model, unfilled(model)) == []
     assert all(before[name] is parameter for name, parameter in model.named_parameters())
 
 
@@ -240,7 +245,7 @@ def load_twin(model):
     import copy
 
     twin = copy.deepcopy(model)
-    assert unpack(twin)
+    assert unpack(twin, unfilled(twin))
     return twin
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.layout import GROUPS, Layout
-from peftkit.quantization.packed import PackedLinear
+from peftkit.quantization.packed import PackedLinear, StoredLinear
 from peftkit.quantization.quantizer import QUANTIZERS, Quantizer
 from peftkit.quantization.weight import dense, store
 
@@ -102,9 +102,10 @@ def replace(model: nn.Module, path: str, quantizer: Quantizer, source: Callable[
 def unpack(model: nn.Module, like: nn.Module) -> list[str]:
     """Put plain layers, of the classes they have in `like`, in the place of packed ones, with what these stand for.
 
-    `like` is the model without weights, on the meta device; its layers are taken. Returns the paths, in their order.
+    It is the same whoever packed them, and a merge that a packed layer holds is kept. `like` is the model without
+    weights, on the meta device; its layers are taken. Returns the paths, in their order.
     """
-    packed = {path: module for path, module in model.named_modules() if isinstance(module, PackedLinear)}
+    packed = {path: module for path, module in model.named_modules() if isinstance(module, StoredLinear)}
     for path, module in packed.items():
         weight = dense(module)
         plain: Any = like.get_submodule(path).to_empty(device=weight.device).to(weight.dtype)
