@@ -15,7 +15,7 @@ from peftkit.layout import Layout, own_parameters
 from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.embedding import SoftPrompt
-from peftkit.ports.merging import Merged, merge_module
+from peftkit.ports.merging import Merged, merge_module, shift_module
 from peftkit.ports.seat import Switch, unseat
 from peftkit.quantization.weight import packed_shape
 
@@ -269,6 +269,33 @@ class Adaptation:
         With `keep_base` the old weights are kept for `unmerge_`. Raises PeftkitError with nothing changed where a
         method cannot merge or an adapter holds NaN or infinity.
         """
+        merged = [merge_module(self.model, adapters, keep_base) for adapters in self._to_merge()]
+        self._merged = merged if keep_base else []
+        attached(self.model).switch.merged.add(self.name)
+
+    def merge_packed_(self) -> None:
+        """Merge into the stored scales and zero points in place: every code stays as it is, and the model as small.
+
+        The change of a weight is exact but for the rounding of its new scales and zero points to fp32. Undone by
+        `unmerge_`. Raises PeftkitError with nothing changed where an adapter has no equal there, or another adaptation
+        is attached.
+        """
+        others = [name for name in attached(self.model).adaptations if name != self.name]
+        if others:
+            raise PeftkitError(f"'{others[0]}' is attached to the same stored weights: remove it first.")
+        merged: list[Merged] = []
+        try:
+            for adapters in self._to_merge():
+                merged.append(shift_module(self.model, adapters))
+        except PeftkitError:
+            for record in merged:
+                record.restore()
+            raise
+        self._merged = merged
+        attached(self.model).switch.merged.add(self.name)
+
+    def _to_merge(self) -> list[list[Adapter]]:
+        """Return the adapters by module; PeftkitError where a method cannot merge or a value is not finite."""
         for part in self.parts:
             if not part.method.mergeable:
                 raise PeftkitError(
@@ -283,12 +310,10 @@ class Adaptation:
         for part in self.parts:
             for adapter in part.adapters.values():
                 seats.setdefault(adapter.site.path, []).append(adapter)
-        merged = [merge_module(self.model, adapters, keep_base) for adapters in seats.values()]
-        self._merged = merged if keep_base else []
-        attached(self.model).switch.merged.add(self.name)
+        return list(seats.values())
 
     def unmerge_(self) -> None:
-        """Undo `merge_`: the base's weights are back bit for bit and the adapters run again."""
+        """Undo `merge_` or `merge_packed_`: the base's weights are back bit for bit and the adapters run again."""
         if self._merged is None:
             raise PeftkitError("nothing is merged: there is nothing to undo.")
         for merged in self._merged:

@@ -57,6 +57,8 @@ class Method:
     summary: ClassVar[str] = ""
     mergeable: ClassVar[bool] = True
     moves_base: ClassVar[bool] = False
+    needs: ClassVar[str | None] = None
+    """The trait that the storage of the adapted weights has to have (`Quantizer.traits`); None where any will do."""
     random_in_training: ClassVar[bool] = False
     """Whether its forward pass draws at random in training, beside dropout: two splits of a batch then differ."""
     default_learning_rate: ClassVar[float] = 2e-4

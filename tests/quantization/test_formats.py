@@ -14,6 +14,7 @@ from peftkit.quantization import bits, scales
 from peftkit.quantization.bits import pack, packed_size, unpack
 from peftkit.quantization.blocks import normal_float
 from peftkit.quantization.quantizer import QUANTIZERS
+from peftkit.quantization.weight import BINARY
 
 OTHERS = {
     "double_quant": [True, False],
@@ -55,7 +56,7 @@ def test_the_error_is_within_its_bound_and_zeros_stay(quantizer, shape):
     assert ((found - original).abs() <= bound * (1 + 1e-5)).all()
     assert (found[3] == 0).all()
     # The bound says something: where scales are exact, it is a share of the largest weight.
-    if not quantizer.double_quant:
+    if not getattr(quantizer, "double_quant", False):
         assert (bound.amax(1) <= original.abs().amax() * 1.01).all()
 
 
@@ -81,7 +82,9 @@ def test_bits_per_weight_are_those_of_the_papers():
 
 @pytest.mark.parametrize("quantizer", variants())
 def test_packing_what_was_unpacked_changes_nothing_more(quantizer):
-    if quantizer.double_quant:
+    if BINARY in quantizer.traits:
+        pytest.skip("its scales are searched for, and another search may end with others")
+    if getattr(quantizer, "double_quant", False):
         quantizer = dataclasses.replace(quantizer, double_quant=False)
     once = quantizer.decode(quantizer.quantize(weight()), (48, 128))
     twice = quantizer.decode(quantizer.quantize(once), (48, 128))

@@ -57,3 +57,12 @@ class Adapter(nn.Module):
             "and evaluate "
             "from the run folder."
         )
+
+    def shift(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the change of the stored scales and the offset, each [out, groups] or None, that equal the adapter.
+
+        See `peftkit.quantization.weight.shift`. Raises MergeRefusedError where there are none.
+        """
+        raise MergeRefusedError(
+            f"the adapter at {self.site.id} has no equal in the scales of a stored weight: merge it into dense weights."
+        )

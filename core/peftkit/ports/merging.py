@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.ports.adapter import Adapter
-from peftkit.quantization.weight import dense, hold
+from peftkit.quantization.weight import dense, hold, shift
 
 
 @dataclass
@@ -62,6 +62,30 @@ def merge_module(model: nn.Module, adapters: Sequence[Adapter], keep_base: bool)
         elif merged_bias is not None:
             module.bias = nn.Parameter(merged_bias.to(before.dtype), requires_grad=False)
     return record
+
+
+def shift_module(model: nn.Module, adapters: Sequence[Adapter]) -> Merged:
+    """Write what the adapters add into the scales and zero points of their stored weight; returns what undoes it."""
+    module = adapters[0].site.module
+    scale = offset = None
+    with torch.no_grad():
+        for adapter in adapters:
+            change = (None if part is None else _whole(adapter, part) for part in adapter.shift())
+            scale, offset = (_sum(one, other) for one, other in zip((scale, offset), change, strict=True))
+        bias = _bias(module)
+        return Merged(model, module, None if bias is None else bias.clone(), release=shift(module, scale, offset))
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other
+
+
+def _whole(adapter: Adapter, part: Tensor) -> Tensor:
+    """Return values [out, groups] of a site for the whole module, zero where the site is not."""
+    rows = adapter.site.rows
+    if rows is None:
+        return part
+    return rows.put(part.new_zeros(part.shape[1], rows.stride * rows.count), part.T).T
 
 
 def _bias(module: nn.Module) -> Tensor | None:

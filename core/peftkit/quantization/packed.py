@@ -11,7 +11,20 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.quantization.quantizer import Quantizer
-from peftkit.quantization.weight import dense, has_original, hold, original, rounded, shape, store
+from peftkit.quantization.weight import (
+    ZERO_POINTS,
+    Steps,
+    dense,
+    has_original,
+    hold,
+    original,
+    rounded,
+    shape,
+    shift,
+    steps,
+    store,
+    traits,
+)
 
 
 class StoredLinear(nn.Module):
@@ -55,9 +68,8 @@ class PackedLinear(StoredLinear):
     def __init__(self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype, quantizer: Quantizer):
         super().__init__(shape, dtype)
         self.quantizer = quantizer
-        self.parts = tuple(parts)
-        for key, part in parts.items():
-            self.register_buffer(key, part)
+        self.parts: tuple[str, ...] = ()
+        self.fill(parts)
         self.source: Callable[[], Tensor] | None = None
         """Reads the weight as it was before, for starts that are found from it."""
 
@@ -70,13 +82,29 @@ class PackedLinear(StoredLinear):
         return layer
 
     def stored(self, dtype: torch.dtype, fleeting: bool = False) -> Tensor:
-        parts = {key: cast(Tensor, getattr(self, key)) for key in self.parts}
-        return self.quantizer.unpack(parts, (self.out_features, self.in_features), dtype, fleeting)
+        return self.quantizer.unpack(self.packed(), (self.out_features, self.in_features), dtype, fleeting)
+
+    def packed(self) -> dict[str, Tensor]:
+        """Return the packed tensors by the names of the format."""
+        return {key: cast(Tensor, getattr(self, key)) for key in self.parts}
+
+    def fill(self, parts: Mapping[str, Tensor]) -> None:
+        """Take packed tensors in the place of the old ones, of which there may be others."""
+        for key in self.parts:
+            delattr(self, key)
+        self.parts = tuple(parts)
+        for key, part in parts.items():
+            self.register_buffer(key, part)
 
     def pack(self, weight: Tensor) -> None:
         """Store `weight` [out, in] in the format in the place of the old one."""
-        for key, part in self.quantizer.quantize(weight).items():
-            cast(Tensor, getattr(self, key)).copy_(part)
+        before, after = self.packed(), self.quantizer.quantize(weight)
+        if {key: part.dtype for key, part in before.items()} != {key: part.dtype for key, part in after.items()}:
+            # A shift left other tensors than the format packs.
+            self.fill(after)
+            return
+        for key, part in after.items():
+            before[key].copy_(part)
 
     def extra_repr(self) -> str:
         options = ", ".join(f"{key}={value}" for key, value in self.quantizer.options().items())
@@ -134,6 +162,34 @@ def _(module: StoredLinear, weight: Tensor, keep: bool = True) -> Callable[[], N
     _check(module, weight)
     before, module.held = module.held, weight.detach().to(module.dtype, copy=True)
     return lambda: setattr(module, "held", before)
+
+
+@traits.register
+def _(module: PackedLinear) -> frozenset[str]:
+    return module.quantizer.traits
+
+
+@steps.register
+def _(module: PackedLinear) -> Steps:
+    _needs(module, module.quantizer.traits)
+    sizes = (module.out_features, module.in_features)
+    scale = module.quantizer.scale(module.packed(), sizes)
+    return Steps(scale, lambda: module.quantizer.basis(module.packed(), sizes))
+
+
+@shift.register
+def _(module: PackedLinear, scale: Tensor | None, offset: Tensor | None) -> Callable[[], None]:
+    _needs(module, module.quantizer.traits if offset is None else module.quantizer.traits & {ZERO_POINTS})
+    if module.held is not None:
+        raise PeftkitError("a weight that is merged densely has no codes to keep: undo that first.")
+    before = module.packed()
+    module.fill(module.quantizer.shift(before, (module.out_features, module.in_features), scale, offset))
+    return lambda: module.fill(before)
+
+
+def _needs(module: PackedLinear, found: frozenset[str]) -> None:
+    if not found:
+        raise PeftkitError(f"the format {module.quantizer.name} has no scales or zero points that take this change.")
 
 
 def _check(module: StoredLinear, weight: Tensor) -> None:

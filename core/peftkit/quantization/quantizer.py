@@ -83,6 +83,25 @@ class Quantizer:
         """Return the largest |W - decode(encode(W))| that each weight [out, in] may have."""
         raise TypeError(f"the format '{self.name}' does not state an error bound")
 
+    @property
+    def traits(self) -> frozenset[str]:
+        """Return the traits of `peftkit.quantization.weight` that packed weights have, which say what can be done."""
+        return frozenset()
+
+    def scale(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+        """Return the scales [out, groups] that a method may train, in fp32."""
+        raise TypeError(f"the format '{self.name}' does not give its scales")
+
+    def basis(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+        """Return the matrix [out, in] in fp32 that these scales multiply."""
+        raise TypeError(f"the format '{self.name}' does not give its basis")
+
+    def shift(
+        self, parts: Mapping[str, Tensor], shape: tuple[int, int], scale: Tensor | None, offset: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return the packed tensors of the weight plus `scale` [out, groups] times the basis and `offset`."""
+        raise TypeError(f"the format '{self.name}' does not take other scales")
+
     def quantize(self, weight: Tensor, where: str = "the weight") -> dict[str, Tensor]:
         """Check and pack `weight` [out, in] of any dtype; PeftkitError names `where` for what cannot be packed."""
         try:
@@ -102,6 +121,12 @@ class Quantizer:
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Return the stored bits of each weight, scales included."""
         return 8 * self.size(shape) / math.prod(shape)
+
+
+def formats(trait: str) -> list[str]:
+    """List the formats that have a trait as they come, the one nearest to 4 bits a code first."""
+    found = [(abs(cls.bits - 4), name) for name, cls in QUANTIZERS.items() if trait in cls().traits]
+    return [name for _, name in sorted(found)]
 
 
 def _told(kind: type) -> str:

@@ -6,6 +6,7 @@ A storage format registers its reader and its writer here and nothing else is kn
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, singledispatch
 
 import torch
@@ -13,6 +14,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import PeftkitError
+
+INTEGERS, ZERO_POINTS, BINARY = "integers", "integers with zero points", "binary codes"
+"""Traits of a stored weight, in words that follow "stored as".
+
+INTEGERS and BINARY have `steps` and take a `shift` of their scales; with ZERO_POINTS a shift may have an offset.
+"""
 
 
 @singledispatch
@@ -85,6 +92,38 @@ def hold(module: nn.Module, weight: Tensor, keep: bool = True) -> Callable[[], N
     before = dense(module).detach().clone() if keep else None
     store(module, weight)
     return None if before is None else partial(store, module, before)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a stored weight follows its scales: it moves by `basis` times what is added to the scale of each group."""
+
+    scale: Tensor
+    """[out, groups] in fp32; a group is `in / groups` inputs of one output that lie side by side."""
+    basis: Callable[[], Tensor]
+    """Reads the matrix [out, in] that the scales multiply, in fp32: the codes, which stay as they are."""
+
+
+@singledispatch
+def traits(module: nn.Module) -> frozenset[str]:
+    """Return what the storage of `module` has beside a weight: see `Quantizer.traits`. A plain layer has nothing."""
+    return frozenset()
+
+
+@singledispatch
+def steps(module: nn.Module) -> Steps:
+    """Return how the weight follows its scales; PeftkitError where it has none."""
+    raise PeftkitError(f"{type(module).__name__} does not keep its weight as scales and codes: choose another storage.")
+
+
+@singledispatch
+def shift(module: nn.Module, scale: Tensor | None, offset: Tensor | None) -> Callable[[], None]:
+    """Add to the stored weight `scale` [out, groups] times the basis and `offset` [out, groups], each over its group.
+
+    No code changes, and nothing is rounded but the new scales and zero points to fp32. Returns what puts the old ones
+    back. Raises PeftkitError with nothing changed where the storage has no place for them.
+    """
+    raise PeftkitError(f"{type(module).__name__} does not keep its weight as scales and codes: choose another storage.")
 
 
 def packed_shape(module: nn.Module) -> tuple[int, int] | None:

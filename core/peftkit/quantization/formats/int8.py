@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from peftkit.quantization.groups import Groupwise
+from peftkit.quantization.weight import ZERO_POINTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,15 @@ class Int8(Groupwise, name="int8"):
         if "columns" not in parts:
             return weight
         return weight.index_copy(1, parts["columns"].long(), parts["outliers"].float())
+
+    @property
+    def traits(self) -> frozenset[str]:
+        # Columns that are kept apart take no offset.
+        return super().traits - {ZERO_POINTS} if self.outliers else super().traits
+
+    def basis(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+        basis = super().basis(parts, shape)
+        return basis.index_fill(1, parts["columns"].long(), 0) if "columns" in parts else basis
 
     def error_bound(self, weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         if "columns" not in parts:
