@@ -7,20 +7,24 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from storages import stored
+
 from peftkit import adapt
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS, Method
-from peftkit.models.tiny import tiny
 
 
-def decoder() -> Any:
-    """Build a tiny decoder that every method suits: gated, with grouped keys and values, and with biases."""
-    return tiny("llama", attention_bias=True)
+def decoder(names: tuple[str, ...] = ()) -> Any:
+    """Build a tiny decoder that these methods suit: gated, grouped keys and values, with biases, stored as they need.
+
+    Raises LookupError where no storage suits them all.
+    """
+    return stored(names, attention_bias=True)
 
 
 @cache
-def _shape() -> Any:
-    return decoder()
+def _shape(names: tuple[str, ...]) -> Any:
+    return decoder(names)
 
 
 def build(names: tuple[str, ...]) -> list[Method]:
@@ -31,8 +35,8 @@ def build(names: tuple[str, ...]) -> list[Method]:
 def refusal(names: tuple[str, ...]) -> str | None:
     """Return why these methods do not go together; None where they do."""
     try:
-        adapt.check(_shape(), build(names))
-    except PeftkitError as error:
+        adapt.check(_shape(tuple(name for name in names if METHODS[name].needs)), build(names))
+    except (PeftkitError, LookupError) as error:
         return str(error)
     return None
 

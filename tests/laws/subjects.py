@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from storages import stored
 from torch import Tensor
 
 from peftkit import adapt
 from peftkit.adaptation import ATTRIBUTE, Adaptation
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS, Method
-from peftkit.models.tiny import VOCABULARY, tiny
+from peftkit.models.tiny import VOCABULARY
 
 ARCHITECTURES = ("llama", "gpt2")
 
@@ -36,7 +37,7 @@ def tokens(rows: int = 2, length: int = 9, seed: int = 0) -> Tensor:
 def suits(name: str, position: int, architecture: str) -> bool:
     """Say whether the method takes the architecture; one that suits neither fails a law of its own."""
     try:
-        adapt.check(tiny(architecture), [build(name, position)])
+        adapt.check(stored([name], architecture), [build(name, position)])
     except PeftkitError:
         return False
     return True
@@ -85,8 +86,8 @@ def randomise(adaptation: Adaptation, seed: int = 0, scale: float = 0.1) -> None
 
 
 def attached(name: str, position: int, architecture: str, **changes: Any) -> tuple[Any, Adaptation]:
-    """Attach one subject to a fresh tiny model."""
-    model = tiny(architecture, **changes)
+    """Attach one subject to a fresh tiny model, stored as the method needs it."""
+    model = stored([name], architecture, **changes)
     return model, adapt.attach(model, [build(name, position)])
 
 

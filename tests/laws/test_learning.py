@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from storages import stored
 from subjects import SUBJECTS, attached, build, logits, loss, randomise, tokens
 
 from peftkit import adapt
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS
-from peftkit.models.tiny import tiny
 from peftkit.optim.build import Optimizers
 
 
@@ -53,13 +53,13 @@ def test_parity_with_hugging_face_peft_both_ways(name, position, architecture, t
     expected = logits(model)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "adapter_model.safetensors")
-    theirs = peft.PeftModel.from_pretrained(tiny(architecture), str(tmp_path)).eval()
+    theirs = peft.PeftModel.from_pretrained(stored([name], architecture), str(tmp_path)).eval()
     # A soft prompt has logits there, which stand in front of those of the text.
     assert (logits(theirs)[:, -expected.shape[1] :] - expected).abs().max() <= 1e-5
 
     theirs.save_pretrained(str(tmp_path / "back"), save_embedding_layers=False)
     config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
-    back = tiny(architecture)
+    back = stored([name], architecture)
     method, state = type(chosen).from_hf_peft(
         config, load_file(tmp_path / "back" / "adapter_model.safetensors"), Layout(back)
     )

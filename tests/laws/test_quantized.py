@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+from storages import SIZES, needed, small
 from subjects import build, loss, randomise, tokens
 
 from peftkit import adapt
@@ -17,10 +18,6 @@ from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.quantization.weight import dense, store
 
-SIZES = {"nf4": {"block_size": 16}, "fp4": {"block_size": 32, "double_quant": False}, "nf3": {}, "nf2": {}}
-SIZES |= {"int8": {"outliers": 0.1}, "int4": {"group_size": 16}, "int3": {"group_size": 8, "symmetric": True}}
-SIZES |= {"int2": {"group_size": 0}}
-
 
 @cache
 def packs(method: str) -> str:
@@ -28,7 +25,7 @@ def packs(method: str) -> str:
     reasons = []
     for architecture in ("llama", "gpt2"):
         model = tiny(architecture)
-        quantize(model, Quantization(QUANTIZERS["nf4"]()))
+        quantize(model, Quantization(needed([method]) or QUANTIZERS["nf4"]()))
         try:
             adapt.check(model, [build(method, 0)])
         except PeftkitError as error:
@@ -39,6 +36,14 @@ def packs(method: str) -> str:
 
 
 PACKED = [name for name in METHODS.names() if packs(name) in ("llama", "gpt2")]
+ANYWHERE = [name for name in PACKED if METHODS[name].needs is None]
+MERGED = [(name, "nf4") for name in ANYWHERE if METHODS[name].mergeable]
+MERGED += [
+    (name, other)
+    for name in PACKED
+    for other in QUANTIZERS.names()
+    if METHODS[name].mergeable and METHODS[name].needs in small(other).traits
+]
 
 
 def test_a_format_has_sizes_for_small_models():
@@ -52,11 +57,11 @@ def test_only_what_trains_the_packed_weights_is_refused():
 
 
 @pytest.mark.parametrize("format_name", QUANTIZERS.names())
-@pytest.mark.parametrize("method", PACKED)
+@pytest.mark.parametrize("method", ANYWHERE)
 def test_forward_and_backward_equal_those_on_the_dequantized_weights(method, format_name):
     architecture = packs(method)
     model = tiny(architecture)
-    quantize(model, Quantization(QUANTIZERS[format_name].from_options(SIZES[format_name])))
+    quantize(model, Quantization(small(format_name)))
     layers = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
     assert layers
     twin, frozen = tiny(architecture), {name: dense(module).clone() for name, module in layers.items()}
@@ -85,11 +90,11 @@ def test_forward_and_backward_equal_those_on_the_dequantized_weights(method, for
         assert torch.equal(dense(model.get_submodule(name)), value), f"{name} changed"
 
 
-@pytest.mark.parametrize("method", [name for name in PACKED if METHODS[name].mergeable])
-def test_it_merges_into_the_dequantized_weights_and_out_again(method):
+@pytest.mark.parametrize(("method", "format_name"), MERGED)
+def test_it_merges_into_the_dequantized_weights_and_out_again(method, format_name):
     architecture = packs(method)
     model = tiny(architecture)
-    quantize(model, Quantization(QUANTIZERS["nf4"]()))
+    quantize(model, Quantization(small(format_name)))
     with torch.no_grad():
         adaptation = adapt.attach(model, [build(method, 0)])
         adaptation.prepare([])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from storages import stored
 from subjects import ARCHITECTURES, IDS, SUBJECTS, attached, logits, randomise
 
 from peftkit import adapt
@@ -25,12 +26,13 @@ torch.set_num_threads(1)
 torch.manual_seed(999)
 from safetensors.torch import save_file
 sys.path.insert(0, sys.argv[2])
+from storages import stored
 from subjects import logits
 from peftkit import adapt
 from peftkit.models.fingerprint import fingerprint
-from peftkit.models.tiny import tiny
 for folder in sorted(Path(sys.argv[1]).iterdir()):
-    model = tiny(json.loads((folder / "subject.json").read_text())["architecture"])
+    subject = json.loads((folder / "subject.json").read_text())
+    model = stored([subject["name"]], subject["architecture"])
     adapt.load(model, folder / "adapter", fingerprint(model))
     save_file({"logits": logits(model).contiguous()}, folder / "loaded.safetensors")
 """
@@ -39,8 +41,10 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 def write(folder: Path, name: str, position: int, architecture: str) -> torch.Tensor:
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
-    adapt.save(adaptation, folder / "adapter", {"name": architecture, "fingerprint": fingerprint(tiny(architecture))})
-    (folder / "subject.json").write_text(json.dumps({"architecture": architecture}))
+    adapt.save(
+        adaptation, folder / "adapter", {"name": architecture, "fingerprint": fingerprint(stored([name], architecture))}
+    )
+    (folder / "subject.json").write_text(json.dumps({"name": name, "architecture": architecture}))
     return logits(model)
 
 
@@ -83,7 +87,7 @@ def test_the_file_holds_the_adapter_alone_and_is_read_strictly(name, position, a
 
 def test_another_base_is_refused(name, position, architecture, tmp_path):
     write(tmp_path, name, position, architecture)
-    other = tiny(architecture, seed=1)
+    other = stored([name], architecture, seed=1)
     before = logits(other)
     with pytest.raises(PeftkitError, match="another base model"):
         adapt.load(other, tmp_path / "adapter", fingerprint(other))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from storages import stored
 from subjects import attached, build, logits, loss, randomise, soft_ids, tokens
 from torch import nn
 
 from peftkit import adapt
 from peftkit.errors import PeftkitError
-from peftkit.models.tiny import tiny
 from peftkit.ports.embedding import SoftPrompt
 
 
@@ -21,7 +21,7 @@ def step(model, adaptation, optimizer) -> None:
 
 
 def test_start_is_the_base(name, position, architecture):
-    base = logits(tiny(architecture))
+    base = logits(stored([name], architecture))
     model, adaptation = attached(name, position, architecture)
     if not adaptation.chosen[0].moves_base:
         # A weight split in two is itself again up to its rounding.
@@ -126,7 +126,7 @@ def test_bf16_runs_and_compiles(name, position, architecture):
 
 
 def test_zero_rows_and_columns_give_no_nan(name, position, architecture):
-    model = tiny(architecture)
+    model = stored([name], architecture)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
@@ -141,7 +141,7 @@ def test_a_rank_above_the_layer_is_refused(name, position, architecture):
     method = build(name, position)
     if not hasattr(method, "rank") or not getattr(method, "bounded_rank", True):
         pytest.skip(f"{name} has no rank")
-    model = tiny(architecture)
+    model = stored([name], architecture)
     with unchanged_classes(model), pytest.raises(PeftkitError, match=r"rank 33 is larger than .* choose at most"):
         adapt.attach(model, [type(method).from_options({"rank": 33})])
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from storages import stored
 from subjects import attached, build, logits, randomise, tokens, unchanged
 
 from peftkit import adapt
 from peftkit.errors import PeftkitError
-from peftkit.models.tiny import tiny
 
 
 def test_merged_equals_adapted(name, position, architecture):
-    base = logits(tiny(architecture))
+    base = logits(stored([name], architecture))
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
     adapted = logits(model)
@@ -45,8 +45,9 @@ def test_an_adapter_that_is_not_finite_is_not_merged(name, position, architectur
 
 
 def test_disabled_and_removed_are_the_base(name, position, architecture):
-    model = tiny(architecture)
+    model = stored([name], architecture)
     base, keys, classes = logits(model), list(model.state_dict()), [type(m) for m in model.modules()]
+    trainable = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
     adaptation = adapt.attach(model, [build(name, position)])
     randomise(adaptation)
     adapted = logits(model)
@@ -57,7 +58,7 @@ def test_disabled_and_removed_are_the_base(name, position, architecture):
     assert torch.equal(logits(model), base)
     assert list(model.state_dict()) == keys
     assert [type(module) for module in model.modules()] == classes
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert {key: parameter.requires_grad for key, parameter in model.named_parameters()} == trainable
 
 
 def test_switching_between_two_is_exact(name, position, architecture):
@@ -66,8 +67,8 @@ def test_switching_between_two_is_exact(name, position, architecture):
         model, adaptation = attached(name, position, architecture)
         randomise(adaptation, seed)
         alone[label] = logits(model)
-    base = logits(tiny(architecture))
-    model = tiny(architecture)
+    base = logits(stored([name], architecture))
+    model = stored([name], architecture)
     for seed, label in enumerate("ab"):
         randomise(adapt.attach(model, [build(name, position)], name=label), seed)
     for label in ("a", "b", "a"):
@@ -78,7 +79,7 @@ def test_switching_between_two_is_exact(name, position, architecture):
 
 
 def test_two_in_one_batch_equal_each_alone(name, position, architecture):
-    model = tiny(architecture)
+    model = stored([name], architecture)
     first, second = (adapt.attach(model, [build(name, position)], name=label) for label in "ab")
     randomise(second, 2)
     ids = tokens(3)

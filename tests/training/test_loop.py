@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from combinations import decoder
 
 from peftkit import adapt
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded, insert
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
-from peftkit.models.tiny import tiny
 from peftkit.recipe import TrainSection
 from peftkit.training import loop as loop_module
 from peftkit.training.loop import Loop
@@ -32,7 +32,7 @@ def make_loop(
     method: str = "full", batches: Any = None, precision: str = "fp32", model: Any = None, **train: Any
 ) -> Loop:
     section = TrainSection(**{"learning_rate": 0.01, "batch_examples": 2, "max_steps": 4, **train})
-    model = model or tiny("llama", attention_bias=True)
+    model = model or decoder((method,))
     adaptation = adapt.attach(model, [METHODS[method].from_options({})])
     batches = batches or Batches(rows(), batch_examples=section.batch_examples, seed=section.seed)
     inner = batches.batches if isinstance(batches, Fixed) else batches
@@ -93,7 +93,7 @@ def test_same_recipe_gives_the_same_losses(method: str):
 def test_only_what_is_trainable_moves_also_under_checkpointing(method: str):
     losses = []
     for checkpointing in (False, True):
-        model = tiny("llama", attention_bias=True)
+        model = decoder((method,))
         if checkpointing:
             checkpoint_gradients(model)
         torch.manual_seed(3)

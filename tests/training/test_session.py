@@ -9,6 +9,7 @@ import torch
 import yaml
 from combinations import COMBINATIONS
 from small_runs import make_recipe, write_documents
+from storages import section
 
 from peftkit import files, recipe
 from peftkit.errors import PeftkitError
@@ -90,7 +91,8 @@ def test_a_run_folder_holds_everything(source: Path, tmp_path: Path):
 def test_interrupted_and_resumed_equals_uninterrupted(methods: tuple[str, ...], source: Path, tmp_path: Path):
     import signal
 
-    chosen = recipe.load(make_recipe(source, list(methods), epochs=2, accumulation=3, evaluate_every=2))
+    keys = make_recipe(source, list(methods), epochs=2, accumulation=3, evaluate_every=2)
+    chosen = recipe.load({**keys, "quantization": section(methods)})
     train(chosen, tmp_path / "whole")
     with pytest.raises(Interrupted) as stop:
         train(chosen, tmp_path / "parts", observer=Stops(2, signal.SIGINT))

@@ -44,7 +44,7 @@ class QALoRA(LoRA, name="qa-lora"):
         {"targets": ["linear"], "rank": 4, "pool": "sum", "init": "gaussian"},
         {"targets": "mlp", "rank_pattern": {"down": 3}, "layers": "1", "bias": "adapted"},
     )
-    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)
+    learns: ClassVar[Learns] = Learns(loss=3.0, steps=80, learning_rate=1e-1)
 
     pool: Literal["mean", "sum"] = "mean"
     """How the inputs of a group become one: their mean (official code) or their sum (paper)."""

@@ -101,7 +101,8 @@ def _nearest(groups: Tensor, scale: Tensor) -> Tensor:
 
 def _sums(scale: Tensor) -> Tensor:
     """Return the 2^bits sums [groups, 2^bits] of scales [groups, bits] by their codes."""
-    return scale @ _signs(scale.shape[1], scale.device).T
+    # No product of matrices, which autocast would round.
+    return (scale.float()[:, None] * _signs(scale.shape[1], scale.device)).sum(2)
 
 
 def _signs(bits: int, device: torch.device) -> Tensor:

@@ -1,0 +1,50 @@
+"""Storage formats in sizes that suit tiny models, and the one that methods of a trait are tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from peftkit.method import METHODS
+from peftkit.models.quantize import Quantization, quantize
+from peftkit.models.tiny import tiny
+from peftkit.quantization.quantizer import QUANTIZERS, Quantizer
+
+SIZES: dict[str, dict[str, Any]] = {"nf4": {"block_size": 16}, "fp4": {"block_size": 32, "double_quant": False}}
+SIZES |= {"nf3": {}, "nf2": {}, "int8": {"outliers": 0.1}, "int4": {"group_size": 16}, "int2": {"group_size": 0}}
+SIZES |= {"int3": {"group_size": 8, "symmetric": True}, "bcq4": {"group_size": 8}, "bcq3": {}, "bcq2": {}}
+"""Options of every format for layers of 32 inputs."""
+
+
+def small(name: str) -> Quantizer:
+    """Build a format with options for layers of 32 inputs."""
+    return QUANTIZERS[name].from_options(SIZES[name])
+
+
+def needed(names: Iterable[str]) -> Quantizer | None:
+    """Return a format that has what these methods need of a storage, of the most bits; None where any will do.
+
+    Raises LookupError where no format has it all.
+    """
+    traits = {trait for name in names if (trait := METHODS[name].needs) is not None}
+    if not traits:
+        return None
+    able = [small(name) for name, cls in QUANTIZERS.items() if traits <= small(name).traits]
+    if not able:
+        raise LookupError(f"no format has {' and '.join(sorted(traits))}")
+    return max(able, key=lambda quantizer: quantizer.bits * (quantizer.bits <= 4))
+
+
+def section(names: Iterable[str]) -> dict[str, Any] | str:
+    """Return what a recipe says of the storage that these methods need."""
+    quantizer = needed(names)
+    return "none" if quantizer is None else {"format": quantizer.name, **quantizer.options()}
+
+
+def stored(names: Iterable[str], architecture: str = "llama", **changes: Any) -> Any:
+    """Build a tiny model, stored as these methods need it."""
+    model = tiny(architecture, **changes)
+    quantizer = needed(names)
+    if quantizer is not None:
+        quantize(model, Quantization(quantizer))
+    return model
