@@ -1,7 +1,8 @@
 """The learning rate that suits each method, searched on bundled/e2e with the same number of trials for every one.
 
 Run it as `python benchmarks/tuning.py [METHOD …]`; without names it goes over every registered method. A trial trains
-the bundled model for 100 steps and measures the loss on the validation split. The search climbs: it begins at 1e-2 for
+the bundled model for 100 steps and measures the loss on the validation split; a method that needs a storage has the
+first of the formats that offer it. The search climbs: it begins at 1e-2 for
 every method, tries the neighbours, moves towards the lower loss, and spends what is left between the best rate and its
 better neighbour. Trials go to docs/results/tuning.csv as they
 end, and one that is there already is not run again, so that the search can be stopped and continued.
@@ -18,6 +19,7 @@ import torch
 
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
+from peftkit.quantization.quantizer import formats
 from peftkit.recipe import load
 from peftkit.training.preparation import prepare
 
@@ -34,7 +36,9 @@ HALF, QUARTER = 0.5, 0.25
 def loss_at(method: str, exponent: float) -> float:
     """Return the validation loss after training at the rate 10^exponent; infinity where the training broke down."""
     train = [f"train.max_steps={STEPS}", "train.epochs=null", f"train.learning_rate={rate(exponent)}"]
-    recipe = load(str(RECIPE), ["rank=null", f"method={method}", *train])
+    needs = METHODS[method].needs
+    stored = [] if needs is None else [f"quantization={formats(needs)[0]}"]
+    recipe = load(str(RECIPE), ["rank=null", f"method={method}", *stored, *train])
     prepared = prepare(recipe)
     try:
         for _ in range(prepared.loop.steps):

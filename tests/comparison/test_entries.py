@@ -7,6 +7,7 @@ import pytest
 from peftkit.comparison import entries
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
+from peftkit.quantization.quantizer import formats
 from peftkit.recipe import CompareSection, load
 
 
@@ -29,6 +30,18 @@ def test_all_stands_for_every_method_and_what_does_not_suit_is_told():
     assert list(found) == METHODS.names()
     assert "no bias" in str(found["bitfit"].refused) or "bias" in str(found["bitfit"].refused)
     assert not found["lora"].refused
+
+
+def test_a_method_that_needs_a_storage_names_the_formats_and_runs_on_one():
+    needing = [name for name, cls in METHODS.items() if cls.needs is not None]
+    assert needing
+    for name in needing:
+        able = formats(METHODS[name].needs)
+        (refused, _) = entries(recipe(methods=[name, "lora"]))
+        assert f"{name}: the weight of" in refused.refused
+        assert f"set quantization to one of {', '.join(able)}" in refused.refused
+        [entry] = entries(load({**recipe(methods=[name]).model_dump(), "quantization": able[0]}))
+        assert not entry.refused
 
 
 def test_the_runs_of_an_entry_differ_from_the_recipe_in_methods_and_seed_alone():

@@ -11,7 +11,8 @@ from peftkit import adapt
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS, TUNED_WIDTH, expand
 from peftkit.models.load import load
-from peftkit.recipe import ModelSection
+from peftkit.quantization.quantizer import formats
+from peftkit.recipe import ModelSection, QuantizationSection
 
 TRIALS = Path(__file__).resolve().parents[2] / "docs" / "results" / "tuning.csv"
 
@@ -28,11 +29,14 @@ def found():
 
 
 def test_every_method_that_suits_the_model_was_searched_with_as_many_trials(found):
-    model = load(ModelSection(name="bundled/tiny"), device="meta", weights=False).model
+    def model(needs):
+        section = None if needs is None else QuantizationSection(format=formats(needs)[0])
+        return load(ModelSection(name="bundled/tiny"), device="meta", weights=False, quantization=section).model
+
     suitable = set()
     for name, cls in METHODS.items():
         try:
-            adapt.check(model, [cls.from_options({})])
+            adapt.check(model(cls.needs), [cls.from_options({})])
         except PeftkitError:
             continue
         suitable.add(name)

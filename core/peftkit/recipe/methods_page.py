@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS, TUNED_WIDTH, Method, schema
 from peftkit.models.load import load
+from peftkit.quantization.quantizer import formats
 from peftkit.recipe.loading import load as load_recipe
-from peftkit.recipe.sections import ModelSection
+from peftkit.recipe.sections import ModelSection, QuantizationSection
 from peftkit.tasks import TASKS
 
 LLAMA_2_7B = {
@@ -30,7 +32,7 @@ HEAD = """\
 # Methods
 
 Each is a file in `core/peftkit/methods/`, and this page is written from them. The number of trainable parameters is
-that of the default options on Llama-2-7B.
+that of the default options on Llama-2-7B; where a method needs a storage, on the first of the formats that have it.
 
 """
 RATES = """\
@@ -39,8 +41,8 @@ RATES = """\
 A recipe that sets no learning rate gets the method's own. It was searched on `bundled/e2e` with the bundled model,
 whose hidden states are {width} wide: for every method {trials} trials of 100 steps, beginning at 1e-2 and climbing to
 the lower validation loss (`python benchmarks/tuning.py`). For wider models the rate falls as {width} / width where a
-method trains matrices that multiply hidden states, and stays where it trains vectors or prompts alone. The lowest loss
-of each method is bold.
+method trains matrices that multiply hidden states, and stays where it trains vectors or prompts alone. A method that
+needs a storage was searched on the first of the formats that have it. The lowest loss of each method is bold.
 
 """
 COMPARED = """\
@@ -59,7 +61,6 @@ COMPARISON = RESULTS / "compare" / "comparison.csv"
 
 def methods_page() -> str:
     """Return the page: a table of all methods, then what each does and its options."""
-    model = load(ModelSection(init=LLAMA_2_7B, tokenizer="bundled/tiny"), device="meta", weights=False).model
     width = f"rate at {TUNED_WIDTH} / 4096"
     heads = ["method", "attaches to", "family", "merges", "trainable on Llama-2-7B", width, "paper"]
     rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
@@ -67,7 +68,7 @@ def methods_page() -> str:
         merges = "yes" if cls.mergeable else "no"
         method = cls.from_options({})
         rates = " + ".join(f"{part.rate(TUNED_WIDTH):.2g} / {part.rate(4096):.2g}" for part in method.parts())
-        cells = (f"[`{name}`](#{name})", cls.port, cls.family, merges, _count(cls, model), rates, cls.paper)
+        cells = (f"[`{name}`](#{name})", cls.port, cls.family, merges, _count(cls), rates, cls.paper)
         rows.append(f"| {' | '.join(cells)} |")
     lines, reference = _compared(COMPARISON)
     sections = [_section(name, cls, lines.get(name, "")) for name, cls in METHODS.items()]
@@ -116,8 +117,16 @@ def _rates(path: Path) -> str:
     return RATES.format(width=TUNED_WIDTH, trials=trials) + "\n".join(lines) + "\n"
 
 
-def _count(cls: type[Method], model: Any) -> str:
-    method = cls.from_options({})
+@cache
+def _model(needs: str | None) -> Any:
+    """Return the model of which parameters are counted, stored as methods that need a trait are shown."""
+    section = None if needs is None else QuantizationSection(format=formats(needs)[0])
+    base = ModelSection(init=LLAMA_2_7B, tokenizer="bundled/tiny")
+    return load(base, device="meta", weights=False, quantization=section).model
+
+
+def _count(cls: type[Method]) -> str:
+    method, model = cls.from_options({}), _model(cls.needs)
     try:
         adapt.check(model, [method])
     except PeftkitError:
@@ -131,7 +140,8 @@ def _section(name: str, cls: type[Method], compared: str) -> str:
     for option, facts in schema(cls)["properties"].items():
         default = "its own" if option == "learning_rate" else f"`{_written(defaults[option])}`"
         rows.append(f"| `{option}` | {default} | {' '.join(facts.get('description', '').split())} |")
-    told = f"{cls.summary}\n\n{compared}".strip()
+    needs = f" Needs weights stored as {cls.needs}: {', '.join(formats(cls.needs))}." if cls.needs else ""
+    told = f"{cls.summary}{needs}\n\n{compared}".strip()
     return f"## {name}\n\n{told}\n\n" + "\n".join(rows) + "\n"
 
 
