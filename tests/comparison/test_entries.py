@@ -11,9 +11,9 @@ from peftkit.quantization.quantizer import formats
 from peftkit.recipe import CompareSection, load
 
 
-def recipe(**compare):
+def recipe(quantization="none", **compare):
     keys = {"model": "bundled/tiny", "method": {"lora": {"targets": "linear"}}, "dataset": "bundled/e2e"}
-    return load({**keys, "rank": 4, "compare": compare})
+    return load({**keys, "quantization": quantization, "rank": 4, "compare": compare})
 
 
 def test_the_recipes_own_method_has_its_options_and_others_their_defaults():
@@ -40,7 +40,7 @@ def test_a_method_that_needs_a_storage_names_the_formats_and_runs_on_one():
         (refused, _) = entries(recipe(methods=[name, "lora"]))
         assert f"{name}: the weight of" in refused.refused
         assert f"set quantization to one of {', '.join(able)}" in refused.refused
-        [entry] = entries(load({**recipe(methods=[name]).model_dump(), "quantization": able[0]}))
+        (entry,) = entries(recipe(able[0], methods=[name]))
         assert not entry.refused
 
 
