@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peftkit.quantization.bits import pack, unpack
+from peftkit.quantization.bits import pack, pieces, unpack
 from peftkit.quantization.groups import Grouped
 from peftkit.quantization.weight import BINARY
 
 ROUNDS = 15
 """Times that scales and signs are found by turns; the error moves little after these."""
-CHUNK = 1 << 22
-"""Weights that are packed at a time, which bounds the memory that it takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +29,12 @@ class Binary(Grouped):
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         groups = weight.reshape(-1, self.group_size or weight.shape[1])
-        found = [_find(rows, self.bits) for rows in groups.split(max(1, CHUNK // groups.shape[1]))]
-        codes, scale = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return {"codes": pack(codes.flatten(), self.bits), "scale": scale}
+        packed, scales = [], []
+        for piece in pieces(groups):
+            codes, scale = _find(groups[piece], self.bits)
+            packed.append(pack(codes.flatten(), self.bits))
+            scales.append(scale)
+        return {"codes": torch.cat(packed), "scale": torch.cat(scales)}
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         codes = self._codes(parts, shape)
