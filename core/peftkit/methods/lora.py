@@ -30,7 +30,7 @@ class LoRA(Method, name="lora"):
     says Gaussian: `init: kaiming` is the default, `init: gaussian` the paper's. With `init: pissa` s B A starts as the
     principal part of W (Meng et al. 2024, arXiv:2404.02948; `pissa-fast` nearly does by a few products with W), with
     `init: olora` as the first rank columns and rows of its QR decomposition (Büyükakyüz 2024, arXiv:2406.01775), and
-    the frozen weight is the rest. `init: loftq` has s B A answer what packing W loses. Dropout is the adapter's alone.
+    the frozen weight is the rest. `init: loftq` and `lq-lora` have s B A answer what packing W loses.
     """
 
     port: ClassVar[str] = "linear"
@@ -70,7 +70,7 @@ class LoRA(Method, name="lora"):
     rank_stabilised: bool = False
     """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732)."""
     init: str = "kaiming"
-    """How the pair starts: drawn (kaiming, gaussian), or found from the weight (pissa, pissa-fast, olora, loftq)."""
+    """Start of the pair: drawn (kaiming, gaussian) or found from W (pissa, pissa-fast, olora, loftq, lq-lora)."""
 
     @property
     def splits_base(self) -> bool:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from peftkit.errors import PeftkitError
@@ -21,7 +22,9 @@ from peftkit.models import configuration, foreign, packed_cache, packed_folder, 
 from peftkit.models import folder as folders
 from peftkit.models.fingerprint import fingerprint
 from peftkit.models.quantize import Quantization, quantize
+from peftkit.models.spending import within
 from peftkit.quantization.quantizer import Quantizer
+from peftkit.quantization.weight import dense
 
 if TYPE_CHECKING:
     from peftkit.recipe import ModelSection, QuantizationSection
@@ -67,8 +70,9 @@ def load(
     device = torch.device(device)
     chosen = Quantization() if quantization is None else Quantization.of(quantization)
     with quiet():
+        budget = None if quantization is None else quantization.budget
         if section.init is not None:
-            return _packed(_random(section, device, dtype, weights), chosen)
+            return _packed(_random(section, device, dtype, weights), chosen, budget)
         folder = folders.find(str(section.name), section.revision, weights=weights, code=section.trust_remote_code)
         config = configuration.from_folder(folder, trust_remote_code=section.trust_remote_code)
         trust = section.trust_remote_code
@@ -83,9 +87,11 @@ def load(
         chosen = _stored(folder, chosen) if ready else chosen
         if not weights:
             model = _on_meta(config, dtype or _dtype(section.dtype, device, cast(Any, config).dtype), trust)
-            return _packed(_loaded(model, words, str(section.name), section, folder, device), chosen)
+            return _packed(_loaded(model, words, str(section.name), section, folder, device), chosen, budget)
         own = cast(Any, config).dtype if ready else folders.stored_dtype(folders.shards(folder))
         dtype = dtype or _dtype(section.dtype, device, own)
+        if budget is not None and not ready:
+            chosen = _spent(budget, chosen, folder, config, dtype, trust)
         if chosen.packs:
             read = _open_packed if ready else _read_packed
             found = read(folder, config, dtype, section, chosen)
@@ -182,11 +188,37 @@ def _as_if(section: ModelSection) -> torch.dtype | None:
     return None if section.dtype == "auto" else getattr(torch, section.dtype)
 
 
-def _packed(loaded: LoadedModel, chosen: Quantization) -> LoadedModel:
+def _packed(loaded: LoadedModel, chosen: Quantization, budget: float | None = None) -> LoadedModel:
+    if budget is not None:
+        layout, model = Layout(loaded.model), loaded.model
+        read = None if loaded.fingerprint is None else lambda path: dense(model.get_submodule(path))
+        chosen = within(budget, chosen, layout, read)
     if chosen.packs:
         quantize(loaded.model, chosen)
         loaded.storage = chosen.description()
     return loaded
+
+
+def _spent(
+    budget: float,
+    chosen: Quantization,
+    folder: Path,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    section: ModelSection,
+) -> Quantization:
+    """Spend a budget on the weights in a folder, which are read one by one."""
+    model, _ = _outline(config, dtype, section, Quantization())
+    layout, homes = Layout(cast(nn.Module, model)), shardwise.places(folders.shards(folder))
+    if chosen.modules or all(f"{site.path}.weight" in homes for site in layout.linears if not site.tied):
+
+        def read(path: str) -> Tensor:
+            transposed = isinstance(model.get_submodule(path), Conv1D)
+            return shardwise.again(homes[f"{path}.weight"], f"{path}.weight", dtype, transposed)
+
+        return within(budget, chosen, layout, read)
+    whole = _read(folder, config, dtype, section.trust_remote_code)
+    return within(budget, chosen, layout, lambda path: dense(whole.get_submodule(path)))
 
 
 def _stored(folder: Path, chosen: Quantization) -> Quantization:

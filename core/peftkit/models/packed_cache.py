@@ -22,6 +22,8 @@ from peftkit.models import packed_folder, shardwise
 from peftkit.quantization.quantizer import Quantizer
 
 VERSION = 2
+CHOICE = "choice.json"
+"""In a folder of its own: the formats that a budget was spent on."""
 SMALLEST = 64 << 20
 """Bytes of the weight files from which on a model is kept: packing a smaller one is as quick as reading it."""
 
@@ -39,6 +41,24 @@ def folder(paths: list[Path], description: Mapping[str, Any]) -> Path | None:
     own = os.environ.get("PEFTKIT_CACHE")
     root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftkit"
     return root / "packed" / key[:32]
+
+
+def keep_choice(where: Path, storage: Mapping[str, Any]) -> None:
+    """Keep the description of chosen formats; a full or read-only disk is told and does not stop the run."""
+    try:
+        with files.new_folder(where, replace=True) as temporary:
+            files.write_json(temporary / CHOICE, dict(storage))
+    except PeftkitError as error:
+        logging.getLogger("peftkit").warning("the chosen formats are not kept for the next start: %s", error)
+
+
+def choice(where: Path) -> dict[str, Any] | None:
+    """Return what `keep_choice` kept; None where there is nothing or it is damaged."""
+    try:
+        found = files.read_json(where / CHOICE) if (where / CHOICE).is_file() else None
+    except PeftkitError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def write(where: Path, model: nn.Module, fingerprint: str, storage: Mapping[str, Any]) -> None:

@@ -14,6 +14,9 @@ from peftkit.quantization import kernels, scales
 from peftkit.quantization.bits import pack, packed_size, pieces, table, unpack
 from peftkit.quantization.quantizer import Quantizer
 
+BLOCK_SIZES = tuple({"block_size": size} for size in (16, 32, 64, 128))
+"""What a budget of bits chooses from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Blockwise(Quantizer):

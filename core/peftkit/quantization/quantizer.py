@@ -28,6 +28,8 @@ class Quantizer:
     bits: ClassVar[int]
     paper: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    budgeted: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """The options of the format from which a budget of bits chooses; none where it never does."""
 
     def __init_subclass__(cls, name: str | None = None, **rest: Any):
         super().__init_subclass__(**rest)

@@ -11,7 +11,7 @@ from peftkit.recipe.mistakes import Mistakes, show, suggest
 from peftkit.recipe.tree import Node
 
 HOME = "quantization"
-KEYS = ("format", "default", "options", "modules", "init")
+KEYS = ("format", "default", "options", "modules", "init", "budget")
 """Keys of the section beside the options of its format and the names of modules; `default` is another word."""
 
 
@@ -31,6 +31,9 @@ def complete_quantization(node: Node, mistakes: Mistakes) -> dict[str, Any] | No
     init = given.pop("init", None)
     if init is not None and not isinstance(init.value, (str, type(None))):
         mistakes.add(init.place, f"{HOME}.init", f"found {show(init.plain())}; allowed: the name of an init")
+    budget = given.pop("budget", None)
+    if budget is not None and name.value != NO_FORMAT and budget.value is not None:
+        mistakes.add(name.place, f"{HOME}.format", f"found {show(name.value)} beside a budget, which chooses formats")
     nested = [given.pop(key) for key in ("options", "modules") if key in given and isinstance(given[key].value, dict)]
     if any(key in given for key in ("options", "modules")):
         return None
@@ -52,7 +55,7 @@ def complete_quantization(node: Node, mistakes: Mistakes) -> dict[str, Any] | No
         if isinstance(inner.get("options", form).value, dict) and "options" in inner:
             inner |= inner.pop("options").value
         modules[pattern] = _choice(named, inner, f"{HOME}.{pattern}", mistakes)
-    return {**choice, "modules": modules}
+    return {**choice, "modules": modules, "budget": None if budget is None else budget.plain()}
 
 
 def _choice(name: Node, options: dict[str, Node], home: str, mistakes: Mistakes) -> dict[str, Any]:

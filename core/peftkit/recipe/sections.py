@@ -94,7 +94,9 @@ class QuantizationSection(FormatChoice):
     modules: dict[Text, FormatChoice] = {}
     """Formats of single modules by role, group or pattern of names, which may also stand beside `format`."""
     init: Text | None = None
-    """How low-rank pairs start, for each method with an `init` that does not set its own (`loftq`)."""
+    """How low-rank pairs start, for each method with an `init` that does not set its own (`loftq`, `lq-lora`)."""
+    budget: Annotated[float, Field(gt=0, le=16)] | None = None
+    """Bits per weight, scales included: chooses a format for each linear layer of the blocks by its error."""
 
 
 class DatasetSection(Section):

@@ -36,8 +36,20 @@ def check_new(run: Path) -> None:
         )
 
 
-def check_resumed(run: Path, recipe: Recipe) -> None:
-    """Refuse to continue in a folder that holds no run, or one of another recipe."""
+def with_storage(recipe: Recipe, storage: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with the formats that its budget was spent on beside the budget: it is not spent again."""
+    section = recipe.quantization
+    if section.budget is None or section.modules:
+        return recipe
+    spent = type(section).model_validate({**storage, "init": section.init, "budget": section.budget})
+    return recipe.model_copy(update={"quantization": spent})
+
+
+def check_resumed(run: Path, recipe: Recipe) -> Recipe:
+    """Refuse to continue in a folder that holds no run, or one of another recipe; return the recipe to continue.
+
+    It is the given one, with the formats that the run's budget of bits was spent on.
+    """
     if not (run / "recipe.yaml").is_file():
         state = "is empty" if run.is_dir() and not any(run.iterdir()) else "holds no recipe.yaml"
         state = state if run.exists() else "does not exist"
@@ -46,12 +58,16 @@ def check_resumed(run: Path, recipe: Recipe) -> None:
             "with --output."
         )
     earlier = _parse(files.read_text(run / "recipe.yaml"), run / "recipe.yaml")
+    stored = earlier.get("quantization")
+    if isinstance(stored, Mapping) and recipe.quantization.budget == stored.get("budget"):
+        recipe = with_storage(recipe, {key: stored.get(key) for key in ("format", "options", "modules")})
     changes = list(differences(earlier, _parse(recipe.to_yaml(), run)))
     if changes:
         raise PeftkitError(
             f"the recipe is not the one of the run in {run}: {'; '.join(changes)}. A resumed run keeps its recipe "
             f"(only {', '.join(FREE)} may change): undo the changes, or begin another run with --output."
         )
+    return recipe
 
 
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -32,7 +32,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, observer: Observer
     if not resume:
         folder.check_new(run)
     else:
-        folder.check_resumed(run, recipe)
+        recipe = folder.check_resumed(run, recipe)
         if (run / "summary.json").exists():
             observer.notice(f"the run in {run} is finished: there is nothing to resume.")
             return summary.read(run / "summary.json")
@@ -51,6 +51,7 @@ class Session:
         self.checkpoints = run / "checkpoints"
         self.prepared: Prepared = prepare(recipe, resumed=resume and bool(checkpoint.listed(self.checkpoints)))
         self.loop = self.prepared.loop
+        self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
 
     def go(self) -> Summary:
         """Train to the end; returns the summary that is written."""

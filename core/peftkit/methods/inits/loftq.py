@@ -27,11 +27,7 @@ def loftq(adapter: Any, weight: Tensor) -> tuple[Tensor, ...]:
     The error |W - Q - B A| need not fall each time, because rounding is no projection: the best of 5 iterations is
     taken (the official code takes the last). Returns A and B of it, and the pair that stood before its Q.
     """
-    if adapter.exact:
-        raise PeftkitError(
-            f"init 'loftq' answers what packing loses, and the weight of {adapter.site.id} is not packed: set "
-            "quantization, or choose another init."
-        )
+    check_packed(adapter, "loftq")
     if not weight.is_meta and not adapter.has_original:
         raise PeftkitError(
             f"init 'loftq' answers what packing loses, and the original weight of {adapter.site.id} is not there: name "
@@ -42,7 +38,7 @@ def loftq(adapter: Any, weight: Tensor) -> tuple[Tensor, ...]:
     for _ in range(ITERATIONS):
         rest = weight - adapter.rounded(weight - up @ down)
         before = (down, up)
-        own_down, own_up = principal(adapter, *_decompose(rest, adapter.A.shape[0]))
+        own_down, own_up = principal(adapter, *decompose(rest, adapter.A.shape[0]))
         down, up = own_down, own_up * adapter.scale
         errors.append(torch.linalg.norm(rest - up @ down))
         if errors[-1].is_meta or errors[-1] == min(errors):
@@ -54,7 +50,17 @@ def loftq(adapter: Any, weight: Tensor) -> tuple[Tensor, ...]:
     return best
 
 
-def _decompose(rest: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def check_packed(adapter: Any, init: str) -> None:
+    """Refuse a choice that answers what packing loses where the weight is not packed."""
+    if adapter.exact:
+        raise PeftkitError(
+            f"init '{init}' answers what packing loses, and the weight of {adapter.site.id} is not packed: set "
+            "quantization, or choose another init."
+        )
+
+
+def decompose(rest: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the singular triplets U [out, n], S [n], V^T [n, in] of W [out, in], of a large one the leading ones."""
     if min(rest.shape) <= SMALL:
         return torch.linalg.svd(rest, full_matrices=False)
     return leading(rest, rank, PRODUCTS)

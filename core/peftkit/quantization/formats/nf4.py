@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from peftkit.quantization.blocks import Blockwise
+from peftkit.quantization.blocks import BLOCK_SIZES, Blockwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +14,7 @@ class NF4(Blockwise, name="nf4"):
     """16 values at quantiles of the normal distribution, which trained weights follow; equal to bitsandbytes' NF4."""
 
     bits: ClassVar[int] = 4
+    budgeted: ClassVar[tuple[Mapping[str, Any], ...]] = BLOCK_SIZES
     kernel: ClassVar[str | None] = "nf4"
     paper: ClassVar[str] = "Dettmers et al. 2023, arXiv:2305.14314"
     summary: ClassVar[str] = "Normal quantiles, 16 values a block: the format of QLoRA."

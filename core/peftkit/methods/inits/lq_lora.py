@@ -1,0 +1,47 @@
+"""A pair that takes the principal part first and leaves the rest to be packed: LQ-LoRA (Guo et al. 2023)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peftkit.methods.inits import INITS, Factorisation
+from peftkit.methods.inits.loftq import check_packed, decompose
+from peftkit.methods.inits.pissa import principal
+
+ITERATIONS = 100
+"""At most; the error rises long before."""
+
+
+def lq_lora(adapter: Any, weight: Tensor) -> tuple[Tensor, ...]:
+    """Alternate B A = the principal part of W - Q, and Q = what the format keeps of W - B A, from Q = 0.
+
+    Ends when the error |W - Q - B A| does not fall any more, and keeps what was before (algorithm 1 of
+    arXiv:2311.12023, without its weighting by the Fisher information, which needs gradients on data). Returns A and B
+    of it, and once more with the scale in B: the pair before its Q.
+    """
+    check_packed(adapter, "lq-lora")
+    kept, errors = torch.zeros_like(weight), []
+    best: tuple[Tensor, ...] = ()
+    while len(errors) < ITERATIONS:
+        down, own_up = principal(adapter, *decompose(weight - kept, adapter.A.shape[0]))
+        up = own_up * adapter.scale
+        kept = adapter.rounded(weight - up @ down)
+        error = torch.linalg.norm(weight - kept - up @ down)
+        if errors and not error.is_meta and error >= errors[-1]:
+            break
+        errors.append(error)
+        best = (down, own_up, down, up)
+        if error.is_meta:
+            break
+    if not weight.is_meta:
+        told = ", ".join(f"{float(error):.4g}" for error in errors)
+        plain = torch.linalg.norm(weight - adapter.rounded(weight))
+        logging.getLogger("peftkit").info("lq-lora %s: %s; without it %.4g", adapter.site.id, told, float(plain))
+    return best
+
+
+INITS.add("lq-lora", Factorisation(lq_lora, answers=True))
