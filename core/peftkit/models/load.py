@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -200,25 +201,33 @@ def _packed(loaded: LoadedModel, chosen: Quantization, budget: float | None = No
 
 
 def _spent(
-    budget: float,
-    chosen: Quantization,
-    folder: Path,
-    config: PretrainedConfig,
-    dtype: torch.dtype,
-    section: ModelSection,
+    budget: float, chosen: Quantization, folder: Path, config: PretrainedConfig, dtype: torch.dtype, trust: bool
 ) -> Quantization:
-    """Spend a budget on the weights in a folder, which are read one by one."""
-    model, _ = _outline(config, dtype, section, Quantization())
-    layout, homes = Layout(cast(nn.Module, model)), shardwise.places(folders.shards(folder))
-    if chosen.modules or all(f"{site.path}.weight" in homes for site in layout.linears if not site.tied):
+    """Spend a budget on the weights in a folder, which are read one by one; the choice is kept for the next start."""
+    paths = folders.shards(folder)
+    kept = None if chosen.modules else packed_cache.folder(paths, {"budget": budget, "dtype": str(dtype)})
+    earlier = packed_cache.choice(kept) if kept else None
+    if earlier is not None:
+        chosen = Quantization.described(earlier)
+    with shardwise.without_weights():
+        model = cast(nn.Module, _build(config, dtype, "model", trust))
+    homes = shardwise.places(paths)
 
-        def read(path: str) -> Tensor:
-            transposed = isinstance(model.get_submodule(path), Conv1D)
-            return shardwise.again(homes[f"{path}.weight"], f"{path}.weight", dtype, transposed)
+    def read(path: str) -> Tensor:
+        name = f"{path}.weight"
+        if name in homes:
+            return shardwise.again(homes[name], name, dtype, isinstance(model.get_submodule(path), Conv1D))
+        # Names that transformers converts: it has to read the whole checkpoint.
+        return dense(whole().get_submodule(path))
 
-        return within(budget, chosen, layout, read)
-    whole = _read(folder, config, dtype, section.trust_remote_code)
-    return within(budget, chosen, layout, lambda path: dense(whole.get_submodule(path)))
+    @cache
+    def whole() -> nn.Module:
+        return cast(nn.Module, _read(folder, config, dtype, trust))
+
+    chosen = within(budget, chosen, Layout(model), read)
+    if kept and earlier is None:
+        packed_cache.keep_choice(kept, chosen.description())
+    return chosen
 
 
 def _stored(folder: Path, chosen: Quantization) -> Quantization:
