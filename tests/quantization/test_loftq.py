@@ -74,7 +74,7 @@ def test_a_large_weight_is_decomposed_to_a_percent_of_the_exact_error():
     quantizer = QUANTIZERS["nf2"]()
     rest = weight - quantizer.decode(quantizer.quantize(weight), (600, 768))
     torch.manual_seed(0)
-    left, values, right = loftq._decompose(rest, 16)
+    left, values, right = loftq.decompose(rest, 16)
     near = torch.linalg.norm(rest - left[:, :16] * values[:16] @ right[:16])
     exact = torch.linalg.svdvals(rest)[16:].norm()
     assert exact <= near <= 1.01 * exact
