@@ -22,7 +22,7 @@ def small(name: str) -> Quantizer:
 
 
 def needed(names: Iterable[str]) -> Quantizer | None:
-    """Return a format that has what these methods need of a storage, of the most bits; None where any will do.
+    """Return a format that has what these methods need of a storage, of about 3 bits; None where any will do.
 
     Raises LookupError where no format has it all.
     """
@@ -32,7 +32,8 @@ def needed(names: Iterable[str]) -> Quantizer | None:
     able = [small(name) for name, cls in QUANTIZERS.items() if traits <= small(name).traits]
     if not able:
         raise LookupError(f"no format has {' and '.join(sorted(traits))}")
-    return max(able, key=lambda quantizer: quantizer.bits * (quantizer.bits <= 4))
+    # Whole numbers of many bits make noise in scales large, and with it the rounding of fp32.
+    return min(able, key=lambda quantizer: abs(quantizer.bits - 3))
 
 
 def section(names: Iterable[str]) -> dict[str, Any] | str:
