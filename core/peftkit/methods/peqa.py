@@ -31,7 +31,7 @@ class PEQA(Method, name="peqa"):
     needs: ClassVar[str | None] = INTEGERS
     default_learning_rate: ClassVar[float] = 1e-3
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"targets": ["q", "v", "down"]},)
-    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-3)
+    learns: ClassVar[Learns] = Learns(loss=3.3, steps=80, learning_rate=1e-2)
 
     targets: Targets = "linear"
     """Roles (q k v o gate up down head), groups (attention, mlp, linear) or module-name patterns."""

@@ -44,7 +44,7 @@ class QALoRA(LoRA, name="qa-lora"):
         {"targets": ["linear"], "rank": 4, "pool": "sum", "init": "gaussian"},
         {"targets": "mlp", "rank_pattern": {"down": 3}, "layers": "1", "bias": "adapted"},
     )
-    learns: ClassVar[Learns] = Learns(loss=3.0, steps=80, learning_rate=1e-1)
+    learns: ClassVar[Learns] = Learns(loss=3.3, steps=80, learning_rate=5e-2)
 
     pool: Literal["mean", "sum"] = "mean"
     """How the inputs of a group become one: their mean (official code) or their sum (paper)."""
@@ -59,7 +59,7 @@ class QALoRA(LoRA, name="qa-lora"):
         return sum(self.rank_at(site) * (groups(site) + site.outputs) for site in self.sites(layout))
 
     hf_peft = Method.hf_peft
-    from_hf_peft = Method.from_hf_peft
+    from_hf_peft = classmethod(Method.from_hf_peft.__func__)
 
 
 class Pooled(StoredDelta):

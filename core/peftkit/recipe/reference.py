@@ -48,6 +48,10 @@ A format's options, and modules with a format of their own, may stand beside `fo
 targets are. Embeddings and norms stay as they are, and so does the head unless it is named. Bits are those of a layer
 of 4096 by 4096, scales included.
 
+`quantization: {budget: 2.75}` chooses the format of each linear layer of the blocks instead, among {budgeted} in
+several block sizes: all together take at most that many bits a weight, and the sum of |W - Q|^2 is the least there is.
+The choice is written into the run's `recipe.yaml` beside the budget, and is not made again.
+
 """
 LARGE = (4096, 4096)
 
@@ -78,7 +82,8 @@ def _formats() -> str:
     for name, cls in QUANTIZERS.items():
         options = ", ".join(f"`{key}: {_written(value)}`" for key, value in cls().options().items())
         rows.append(f"| `{name}` | {cls().bits_per_weight(LARGE):.3f} | {options} | {cls.summary} ({cls.paper}) |")
-    return FORMATS + "\n".join(rows) + "\n"
+    budgeted = ", ".join(f"`{name}`" for name, cls in QUANTIZERS.items() if cls.budgeted)
+    return FORMATS.replace("{budgeted}", budgeted) + "\n".join(rows) + "\n"
 
 
 def _allowed(section: type[Section], key: str) -> str:
