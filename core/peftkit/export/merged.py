@@ -98,6 +98,12 @@ def _write_on_packed(run: Path, trained: Trained, folder: Path, into: str, bound
 
 def _on_originals(run: Path, trained: Trained) -> Trained:
     """Open the run again on its original weights."""
+    needing = next((method for method in trained.adaptation.methods if method.needs is not None), None)
+    if needing is not None:
+        raise PeftkitError(
+            f"the method '{needing.name}' changes weights stored as {needing.needs} and has no meaning on the original "
+            "ones: merge with --into dequantized."
+        )
     if not trained.base.has_originals:
         raise PeftkitError(
             f"the base of this run, {trained.base.name}, holds packed weights alone, and the original ones that "
