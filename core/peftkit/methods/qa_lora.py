@@ -59,7 +59,7 @@ class QALoRA(LoRA, name="qa-lora"):
         return sum(self.rank_at(site) * (groups(site) + site.outputs) for site in self.sites(layout))
 
     hf_peft = Method.hf_peft
-    from_hf_peft = classmethod(Method.from_hf_peft.__func__)
+    from_hf_peft = classmethod(Method.from_hf_peft.__func__)  # type: ignore[assignment]
 
 
 class Pooled(StoredDelta):
