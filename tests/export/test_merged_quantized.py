@@ -169,3 +169,37 @@ def test_choices_without_a_meaning_are_refused(options: Any, told: str, make_run
 def test_a_run_on_original_weights_has_nothing_to_tell_of_another_storage(make_run: Any, tmp_path: Path) -> None:
     report = merge(make_run("llama", QUERIES).folder, tmp_path / "merged")
     assert not [key for key in report if "trained" in key or "requantized" in key]
+
+
+STORED = {"peqa": ("peqa", "int4"), "qa-lora": ("qa-lora", "int3"), "alphatuning": ("alphatuning", "bcq2")}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_what_is_trained_of_stored_scales_is_written_packed_without_rounding(name: str, make_run: Any, tmp_path: Path):
+    method, form = STORED[name]
+    run = make_run("llama", method, torch.bfloat16, quantization={"format": form, "group_size": 16})
+    with torch.no_grad():
+        expected = run.logits()
+    report = merge(run.folder, tmp_path / "packed", requantize=True)
+    assert report["max_difference"] <= 1e-4 * report["scale"]
+    assert report["adapter_effect"] > 100 * report["max_difference"]
+    again = load(section(tmp_path / "packed"), dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(IDS).logits, expected, atol=1e-3, rtol=0)
+    before = {path: layer.codes for path, layer in run.base.model.named_modules() if isinstance(layer, PackedLinear)}
+    after = {path: layer.codes for path, layer in again.model.named_modules() if isinstance(layer, PackedLinear)}
+    assert set(after) == set(before) != set()
+    assert all(torch.equal(after[path], codes) for path, codes in before.items())
+
+
+def test_a_run_on_another_librarys_checkpoint_merges_into_what_its_weights_stand_for(make_run: Any, tmp_path: Path):
+    from quantized_checkpoints import write_bitsandbytes
+
+    run = make_run("llama", LINEAR, base=write_bitsandbytes(tmp_path / "packed-base", "nf4"))
+    with pytest.raises(PeftkitError, match=r"merge with --into dequantized"):
+        merge(run.folder, tmp_path / "merged")
+    with pytest.raises(PeftkitError, match="reads and does not write"):
+        merge(run.folder, tmp_path / "merged", into="dequantized", requantize=True)
+    assert not (tmp_path / "merged").exists()
+    merge(run.folder, tmp_path / "merged", into="dequantized")
+    torch.testing.assert_close(logits(tmp_path / "merged"), run.logits(), atol=1e-3, rtol=0)

@@ -10,8 +10,9 @@ from peftkit import files
 from peftkit.errors import PeftkitError, unknown
 from peftkit.export import FORMATS
 from peftkit.export.model_folder import checked, reopen, write, write_merged
-from peftkit.export.packed_base import AsTrained, dequantize
+from peftkit.export.packed_base import AsTrained, dequantize, write_shifted
 from peftkit.export.trained import Trained, open_run
+from peftkit.models.foreign import is_foreign
 from peftkit.models.quantize import Quantization
 from peftkit.models.samples import logits
 
@@ -42,7 +43,13 @@ def merge_into(
     _check(into, requantize, bound)
     with files.new_folder(output) as folder:
         trained = open_run(run, packed=True)
-        if Quantization.described(trained.base.storage).packs:
+        if requantize and all(method.needs is not None for method in trained.adaptation.methods):
+            report = {**trained.report(), **write_shifted(trained, folder)}
+            into = INTO[1]
+        elif is_foreign(trained.base.storage):
+            _check_foreign(trained, requantize)
+            report = _write_on_packed(run, trained, folder, into, None)
+        elif Quantization.described(trained.base.storage).packs:
             limit = None if not requantize else BOUND if bound is None else bound
             report = _write_on_packed(run, trained, folder, into, limit)
         else:
@@ -70,6 +77,14 @@ def _refuse(into: str, requantize: bool) -> None:
         )
 
 
+def _check_foreign(trained: Trained, requantize: bool) -> None:
+    if requantize:
+        raise PeftkitError(
+            f"--requantize: the base {trained.base.name} is stored as {trained.base.storage['format']}, which peftkit "
+            "reads and does not write: merge with --into dequantized, then pack the result with `peft quantize`."
+        )
+
+
 def _write_on_packed(run: Path, trained: Trained, folder: Path, into: str, bound: float | None) -> dict[str, Any]:
     """Write the merged model of a run on a packed base, as plain weights or, within `bound`, packed again."""
     as_trained = AsTrained.of(trained)
@@ -84,9 +99,12 @@ def _write_on_packed(run: Path, trained: Trained, folder: Path, into: str, bound
     model, words = reopen(trained, plain), trained.base.tokenizer
     found = logits(model, words)
     report = {**trained.report(), **checked(found, expected, trained.dtype), **as_trained.told(found, "trained")}
+    report["meaning"] = MEANINGS[into]
+    if as_trained.quantization is None:
+        return report
     as_trained.pack(model)
     again = logits(model, words)
-    report |= {"meaning": MEANINGS[into], **as_trained.told(again, "requantized")}
+    report |= as_trained.told(again, "requantized")
     if bound is not None:
         scale = float(as_trained.logits.abs().max())
         _refuse_beyond(report["requantized_max_difference"], bound, scale)

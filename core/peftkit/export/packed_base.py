@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from peftkit.export.model_folder import reopen
 from peftkit.export.packed import write as write_packed
 from peftkit.export.trained import Trained
-from peftkit.models.fingerprint import fingerprint
+from peftkit.layout import own_parameters
+from peftkit.models.fingerprint import digest, fingerprint, sample
+from peftkit.models.foreign import is_foreign
 from peftkit.models.load import LoadedModel, load
 from peftkit.models.quantize import Quantization, forget_originals, quantize, unpack
 from peftkit.models.samples import compare, logits
+from peftkit.quantization.packed import StoredLinear
+from peftkit.quantization.weight import dense
 from peftkit.recipe import ModelSection
 
 BOUND = 1e-4
@@ -26,7 +31,8 @@ BOUND = 1e-4
 class AsTrained:
     """What stays of a model as it was trained, its adapter on its packed base: logits on the sample prompts."""
 
-    quantization: Quantization
+    quantization: Quantization | None
+    """How the base is packed; None where another library did it."""
     logits: Tensor
     """[tokens, vocabulary], in fp32."""
 
@@ -34,10 +40,12 @@ class AsTrained:
     def of(cls, trained: Trained) -> AsTrained:
         """Run the model of an opened run, its base packed."""
         base, soft = trained.base, trained.adaptation.soft_ids
-        return cls(Quantization.described(base.storage), logits(base.model, base.tokenizer, soft))
+        ours = None if is_foreign(base.storage) else Quantization.described(base.storage)
+        return cls(ours, logits(base.model, base.tokenizer, soft))
 
     def pack(self, merged: nn.Module) -> None:
         """Store the weights of a merged model in the formats of the base; PeftkitError for one that cannot be."""
+        assert self.quantization is not None
         quantize(merged, self.quantization)
         forget_originals(merged)
 
@@ -51,12 +59,38 @@ class AsTrained:
         merged, words = reopen(trained, plain, trained.dtype), trained.base.tokenizer
         mark = fingerprint(cast(nn.Module, merged))
         self.pack(cast(nn.Module, merged))
-        write_packed(
-            LoadedModel(merged, words, trained.base.name, mark, plain, self.quantization.description()), folder
-        )
+        write_packed(LoadedModel(merged, words, trained.base.name, mark, plain, trained.base.storage), folder)
         section = ModelSection(name=str(folder), trust_remote_code=trained.recipe.model.trust_remote_code)
         again = load(section, dtype=torch.float32)
         compare(logits(again.model, words), expected, BOUND, "the packed model")
+
+
+def write_shifted(trained: Trained, folder: Path) -> dict[str, Any]:
+    """Write the model with its adapter in the stored scales and zero points: no code changes, and nothing is rounded.
+
+    Returns the difference to the logits of the trained model, which fp32 explains. Raises PeftkitError for an adapter
+    that has no equal there.
+    """
+    base, words = trained.base, trained.base.tokenizer
+    expected = logits(base.model, words)
+    trained.adaptation.merge_packed_()
+    write_packed(replace(base, fingerprint=_dense_fingerprint(base.model)), folder)
+    section = ModelSection(name=str(folder), trust_remote_code=trained.recipe.model.trust_remote_code)
+    found = logits(load(section, dtype=torch.float32).model, words)
+    report = compare(found, expected, BOUND, "the packed model")
+    return {**report, "meaning": "the adapter stands in the stored scales and zero points; every code is as it was"}
+
+
+def _dense_fingerprint(model: PreTrainedModel) -> str:
+    """Return the fingerprint of a packed model as if its weights were plain ones."""
+    whole = cast(nn.Module, model)
+    weights = {name: parameter.detach() for name, parameter in own_parameters(whole)}
+    samples = {name: (list(weight.shape), sample(weight, None)) for name, weight in weights.items()}
+    for path, layer in whole.named_modules():
+        if isinstance(layer, StoredLinear):
+            weight = dense(layer)
+            samples[f"{path}.weight"] = (list(weight.shape), sample(weight, None))
+    return digest(whole, samples)
 
 
 def dequantize(trained: Trained) -> list[str]:
