@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LINES = 40
 """About how many lines a whole run writes into a pipe."""
+SCORES = 4
+"""So many scores are shown of those that a run measures; the log has them all."""
 
 
 def observer() -> Live | Lines:
@@ -102,6 +104,13 @@ def closing(summary: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
+def measured(record: Mapping[str, Any]) -> str:
+    """Say what was measured at a step: the validation loss and the first scores."""
+    scores = list(record.get("scores", {}).items())[:SCORES]
+    parts = [f"validation loss {record['validation_loss']:.4f}"] if "validation_loss" in record else []
+    return " · ".join((*parts, *(f"{name} {value:.4f}" for name, value in scores)))
+
+
 class Lines:
     """Plain lines, about forty of them for a whole run."""
 
@@ -124,7 +133,7 @@ class Lines:
         self._write(f"step {progress.step}/{progress.steps} · {shown} · {progress.left()} left")
 
     def evaluated(self, record: dict[str, Any]) -> None:
-        self._write(f"step {record['step']} · validation loss {record['validation_loss']:.4f}")
+        self._write(f"step {record['step']} · {measured(record)}")
 
     def saved(self, path: Path) -> None:
         self._write(f"saved {path}")
@@ -163,7 +172,10 @@ class Live:
         self.progress.advance(record)
 
     def evaluated(self, record: dict[str, Any]) -> None:
-        self.progress.validations.append((int(record["step"]), float(record["validation_loss"])))
+        if "validation_loss" in record:
+            self.progress.validations.append((int(record["step"]), float(record["validation_loss"])))
+        if "scores" in record:
+            self.console.print(f"step {record['step']} · {measured(record)}", markup=False, highlight=False)
 
     def saved(self, path: Path) -> None:
         self.console.print(f"saved {path}", style="dim", markup=False, highlight=False)

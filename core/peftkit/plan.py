@@ -21,6 +21,7 @@ from peftkit.models.load import load as load_model
 from peftkit.optim.build import state_bytes
 from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.preparation import batched, check_length, nothing_left
+from peftkit.training.scoring import check
 from peftkit.training.windows import count_steps
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Plan a recipe on the meta device; what would stop the run at its start is raised as a PeftkitError."""
     section = recipe.train
+    check(recipe)
     loaded = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization)
     methods = [method.with_tokenizer(loaded.tokenizer) for method in recipe.methods()]
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)

@@ -169,6 +169,15 @@ class TrainSection(Section):
     """Draws the adapters' starting weights, the order of the data and the dropout."""
     evaluate_every: Count | None = None
     """Steps between losses on the validation split; null takes one at the end only."""
+    score_every: Count | None = None
+    """Steps between scores of generated answers on a fixed part of the validation split; null takes none."""
+    score_inputs: Count = 64
+    """Inputs that `score_every` answers, spread evenly over the validation split."""
+    keep_best: Text | None = None
+    """Keep the adapter of the step at which this was best: `validation_loss`, or a score, such as `BLEU-4`, with `-` in
+    front where lower is better; null keeps the last."""
+    patience: Count | None = None
+    """Early stopping: the run ends after so many measurements of `keep_best` without a better one; null goes on."""
     save_every: Count | None = None
     """Steps between checkpoints; null writes one every ten minutes. An interrupted run always writes one."""
     keep_checkpoints: Count = 2
@@ -198,6 +207,13 @@ class TrainSection(Section):
             raise ValueError(f"found {found}; allowed: one of them (write null for the other)")
         if self.warmup > 1 and self.warmup != int(self.warmup):
             raise ValueError(f"found warmup {self.warmup}; allowed: a fraction below 1, or a whole number of steps")
+        if self.patience is not None and self.keep_best is None:
+            raise ValueError(
+                f"found patience {self.patience} without keep_best; allowed: name in keep_best what has to get better"
+            )
+        measured = "evaluate_every" if self.keep_best == "validation_loss" else "score_every"
+        if self.keep_best is not None and getattr(self, measured) is None:
+            raise ValueError(f"found keep_best '{self.keep_best}' without {measured}, which says when it is measured")
         return self
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PARTS = ("adapter", "optimizer", "random")
+"""What every checkpoint holds; a run that keeps its best adapter adds the part `best`."""
 
 
 def write(folder: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> Path:
@@ -24,9 +25,9 @@ def write(folder: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], fa
     if path.exists():
         return path
     with files.new_folder(path) as temporary:
-        for name in PARTS:
-            tensor_file.write_tensors(temporary / f"{name}.safetensors", parts[name])
-        digests = {name: digest((temporary / f"{name}.safetensors").read_bytes()) for name in PARTS}
+        for name, tensors in parts.items():
+            tensor_file.write_tensors(temporary / f"{name}.safetensors", tensors)
+        digests = {name: digest((temporary / f"{name}.safetensors").read_bytes()) for name in parts}
         state = {**facts, "sha256": digests}
         files.write_json(temporary / "state.json", {**state, "digest": digest_facts(state)})
     return path
@@ -38,7 +39,7 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     if not isinstance(facts, dict) or facts.pop("digest", None) != digest_facts(facts):
         raise PeftkitError(damaged(path, "state.json"))
     parts = {}
-    for name in PARTS:
+    for name in facts["sha256"]:
         file = path / f"{name}.safetensors"
         with files.explained("read", file):
             content = file.read_bytes()

@@ -34,6 +34,8 @@ class Events:
         for name in FIGURES:
             if name in record:
                 self._writer.add_scalar(name, record[name], record["step"])
+        for name, value in record.get("scores", {}).items():
+            self._writer.add_scalar(f"scores/{name}", value, record["step"])
 
     def close(self) -> None:
         """Write what is left and close the file."""

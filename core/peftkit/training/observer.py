@@ -16,7 +16,7 @@ class Observer(Protocol):
         """An optimizer step is done: the record that goes to log.jsonl."""
 
     def evaluated(self, record: dict[str, Any]) -> None:
-        """The validation loss was measured: step and validation_loss."""
+        """Something was measured: step, and validation_loss or scores or both."""
 
     def saved(self, path: Path) -> None:
         """A checkpoint folder was written."""

@@ -20,6 +20,7 @@ from peftkit.models.load import load as load_model
 from peftkit.models.quantize import forget_originals
 from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.loop import Loop
+from peftkit.training.scoring import Slice, check, load_slice
 
 if TYPE_CHECKING:
     from peftkit.data.encode import Encoded
@@ -42,6 +43,8 @@ class Prepared:
     digest: str
     """SHA-256 of the encoded training data: a resumed run must read the same."""
     validation: Batches | None
+    scored: Slice | None
+    """What is answered and scored while the run goes on."""
     notices: list[str]
     """What a person should know: examples dropped or cut, no validation split."""
 
@@ -53,6 +56,7 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     in the data before the first step, which is not measured again.
     """
     section = recipe.train
+    check(recipe)
     device = choose_device(section.device)
     # What the model's layout and its tokenizer tell is refused before gigabytes are read.
     outline = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization)
@@ -69,13 +73,8 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
         raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
     check_length(loaded.model, encoded.rows)
     notices = encoded.notices(section.max_length)
-    measured = None
-    try:
-        measured = validation(recipe, data.name, template, loaded.tokenizer)
-    except PeftkitError as error:
-        if section.evaluate_every is not None:
-            raise
-        notices.append(f"the validation loss is left out: {error}")
+    measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, notices)
+    scored = load_slice(recipe, data.name)
     batches = batched(encoded.rows, section)
     torch.manual_seed(section.seed)
     pad_id = loaded.tokenizer.pad_token_id
@@ -102,6 +101,7 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
         encoded=encoded,
         digest=digest(encoded.rows),
         validation=measured,
+        scored=scored,
         notices=notices,
     )
 
@@ -118,6 +118,19 @@ def validation(recipe: Recipe, dataset: str, template: Any, tokenizer: Any) -> B
     chosen = data.examples[::every][:VALIDATION_EXAMPLES]
     rows = encode(chosen, template, tokenizer, recipe.train.max_length).rows
     return batched(rows, recipe.train) if rows else None
+
+
+def _validation_or_notice(
+    recipe: Recipe, dataset: str, template: Any, tokenizer: Any, notices: list[str]
+) -> Batches | None:
+    """Batch the validation split; where it is not there and the recipe does not ask for it, that is a notice."""
+    try:
+        return validation(recipe, dataset, template, tokenizer)
+    except PeftkitError as error:
+        if recipe.train.evaluate_every is not None:
+            raise
+        notices.append(f"the validation loss is left out: {error}")
+        return None
 
 
 def check_length(model: Any, encoded: Sequence[Encoded]) -> None:

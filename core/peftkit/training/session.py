@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftkit import files
 from peftkit.errors import PeftkitError
-from peftkit.training import checkpoint, events, folder, plot, summary
+from peftkit.training import checkpoint, events, folder, plot, scoring, summary
+from peftkit.training.best import Best
 from peftkit.training.log import Log
 from peftkit.training.observer import Observer, Silent
 from peftkit.training.signals import Deferred, Interrupted
@@ -52,6 +54,8 @@ class Session:
         self.prepared: Prepared = prepare(recipe, resumed=resume and bool(checkpoint.listed(self.checkpoints)))
         self.loop = self.prepared.loop
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
+        wanted = recipe.train.keep_best
+        self.best = None if wanted is None else Best(wanted, recipe.train.patience)
 
     def go(self) -> Summary:
         """Train to the end; returns the summary that is written."""
@@ -76,7 +80,7 @@ class Session:
         loop, section = self.loop, self.recipe.train
         earlier = log.records[-1]["elapsed_s"] if log.records else 0.0
         started = saved = time.monotonic()
-        while loop.step < loop.steps:
+        while loop.step < loop.steps and not (self.best and self.best.exhausted):
             if deferred.received is not None:
                 raise Interrupted(deferred.received, self._save(), loop.step)
             record = loop.run_step()
@@ -92,15 +96,25 @@ class Session:
                 saved = time.monotonic()
 
     def _evaluate(self, record: dict[str, Any]) -> None:
-        """Add the validation loss to the record of a step where it is due, the last step always."""
-        every = self.recipe.train.evaluate_every
-        due = self.loop.step == self.loop.steps or (every and self.loop.step % every == 0)
-        if due and self.prepared.validation is not None:
-            record["validation_loss"] = self.loop.evaluate(self.prepared.validation)
-            self.observer.evaluated({"step": self.loop.step, "validation_loss": record["validation_loss"]})
+        """Add the validation loss and the scores to the record of a step where they are due, the last step always."""
+        section, measured = self.recipe.train, {}
+        if self._due(section.evaluate_every) and self.prepared.validation is not None:
+            measured["validation_loss"] = self.loop.evaluate(self.prepared.validation)
+        if self._due(section.score_every) and self.prepared.scored is not None:
+            measured["scores"] = scoring.measure(self.prepared, self.recipe)
+        if measured:
+            record |= measured
+            self.observer.evaluated({"step": self.loop.step, **measured})
+        if self.best is not None:
+            self.best.see(record, self.prepared.adaptation.state)
+
+    def _due(self, every: int | None) -> bool:
+        return self.loop.step == self.loop.steps or bool(every and self.loop.step % every == 0)
 
     def _save(self) -> Path:
         parts, facts = self.loop.state()
+        if self.best is not None:
+            parts, facts = {**parts, "best": self.best.tensors}, {**facts, "best": self.best.facts()}
         path = checkpoint.write(self.checkpoints, self.loop.step, parts, {**facts, **self._origin()})
         checkpoint.prune(self.checkpoints, self.recipe.train.keep_checkpoints)
         self.observer.saved(path)
@@ -128,6 +142,8 @@ class Session:
         from peftkit.models.quantize import forget_originals
 
         self.loop.load_state(parts, facts)
+        if self.best is not None:
+            self.best.load(facts["best"], parts["best"])
         forget_originals(self.prepared.loaded.model)
 
     def _origin(self) -> dict[str, Any]:
@@ -152,21 +168,40 @@ class Session:
             "precision": loop.precision,
         }
 
+    def _keep(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Bring the best adapter back where one is kept; returns what was measured of the adapter that is saved."""
+        best, last = self.best, records[-1]
+        if best is None or best.step == last["step"]:
+            return last
+        self.prepared.adaptation.load_state(best.tensors)
+        early = f"stopped early after step {last['step']}: " if self.loop.step < self.loop.steps else ""
+        self.observer.notice(f"{early}the adapter of step {best.step} is kept, {best.metric} {best.value:.4f}")
+        measured = next(record for record in records if record["step"] == best.step)
+        if "validation_loss" not in measured and self.prepared.validation is not None:
+            return {**measured, "validation_loss": self.loop.evaluate(self.prepared.validation)}
+        return measured
+
     def _finish(self, log: Log) -> Summary:
         """Write the adapter, the loss curve and, last of all, the summary that marks the run as finished."""
         from peftkit import adapt
 
         loaded, info = self.prepared.loaded, self._info()
+        kept = self._keep(log.records)
         self.prepared.adaptation.finish()
         base = {"name": loaded.name, "fingerprint": loaded.fingerprint, "quantization": loaded.storage}
         adapt.save(self.prepared.adaptation, self.run / "adapter", base)
         title = f"{' + '.join(info['methods'])} on {info['dataset']}"
         plot.draw_loss(self.run / "loss.png", log.records, title)
-        kept = ("model", "methods", "dataset", "examples", "dropped_examples", "trainable_parameters")
+        keys = ("model", "methods", "dataset", "examples", "dropped_examples", "trainable_parameters")
+        figures = summary.figures(log.records)
+        figures["losses"]["validation"] = kept.get("validation_loss", figures["losses"]["validation"])
         result = Summary(
-            **{key: info[key] for key in (*kept, "total_parameters", "device", "precision")},
-            **summary.figures(log.records),
+            **{key: info[key] for key in (*keys, "total_parameters", "device", "precision")},
+            **figures,
             versions=summary.versions(),
+            scores=kept.get("scores"),
+            best=None if self.best is None else self.best.told(),
+            stopped_early=self.loop.step < self.loop.steps,
         )
         files.write_json(self.run / "summary.json", result.as_dict())
         self.observer.end(result.as_dict())

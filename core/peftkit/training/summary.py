@@ -35,6 +35,12 @@ class Summary:
     device: str
     precision: str
     versions: dict[str, str]
+    scores: dict[str, float] | None = None
+    """Of the kept adapter on the part of the validation split that `train.score_every` answers."""
+    best: dict[str, Any] | None = None
+    """Where `train.keep_best` chose the adapter: the metric, its value and the step."""
+    stopped_early: bool = False
+    """Whether `train.patience` ended the run before its last step."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as plain JSON values."""

@@ -1,0 +1,86 @@
+"""Scores of generated answers while a run goes on: a fixed part of the validation split, answered as in `peft eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peftkit.data.source import PREFIX
+from peftkit.data.source import load as load_data
+from peftkit.errors import PeftkitError, nearest
+from peftkit.tasks import TASKS
+from peftkit.training.best import VALIDATION, Best
+from peftkit.training.device import autocast
+
+if TYPE_CHECKING:
+    from peftkit.data.example import Example
+    from peftkit.recipe import Recipe
+    from peftkit.tasks import Task
+    from peftkit.training.preparation import Prepared
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The inputs that are answered each time, and the task that scores the answers."""
+
+    task: Task
+    examples: list[Example]
+
+
+def check(recipe: Recipe) -> None:
+    """Raise PeftkitError, before anything is read, where no score of the data set's task is what the recipe names."""
+    section, task = recipe.train, TASKS[recipe.dataset.name.removeprefix(PREFIX)]
+    if section.score_every is not None and not task.metrics:
+        raise PeftkitError(
+            f"train.score_every: the data set {recipe.dataset.name} has no metrics; write null, and give "
+            "train.evaluate_every for losses on the validation split."
+        )
+    if section.keep_best is None:
+        return
+    metric = Best(section.keep_best).metric
+    known = [VALIDATION, *score_names(task)]
+    if metric not in known:
+        guess = nearest(metric, known)
+        hint = f" Did you mean '{guess}'?" if guess else ""
+        raise PeftkitError(f"train.keep_best: found '{metric}'; allowed: {', '.join(known)}.{hint}")
+
+
+def score_names(task: Task) -> list[str]:
+    """List the scores of a task."""
+    from peftkit.metrics import METRICS
+
+    return [key for name in task.metrics for key in METRICS[name].keys]
+
+
+def load_slice(recipe: Recipe, dataset: str) -> Slice | None:
+    """Choose `train.score_inputs` inputs spread evenly over the validation split; None where no scores are wanted."""
+    section = recipe.train
+    if section.score_every is None:
+        return None
+    from peftkit.evaluation import check_examples
+
+    data = load_data(recipe.dataset.model_copy(update={"name": dataset}), "validation", grouped=True)
+    every = max(1, len(data.examples) // section.score_inputs)
+    chosen = data.examples[::every][: section.score_inputs]
+    check_examples(data.task, chosen, data.name)
+    return Slice(data.task, chosen)
+
+
+def measure(prepared: Prepared, recipe: Recipe) -> dict[str, float]:
+    """Answer the slice with the model as it stands; return the scores. Dropout is off inside and as before after."""
+    from peftkit.evaluation import evaluate_loaded
+
+    chosen, loop = prepared.scored, prepared.loop
+    assert chosen is not None
+    model: Any = prepared.loaded.model
+    with autocast(loop.device, loop.precision):
+        found = evaluate_loaded(
+            model,
+            prepared.loaded.tokenizer,
+            chosen.task,
+            chosen.examples,
+            prepared.template,
+            generation=recipe.generation,
+            batch_size=recipe.eval.batch_size,
+        )
+    return dict(found.scores)
