@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from peftkit.comparison import entries
@@ -107,3 +109,23 @@ def test_the_resolved_recipe_builds_the_same_comparison(tmp_path):
     (tmp_path / "recipe.yaml").write_text(first.to_yaml())
     assert load(tmp_path / "recipe.yaml") == first
     assert "compare" not in load("quickstart").to_yaml()
+
+
+def test_fractions_multiply_the_entries_and_smaller_parts_lie_inside_larger_ones():
+    from peftkit.data.source import load as load_data
+
+    base = recipe(methods=["lora", "dora"], fractions=[0.05, 1.0], seeds=2)
+    found = entries(base)
+    assert [entry.label for entry in found] == [
+        *("lora (rank 4, targets linear) on 5 %", "dora on 5 %"),
+        *("lora (rank 4, targets linear) on 100 %", "dora on 100 %"),
+    ]
+    assert len({entry.folder(Path("c"), 42) for entry in found}) == 4
+    small, large = found[0].recipe(base, 43), found[2].recipe(base, 43)
+    assert (small.dataset.fraction, small.dataset.seed, large.dataset.seed) == (0.05, 1, 1)
+    parts = [{example.id for example in load_data(one.dataset, "train").examples} for one in (small, large)]
+    assert parts[0] < parts[1]
+    other = load_data(found[0].recipe(base, 42).dataset, "train").examples
+    assert {example.id for example in other} != parts[0]
+    with pytest.raises(PeftkitError, match="fractions"):
+        recipe(methods=["lora"], fractions=[1.5])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from peftkit.layout import Layout
 from peftkit.method import METHODS, Method
 from peftkit.models.load import load as load_model
 from peftkit.recipe import CompareSection, MethodChoice, Recipe
+from peftkit.report.labels import describe, written
 
 TOLERANCE = 0.01
 """How far from the budget a method may be before the table says so."""
@@ -30,6 +31,8 @@ class Entry:
     """What a reader must know of its size."""
     refused: str | None = None
     """Why it cannot be trained on this model."""
+    fraction: float | None = None
+    """The part of the training split that it is trained on; None is what the recipe says."""
 
     @property
     def slug(self) -> str:
@@ -37,10 +40,17 @@ class Entry:
         return re.sub(r"[^A-Za-z0-9.=+-]+", "_", self.label).strip("_")[:100]
 
     def recipe(self, base: Recipe, seed: int) -> Recipe:
-        """Return the recipe of the run of one seed: `base` with these methods."""
+        """Return the recipe of the run of one seed: `base` with these methods.
+
+        Where the comparison names fractions, each seed draws parts of its own: what the spread over seeds tells is
+        that of the data too.
+        """
         chosen = tuple(MethodChoice(name=method.name, options=method.options()) for method in self.methods)
         train = base.train.model_copy(update={"seed": seed})
         changes = {"method": chosen, "train": train, "compare": CompareSection(), "output": None}
+        if self.fraction is not None:
+            drawn = {"fraction": self.fraction, "seed": base.dataset.seed + seed - base.train.seed}
+            changes["dataset"] = base.dataset.model_copy(update=drawn)
         return base.model_copy(update=changes)
 
     def folder(self, comparison: Path, seed: int) -> Path:
@@ -60,7 +70,8 @@ def entries(recipe: Recipe) -> list[Entry]:
         )
     model = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization).model
     seeds = tuple(recipe.train.seed + number for number in range(section.seeds))
-    found = [_entry(choices, model, section.budget, seeds) for choices in section.methods]
+    built = [_entry(choices, model, section.budget, seeds) for choices in section.methods]
+    found = [_on(entry, fraction) for fraction in section.fractions for entry in built] or built
     twice = next((entry.label for entry in found if [other.slug for other in found].count(entry.slug) > 1), None)
     if twice is not None:
         raise PeftkitError(f"compare.methods names {twice} twice: leave one of them out.")
@@ -82,6 +93,11 @@ def _entry(choices: Sequence[MethodChoice], model: Any, size: float | None, seed
     return Entry(label, methods, seeds, note)
 
 
+def _on(entry: Entry, fraction: float) -> Entry:
+    """Return the entry on a part of the training split."""
+    return replace(entry, label=f"{entry.label} on {100 * fraction:g} %", fraction=fraction)
+
+
 def _sized(methods: Sequence[Method], layout: Layout, size: float) -> tuple[tuple[Method, ...], str]:
     """Give each part of an entry an equal share of the budget; say where it cannot be met."""
     sized, notes = [], []
@@ -91,20 +107,6 @@ def _sized(methods: Sequence[Method], layout: Layout, size: float) -> tuple[tupl
         if method.size is None:
             notes.append("fixed size")
         else:
-            notes.append(f"{method.size} {_written(getattr(found, method.size))}")
+            notes.append(f"{method.size} {written(getattr(found, method.size))}")
             notes[-1] += f" ({deviation:+.1%})" if abs(deviation) > TOLERANCE else ""
     return tuple(sized), ", ".join(notes)
-
-
-def describe(method: Method) -> str:
-    """Name a method with the options that are not its defaults: `lora (rank 16, targets linear)`."""
-    defaults = type(method).from_options({}).options()
-    changed = {key: value for key, value in method.options().items() if value != defaults[key]}
-    told = ", ".join(f"{key} {_written(value)}" for key, value in changed.items())
-    return f"{method.name} ({told})" if told else method.name
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "+".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

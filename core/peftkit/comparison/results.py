@@ -149,13 +149,16 @@ def stored(path: Path) -> int:
 
 
 def order(runs: Sequence[Run]) -> str:
-    """Say whether the runs of each seed saw the same texts in every step, as their logs count the trained tokens."""
-    by_seed: dict[int, set[tuple[int, ...]]] = {}
+    """Say whether the runs of each seed (and part of the data) saw the same texts in every step.
+
+    Their logs tell it, which count the trained tokens.
+    """
+    found: dict[tuple[int, float], set[tuple[int, ...]]] = {}
     for run in runs:
         if run.entry and run.finished:
             counts = tuple(record["trained_tokens"] for record in log.read(run.folder / "log.jsonl"))
-            by_seed.setdefault(run.recipe.train.seed, set()).add(counts)
-    if all(len(found) == 1 for found in by_seed.values()):
+            found.setdefault((run.recipe.train.seed, run.recipe.dataset.fraction), set()).add(counts)
+    if all(len(same) == 1 for same in found.values()):
         return "the same data in the same order"
     return "the same data in other batches, since prompts take room in train.batch_tokens: set train.batch_examples"
 

@@ -70,7 +70,7 @@ def _table(section: type[Section], name: str) -> str:
     for key, field in section.model_fields.items():
         path = f"{name}.{key}" if name else key
         default = "required" if field.is_required() else f"`{_written(field.get_default(call_default_factory=True))}`"
-        rows.append(f"| `{path}` | {default} | {_allowed(section, key)} | {field.description} |")
+        rows.append(f"| `{path}` | {default} | {_allowed(section, key)} | {_line(field.description)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -84,6 +84,11 @@ def _formats() -> str:
         rows.append(f"| `{name}` | {cls().bits_per_weight(LARGE):.3f} | {options} | {cls.summary} ({cls.paper}) |")
     budgeted = ", ".join(f"`{name}`" for name, cls in QUANTIZERS.items() if cls.budgeted)
     return FORMATS.replace("{budgeted}", budgeted) + "\n".join(rows) + "\n"
+
+
+def _line(text: str | None) -> str:
+    """Bring a docstring to one line, as the cell of a table has to be."""
+    return " ".join((text or "").split())
 
 
 def _allowed(section: type[Section], key: str) -> str:

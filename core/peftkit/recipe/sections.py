@@ -257,6 +257,9 @@ class CompareSection(Section):
     options there."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
     """Runs of each method: with `train.seed`, the seed after it, and so on."""
+    fractions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)] = ()
+    """Parts of the training split on which each method runs, as `dataset.fraction`, the smaller inside the larger; each
+    seed draws its own. Empty takes the recipe's."""
     budget: Positive | None = None
     """Stored parameters of each method: its size (rank, bottleneck, length) is chosen to come nearest."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from peftkit.report.tables import short
+from peftkit.report.tables import names
 from peftkit.training.plot import GREY, INK, smooth
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def _look(position: int) -> dict[str, Any]:
 def _curves(axes: Any, comparison: Comparison) -> None:
     rows = comparison.measured
     last: list[float] = []
-    for position, row in enumerate(rows):
+    for position, (row, name) in enumerate(zip(rows, names(rows), strict=True)):
         losses = smooth(row.losses, max(1, len(row.losses) // 10))
-        axes.plot(row.steps, losses, label=short(row.label), linewidth=1.3, **_look(position))
+        axes.plot(row.steps, losses, label=name, linewidth=1.3, **_look(position))
         last.append(losses[-1])
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("training loss, smoothed (nats per trained token)")
@@ -59,12 +59,13 @@ def _curves(axes: Any, comparison: Comparison) -> None:
 
 
 def _scores(axes: Any, comparison: Comparison) -> None:
-    for position, row in enumerate(comparison.measured):
+    rows = comparison.measured
+    for position, (row, name) in enumerate(zip(rows, names(rows), strict=True)):
         score = row.scores[comparison.headline]
         look = {"color": _look(position)["color"], "markersize": 4, "capsize": 2}
         axes.errorbar(row.stored, score.mean, yerr=score.deviation, fmt="o", **look)
         place = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": 7, "color": INK}
-        axes.annotate(short(row.label), (row.stored, score.mean), **place)
+        axes.annotate(name, (row.stored, score.mean), **place)
     base = comparison.base.scores.get(comparison.headline)
     if base is not None:
         axes.axhline(base.mean, color=GREY, linestyle="--", linewidth=1)

@@ -46,6 +46,12 @@ def short(label: str) -> str:
     return label.partition(" (")[0]
 
 
+def names(rows: Sequence[Row]) -> list[str]:
+    """Return labels for a picture: without options where that still tells the rows apart."""
+    brief = [short(row.label) for row in rows]
+    return brief if len(set(brief)) == len(brief) else [row.label for row in rows]
+
+
 def spread(value: Spread | None, digits: int) -> str:
     """Write a mean, and its spread over seeds where there is one."""
     if value is None:
