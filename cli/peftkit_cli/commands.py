@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from peftkit.errors import PeftkitError
-from peftkit_cli import compare, eval, export, generate, list, merge, new, quantize, score, train, validate
+from peftkit_cli import compare, eval, export, generate, list, merge, new, quantize, run_report, score, train, validate
 from peftkit_cli.main import COMMANDS, SUMMARY
 from peftkit_cli.terminal import tell_warnings
 
@@ -17,6 +17,7 @@ FUNCTIONS = {
     "train": train.train,
     "compare": compare.compare,
     "eval": eval.evaluate,
+    "report": run_report.report,
     "generate": generate.generate,
     "merge": merge.merge,
     "export": export.export,

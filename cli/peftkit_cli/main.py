@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "Train a recipe into a run folder.",
     "compare": "Train and score several methods side by side.",
     "eval": "Score a run, or a recipe's untrained model.",
+    "report": "Set runs side by side on one page.",
     "generate": "Answer a prompt with a run.",
     "merge": "Write a run's adapter into its model's weights.",
     "export": "Write a run for another program.",

@@ -12,6 +12,7 @@ SURFACE = {
     "train": ["--dry-run", "--output", "--resume", "-o", "[KEY=VALUE]...", "RECIPE"],
     "compare": ["--budget", "--methods", "--output", "--seeds", "-o", "[KEY=VALUE]...", "RECIPE"],
     "eval": ["--base", "--json", "--limit", "--split", "RUN|RECIPE", "[KEY=VALUE]..."],
+    "report": ["--output", "--paper", "-o", "RUN..."],
     "generate": ["--base", "PROMPT", "RUN"],
     "merge": ["--bound", "--into", "--output", "--requantize", "-o", "RUN"],
     "export": ["--format", "--output", "-o", "RUN"],

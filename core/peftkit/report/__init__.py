@@ -1,7 +1,8 @@
-"""A comparison as files that people and programs read: Markdown, CSV, a picture, and one HTML page."""
+"""Comparisons and runs as files that people and programs read: Markdown, CSV, pictures, and one HTML page."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from peftkit import files
 
 if TYPE_CHECKING:
     from peftkit.comparison import Comparison
+    from peftkit.report.document import Document
 
 
 def write(comparison: Comparison, folder: Path) -> None:
@@ -20,3 +22,24 @@ def write(comparison: Comparison, folder: Path) -> None:
     files.write_text(folder / "comparison.csv", tables.csv_text(comparison))
     files.write_bytes(folder / "comparison.png", drawn)
     files.write_text(folder / "comparison.html", page.html(comparison, drawn))
+
+
+def report(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    paper: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Document:
+    """Write `report.md` and `report.html` on run folders (or a comparison's folder) into `output`; returns the page.
+
+    With `paper` the runs are set beside that table or figure of `configs/papers/`. Raises PeftkitError for a folder
+    that holds no run, runs of different data sets without `paper`, and a paper that is not known.
+    """
+    from peftkit.report import compared, evidence, papers
+
+    known = None if paper is None else papers.read(paper)
+    runs, bases = evidence.read(folders)
+    page = compared.report(runs, bases, on_progress) if known is None else papers.report(known, runs, bases)
+    page.write(output)
+    return page

@@ -46,10 +46,10 @@ def html(comparison: Comparison, picture: bytes) -> str:
     left_out = "".join(f"<li>{escape(row.label)}: {escape(str(row.reason))}</li>" for row in failed)
     parts = [
         f"<h1>{escape(comparison.title)}</h1><dl>{facts}</dl>",
-        _table(heads(comparison), cells(comparison)),
+        table(heads(comparison), cells(comparison)),
         f"<p>{escape(told(comparison))} A click on a head sorts.</p>",
         f'<img alt="Loss curves, and scores against stored parameters" src="data:image/png;base64,{image}">',
-        "<h2>All scores</h2>" + _table(*all_scores(comparison)),
+        "<h2>All scores</h2>" + table(*all_scores(comparison)),
         f"<h2>Left out</h2><ul>{left_out}</ul>" if failed else "",
     ]
     return (
@@ -60,7 +60,8 @@ def html(comparison: Comparison, picture: bytes) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table; a click on a head sorts it."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"

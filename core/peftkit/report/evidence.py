@@ -1,0 +1,147 @@
+"""What run folders hold, for reports: the recipe, the log, the summary, and the evaluation with its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peftkit import files
+from peftkit.errors import PeftkitError
+from peftkit.recipe import Recipe
+from peftkit.recipe import load as load_recipe
+from peftkit.report.labels import describe, written
+from peftkit.training import log
+
+SILENT = ("include", "method", "output", "compare", "eval", "generation")
+"""Keys of a recipe that no label tells: the method stands in front of each."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """An evaluation: what `eval/*.json` tells, and the record of each input in `eval/*.predictions.jsonl`."""
+
+    facts: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores of the whole set; those of its parts have a stroke in their names."""
+        return {name: value for name, value in self.facts["scores"].items() if "/" not in name}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The ids of what was answered."""
+        return tuple(record["id"] for record in self.predictions)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One run."""
+
+    folder: Path
+    recipe: Recipe
+    label: str
+    records: list[dict[str, Any]]
+    """The log, a record a step."""
+    summary: dict[str, Any] | None
+    """The final figures; None where training has not ended."""
+    answers: Answers | None
+    """The evaluation of the split that the recipe names; None where there is none."""
+
+    @property
+    def state(self) -> str:
+        """Say what is missing of it, or nothing."""
+        if self.summary is None:
+            return f"training has not ended after {len(self.records):,} steps"
+        return "" if self.answers else f"not evaluated: peft eval {self.folder}"
+
+
+def read(given: Sequence[Path]) -> tuple[list[Evidence], list[Answers]]:
+    """Read run folders, and the runs of a comparison's folder; returns the runs, and evaluations of untrained bases.
+
+    Raises PeftkitError for a folder that holds no run, and for one that is named twice.
+    """
+    folders = [run for folder in given for run in _runs(folder)]
+    twice = next((run for run in folders if [run.resolve() for run in folders].count(run.resolve()) > 1), None)
+    if twice is not None:
+        raise PeftkitError(f"the run {twice} is named twice: leave one of them out.")
+    runs = [_read(folder) for folder in folders]
+    untrained: dict[tuple[Any, ...], Answers] = {}
+    for place in dict.fromkeys([*folders, *(folder / "runs" / "base" for folder in given)]):
+        for path in sorted((place / "eval").glob("*-base.json")):
+            found = _answers(path)
+            untrained.setdefault(tuple(found.facts[key] for key in ("model", "dataset", "split", "limit")), found)
+    return _labelled(runs), list(untrained.values())
+
+
+def _runs(folder: Path) -> list[Path]:
+    """Return the run folder, or the finished and unfinished runs of a comparison in their order."""
+    inside = sorted(path.parent for path in (folder / "runs").glob("*/seed-*/recipe.yaml"))
+    if inside:
+        return inside
+    if not (folder / "recipe.yaml").is_file():
+        state = "holds no recipe.yaml" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+        raise PeftkitError(f"{folder} is not a run folder: it {state}. Name folders that peft train or compare wrote.")
+    return [folder]
+
+
+def _read(folder: Path) -> Evidence:
+    recipe = load_recipe(folder / "recipe.yaml")
+    summary = folder / "summary.json"
+    return Evidence(
+        folder=folder,
+        recipe=recipe,
+        label=" + ".join(describe(method) for method in recipe.methods()),
+        records=log.read(folder / "log.jsonl"),
+        summary=files.read_json(summary) if summary.is_file() else None,
+        answers=_chosen(folder, recipe),
+    )
+
+
+def _chosen(folder: Path, recipe: Recipe) -> Answers | None:
+    """Return the evaluation of the recipe's split, on as many inputs as the recipe says where there are several."""
+    paths = [path for path in sorted((folder / "eval").glob("*.json")) if not path.stem.endswith("-base")]
+    found = [answers for answers in map(_answers, paths) if answers.facts["split"] == recipe.eval.split]
+    found.sort(key=lambda answers: answers.facts["limit"] != recipe.eval.limit)
+    return found[0] if found else None
+
+
+def _answers(path: Path) -> Answers:
+    facts = files.read_json(path)
+    lines = files.read_text(path.with_suffix(".predictions.jsonl")).splitlines()
+    try:
+        predictions = [json.loads(line) for line in lines]
+        found = Answers(facts, predictions)
+        _ = (found.inputs, found.scores, [facts[key] for key in ("model", "dataset", "split", "limit")])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PeftkitError(
+            f"{path} is not an evaluation ({type(error).__name__}: {error}): run peft eval again."
+        ) from None
+    return found
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over (dotted key, value) of nested mappings."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _labelled(runs: list[Evidence]) -> list[Evidence]:
+    """Add to each label the keys of the recipes that differ, and the folder where that tells runs not apart."""
+    told = [dict(leaves(run.recipe.model_dump(exclude=set(SILENT)))) for run in runs]
+    names = list(dict.fromkeys(key for keys in told for key in keys))
+    differ = [key for key in names if len({repr(keys.get(key)) for keys in told}) > 1]
+    labels = [
+        ", ".join([run.label, *(f"{key.removeprefix('train.')} {written(keys.get(key))}" for key in differ)])
+        for run, keys in zip(runs, told, strict=True)
+    ]
+    return [
+        replace(run, label=label if labels.count(label) == 1 else f"{label}, {run.folder}")
+        for run, label in zip(runs, labels, strict=True)
+    ]
