@@ -114,7 +114,7 @@ def test_mistakes_are_told(tmp_path: Path):
     with pytest.raises(PeftkitError, match=r"'table3' is not a table or figure\..*table1"):
         report([run], tmp_path / "out", paper="table3")
     (run / "eval/e2e-test.predictions.jsonl").write_text('{"id": 1\n')
-    with pytest.raises(PeftkitError, match="not a whole evaluation"):
+    with pytest.raises(PeftkitError, match="is not an evaluation"):
         report([run], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

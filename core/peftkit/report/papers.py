@@ -19,6 +19,9 @@ from peftkit.report.evidence import Answers, Evidence, leaves
 from peftkit.report.tables import NONE
 
 NOT_RUN = "not run"
+RATE = "learning_rate"
+SEEDS = ("train.seed", "dataset.seed", f"train.{RATE}")
+"""What may differ within a trial, and the rate, which is compared for itself."""
 ARMS = ("literal", "tuned")
 """The paper's own learning rate; and the trial with the lowest validation loss, where others were tried."""
 
@@ -97,13 +100,13 @@ def facts(run: Evidence) -> dict[str, Any]:
     """Return what decides about a run's cell: its method and its options, model, data and learning rate."""
     recipe = run.recipe
     options = recipe.method[0].options
-    rate = options.get("learning_rate") or recipe.train.learning_rate
+    rate = options.get(RATE) or recipe.train.learning_rate
     found = {
         "method": "+".join(choice.name for choice in recipe.method),
         "model": recipe.model.name,
         "dataset": run.answers.facts["dataset"] if run.answers else recipe.dataset.name,
         "fraction": recipe.dataset.fraction,
-        "learning_rate": rate,
+        RATE: rate,
         **{key: options[key] for key in ("rank", "alpha") if key in options},
     }
     if found.get("rank") and found.get("alpha"):
@@ -121,9 +124,12 @@ def trials(runs: Sequence[Evidence]) -> list[Trial]:
     """Put runs that differ in their seeds alone together."""
     found: dict[str, list[Evidence]] = {}
     for run in runs:
-        keys = dict(leaves(run.recipe.model_dump(exclude={"output", "compare"})))
-        keys = {key: value for key, value in keys.items() if key not in ("train.seed", "dataset.seed")}
-        found.setdefault(repr(sorted(keys.items())), []).append(run)
+        keys = dict(leaves(run.recipe.model_dump(exclude={"output", "compare", "method"})))
+        keys = {key: value for key, value in keys.items() if key not in SEEDS}
+        options = [(choice.name, {**choice.options, RATE: None}) for choice in run.recipe.method]
+        # The rate may stand in the recipe or in the method's options: it is the same trial.
+        told = (sorted(keys.items()), options, facts(run)[RATE])
+        found.setdefault(repr(told), []).append(run)
     return [Trial(same) for same in found.values()]
 
 
