@@ -50,7 +50,8 @@ def report(runs: Sequence[Evidence], bases: Sequence[Answers], on_progress: OnPr
     evaluated = [(number, run) for number, run in enumerate(runs, 1) if run.answers is not None]
     _check([run for _, run in evaluated])
     document = Document(f"{len(runs)} run{'s' if len(runs) > 1 else ''} on {_data(runs)}")
-    document.add(Table(["run", "what", "folder", "state"], [_named(n, run) for n, run in enumerate(runs, 1)]))
+    named = [_named(number, run) for number, run in enumerate(runs, 1)]
+    document.add(Table(["run", "what", "folder", "state"], named, prose=True))
     scored = score(evaluated, on_progress) if evaluated else None
     if scored:
         own = {run.facts["model"] for run in scored.answers}
@@ -105,12 +106,12 @@ def _named(number: int, run: Evidence) -> list[str]:
 def _scores(scored: Scored, bases: Sequence[Answers]) -> Table:
     names = list(dict.fromkeys(name for answers in scored.answers for name in answers.scores))
     order = sorted(range(len(scored.runs)), key=lambda place: -scored.answers[place].scores[scored.headline])
-    rows = [["untrained", b.facts["model"], *(_figure(b, name) for name in names), _inputs(b)] for b in bases]
+    rows = [[f"untrained {b.facts['model']}", *(_figure(b, name) for name in names), _inputs(b)] for b in bases]
     for place in order:
         (number, run), answers = scored.runs[place], scored.answers[place]
         cells = [_figure(answers, name) + _brackets(scored.span(name, place)) for name in names]
-        rows.append([str(number), run.label, *cells, _inputs(answers)])
-    return Table(["run", "what", *names, "inputs"], rows)
+        rows.append([f"{number}  {run.label}", *cells, _inputs(answers)])
+    return Table(["run", *names, "inputs"], rows)
 
 
 def _inputs(answers: Answers) -> str:

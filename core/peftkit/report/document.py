@@ -31,12 +31,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column names the rows."""
+    """A table; the first column names the rows, the others stand to the right."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     prose: bool = False
-    """Whether cells hold sentences, which are folded, and not figures."""
+    """Whether cells hold sentences, which are folded and stand to the left, and not figures."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def _markdown(block: Block) -> str:
             return f"## {text}"
         case Text(text):
             return text
-        case Table(heads, rows):
-            return grid(heads, [[" ".join(cell.split()) for cell in row] for row in rows])
+        case Table(heads, rows, prose):
+            written = grid(heads, [[" ".join(cell.split()) for cell in row] for row in rows])
+            return written.replace("---:", "---") if prose else written
         case Picture(name, shows):
             return f"![{shows}]({name}.png)"
 

@@ -9,7 +9,6 @@ from typing import Any
 from peftkit.report.evidence import Evidence
 from peftkit.training.plot import GREY, INK, smooth
 
-MARKERS = "osD^vP"
 LINES = ("-", "--", ":", "-.")
 
 
@@ -59,6 +58,7 @@ def curves(runs: Sequence[Evidence]) -> bytes:
         # The steep first steps of one run do not flatten all others.
         axes.set_ylim(bottom=max(0.0, 0.9 * min(last)), top=min(max(first), 4 * sorted(last)[len(last) // 2]))
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per trained token)\nline: training, smoothed; points: validation")
     return png(figure)
