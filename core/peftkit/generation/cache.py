@@ -56,7 +56,8 @@ class RowLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         span, end = self.span, self.span.end + key_states.shape[2]
         self.keys[: span.rows, :, span.end : end] = key_states
         self.values[: span.rows, :, span.end : end] = value_states

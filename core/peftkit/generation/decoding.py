@@ -15,7 +15,7 @@ from torch import Tensor
 
 from peftkit.errors import PeftkitError
 from peftkit.generation.beams import Beams
-from peftkit.generation.cache import ABSENT, BLOCK, Past, RowCache
+from peftkit.generation.cache import ABSENT, Past, RowCache
 from peftkit.generation.settings import Settings
 from peftkit.generation.single import Search, Single, Text
 from peftkit.generation.stopping import Stopping

@@ -31,7 +31,7 @@ class Text:
 
 
 class Choice(NamedTuple):
-    """What a search chose: the next token of each row, the row it continues (None: its own), and whose answer is there."""
+    """What a search chose: each row's next token, the row that it continues (None: its own), and whose answer ended."""
 
     tokens: Tensor
     sources: Tensor | None
