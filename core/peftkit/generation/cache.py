@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -80,6 +80,8 @@ class RowCache(Cache):
     given them as one batch that is padded on the left.
     """
 
+    refills = True
+
     def __init__(self, height: int, width: int, device: torch.device):
         self.span = Span(height, width)
         self.ids = torch.full((height, width), ABSENT, device=device)
@@ -87,6 +89,11 @@ class RowCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.span.end - self.span.begin
+
+    @property
+    def rows(self) -> int:
+        """The number of live rows."""
+        return self.span.rows
 
     @property
     def held(self) -> list[RowLayer]:
@@ -133,15 +140,24 @@ class RowCache(Cache):
         span.begin = min(span.begin, columns.start)
         self._trim()
 
-    def copy(self, source: Sequence[int] | Tensor, target: Sequence[int] | Tensor, since: int | None = None) -> None:
-        """Give rows `target` the columns of rows `source` from the column `since` on (all where None)."""
-        device, span = self.ids.device, self.span
-        source, target = torch.as_tensor(source, device=device), torch.as_tensor(target, device=device)
-        columns = slice(span.begin if since is None else since, span.end)
-        for held in (self.ids, *(states for layer in self.held for states in (layer.keys, layer.values))):
-            assert held is not None
-            part = held[..., columns, :] if held.dim() == 4 else held[:, columns]
-            part[target] = part[source]
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Give rows `target` what rows `source` hold."""
+        for part in self._parts(self.span.begin):
+            part[target] = part.index_select(0, source)
+
+    def reorder(self, sources: Tensor, made: int) -> None:
+        """Let each row continue row `sources[row]`, which differs from it in the last `made` tokens at most."""
+        for part in self._parts(self.span.end - made):
+            part.copy_(part.index_select(0, sources))
+
+    def _parts(self, begin: int) -> Iterator[Tensor]:
+        """Iterate over all that is held of the live rows from a column on."""
+        span = self.span
+        yield self.ids[: span.rows, begin : span.end]
+        for layer in self.held:
+            for states in (layer.keys, layer.values):
+                assert states is not None
+                yield states[: span.rows, :, begin : span.end]
 
     def keep(self, rows: int) -> None:
         """Drop all rows behind the first `rows`."""

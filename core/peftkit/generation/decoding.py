@@ -19,6 +19,7 @@ from peftkit.generation.cache import ABSENT, Past, RowCache
 from peftkit.generation.settings import Settings
 from peftkit.generation.single import Search, Single, Text
 from peftkit.generation.stopping import Stopping
+from peftkit.generation.whole_cache import WholeCache, keeps_rows
 
 REFILL = 0.25
 """Prompts enter once so much of the batch is free: they are read together, and each reading is a step of its own."""
@@ -117,7 +118,8 @@ class Decoder:
         first = [Waiting(thread, Text(*next(thread))) for thread in threads]
         self.waiting = deque(sorted(first, key=lambda item: (-len(item.text.prompt), item.text.number)))
         self.live: list[Waiting] = []
-        self.cache = RowCache(0, 0, self.device)
+        self.refills = keeps_rows(model.config)
+        self.cache = self._empty(0, 0)
         self.tokens = torch.empty(0, dtype=torch.long, device=self.device)
         """The last token of every row, which the model has not read."""
 
@@ -126,43 +128,37 @@ class Decoder:
         self._share()
         while self.waiting or self.live:
             free = self.batch_size - len(self.live)
-            if self.waiting and (not self.live or free >= max(1, REFILL * self.batch_size)):
+            if self.waiting and (not self.live or (self.refills and free >= max(1, REFILL * self.batch_size))):
                 self._admit([self.waiting.popleft() for _ in range(min(free, len(self.waiting)))])
             else:
                 self._step()
 
     def _step(self) -> None:
         """Read the last token of every row, and choose the next."""
-        mask = self.cache.write(self.tokens[:, None])
-        logits = self._forward(self.cache, self.tokens[:, None], mask, mask.sum(1, keepdim=True) - 1, 1)[:, -1]
+        logits = self._forward(self.cache, self.tokens[:, None], 1)[:, -1]
+        made = max(item.text.made for item in self.live)
         choice = self.search.advance([item.text for item in self.live], logits, self.cache.live_ids())
         self.tokens = choice.tokens
         if choice.sources is not None:
-            self._follow(choice.sources)
+            self.cache.reorder(choice.sources, made)
         self._settle(choice.done)
-
-    def _follow(self, sources: Tensor) -> None:
-        """Let each row continue row `sources[row]`: what lies before the first generated token is the same in both."""
-        moved = (sources != torch.arange(len(sources), device=self.device)).nonzero()[:, 0]
-        made = max(item.text.made for item in self.live)
-        self.cache.copy(sources[moved], moved, self.cache.span.end - made)
 
     def _admit(self, items: list[Waiting]) -> None:
         """Read prompts, put their rows into the batch, and choose their first tokens."""
-        copies, rows = self.search.copies, self.cache.span.rows
-        if not self.live and not rows:
-            self.cache = RowCache(min(self.batch_size, len(items) + len(self.waiting)) * copies, 0, self.device)
+        copies, old = self.search.copies, len(self.live)
+        if not old:
+            self.cache = self._empty(min(self.batch_size, len(items) + len(self.waiting)) * copies, 0)
+        rows = self.cache.rows
         cache, ends, logits = self._read(items)
-        self.cache.append(cache, ends, copies)
+        self.cache.append(cache, ends, copies)  # type: ignore[arg-type]
         del cache
         texts = [item.text for item in items]
         choice = self.search.advance(texts, logits.repeat_interleave(copies, 0), self.cache.live_ids()[rows:])
         self.tokens = torch.cat([self.tokens, choice.tokens])
-        old = len(self.live)
         self.live += items
         self._settle([False] * old + choice.done)
 
-    def _read(self, items: Sequence[Waiting]) -> tuple[RowCache, Tensor, Tensor]:
+    def _read(self, items: Sequence[Waiting]) -> tuple[RowCache | WholeCache, Tensor, Tensor]:
         """Return a cache with the prompts, where each one ends in it, and the logits [prompts, vocabulary] after each.
 
         What is not known of a prompt stands behind what is, and is padded on the right, so that no row has a gap.
@@ -170,24 +166,29 @@ class Decoder:
         known = [item.known for item in items]
         rest = [item.text.prompt[length:] for item, length in zip(items, known, strict=True)]
         begin, width = max(known), max(map(len, rest))
-        cache = RowCache(len(items), begin + width, self.device)
+        cache = self._empty(len(items), begin + width)
         cache.begin_with([(item.past, length) for item, length in zip(items, known, strict=True)])
-        tokens = torch.tensor([ids + [ABSENT] * (width - len(ids)) for ids in rest], device=self.device)
-        last = torch.tensor([len(ids) - 1 for ids in rest], device=self.device)
-        step = torch.arange(width, device=self.device).minimum(last[:, None])
-        positions = step + torch.tensor(known, device=self.device)[:, None]
+        padding = [[ABSENT] * (width - len(ids)) for ids in rest]
+        padded = [ids + pad if self.refills else pad + ids for ids, pad in zip(rest, padding, strict=True)]
+        last = torch.tensor([(len(ids) if self.refills else width) - 1 for ids in rest], device=self.device)
         kept = last.unique()
-        logits = self._forward(cache, tokens.clamp(min=0), cache.write(tokens), positions, kept)
+        logits = self._forward(cache, torch.tensor(padded, device=self.device), kept)
         chosen = torch.searchsorted(kept, last) if logits.shape[1] == len(kept) else last
         return cache, last + begin + 1, logits[torch.arange(len(items), device=self.device), chosen]
 
-    def _forward(self, cache: RowCache, tokens: Tensor, mask: Tensor, positions: Tensor, keep: int | Tensor) -> Tensor:
+    def _empty(self, rows: int, columns: int) -> RowCache | WholeCache:
+        """Return a cache without rows, with memory for so many."""
+        return RowCache(rows, columns, self.device) if self.refills else WholeCache(self.model.config, self.device)
+
+    def _forward(self, cache: RowCache | WholeCache, tokens: Tensor, keep: int | Tensor) -> Tensor:
         """Return the logits [rows, new, vocabulary] after the new tokens, at least at those that `keep` names."""
+        mask = cache.write(tokens)
         extra: dict[str, Any] = {}
         if "position_ids" in self.accepted:  # models with linear biases count positions from the mask themselves
-            extra["position_ids"] = positions
+            extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         if "logits_to_keep" in self.accepted:
             extra["logits_to_keep"] = keep
+        tokens = tokens.clamp(min=0)
         output = self.model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
         cache.advance(tokens.shape[1])
         return output.logits
@@ -234,7 +235,7 @@ class Decoder:
     def _share(self) -> None:
         """Compute once what all waiting prompts begin with."""
         prompts = [item.text.prompt for item in self.waiting]
-        if len(prompts) < 2:
+        if len(prompts) < 2 or not self.refills:
             return
         length = min(common(min(prompts), max(prompts)), *(len(prompt) - 1 for prompt in prompts))
         if length >= SHARED:
