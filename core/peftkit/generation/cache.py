@@ -171,8 +171,10 @@ class RowCache(Cache):
         part = slice(first, first + length)
         layers: list[tuple[Tensor, Tensor] | None] = []
         for layer in self.layers:
-            held = isinstance(layer, RowLayer) and layer.keys is not None and layer.values is not None
-            layers.append((layer.keys[row, :, part].clone(), layer.values[row, :, part].clone()) if held else None)
+            if isinstance(layer, RowLayer) and layer.keys is not None and layer.values is not None:
+                layers.append((layer.keys[row, :, part].clone(), layer.values[row, :, part].clone()))
+            else:
+                layers.append(None)
         return Past(self.ids[row, part].tolist(), layers)
 
     def begin_with(self, pasts: Sequence[tuple[Past | None, int]]) -> None:

@@ -156,6 +156,8 @@ class Decoder:
         choice = self.search.advance(texts, logits.repeat_interleave(copies, 0), self.cache.live_ids()[rows:])
         self.tokens = torch.cat([self.tokens, choice.tokens])
         self.live += items
+        for item in items:
+            item.past = None  # its memory is free once nobody waits for it
         self._settle([False] * old + choice.done)
 
     def _read(self, items: Sequence[Waiting]) -> tuple[RowCache | WholeCache, Tensor, Tensor]:

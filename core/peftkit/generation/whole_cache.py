@@ -55,12 +55,12 @@ class WholeCache(DynamicCache):
         """Take over the rows of another cache, each `copies` times; there must be none so far."""
         self.layers, self.ids = other.layers, other.ids.repeat_interleave(copies, 0)
         if copies > 1:
-            self.reorder_cache(torch.arange(len(ends), device=self.ids.device).repeat_interleave(copies))
+            self.batch_repeat_interleave(copies)
 
     def reorder(self, sources: Tensor, made: int) -> None:
         """Let each row continue row `sources[row]`."""
         self.ids = self.ids[sources]
-        self.reorder_cache(sources)
+        self.reorder_cache(sources)  # type: ignore[arg-type]
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Give rows `target` what rows `source` hold."""
