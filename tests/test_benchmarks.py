@@ -12,7 +12,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALLEST = ("--rounds", "1", "--width", "64", "--layers", "1", "--rows", "1", "--length", "8")
-MODULES = ("methods", "memory", "workload")
+MODULES = ("methods", "memory", "workload", "generation")
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +85,13 @@ def test_sizes_below_one_are_refused(benchmark, capsys):
     with pytest.raises(SystemExit):
         benchmark["methods"].main(["--rounds", "0"])
     assert "at least 1" in capsys.readouterr().err
+
+
+def test_generation_tells_what_comes_of_what_and_the_texts_are_equal(benchmark, tmp_path, capsys):
+    file = tmp_path / "generation.csv"
+    command = ["--steps", "1", "--rounds", "1", "--limit", "6", "--batch-size", "4", "--csv", str(file)]
+    assert benchmark["generation"].main(command) == 0
+    rows = list(csv.DictReader(file.open(encoding="utf-8")))
+    assert [row["candidate"].split(", ")[-1] for row in rows] == ["each row", "distinct", "merged", "peft eval"]
+    assert {row["equal"] for row in rows} == {"6"}
+    assert "of which the decoder alone" in capsys.readouterr().out

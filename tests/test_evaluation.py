@@ -72,7 +72,8 @@ def test_a_run_is_scored_and_written_beside_its_adapter(run):
     assert report["unfinished"] == sum(not record["finished"] for record in records)
     assert report["adapter"][0]["name"] == "lora"
     assert {"BLEU-4", "ROUGE-L"} <= report["scores"].keys()
-    assert told == [(3, 3)]
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert not list((run / "eval").glob("*.partial.jsonl"))
 
 
 def test_the_base_answers_otherwise_and_is_written_apart(run):
@@ -97,6 +98,30 @@ def test_a_second_evaluation_gives_the_same(run):
     before = (run / "eval" / "jsonl-test.predictions.jsonl").read_bytes()
     assert evaluate(run)["scores"] == first["scores"]
     assert (run / "eval" / "jsonl-test.predictions.jsonl").read_bytes() == before
+
+
+def test_written_answers_are_taken_up_unless_something_they_depend_on_has_changed(run, recipe):
+    whole = evaluate(run)
+    path = run / "eval" / "jsonl-test.partial.jsonl"
+    kept = run / "eval" / "kept.jsonl"
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*counts):
+        if counts[0] == 3:
+            path.rename(kept)
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        evaluate(run, on_progress=stop)
+    (key,) = map(json.loads, kept.read_text().splitlines())
+    answers = [[index, "one", [9], True, False] for index in range(3)]
+    taken = {"chunk": 0, "wall_s": 1.0, "answers": answers}
+    path.write_text(json.dumps(key) + "\n" + json.dumps(taken) + "\n" + '{"chunk": 1, "wal')
+    assert evaluate(run)["generated_tokens"] == 3
+    path.write_text(json.dumps({"key": "another"}) + "\n" + json.dumps(taken) + "\n")
+    assert evaluate(run)["scores"] == whole["scores"]
 
 
 def test_an_answer_to_one_prompt_is_the_one_of_the_evaluation(run):

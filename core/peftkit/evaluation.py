@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ from peftkit.data.example import Example, Turn
 from peftkit.data.template import Template, choose
 from peftkit.errors import PeftkitError
 from peftkit.generation import Settings, generate
-from peftkit.generation.decoding import context_length
+from peftkit.generation.asking import Asked, History
+from peftkit.generation.journal import Journal
 from peftkit.generation.stopping import own_ends
 from peftkit.models.load import load as load_model
 from peftkit.models.quantize import forget_originals
@@ -29,6 +30,7 @@ from peftkit.training.device import autocast, choose_device, choose_precision
 from peftkit.training.summary import versions
 
 if TYPE_CHECKING:
+    from peftkit.adaptation import Adaptation
     from peftkit.metrics import Scores
     from peftkit.models.load import LoadedModel
 
@@ -78,8 +80,9 @@ def evaluate(
 
     `split` and `limit` replace the recipe's. The report and the predictions are written to `eval/` in the run folder,
     or in a recipe's `output` where it names one; those of a bare base have `-base` in their name. `on_progress`
-    receives (answers so far, all). Raises PeftkitError for a run without an adapter, a split that is not there and a
-    limit below 1.
+    receives (answers so far, all). An evaluation that was interrupted goes on from the answers that it had written, to
+    `….partial.jsonl`, and ends with the same predictions. Raises PeftkitError for a run without an adapter, a split
+    that is not there and a limit below 1.
     """
     bare = base or isinstance(target, Recipe)
     recipe = target if isinstance(target, Recipe) else read_recipe(target, adapter=not bare)
@@ -91,6 +94,11 @@ def evaluate(
     check_examples(data.task, examples, data.name)
     folder = target if isinstance(target, Path) else Path(recipe.output) if recipe.output else None
     subject = prepare(recipe, None if bare or folder is None else folder / "adapter")
+    name = f"{data.name.replace('/', '-')}-{split}{'-base' if bare else ''}"
+    journal = None
+    if folder is not None:
+        key = journal_key(subject, recipe, examples, None if bare else folder / "adapter")
+        journal = Journal(folder / "eval" / f"{name}.partial.jsonl", key)
     with autocast(subject.device, subject.precision):
         found = evaluate_loaded(
             subject.loaded.model,
@@ -100,16 +108,18 @@ def evaluate(
             subject.template,
             generation=recipe.generation,
             batch_size=recipe.eval.batch_size,
+            history=recipe.eval.history,
+            journal=journal,
             on_progress=on_progress,
         )
     facts = {"dataset": data.name, "origin": data.origin, "split": split, "limit": limit, "examples": len(examples)}
     result = report(subject, found, facts)
     tell(found, len(examples))
-    if folder is not None:
-        name = f"{data.name.replace('/', '-')}-{split}{'-base' if bare else ''}"
+    if folder is not None and journal is not None:
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in found.predictions]
         files.write_text(folder / "eval" / f"{name}.predictions.jsonl", "".join(lines))
         files.write_json(folder / "eval" / f"{name}.json", result)
+        journal.remove()
     return result
 
 
@@ -122,35 +132,45 @@ def evaluate_loaded(
     *,
     generation: GenerationSection | None = None,
     batch_size: int = 32,
+    history: History = "gold",
+    journal: Journal | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    """Answer grouped `examples` with a model as it stands and score the answers by the task's metrics."""
+    """Answer grouped `examples` with a model as it stands and score the answers by the task's metrics.
+
+    `history` says which earlier answers a conversation's prompts hold. What `journal` holds of an interrupted
+    evaluation is not generated again.
+    """
     check_examples(task, examples, task.name)
     settings = settings_for(model, tokenizer, task, template, generation or GenerationSection())
-    prompts, shortened = encode_prompts(model, tokenizer, examples, template, settings.max_new_tokens)
-    began = time.monotonic()
-    answers = generate(model, tokenizer, prompts, settings, batch_size=batch_size, on_progress=on_progress)
-    wall = time.monotonic() - began
+    asked = Asked(model, tokenizer, task, examples, template, settings, history)
+    answers = asked.answer(batch_size, journal, on_progress)
     texts = [answer.text.strip() for answer in answers]
-    predictions = [
-        {
-            "id": example.id,
-            "prompt": example.prompt[-1].text if example.prompt else "",
-            "prediction": text,
-            "references": list(example.references),
-            "finished": answer.finished,
-        }
-        for example, text, answer in zip(examples, texts, answers, strict=True)
-    ]
     return Evaluation(
         scores=task.score(examples, texts),
-        predictions=predictions,
+        predictions=records(asked, texts),
         settings=settings,
         unfinished=sum(not answer.finished for answer in answers),
-        shortened=shortened,
+        shortened=len(asked.shortened),
         tokens=sum(len(answer.ids) for answer in answers),
-        wall_s=wall,
+        wall_s=asked.wall_s,
     )
+
+
+def records(asked: Asked, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what is written of each prediction, in the order of the examples."""
+    found: dict[int, dict[str, Any]] = {}
+    for conversation in asked.conversations:
+        for turn, index in enumerate(conversation):
+            example, answer = asked.posed(conversation, turn), asked.answers[index]
+            found[index] = {
+                "id": example.id,
+                "prompt": example.prompt[-1].text if example.prompt else "",
+                "prediction": texts[index],
+                "references": list(example.references),
+                "finished": answer is not None and answer.finished,
+            }
+    return [found[index] for index in range(len(texts))]
 
 
 def answer(run: Path, text: str, *, base: bool = False) -> str:
@@ -188,8 +208,22 @@ def prepare(recipe: Recipe, adapter: Path | None) -> Subject:
     adaptation = adapt.load(loaded.model, adapter, loaded.fingerprint, quantization=loaded.storage, keep_base=False)
     forget_originals(loaded.model)
     loaded.model.eval()
+    if merges_exactly(adaptation):
+        adaptation.merge_(keep_base=False)
     methods = [{"name": method.name, "options": method.options()} for method in adaptation.described]
     return Subject(recipe, loaded, template.with_soft(adaptation.soft_ids), methods, device, precision)
+
+
+def merges_exactly(adaptation: Adaptation) -> bool:
+    """Say whether the adapters could go into the weights with no more than fp32's rounding, which is faster.
+
+    So it is where every method can be merged and every weight beneath an adapter is held in fp32, unpacked.
+    """
+    sites = [adapter.site.module for part in adaptation.parts for adapter in part.adapters.values()]
+    frozen = [module._parameters.get("weight") for module in sites]
+    return all(part.method.mergeable for part in adaptation.parts) and all(
+        weight is not None and weight.dtype == torch.float32 for weight in frozen
+    )
 
 
 def settings_for(model: Any, tokenizer: Any, task: Task, template: Template, section: GenerationSection) -> Settings:
@@ -200,29 +234,26 @@ def settings_for(model: Any, tokenizer: Any, task: Task, template: Template, sec
         temperature=section.temperature,
         top_p=section.top_p,
         top_k=section.top_k,
+        num_beams=section.num_beams,
+        length_penalty=section.length_penalty,
+        early_stopping=section.early_stopping,
+        no_repeat_ngram_size=section.no_repeat_ngram_size,
+        no_repeat_ngram_prompt=section.no_repeat_ngram_prompt,
         seed=section.seed,
         stop=tuple(dict.fromkeys((*task.stop, *section.stop))),
         ends=tuple(dict.fromkeys((*template.stop_ids(tokenizer), *own_ends(model, tokenizer)))),
     )
 
 
-def encode_prompts(
-    model: Any, tokenizer: Any, examples: Sequence[Example], template: Template, new: int
-) -> tuple[list[list[int]], int]:
-    """Return the prompts' ids and how many of them lost their beginning to fit the context with `new` tokens more."""
-    context = context_length(model)
-    if context is not None and new >= context:
-        raise PeftkitError(
-            f"generation.max_new_tokens is {new}, and the model takes {context} positions in all: nothing is left for "
-            "the prompt. Lower generation.max_new_tokens."
-        )
-    prompts, shortened = [], 0
+def journal_key(subject: Subject, recipe: Recipe, examples: Sequence[Example], adapter: Path | None) -> str:
+    """Return a digest of everything that the answers depend on."""
+    facts = [recipe.to_yaml(), subject.loaded.fingerprint, subject.device.type, subject.precision, versions()]
+    digest = hashlib.sha256(repr([*facts, torch.get_num_threads()]).encode())
     for example in examples:
-        ids = template.prompt_ids(example, tokenizer)
-        if context is not None and len(ids) > context - new:
-            ids, shortened = template.prompt_ids(example, tokenizer, context - new), shortened + 1
-        prompts.append(ids)
-    return prompts, shortened
+        digest.update(repr((example.id, example.turns)).encode())
+    for path in sorted(adapter.iterdir()) if adapter else ():
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
 
 
 def check_examples(task: Task, examples: Sequence[Example], dataset: str) -> None:
@@ -249,6 +280,7 @@ def report(subject: Subject, found: Evaluation, facts: dict[str, Any]) -> dict[s
         "template": subject.template.name,
         "generation": json.loads(json.dumps(asdict(found.settings))),
         "batch_size": recipe.eval.batch_size,
+        "history": recipe.eval.history,
         "device": subject.device.type,
         "precision": subject.precision,
         "generated_tokens": found.tokens,

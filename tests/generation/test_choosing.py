@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from peftkit.generation import Settings
 from peftkit.generation.choosing import chooser, invert, probabilities
+from peftkit.models.tiny import tiny
 
 LOGITS = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
 
@@ -42,3 +44,29 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 
 def test_greedy_takes_the_likeliest():
     assert chooser(Settings())(LOGITS.flip(-1), [0]) == [3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "warpers"),
+    [
+        ({"temperature": 0.7}, [TemperatureLogitsWarper(0.7)]),
+        ({"top_k": 7}, [TopKLogitsWarper(7)]),
+        ({"top_p": 0.8}, [TopPLogitsWarper(0.8)]),
+        (
+            {"temperature": 1.6, "top_k": 20, "top_p": 0.9},
+            [TemperatureLogitsWarper(1.6), TopKLogitsWarper(20), TopPLogitsWarper(0.9)],
+        ),
+    ],
+)
+def test_what_is_drawn_from_equals_transformers_step_by_step(settings, warpers):
+    model = tiny("llama")
+    ids = torch.tensor([[5, 6, 7], [9, 40, 2]])
+    for _ in range(6):
+        with torch.no_grad():
+            logits = model(ids).logits[:, -1]
+        theirs = logits
+        for warper in warpers:
+            theirs = warper(ids, theirs)
+        ours = probabilities(logits, Settings(do_sample=True, **settings))
+        torch.testing.assert_close(ours / ours.sum(-1, keepdim=True), theirs.softmax(-1))
+        ids = torch.cat([ids, ours.argmax(-1, keepdim=True)], 1)

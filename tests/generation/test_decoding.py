@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
+from letters import PROMPTS, Letters, alone, by_transformers
 
 from peftkit.errors import PeftkitError
 from peftkit.generation import Settings, generate
 from peftkit.models.tiny import ARCHITECTURES, tiny
 
-PROMPTS = [[5, 6, 7], [11], [40, 41, 42, 43, 44, 45, 46, 47, 48], [9, 9], [60, 30, 20, 10, 5], [77, 76]]
 NEW = 12
-
-
-class Letters:
-    """A tokenizer of one character an id: id 3 is chr(35), and so on; 0 pads, 1 begins, 2 ends."""
-
-    pad_token_id, bos_token_id, eos_token_id = 0, 1, 2
-
-    def decode(self, ids, **_):
-        return "".join(chr(32 + id) for id in ids if id > 2)
-
-
-def alone(model, prompt, new, ends):
-    """Decode one prompt without a cache, the whole text through the model for every token."""
-    ids = list(prompt)
-    with torch.no_grad():
-        for _ in range(new):
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-            if ids[-1] in ends:
-                break
-    return ids[len(prompt) :]
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -57,12 +36,7 @@ def test_answers_that_end_early_are_cut_there_and_leave_the_others_alone(model):
 def test_greedy_answers_equal_those_of_transformers(model):
     found = generate(model, Letters(), PROMPTS, Settings(max_new_tokens=NEW), batch_size=6)
     for prompt, answer in zip(PROMPTS, found, strict=True):
-        ids = torch.tensor([prompt])
-        own = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, pad_token_id=0
-        )[0, len(prompt) :].tolist()
-        assert answer.ids == [id for id in own if id != 2]
-        assert answer.finished == (2 in own)
+        assert (answer.ids, answer.finished) == by_transformers(model, prompt, (2,), max_new_tokens=NEW)
 
 
 def test_what_is_drawn_does_not_depend_on_the_batch():
@@ -112,14 +86,16 @@ def test_the_model_is_left_in_the_mode_it_had():
     assert [module.training for module in model.modules()] == modes
 
 
-def test_progress_is_told_batch_by_batch():
+def test_progress_is_told_answer_by_answer_and_equal_prompts_count_each():
     told = []
     generate(
         tiny("llama"),
         Letters(),
-        PROMPTS,
+        [*PROMPTS, PROMPTS[0]],
         Settings(max_new_tokens=2),
         batch_size=4,
         on_progress=lambda *counts: told.append(counts),
     )
-    assert told == [(4, 6), (6, 6)]
+    assert told[-1] == (7, 7)
+    assert len(told) == 6
+    assert told == sorted(told)

@@ -1,4 +1,4 @@
-"""Text from a model: prompts in batches, a cache, greedy or drawn."""
+"""Text from a model: prompts in batches with a cache; the likeliest tokens, drawn ones, or a beam search."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,17 @@ class Settings:
     top_p: float = 1.0
     top_k: int = 0
     """0 takes all tokens."""
+    num_beams: int = 1
+    """Above 1, so many continuations of each prompt are followed, and the best of them is the answer."""
+    length_penalty: float = 1.0
+    """An answer's log-probability is divided by its length to this power."""
+    early_stopping: bool | Literal["never"] = False
+    """When a beam search ends, as in transformers: with `num_beams` answers; when the best continuation is below them
+    at its own length (False); or when it would be below them at any length up to the limit (`never`)."""
+    no_repeat_ngram_size: int = 0
+    """No answer holds the same n tokens twice; 0 leaves repetitions be."""
+    no_repeat_ngram_prompt: bool = True
+    """Whether n-grams of the prompt count too, as in transformers."""
     seed: int = 0
     stop: tuple[str, ...] = ()
     """Texts that end an answer; they are cut off."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from peftkit.generation.settings import Settings
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""What a token decodes to that holds a part of a character only."""
 
 
 def own_ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -23,6 +26,8 @@ class Stopping:
     tokenizer: Any
     ends: frozenset[int]
     texts: tuple[str, ...]
+    known: dict[int, bool] = field(default_factory=dict, repr=False)
+    """Whether a token may end an answer, for those seen so far."""
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, settings: Settings) -> Stopping:
@@ -30,10 +35,27 @@ class Stopping:
         ends = own_ends(model, tokenizer) if settings.ends is None else settings.ends
         return cls(tokenizer, frozenset(ends), tuple(text for text in settings.stop if text))
 
+    def may_end(self, token: int) -> bool:
+        """Say whether an answer could end with `token`: decoding the end of each answer at each step takes long."""
+        found = self.known.get(token)
+        if found is None:
+            found = self.known[token] = token in self.ends or self._may_complete(token)
+        return found
+
+    def _may_complete(self, token: int) -> bool:
+        """Say whether `token` could be the last of those that spell a stop text, and so holds its last character."""
+        if not self.texts:
+            return False
+        own = self.decode([token])
+        # Tokenizers may drop a space where a text begins.
+        return BROKEN in own or any(text[-1] in own or text[-1] == " " for text in self.texts)
+
     def ended(self, ids: Sequence[int]) -> bool:
         """Say whether the last of the generated `ids` ends the answer."""
         if ids[-1] in self.ends:
             return True
+        if not self.may_end(ids[-1]):
+            return False
         # A character takes at most four tokens of bytes, so a text that has just ended lies within these.
         return any(text in self.decode(ids[-4 * len(text) - 8 :]) for text in self.texts)
 

@@ -70,7 +70,7 @@ class Seat(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module inside the chain of its adapters: tensor in, tensor out; the rest passes by."""
         switch = self.switch
-        if switch.rows is None and not switch.active:
+        if switch.rows is None and switch.merged.issuperset(switch.active):
             return super().forward(*args, **kwargs)
         kwargs = dict(kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs.pop(_first_parameter(self.__class__)), None)

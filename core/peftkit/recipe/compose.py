@@ -13,7 +13,7 @@ from peftkit.recipe.tree import Node, read_file, read_text
 PARTS = 100
 """Included files at most, each counted as often as it is included."""
 
-PART_KINDS = ("models", "methods", "datasets", "quantization", "hardware")
+PART_KINDS = ("models", "methods", "datasets", "quantization", "hardware", "generation")
 """The folders of `configs/` that hold parts of recipes."""
 
 METHOD_FORMS = "a method's name, {name: {option: value}}, or a list of those"

@@ -226,6 +226,8 @@ class EvalSection(Section):
     """Use at most so many inputs."""
     batch_size: Count = 32
     """Prompts that are decoded together."""
+    history: Literal["gold", "predicted"] = "gold"
+    """Which earlier answers stand in the prompts of a conversation (CoQA): the right ones, or the model's own."""
 
 
 class GenerationSection(Section):
@@ -241,10 +243,27 @@ class GenerationSection(Section):
     """Draw from the likeliest tokens that hold so much of the probability."""
     top_k: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Draw from so many likeliest tokens; 0 takes all."""
+    num_beams: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Above 1, a beam search follows so many continuations of each prompt."""
+    length_penalty: Annotated[float, Field(ge=-1000, le=1000)] = 1.0
+    """A beam search divides an answer's log-probability by its length to this power; above 0 favours longer ones."""
+    early_stopping: bool | Literal["never"] = False
+    """When a beam search ends: with `num_beams` answers (true), once the best continuation is worse than all of them
+    (false), or once it would be at any length (`never`)."""
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=10**6)] = 0
+    """No text holds the same n tokens twice; 0 leaves repetitions be."""
+    no_repeat_ngram_prompt: bool = True
+    """Whether the n tokens of the prompt count too, as in transformers; the LoRA paper's code counts the answer's."""
     seed: Seed = 0
     """Draws the tokens."""
     stop: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     """Texts that end an answer, besides the task's own."""
+
+    @model_validator(mode="after")
+    def _beams_or_draws(self) -> GenerationSection:
+        if self.do_sample and self.num_beams > 1:
+            raise ValueError(f"found do_sample true and num_beams {self.num_beams}; allowed: one of them")
+        return self
 
 
 class CompareSection(Section):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,16 @@ class CoQA(Task):
         from peftkit.metrics import coqa
 
         return coqa.domains(example.meta.get("source"))
+
+    def conversation(self, example: Example) -> Hashable:
+        return example.meta["conversation"]
+
+    def said(self, examples: Sequence[Example], answers: Sequence[str]) -> Example:
+        told = examples[0].prompt[-1].text
+        for before, after, answer in zip(examples, examples[1:], answers, strict=False):
+            gold = f"{before.prompt[-1].text} {before.turns[-1].text}"
+            told += f" {answer}{after.prompt[-1].text.removeprefix(gold)}"
+        return replace(examples[-1], turns=(Turn("user", told), examples[-1].turns[-1]))
 
     def score_files(self, predictions: Path, references: Path) -> Scores:
         """Score as the official script does, by domain too, where both files are of the official form."""

@@ -72,6 +72,14 @@ class Task(ABC):
         """Name the parts of the data set, besides the whole, that an example is scored in."""
         return ()
 
+    def conversation(self, example: Example) -> Hashable | None:
+        """Return what the turns of one conversation share, or None where an example stands alone."""
+        return None
+
+    def said(self, examples: Sequence[Example], answers: Sequence[str]) -> Example:
+        """Return the last of a conversation's `examples` with these answers to those before it in its prompt."""
+        raise TypeError(f"{self.name} has no conversations")
+
     def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
         """Score one prediction per grouped example with each of the task's metrics.
 

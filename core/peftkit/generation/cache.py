@@ -1,0 +1,234 @@
+"""The keys and values of rows that come and go: written in place, and every row ends in the same column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+BLOCK = 64
+"""Columns that are made beyond those in need, so that the memory moves only once in so many steps."""
+ABSENT = -1
+"""Stands in the ids where a row has no token."""
+
+
+@dataclass
+class Span:
+    """What part of the memory holds live rows: the first `rows` of `height`, columns `begin` to `end` of `width`."""
+
+    height: int
+    width: int
+    rows: int = 0
+    begin: int = 0
+    end: int = 0
+
+
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of the beginning of one text, [groups, length, size] for each layer."""
+
+    ids: list[int]
+    layers: list[tuple[Tensor, Tensor] | None]
+
+
+class RowLayer(CacheLayerMixin):
+    """Keys and values [height, groups, width, size] of one layer, of which the model sees the live part."""
+
+    is_sliding = False
+
+    def __init__(self, span: Span):
+        super().__init__()
+        self.span = span
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        # Zeros and not what the memory holds: a masked column must be a number, since it is multiplied by zero.
+        self.keys, self.values = (
+            states.new_zeros(self.span.height, states.shape[1], self.span.width, states.shape[3])
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        span, end = self.span, self.span.end + key_states.shape[2]
+        self.keys[: span.rows, :, span.end : end] = key_states
+        self.values[: span.rows, :, span.end : end] = value_states
+        return self.keys[: span.rows, :, span.begin : end], self.values[: span.rows, :, span.begin : end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.span.end - self.span.begin
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class RowCache(Cache):
+    """A cache whose rows are texts that end in the same column, begin where they may, and are added and dropped.
+
+    `ids` [height, width] holds the tokens beside their keys and values, `ABSENT` where there is none. The model is
+    given them as one batch that is padded on the left.
+    """
+
+    refills = True
+
+    def __init__(self, height: int, width: int, device: torch.device):
+        self.span = Span(height, width)
+        self.ids = torch.full((height, width), ABSENT, device=device)
+        super().__init__(layer_class_to_replicate=partial(RowLayer, self.span))  # type: ignore[arg-type]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.span.end - self.span.begin
+
+    @property
+    def rows(self) -> int:
+        """The number of live rows."""
+        return self.span.rows
+
+    @property
+    def held(self) -> list[RowLayer]:
+        """The layers that hold keys and values."""
+        return [layer for layer in self.layers if isinstance(layer, RowLayer) and layer.is_initialized]
+
+    def live_ids(self) -> Tensor:
+        """Return the tokens [rows, columns] of the live part."""
+        return self.ids[: self.span.rows, self.span.begin : self.span.end]
+
+    def write(self, tokens: Tensor) -> Tensor:
+        """Set the next tokens [rows, new], whose keys and values the model is about to add; returns the mask."""
+        span, new = self.span, tokens.shape[1]
+        if span.end + new > span.width:
+            self._move(span.height, 0, span.end - span.begin + new + BLOCK)
+        self.ids[: span.rows, span.end : span.end + new] = tokens
+        return (self.ids[: span.rows, span.begin : span.end + new] != ABSENT).long()
+
+    def advance(self, new: int) -> None:
+        """Take the columns that the model has just filled as live."""
+        self.span.end += new
+
+    def append(self, other: RowCache, ends: Tensor, copies: int) -> None:
+        """Add the rows of another cache, each `copies` times; row i's text ends before its column `ends[i]`."""
+        begins = (other.live_ids() != ABSENT).long().argmax(1) + other.span.begin
+        longest, count = int((ends - begins).max()), len(ends) * copies
+        self._make_room(self.span.rows + count, longest)
+        span = self.span
+        rows, columns = slice(span.rows, span.rows + count), slice(span.end - longest, span.end)
+        source = (ends[:, None] - longest) + torch.arange(longest, device=ends.device)
+        outside, source = source < begins[:, None], source.clamp(min=0)
+        ids = other.ids[: len(ends)].gather(1, source).masked_fill(outside, ABSENT)
+        self.ids[rows] = ABSENT
+        self.ids[rows, columns] = ids.repeat_interleave(copies, 0)
+        for index, theirs in enumerate(other.layers):
+            if not (isinstance(theirs, RowLayer) and theirs.is_initialized):
+                continue
+            mine = self._layer(index, theirs)
+            for name in ("keys", "values"):
+                states = getattr(theirs, name)[: len(ends)]
+                at = source[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+                getattr(mine, name)[rows, :, columns] = states.gather(2, at).repeat_interleave(copies, 0)
+        span.rows += count
+        span.begin = min(span.begin, columns.start)
+        self._trim()
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Give rows `target` what rows `source` hold."""
+        for part in self._parts(self.span.begin):
+            part[target] = part.index_select(0, source)
+
+    def reorder(self, sources: Tensor, made: int) -> None:
+        """Let each row continue row `sources[row]`, which differs from it in the last `made` tokens at most."""
+        for part in self._parts(self.span.end - made):
+            part.copy_(part.index_select(0, sources))
+
+    def _parts(self, begin: int) -> Iterator[Tensor]:
+        """Iterate over all that is held of the live rows from a column on."""
+        span = self.span
+        yield self.ids[: span.rows, begin : span.end]
+        for layer in self.held:
+            for states in (layer.keys, layer.values):
+                assert states is not None
+                yield states[: span.rows, :, begin : span.end]
+
+    def keep(self, rows: int) -> None:
+        """Drop all rows behind the first `rows`."""
+        self.span.rows = rows
+        self._trim()
+
+    def past(self, row: int, length: int) -> Past:
+        """Copy the first `length` tokens of a row."""
+        span = self.span
+        first = span.begin + int((self.live_ids()[row] != ABSENT).long().argmax())
+        part = slice(first, first + length)
+        layers: list[tuple[Tensor, Tensor] | None] = []
+        for layer in self.layers:
+            if isinstance(layer, RowLayer) and layer.keys is not None and layer.values is not None:
+                layers.append((layer.keys[row, :, part].clone(), layer.values[row, :, part].clone()))
+            else:
+                layers.append(None)
+        return Past(self.ids[row, part].tolist(), layers)
+
+    def begin_with(self, pasts: Sequence[tuple[Past | None, int]]) -> None:
+        """Start an empty cache with rows that hold the first so many tokens of a past each."""
+        span = self.span
+        span.rows, span.end = len(pasts), max(length for _, length in pasts)
+        for row, (past, length) in enumerate(pasts):
+            if past is None or not length:
+                continue
+            columns = slice(span.end - length, span.end)
+            self.ids[row, columns] = torch.tensor(past.ids[:length], device=self.ids.device)
+            for index, states in enumerate(past.layers):
+                if states is not None:
+                    keys, values = (state[None, :, :length] for state in states)
+                    layer = self._layer(index, keys, values)
+                    layer.keys[row, :, columns], layer.values[row, :, columns] = keys[0], values[0]  # type: ignore[index]
+
+    def _layer(self, index: int, *like: Any) -> RowLayer:
+        """Return the layer `index`, with memory of the sizes of another layer or of keys and values."""
+        while len(self.layers) <= index:
+            self.layers.append(RowLayer(self.span))
+        layer = self.layers[index]
+        assert isinstance(layer, RowLayer)
+        if not layer.is_initialized:
+            keys, values = (like[0].keys, like[0].values) if len(like) == 1 else like
+            layer.lazy_initialization(keys, values)
+        return layer
+
+    def _trim(self) -> None:
+        """Begin where the longest live row does."""
+        if self.span.rows:
+            self.span.begin += int((self.live_ids() != ABSENT).any(0).long().argmax())
+        else:
+            self.span.begin = self.span.end
+
+    def _make_room(self, rows: int, longest: int) -> None:
+        """See to it that so many rows and so many columns before the end are there."""
+        span = self.span
+        if rows <= span.height and longest <= span.end:
+            return
+        front = max(0, longest - (span.end - span.begin))
+        self._move(max(rows, span.height), front, max(span.width, front + span.end - span.begin + BLOCK))
+
+    def _move(self, height: int, front: int, width: int) -> None:
+        """Move the live part to the columns from `front` on in memory of another size."""
+        span = self.span
+        kept, last = self.live_ids(), front + span.end - span.begin
+        moved = kept.new_full((height, width), ABSENT)
+        moved[: span.rows, front:last] = kept
+        self.ids = moved
+        for layer in self.held:
+            for name in ("keys", "values"):
+                old = getattr(layer, name)
+                fresh = old.new_zeros(height, old.shape[1], width, old.shape[3])
+                fresh[: span.rows, :, front:last] = old[: span.rows, :, span.begin : span.end]
+                setattr(layer, name, fresh)
+        span.height, span.width, span.begin, span.end = height, width, front, last

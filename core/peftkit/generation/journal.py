@@ -1,0 +1,57 @@
+"""Answers on the disk as they come, so that an interrupted evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from peftkit import files
+
+
+class Journal:
+    """A file of JSON lines: a `key` of everything that the answers depend on, then one record for each chunk of them.
+
+    Records under another key are thrown away; so is a last line that a crash cut off.
+    """
+
+    def __init__(self, path: Path, key: str):
+        self.path = path
+        self.records = [record for record in _read(path, key) if "chunk" in record]
+        """What earlier sittings have written."""
+        files.write_text(path, "".join(map(_line, [{"key": key}, *self.records])))
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record; it is on the disk when this returns."""
+        with files.explained("write", self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        """Take the file away."""
+        with files.explained("remove", self.path):
+            self.path.unlink(missing_ok=True)
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path, key: str) -> list[dict[str, Any]]:
+    """Return the whole records of a file that has this key, else none."""
+    if not path.is_file():
+        return []
+    with files.explained("read", path):
+        lines = path.read_bytes().split(b"\n")[:-1]
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
+    return records if records and records[0].get("key") == key else []

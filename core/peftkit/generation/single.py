@@ -1,0 +1,79 @@
+"""One continuation a prompt: the likeliest token each time, or one that is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from peftkit.generation.cache import ABSENT
+from peftkit.generation.choosing import chooser
+from peftkit.generation.repeats import forbid_repeats
+from peftkit.generation.settings import Settings
+from peftkit.generation.stopping import Stopping
+
+
+@dataclass
+class Text:
+    """A prompt whose answer is being made."""
+
+    number: int
+    prompt: list[int]
+    made: int = 0
+    """Tokens made so far."""
+    found: list[int] = field(default_factory=list)
+    """The answer, once it is there; of a single continuation also on the way."""
+    state: Any = None
+    """What a search over several continuations keeps of this text."""
+
+
+class Choice(NamedTuple):
+    """What a search chose: each row's next token, the row that it continues (None: its own), and whose answer ended."""
+
+    tokens: Tensor
+    sources: Tensor | None
+    done: list[bool]
+
+
+class Search(Protocol):
+    """How answers are looked for; a text has `copies` rows of the batch."""
+
+    copies: int
+
+    def advance(self, texts: Sequence[Text], logits: Tensor, ids: Tensor) -> Choice:
+        """Choose by the logits [rows, vocabulary] after the texts' rows `ids` [rows, length], padded on the left."""
+        ...
+
+
+class Single:
+    """Greedy decoding and sampling."""
+
+    copies = 1
+
+    def __init__(self, settings: Settings, stopping: Stopping):
+        self.settings, self.stopping, self.choose = settings, stopping, chooser(settings)
+
+    def advance(self, texts: Sequence[Text], logits: Tensor, ids: Tensor) -> Choice:
+        """Take one token more for each text."""
+        allowed = without_repeats(logits, ids, texts, self.settings, self.copies)
+        chosen = self.choose(allowed, [text.number for text in texts])
+        done = []
+        for text, token in zip(texts, chosen, strict=True):
+            text.made += 1
+            text.found.append(token)
+            done.append(text.made == self.settings.max_new_tokens or self.stopping.ended(text.found))
+        return Choice(torch.tensor(chosen, device=ids.device), None, done)
+
+
+def without_repeats(scores: Tensor, ids: Tensor, texts: Sequence[Text], settings: Settings, copies: int) -> Tensor:
+    """Return `scores` without the tokens that would repeat an n-gram, where the settings ask for that."""
+    if not settings.no_repeat_ngram_size:
+        return scores
+    if not settings.no_repeat_ngram_prompt:
+        made = torch.tensor([text.made for text in texts], device=ids.device).repeat_interleave(copies)
+        column = torch.arange(ids.shape[1], device=ids.device)
+        ids = ids.masked_fill(column < ids.shape[1] - made[:, None], ABSENT)
+    return forbid_repeats(scores, ids, settings.no_repeat_ngram_size)
