@@ -29,7 +29,7 @@ class PEQA(Method, name="peqa"):
         "model stays as small as it was."
     )
     needs: ClassVar[str | None] = INTEGERS
-    default_learning_rate: ClassVar[float] = 1e-2
+    default_learning_rate: ClassVar[float] = 0.0032
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"targets": ["q", "v", "down"]},)
     learns: ClassVar[Learns] = Learns(loss=3.3, steps=80, learning_rate=1e-2)
 

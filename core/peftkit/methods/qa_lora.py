@@ -39,7 +39,7 @@ class QALoRA(LoRA, name="qa-lora"):
     )
     plain_pair: ClassVar[bool] = False
     needs: ClassVar[str | None] = ZERO_POINTS
-    default_learning_rate: ClassVar[float] = 1e-2
+    default_learning_rate: ClassVar[float] = 0.32
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"targets": ["linear"], "rank": 4, "pool": "sum", "init": "gaussian"},
         {"targets": "mlp", "rank_pattern": {"down": 3}, "layers": "1", "bias": "adapted"},
