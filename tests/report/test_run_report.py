@@ -73,6 +73,7 @@ def test_the_report_holds_what_the_folders_hold(tmp_path: Path):
     bare = write_run(tmp_path / "bare", None, train={"seed": 7})
     open_run = write_run(tmp_path / "open", None, finished=False, method="ia3")
     write_answers(poor, POOR, "e2e", "-base")
+    (good / "eval/of-another-program.json").write_text("{}")
     page = report([poor, good, bare, open_run], tmp_path / "out")
     named, scores, pairs, costs, examples = tables(page)
     assert [row[3] for row in named.rows][:2] == ["finished", "finished"]

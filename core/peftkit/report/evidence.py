@@ -17,6 +17,8 @@ from peftkit.training import log
 
 SILENT = ("include", "method", "output", "compare", "eval", "generation")
 """Keys of a recipe that no label tells: the method stands in front of each."""
+BASE, ANSWERS = "-base", ".predictions.jsonl"
+"""Endings of an untrained model's evaluation, and of the file of answers beside it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def read(given: Sequence[Path]) -> tuple[list[Evidence], list[Answers]]:
     runs = [_read(folder) for folder in folders]
     untrained: dict[tuple[Any, ...], Answers] = {}
     for place in dict.fromkeys([*folders, *(folder / "runs" / "base" for folder in given)]):
-        for path in sorted((place / "eval").glob("*-base.json")):
+        for path in (path for path in _evaluations(place) if path.stem.endswith(BASE)):
             found = _answers(path)
             untrained.setdefault(tuple(found.facts[key] for key in ("model", "dataset", "split", "limit")), found)
     return _labelled(runs), list(untrained.values())
@@ -103,15 +105,21 @@ def _read(folder: Path) -> Evidence:
 
 def _chosen(folder: Path, recipe: Recipe) -> Answers | None:
     """Return the evaluation of the recipe's split, on as many inputs as the recipe says where there are several."""
-    paths = [path for path in sorted((folder / "eval").glob("*.json")) if not path.stem.endswith("-base")]
+    paths = [path for path in _evaluations(folder) if not path.stem.endswith(BASE)]
     found = [answers for answers in map(_answers, paths) if answers.facts["split"] == recipe.eval.split]
     found.sort(key=lambda answers: answers.facts["limit"] != recipe.eval.limit)
     return found[0] if found else None
 
 
+def _evaluations(folder: Path) -> list[Path]:
+    """List the evaluations of a run with answers; other figures may lie beside them."""
+    paths = sorted((folder / "eval").glob("*.json"))
+    return [path for path in paths if path.with_suffix(ANSWERS).is_file()]
+
+
 def _answers(path: Path) -> Answers:
     facts = files.read_json(path)
-    lines = files.read_text(path.with_suffix(".predictions.jsonl")).splitlines()
+    lines = files.read_text(path.with_suffix(ANSWERS)).splitlines()
     try:
         predictions = [json.loads(line) for line in lines]
         found = Answers(facts, predictions)
