@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from peftkit.errors import PeftkitError
-from peftkit_cli import compare, eval, export, generate, list, merge, new, quantize, score, train, validate
+from peftkit_cli import compare, estimate, eval, export, generate, list, merge, new, quantize, score, train, validate
 from peftkit_cli.main import COMMANDS, SUMMARY
 from peftkit_cli.terminal import tell_warnings
 
@@ -22,6 +22,7 @@ FUNCTIONS = {
     "export": export.export,
     "quantize": quantize.quantize,
     "validate": validate.validate,
+    "estimate": estimate.estimate,
     "new": new.new,
     "list": list.list_entries,
     "score": score.score,

@@ -79,6 +79,11 @@ class Live(TorchDispatchMode):
             self.events.append((number, -size))
 
 
+def fake() -> FakeTensorMode:
+    """Return the mode in which tensors hold nothing and operations tell the shapes of what they would make."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 @contextmanager
 def without_storage(model: nn.Module, device: torch.device) -> Iterator[list[Tensor]]:
     """Put in the place of the model's parameters and buffers tensors that hold nothing and claim to be on `device`.
@@ -88,7 +93,7 @@ def without_storage(model: nn.Module, device: torch.device) -> Iterator[list[Ten
     places = [store for module in model.modules() for store in (module._parameters, module._buffers)]
     before = [dict(store) for store in places]
     made: dict[int, Tensor] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake():
         try:
             for store in places:
                 for name, tensor in store.items():
