@@ -32,8 +32,9 @@ def estimate(
 
 def show(memory: Estimate) -> None:
     """Print an estimate as a table of its parts and a line about the peak."""
+    from peftkit.estimate import MOMENTS
+
     rows = [(name, figures.size(size), figures.size(memory.at_peak[name])) for name, size in memory.parts.items()]
     table(("part", "largest", "at the peak"), rows)
-    when = "in a training step" if memory.moment == "step" else "while the model is loaded"
-    say(f"\npeak          {figures.size(memory.peak)} {when} ({memory.device}, {memory.precision})")
+    say(f"\npeak          {figures.size(memory.peak)} {MOMENTS[memory.moment]} ({memory.device}, {memory.precision})")
     say(f"micro-batch   {memory.rows} rows of {memory.tokens} tokens, the largest of an epoch")

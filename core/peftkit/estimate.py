@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from peftkit.layout import Layout, own_parameters
+from peftkit.models.folder import description
+from peftkit.models.tiny import tiny
 from peftkit.optim.build import Optimizers, state_bytes
 from peftkit.quantization.packed import PackedLinear
 from peftkit.training.device import autocast, choose_device, choose_precision, resident_memory
@@ -19,10 +23,15 @@ from peftkit.training.preparation import checkpoint_gradients
 if TYPE_CHECKING:
     from peftkit.adapt import Adaptation
     from peftkit.data.batches import Batch, Batches
+    from peftkit.models.load import LoadedModel
     from peftkit.recipe import Recipe, TrainSection
 
 LARGEST = 64
 """So many micro-batches of the most padded tokens are looked at more closely."""
+DRAWING = 64 << 20
+"""More bytes than drawing the loss curve takes."""
+MOMENTS = {"loading": "while the model is loaded", "step": "in a training step", "finish": "when the run is finished"}
+"""In words when the peak of a run is."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Estimate:
     tokens: int
     """Of the largest micro-batch: rows, and padded tokens of a row."""
     moment: str
-    """When the peak is: in a training `step`, or in `loading`."""
+    """When the peak is: in `loading`, in a training `step`, or at the `finish`, when the loss curve is drawn."""
     parts: dict[str, int]
     at_peak: dict[str, int]
 
@@ -48,6 +57,15 @@ class Estimate:
     def peak(self) -> int:
         """The most bytes at one moment."""
         return sum(self.at_peak.values())
+
+    def or_higher(self, moment: str, optimizer: int, temporary: int) -> Estimate:
+        """Return the estimate with the peak at `moment`, if what is held then beside the weights is more."""
+        there = {"process": self.parts["process"], "weights": self.parts["weights"], "optimizer": optimizer}
+        at_peak = {**dict.fromkeys(self.parts, 0), **there, "temporary": temporary}
+        if sum(at_peak.values()) <= self.peak:
+            return self
+        parts = {**self.parts, "temporary": max(temporary, self.parts["temporary"])}
+        return replace(self, moment=moment, parts=parts, at_peak=at_peak)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, the peak among them."""
@@ -61,9 +79,9 @@ class Estimate:
         }
 
 
-def estimate(recipe: Recipe, model: nn.Module, adaptation: Adaptation, batches: Batches, pad_id: int) -> Estimate:
-    """Estimate the memory of a run of `recipe`, whose `model` is on the meta device with its adapters attached."""
-    section = recipe.train
+def estimate(recipe: Recipe, loaded: LoadedModel, adaptation: Adaptation, batches: Batches) -> Estimate:
+    """Estimate the memory of a run of `recipe`, whose model is loaded on the meta device and has its adapters."""
+    section, model = recipe.train, cast(nn.Module, loaded.model)
     device = choose_device(section.device)
     precision = choose_precision(section.precision, device)
     process = process_memory(model, device, precision)
@@ -73,7 +91,7 @@ def estimate(recipe: Recipe, model: nn.Module, adaptation: Adaptation, batches: 
     )
     if section.gradient_checkpointing:
         checkpoint_gradients(model)
-    batch = largest(batches, model, pad_id)
+    batch = largest(batches, model, loaded.tokenizer.pad_token_id)
     step = run_step(model, adaptation, batch, section, device, precision, passes=min(2, section.accumulation))
     parts = {
         "process": process,
@@ -83,18 +101,19 @@ def estimate(recipe: Recipe, model: nn.Module, adaptation: Adaptation, batches: 
         "activations": step.activations,
         "temporary": step.at_peak["temporary"],
     }
-    at_peak, moment = {**parts, **step.at_peak}, "step"
-    loading = loading_memory(recipe, model) if device.type == "cpu" else weights
-    if loading > sum(at_peak.values()) - process:
-        at_peak, moment = {**dict.fromkeys(parts, 0), "process": process, "weights": weights}, "loading"
-        at_peak["temporary"] = parts["temporary"] = loading - weights
     rows, tokens = batch.input_ids.shape
-    return Estimate(device.type, precision, rows, tokens, moment, parts, at_peak)
+    found = Estimate(device.type, precision, rows, tokens, "step", parts, {**parts, **step.at_peak})
+    if device.type != "cpu":
+        return found
+    found = found.or_higher("loading", 0, loading_memory(loaded) - weights)
+    # Drawing takes longer than the rest of an estimate, and never takes as much as a model of some size.
+    small = found.peak - process - weights - optimizer < DRAWING
+    return found.or_higher("finish", optimizer, drawing_memory()) if small else found
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step holds in bytes: after its forward pass, and at its peak by `gradients`, `activations` and the rest."""
+    """What one step holds in bytes: after its forward pass, and at its peak (`gradients`, `activations`, `temporary`)."""
 
     activations: int
     at_peak: dict[str, int]
@@ -159,40 +178,67 @@ def largest(batches: Batches, model: nn.Module, pad_id: int) -> Batch:
 
 
 def process_memory(model: nn.Module, device: torch.device, precision: str) -> int:
-    """Measure what this process takes before any weight is there, once all code that training runs is loaded.
+    """Measure what this process takes before any weight is there, once the code that training runs is loaded.
 
-    A step of one small layer loads the kernels of the libraries, and those that unpack quantized weights are chosen.
-    0 on other devices than the CPU: what counts there are tensors.
+    A step of a tiny model loads the kernels of the libraries, and those that unpack quantized weights are chosen. 0 on
+    other devices than the CPU: what counts there are tensors.
     """
     if device.type != "cpu":
         return 0
-    layer = nn.Linear(64, 64)
-    group = {"params": list(layer.parameters()), "keys": ["weight", "bias"], "lr": 1e-3, "weight_decay": 0.0}
+    small = tiny("llama").train()
+    ids = torch.ones(2, 32, dtype=torch.long)
+    # Products of some size have buffers of their own.
+    wide = nn.Linear(512, 512)
     with autocast(device, precision):
-        logits = layer(torch.ones(1, 64, 64))
-        sum_cross_entropy(logits, torch.zeros(1, 64, dtype=torch.long)).backward()
-    Optimizers([group]).step()
+        logits = small(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        loss = sum_cross_entropy(logits, ids) + wide(torch.ones(128, 512)).sum()
+    loss.backward()
+    trained = list(small.parameters())
+    keys = [str(index) for index in range(len(trained))]
+    Optimizers([{"params": trained, "keys": keys, "lr": 1e-3, "weight_decay": 0.0}]).step()
+    nn.utils.clip_grad_norm_(trained, 1.0)
     computed = torch.bfloat16 if precision == "bf16" else torch.float32
     for quantizer in {module.quantizer for module in _packed(model)}:
         quantizer.unpack(quantizer.quantize(torch.ones(64, 4096)), (64, 4096), computed)
     return resident_memory()
 
 
-def loading_memory(recipe: Recipe, model: nn.Module) -> int:
-    """Return the most bytes that loading the model takes on the CPU.
+def drawing_memory() -> int:
+    """Measure what drawing the loss curve takes, which comes last in a run, when its libraries are loaded."""
+    from peftkit.training import plot
 
-    Packed layers are read one by one, each dense while it is packed. A model with random weights is made whole in fp32
-    before that.
+    before = resident_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        plot.draw_loss(Path(folder) / "loss.png", [{"step": 1, "loss": 1.0, "lr": 1.0}], "loss")
+    return max(0, resident_memory() - before)
+
+
+def loading_memory(loaded: LoadedModel) -> int:
+    """Return the most bytes that loading a model takes on the CPU, told by the model on the meta device.
+
+    Packed layers are read one by one, each dense while it is packed. A checkpoint without them is mapped whole and
+    stays beside its weights until all are converted, unless they are used as they are stored. A model with random
+    weights is made whole in fp32, and packed while that is there.
     """
-    own = sum(_size(parameter) for _, parameter in own_parameters(model))
-    packed = sum(_size(part) for module in _packed(model) for part in module.buffers(recurse=False))
-    alike = {(m.quantizer, m.out_features, m.in_features): m for m in _packed(model)}
-    packing = max(map(_packing, alike.values()), default=0)
-    if recipe.model.init is None:
-        return own + packed + packing
-    count = sum(parameter.numel() for _, parameter in own_parameters(model))
-    dense = 4 * (count + sum(module.out_features * module.in_features for module in _packed(model)))
-    return dense + packed + packing
+    model = cast(nn.Module, loaded.model)
+    own = [parameter for _, parameter in own_parameters(model)]
+    packed = {(layer.quantizer, layer.out_features, layer.in_features): layer for layer in _packed(model)}
+    packing = max(map(_packing, packed.values()), default=0)
+    held = sum(map(_size, own)) + sum(_size(part) for layer in _packed(model) for part in layer.buffers(recurse=False))
+    if loaded.source is None:
+        dense = sum(layer.out_features * layer.in_features for layer in _packed(model))
+        dense += sum(parameter.numel() for parameter in own)
+        return 4 * dense + packing + (held - sum(map(_size, own)))
+    stored = _stored_dtype(loaded.source)
+    converted = [parameter.numel() * stored.itemsize for parameter in own if parameter.dtype != stored]
+    return held + (max([packing, *converted]) if packed else sum(converted))
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype in which a checkpoint is stored, as its config.json says."""
+    described = description(folder)
+    found = getattr(torch, str(described.get("dtype") or described.get("torch_dtype")), None)
+    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def _packing(module: PackedLinear) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from peftkit import adapt
 from peftkit.data.encode import Encoded, encode
@@ -13,6 +14,7 @@ from peftkit.data.template import choose
 from peftkit.errors import PeftkitError
 from peftkit.estimate import Estimate, estimate
 from peftkit.models.load import load as load_model
+from peftkit.training.device import choose_device
 from peftkit.training.preparation import batched, check_length, nothing_left
 from peftkit.training.windows import count_steps
 
@@ -48,7 +50,9 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Plan a recipe on the meta device; what would stop the run at its start is raised as a PeftkitError."""
     section = recipe.train
-    loaded = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization)
+    # The meta device would get the checkpoint's own dtype, as a GPU does.
+    dtype = torch.float32 if recipe.model.dtype == "auto" and choose_device(section.device).type == "cpu" else None
+    loaded = load_model(recipe.model, device="meta", dtype=dtype, weights=False, quantization=recipe.quantization)
     methods = [method.with_tokenizer(loaded.tokenizer) for method in recipe.methods()]
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
     data = load_data(recipe.dataset, "train")
@@ -79,7 +83,7 @@ def plan(recipe: Recipe) -> Plan:
         epochs=epochs,
         tokens=round(epochs * sum(len(row.ids) for row in encoded.rows)),
         example=pieces(encoded.rows[0], loaded.tokenizer),
-        memory=estimate(recipe, loaded.model, adaptation, batches, loaded.tokenizer.pad_token_id),
+        memory=estimate(recipe, loaded, adaptation, batches),
         notices=[] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"],
     )
 

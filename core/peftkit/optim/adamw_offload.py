@@ -28,7 +28,9 @@ class AdamWOffload(torch.optim.Optimizer):
     @staticmethod
     def state_bytes(group: Mapping[str, Any], device: torch.device) -> int:
         """Count both moments of every tensor on the CPU; elsewhere those of the two largest, which visit together."""
-        sizes = sorted((2 * parameter.numel() * parameter.element_size() for parameter in group["params"]), reverse=True)
+        sizes = sorted(
+            (2 * parameter.numel() * parameter.element_size() for parameter in group["params"]), reverse=True
+        )
         return sum(sizes if device.type == "cpu" else sizes[:2])
 
     @torch.no_grad()

@@ -70,7 +70,9 @@ class Optimizers:
             part.load_state_dict({"state": values, "param_groups": part.state_dict()["param_groups"]})
 
 
-def state_bytes(groups: Sequence[Mapping[str, Any]], default: str = DEFAULT, *, device: torch.device | None = None) -> int:
+def state_bytes(
+    groups: Sequence[Mapping[str, Any]], default: str = DEFAULT, *, device: torch.device | None = None
+) -> int:
     """Count the bytes of the optimizers' states that the groups would need on `device`, without building any.
 
     None stands for the CPU, which holds the states of every optimizer that keeps them off the device.
