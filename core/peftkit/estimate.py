@@ -113,7 +113,7 @@ def estimate(recipe: Recipe, loaded: LoadedModel, adaptation: Adaptation, batche
 
 @dataclass(frozen=True)
 class Step:
-    """What one step holds in bytes: after its forward pass, and at its peak (`gradients`, `activations`, `temporary`)."""
+    """What a step holds in bytes: after its forward pass, and at its peak (`gradients`, `activations`, `temporary`)."""
 
     activations: int
     at_peak: dict[str, int]
@@ -136,6 +136,9 @@ def run_step(
     from peftkit.training.live import Live, without_storage
 
     positions = trained_positions(batch.labels)
+    if bool(batch.attention_mask.all()):
+        # transformers leaves out a mask without padding, and can tell that of a boolean one alone, if it has storage.
+        batch = replace(batch, attention_mask=batch.attention_mask.bool().to(device))
     training = model.training
     model.train()
     with without_storage(model, device) as state, Live(state) as live:
