@@ -211,7 +211,7 @@ def test_bf16_checkpoints_count_in_fp32_on_a_cpu_and_stand_beside_it_while_they_
     assert plan(recipes.load(given)).memory.parts["weights"] == full.parts["weights"]
     model = tiny("llama")
     own = sum(parameter.numel() for parameter in model.parameters())
-    loaded = SimpleNamespace(model=model, source=tmp_path / "base")
+    loaded = SimpleNamespace(model=model, source=tmp_path / "base", has_originals=True)
     assert loading_memory(loaded) == own * (FLOAT + 2)  # pyright: ignore[reportArgumentType]
 
 

@@ -219,14 +219,14 @@ def drawing_memory() -> int:
 def loading_memory(loaded: LoadedModel) -> int:
     """Return the most bytes that loading a model takes on the CPU, told by the model on the meta device.
 
-    Packed layers are read one by one, each dense while it is packed. A checkpoint without them is mapped whole and
+    Layers are packed one by one, each dense until it is, unless the checkpoint holds them packed. A checkpoint without them is mapped whole and
     stays beside its weights until all are converted, unless they are used as they are stored. A model with random
     weights is made whole in fp32, and packed while that is there.
     """
     model = cast(nn.Module, loaded.model)
     own = [parameter for _, parameter in own_parameters(model)]
     packed = {(layer.quantizer, layer.out_features, layer.in_features): layer for layer in _packed(model)}
-    packing = max(map(_packing, packed.values()), default=0)
+    packing = max(map(_packing, packed.values()), default=0) if loaded.has_originals else 0
     held = sum(map(_size, own)) + sum(_size(part) for layer in _packed(model) for part in layer.buffers(recurse=False))
     if loaded.source is None:
         dense = sum(layer.out_features * layer.in_features for layer in _packed(model))
