@@ -92,7 +92,8 @@ def estimate(recipe: Recipe, loaded: LoadedModel, adaptation: Adaptation, batche
     if section.gradient_checkpointing:
         checkpoint_gradients(model)
     batch = largest(batches, model, loaded.tokenizer.pad_token_id)
-    step = run_step(model, adaptation, batch, section, device, precision, passes=min(2, section.accumulation))
+    passes = min(2, section.accumulation, len(batches.plan(0)))
+    step = run_step(model, adaptation, batch, section, device, precision, passes=passes)
     parts = {
         "process": process,
         "weights": weights,
@@ -219,9 +220,9 @@ def drawing_memory() -> int:
 def loading_memory(loaded: LoadedModel) -> int:
     """Return the most bytes that loading a model takes on the CPU, told by the model on the meta device.
 
-    Layers are packed one by one, each dense until it is, unless the checkpoint holds them packed. A checkpoint without them is mapped whole and
-    stays beside its weights until all are converted, unless they are used as they are stored. A model with random
-    weights is made whole in fp32, and packed while that is there.
+    Layers are packed one by one, each dense until it is, unless the checkpoint holds them packed. A checkpoint of which
+    nothing is packed is mapped whole, and stays beside its weights until all are converted where they have another
+    dtype. A model with random weights is made whole in fp32, and packed while that is there.
     """
     model = cast(nn.Module, loaded.model)
     own = [parameter for _, parameter in own_parameters(model)]
