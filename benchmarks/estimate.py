@@ -30,7 +30,6 @@ CASES: dict[str, tuple[str, ...]] = {
     "lora bf16": ("rank=8", "train.precision=bf16"),
     "qlora": ("rank=8", "quantization=nf4"),
     "lora checkpointing": ("rank=8", "train.gradient_checkpointing=true"),
-    "full": ("method=full",),
 }
 """What each case sets in the recipe."""
 BATCH = ("train.max_steps=3", "train.batch_examples=2", "train.max_length=64", "train.device=cpu")

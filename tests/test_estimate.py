@@ -242,7 +242,7 @@ def test_the_prediction_is_within_a_tenth_of_what_is_measured(given, tmp_path):
     given["model"] = {"init": {"architecture": "llama", "vocab_size": 32000, **sizes}, "tokenizer": "bundled/tiny"}
     rows = [{"prompt": "number", "completion": "x " * 400} for _ in range(4)]
     Path(given["dataset"]["path"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given["train"] |= {"max_length": 256, "batch_examples": 2}
+    given["train"] |= {"max_length": 256, "batch_examples": 2, "max_steps": 1}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(given))
     module = benchmark_module()
