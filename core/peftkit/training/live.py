@@ -92,7 +92,8 @@ def without_storage(model: nn.Module, device: torch.device) -> Iterator[list[Ten
 
     Yields them; what runs inside is not computed, and takes no memory of its own. The model is as before afterwards.
     """
-    places = [store for module in model.modules() for store in (module._parameters, module._buffers)]
+    modules: list[Any] = list(model.modules())
+    places: list[dict[str, Any]] = [store for module in modules for store in (module._parameters, module._buffers)]
     before = [dict(store) for store in places]
     made: dict[int, Tensor] = {}
     with fake():
