@@ -46,7 +46,7 @@ def _agrees(way: Unpack, sample: Mapping[str, Tensor], dtype: torch.dtype, expec
 def _measure(ways: Sequence[Unpack], sample: Mapping[str, Tensor], dtype: torch.dtype) -> list[float]:
     """Return the shortest time of each way, in turns."""
     best = [float("inf")] * len(ways)
-    room = scratch(SAMPLE, dtype, next(iter(sample.values())).device)
+    room = scratch(SAMPLE, dtype, next(iter(sample.values())))
     for _ in range(ROUNDS):
         for index, way in enumerate(ways):
             begin = time.perf_counter()
