@@ -7,7 +7,21 @@ from collections.abc import Sequence
 import typer
 
 from peftkit.errors import PeftkitError
-from peftkit_cli import compare, eval, export, generate, list, merge, new, quantize, run_report, score, train, validate
+from peftkit_cli import (
+    compare,
+    estimate,
+    eval,
+    export,
+    generate,
+    list,
+    merge,
+    new,
+    quantize,
+    run_report,
+    score,
+    train,
+    validate,
+)
 from peftkit_cli.main import COMMANDS, SUMMARY
 from peftkit_cli.terminal import tell_warnings
 
@@ -23,6 +37,7 @@ FUNCTIONS = {
     "export": export.export,
     "quantize": quantize.quantize,
     "validate": validate.validate,
+    "estimate": estimate.estimate,
     "new": new.new,
     "list": list.list_entries,
     "score": score.score,

@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "Write a run for another program.",
     "quantize": "Pack a model's weights into a folder.",
     "validate": "Say what a recipe would do; loads no weights.",
+    "estimate": "Predict the memory of a run; loads no weights.",
     "new": "Write a commented recipe.",
     "list": "List methods, recipes, datasets, models and more.",
     "score": "Score a file of predictions; needs no model.",

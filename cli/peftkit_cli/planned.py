@@ -12,6 +12,7 @@ from peftkit_cli.terminal import console, table
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from peftkit.estimate import Estimate
     from peftkit.plan import Plan
 
 
@@ -44,10 +45,10 @@ def show(plan: Plan, run: Path) -> None:
         screen.print(f"note: {notice}", markup=False, soft_wrap=True)
 
 
-def memory(parts: dict[str, int]) -> str:
-    """Write an estimate of memory as its sum and its parts."""
-    total = figures.size(sum(parts.values()))
-    return f"about {total} (" + ", ".join(f"{name} {figures.size(value)}" for name, value in parts.items()) + ")"
+def memory(estimate: Estimate) -> str:
+    """Write an estimate of memory as its peak and what is there then."""
+    parts = ", ".join(f"{name} {figures.size(size)}" for name, size in estimate.at_peak.items())
+    return f"about {figures.size(estimate.peak)} at the peak ({parts})"
 
 
 def masked(example: Sequence[tuple[str, bool]], *, coloured: bool) -> Text:

@@ -18,6 +18,7 @@ SURFACE = {
     "export": ["--format", "--output", "-o", "RUN"],
     "quantize": ["--format", "--output", "-o", "MODEL", "[KEY=VALUE]..."],
     "validate": ["[KEY=VALUE]...", "RECIPE"],
+    "estimate": ["--json", "[KEY=VALUE]...", "RECIPE"],
     "new": ["--dataset", "--method", "--model", "--output", "--path", "--rank", "-o"],
     "list": ["KIND"],
     "score": ["--json", "--predictions", "--references", "TASK"],

@@ -22,4 +22,5 @@ class AlphaTuning(PEQA, name="alphatuning"):
         "Trains the first scale of each output of a base whose weights are stored as binary codes. It merges into that "
         "scale, so that the model stays as small as it was."
     )
+    default_learning_rate: ClassVar[float] = 0.013
     needs: ClassVar[str | None] = BINARY

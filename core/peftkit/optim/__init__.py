@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from peftkit.registry import Registry
 
 if TYPE_CHECKING:
+    import torch
     from torch.optim import Optimizer
 
 
@@ -21,8 +22,8 @@ class Kind(Protocol):
         """Build the optimizer over `groups`."""
         ...
 
-    def state_bytes(self, group: Mapping[str, Any]) -> int:
-        """Count the bytes of the states that a group's tensors get, the counters of steps left out."""
+    def state_bytes(self, group: Mapping[str, Any], device: torch.device) -> int:
+        """Count the bytes on `device`, where the model is, of the states of a group's tensors; no counters of steps."""
         ...
 
 

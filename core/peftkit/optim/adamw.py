@@ -23,6 +23,6 @@ class AdamW(torch.optim.AdamW):
         super().__init__([dict(group) for group in groups], betas=betas, eps=eps, fused=fused)
 
     @staticmethod
-    def state_bytes(group: Mapping[str, Any]) -> int:
+    def state_bytes(group: Mapping[str, Any], device: torch.device) -> int:
         """Count both moments of every tensor."""
         return sum(2 * parameter.numel() * parameter.element_size() for parameter in group["params"])

@@ -39,7 +39,7 @@ class AdamW8bit(torch.optim.Optimizer):
             _check(kind)
 
     @staticmethod
-    def state_bytes(group: Mapping[str, Any]) -> int:
+    def state_bytes(group: Mapping[str, Any], device: torch.device) -> int:
         """Count the codes and scales of both moments of every tensor, or the moments themselves of a small one."""
         _library()
         sizes = [parameter.numel() for parameter in group["params"]]

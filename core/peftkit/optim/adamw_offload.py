@@ -26,9 +26,12 @@ class AdamWOffload(torch.optim.Optimizer):
         super().__init__([dict(group) for group in groups], {"betas": betas, "eps": eps})
 
     @staticmethod
-    def state_bytes(group: Mapping[str, Any]) -> int:
-        """Count both moments of every tensor, which the host's memory holds."""
-        return sum(2 * parameter.numel() * parameter.element_size() for parameter in group["params"])
+    def state_bytes(group: Mapping[str, Any], device: torch.device) -> int:
+        """Count both moments of every tensor on the CPU; elsewhere those of the two largest, which visit together."""
+        sizes = sorted(
+            (2 * parameter.numel() * parameter.element_size() for parameter in group["params"]), reverse=True
+        )
+        return sum(sizes if device.type == "cpu" else sizes[:2])
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from peftkit.errors import PeftkitError
 from peftkit.optim import DEFAULT, OPTIMIZERS
 
@@ -68,10 +70,15 @@ class Optimizers:
             part.load_state_dict({"state": values, "param_groups": part.state_dict()["param_groups"]})
 
 
-def state_bytes(groups: Sequence[Mapping[str, Any]], default: str = DEFAULT) -> int:
-    """Count the bytes of the optimizers' states that the groups would need, without building any."""
-    named = _by_name(groups, default)
-    return sum(OPTIMIZERS[name].state_bytes(group) for name, members in named.items() for group in members)
+def state_bytes(
+    groups: Sequence[Mapping[str, Any]], default: str = DEFAULT, *, device: torch.device | None = None
+) -> int:
+    """Count the bytes of the optimizers' states that the groups would need on `device`, without building any.
+
+    None stands for the CPU, which holds the states of every optimizer that keeps them off the device.
+    """
+    named, device = _by_name(groups, default), device or torch.device("cpu")
+    return sum(OPTIMIZERS[name].state_bytes(group, device) for name, members in named.items() for group in members)
 
 
 def _by_name(groups: Sequence[Mapping[str, Any]], default: str) -> dict[str, list[dict[str, Any]]]:

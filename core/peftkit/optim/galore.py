@@ -30,7 +30,7 @@ class GaLore(torch.optim.Optimizer):
                 raise PeftkitError(f"galore trains matrices alone, and was given a tensor of the shape {shape}.")
 
     @staticmethod
-    def state_bytes(group: Mapping[str, Any]) -> int:
+    def state_bytes(group: Mapping[str, Any], device: torch.device) -> int:
         """Count both moments of R and P of every matrix: r * (2 * larger side + smaller side) numbers."""
         count = 0
         for parameter in group["params"]:

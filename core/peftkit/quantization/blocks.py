@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from peftkit.quantization import kernels, scales
 from peftkit.quantization.bits import pack, packed_size, pieces, table, unpack
@@ -71,10 +72,10 @@ class Blockwise(Quantizer):
         self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype, fleeting: bool = False
     ) -> Tensor:
         packed = parts["codes"]
-        plain = self.kernel is None or type(packed) is not Tensor or packed.is_meta or shape[1] % self.block_size
+        plain = self.kernel is None or packed.is_meta or shape[1] % self.block_size
         if plain or dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return super().unpack(parts, shape, dtype)
-        room = kernels.scratch(shape, dtype, packed.device) if fleeting else None
+        room = kernels.scratch(shape, dtype, packed) if fleeting else None
         return _quickest(self, packed.device, dtype)(parts, shape, dtype, room)
 
     def error_bound(self, weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
@@ -98,13 +99,15 @@ def _quickest(quantizer: Blockwise, device: torch.device, dtype: torch.dtype) ->
         largest = scales.decode(parts, operators)
         if room is None or into is None:
             return operators.dequantize_4bit(parts["codes"], largest, size, kind, shape, wanted)
-        return into(parts["codes"], largest, size, room)
+        return into(parts["codes"], largest, size, room) if type(room) is Tensor else room
 
-    operators = kernels.bitsandbytes()
-    into = kernels.into(kind, dtype) if device.type == "cpu" else None
-    ways = {"torch": ours} if operators is None else {"torch": ours, "bitsandbytes": theirs}
-    sample = quantizer.encode(torch.randn(kernels.SAMPLE, generator=torch.Generator().manual_seed(0)).to(device))
-    return kernels.choose(f"unpacking {quantizer.name}", sample, dtype, ways)
+    # Measured on real tensors where an estimate of memory runs on ones without storage.
+    with _disable_current_modes():
+        operators = kernels.bitsandbytes()
+        into = kernels.into(kind, dtype) if device.type == "cpu" else None
+        ways = {"torch": ours} if operators is None else {"torch": ours, "bitsandbytes": theirs}
+        sample = quantizer.encode(torch.randn(kernels.SAMPLE, generator=torch.Generator().manual_seed(0)).to(device))
+        return kernels.choose(f"unpacking {quantizer.name}", sample, dtype, ways)
 
 
 def _values(cls: type[Blockwise], device: torch.device) -> Tensor:

@@ -46,7 +46,7 @@ def _agrees(way: Unpack, sample: Mapping[str, Tensor], dtype: torch.dtype, expec
 def _measure(ways: Sequence[Unpack], sample: Mapping[str, Tensor], dtype: torch.dtype) -> list[float]:
     """Return the shortest time of each way, in turns."""
     best = [float("inf")] * len(ways)
-    room = scratch(SAMPLE, dtype, next(iter(sample.values())).device)
+    room = scratch(SAMPLE, dtype, next(iter(sample.values())))
     for _ in range(ROUNDS):
         for index, way in enumerate(ways):
             begin = time.perf_counter()
@@ -57,21 +57,20 @@ def _measure(ways: Sequence[Unpack], sample: Mapping[str, Tensor], dtype: torch.
     return best
 
 
-def scratch(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor | None:
+def scratch(shape: tuple[int, int], dtype: torch.dtype, like: Tensor) -> Tensor | None:
     """Return memory for one weight [out, in], the same for every layer: the next weight overwrites it.
 
     Fresh memory of this size comes from the system page by page, which takes longer than unpacking. None on devices
-    whose allocator keeps what is freed. Each thread has its own.
+    whose allocator keeps what is freed. Each thread has its own, and so has a mode whose tensors hold nothing, of which
+    `like` then is one.
     """
-    if device.type != "cpu":
+    home: Any = _OWN if type(like) is Tensor else getattr(like, "fake_mode", None)
+    if like.device.type != "cpu" or home is None:
         return None
     size = shape[0] * shape[1] * dtype.itemsize
-    held = getattr(_OWN, "bytes", None)
+    held = getattr(home, "scratch", None)
     if held is None or held.numel() < size:
-        held = torch.empty(size, dtype=torch.uint8)
-        if type(held) is not Tensor:  # one that a mode made, which holds nothing
-            return None
-        _OWN.bytes = held
+        held = home.scratch = torch.empty(size, dtype=torch.uint8)
     return held[:size].view(dtype).view(shape)
 
 

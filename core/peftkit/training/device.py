@@ -39,10 +39,25 @@ def peak_memory(device: torch.device) -> int:
     """Measure the peak memory in bytes: tensors on a CUDA device, the whole process (resident) on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Not getrusage where it can be helped: a process begins with the peak of the one that started it.
+    found = _status("VmHWM")
+    return found if found is not None else _peak_usage()
+
+
+def resident_memory() -> int:
+    """Measure the bytes that this process has in memory now; its peak where only that is known."""
+    found = _status("VmRSS")
+    return found if found is not None else _peak_usage()
+
+
+def _status(key: str) -> int | None:
     status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage: a process begins with the peak of the one that started it.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def _peak_usage() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

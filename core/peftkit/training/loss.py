@@ -33,11 +33,18 @@ def batch_loss(model: nn.Module, batch: Any, device: torch.device, smoothing: fl
 
     Where the model allows, logits are computed only at positions that at least one row of the batch trains on.
     """
-    targets = batch.labels[:, 1:]
-    positions = (targets != IGNORED).any(dim=0).nonzero().flatten()
-    if len(positions) == 0:
-        positions = torch.arange(targets.shape[1])[:1]
-    targets = targets[:, positions].to(device)
+    return loss_at(model, batch, trained_positions(batch.labels), device, smoothing)
+
+
+def trained_positions(labels: Tensor) -> Tensor:
+    """Return the positions [P] of `labels` [B, T] whose next label at least one row trains on; the first if none is."""
+    positions = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+    return positions if len(positions) else torch.arange(labels.shape[1] - 1)[:1]
+
+
+def loss_at(model: nn.Module, batch: Any, positions: Tensor, device: torch.device, smoothing: float = 0.0) -> Tensor:
+    """Sum the next-token cross-entropies of a batch at `positions` [P] alone."""
+    targets = batch.labels[:, 1:][:, positions].to(device)
     inputs: dict[str, Any] = {"input_ids": batch.input_ids.to(device), "use_cache": False}
     inputs["attention_mask"] = batch.attention_mask.to(device)
     positions = positions.to(device)

@@ -1,0 +1,40 @@
+"""`peft estimate`: say how much memory a recipe's run will take, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from peftkit_cli import figures
+from peftkit_cli.arguments import OverrideArgument, RecipeArgument
+from peftkit_cli.terminal import print_json, say, table
+
+if TYPE_CHECKING:
+    from peftkit.estimate import Estimate
+
+
+def estimate(
+    recipe: RecipeArgument,
+    overrides: OverrideArgument = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every size in bytes.")] = False,
+) -> None:
+    """Predict the memory of a recipe's run, part by part and at its peak; no weights are loaded."""
+    from peftkit.plan import plan
+    from peftkit.recipe import load
+
+    planned = plan(load(recipe, overrides or ()))
+    if as_json:
+        print_json(planned.memory.as_dict())
+    else:
+        show(planned.memory)
+
+
+def show(memory: Estimate) -> None:
+    """Print an estimate as a table of its parts and a line about the peak."""
+    from peftkit.estimate import MOMENTS
+
+    rows = [(name, figures.size(size), figures.size(memory.at_peak[name])) for name, size in memory.parts.items()]
+    table(("part", "largest", "at the peak"), rows)
+    say(f"\npeak          {figures.size(memory.peak)} {MOMENTS[memory.moment]} ({memory.device}, {memory.precision})")
+    say(f"micro-batch   {memory.rows} rows of {memory.tokens} tokens, the largest of an epoch")
