@@ -158,6 +158,14 @@ def test_anchors_and_merge_keys_work_as_in_yaml(write):
         ("train: 3", "train: found 3 (a whole number); allowed: a mapping with epochs"),
         ("generation: {top_p: 0.0}", "generation.top_p: found 0.0 (a number); allowed: a number above 0 and up to 1"),
         ("generation: {stop: ['']}", "generation.stop.0: found '' (text)"),
+        (
+            "generation: {do_sample: true, num_beams: 4}",
+            "generation: found do_sample true and num_beams 4; allowed: one of them",
+        ),
+        (
+            "generation: {early_stopping: maybe}",
+            "generation.early_stopping: found 'maybe' (text); allowed: false, true, never",
+        ),
         ("eval: {batch_size: 0}", "eval.batch_size: found 0 (a whole number); allowed: a whole number from 1"),
         ("output: ''", "output: found '' (text); allowed: text, or null"),
         ("evl: {}", "evl: unknown key; allowed: include, model, method"),

@@ -24,7 +24,7 @@ def words(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return ", or ".join(words(choice) for choice in schema["anyOf"])
     if "enum" in schema:
-        return ", ".join(str(choice) for choice in schema["enum"])
+        return ", ".join(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in schema["enum"])
     match schema.get("type"):
         case "integer":
             return "a whole number" + _bounds(schema)

@@ -247,7 +247,7 @@ class GenerationSection(Section):
     """Above 1, a beam search follows so many continuations of each prompt."""
     length_penalty: Annotated[float, Field(ge=-1000, le=1000)] = 1.0
     """A beam search divides an answer's log-probability by its length to this power; above 0 favours longer ones."""
-    early_stopping: bool | Literal["never"] = False
+    early_stopping: Literal[False, True, "never"] = False
     """When a beam search ends: with `num_beams` answers (true), once the best continuation is worse than all of them
     (false), or once it would be at any length (`never`)."""
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=10**6)] = 0
