@@ -67,7 +67,7 @@ def our_start(weight: torch.Tensor, rank: int, rounded: Any) -> tuple[torch.Tens
     """Return Q and B A of our init on a format that rounds as told."""
     out, width = weight.shape
     pair = {"A": torch.zeros(rank, width), "B": torch.zeros(out, rank), "scale": 2.0}
-    adapter = SimpleNamespace(**pair, exact=False, rounded=rounded, site=SimpleNamespace(id="layer"))
+    adapter = SimpleNamespace(**pair, exact=False, has_original=True, rounded=rounded, site=SimpleNamespace(id="layer"))
     down, up, taken_down, taken_up = loftq.loftq(adapter, weight)
     return rounded(weight - taken_up @ taken_down), 2.0 * up @ down
 

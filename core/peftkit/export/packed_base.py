@@ -59,7 +59,9 @@ class AsTrained:
         merged, words = reopen(trained, plain, trained.dtype), trained.base.tokenizer
         mark = fingerprint(cast(nn.Module, merged))
         self.pack(cast(nn.Module, merged))
-        write_packed(LoadedModel(merged, words, trained.base.name, mark, plain, trained.base.storage), folder)
+        assert self.quantization is not None
+        storage = self.quantization.description()
+        write_packed(LoadedModel(merged, words, trained.base.name, mark, plain, storage), folder)
         section = ModelSection(name=str(folder), trust_remote_code=trained.recipe.model.trust_remote_code)
         again = load(section, dtype=torch.float32)
         compare(logits(again.model, words), expected, BOUND, "the packed model")

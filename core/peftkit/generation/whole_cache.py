@@ -53,9 +53,10 @@ class WholeCache(DynamicCache):
 
     def append(self, other: WholeCache, ends: Tensor, copies: int) -> None:
         """Take over the rows of another cache, each `copies` times; there must be none so far."""
-        self.layers, self.ids = other.layers, other.ids.repeat_interleave(copies, 0)
+        self.layers, self.ids = other.layers, other.ids
         if copies > 1:
-            self.batch_repeat_interleave(copies)
+            # Layers with a recurrent state can be reordered, and not repeated.
+            self.reorder(torch.arange(self.rows, device=self.ids.device).repeat_interleave(copies), 0)
 
     def reorder(self, sources: Tensor, made: int) -> None:
         """Let each row continue row `sources[row]`."""
