@@ -43,9 +43,10 @@ before = peak_memory(torch.device("cpu"))
 section = QuantizationSection(format=sys.argv[2]) if sys.argv[2] != "none" else None
 model = load(ModelSection(name=sys.argv[1]), quantization=section).model
 held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-print(peak_memory(torch.device("cpu")) - before, held)
+packed = sum(m.in_features * m.out_features for m in model.modules() if hasattr(m, "quantizer"))
+print(peak_memory(torch.device("cpu")) - before, held, packed)
 """
-"""One start in a process of its own: the growth of its peak memory, and the bytes of the loaded model."""
+"""One start in a process of its own: the growth of its peak memory, the model's bytes, and its packed weights."""
 
 
 def layers(shape: tuple[int, int], dtype: torch.dtype, device: str) -> dict[str, nn.Module]:
@@ -157,24 +158,22 @@ def compare_loading(say: Callable[[dict[str, Any]], None]) -> None:
         for name in ("none", *QUANTIZERS.names()):
             command = [sys.executable, "-c", LOADING, folder, name]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            peak, held = map(int, done.stdout.split())
+            peak, held, packed = map(int, done.stdout.split())
             row: dict[str, Any] = {"format": name, "model_MB": round(held / 1e6, 1), "peak_MB": round(peak / 1e6, 1)}
             if name != "none":
                 again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
                 row["second_start_peak_MB"] = round(int(again.stdout.split()[0]) / 1e6, 1)
-                row["bits_per_weight"] = round(bits_on_disk(Path(environment["PEFTKIT_CACHE"])), 3)
+                row["bits_per_weight"] = round(8 * packed_bytes(Path(environment["PEFTKIT_CACHE"])) / packed, 3)
                 shutil.rmtree(environment["PEFTKIT_CACHE"])
             say(row)
 
 
-def bits_on_disk(cache: Path) -> float:
-    """Count the bits of each packed weight in the only packed file of `cache`."""
+def packed_bytes(cache: Path) -> int:
+    """Count the bytes of the packed layers' tensors in the only packed file of `cache`."""
     (path,) = cache.rglob("*.safetensors")
     file = TensorFile(path)
     layers = {name.rpartition(".")[0] for name in file.names if name.endswith(".codes")}
-    size = sum(file.read(name).nbytes for name in file.names if name.rpartition(".")[0] in layers)
-    weights = sum(2816 * 1024 if ".mlp." in layer else 1024 * 1024 for layer in layers)
-    return 8 * size / weights
+    return sum(file.read(name).nbytes for name in file.names if name.rpartition(".")[0] in layers)
 
 
 def main(arguments: list[str] | None = None) -> int:
