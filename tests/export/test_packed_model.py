@@ -77,6 +77,8 @@ def test_a_recipe_that_asks_for_another_storage_is_refused(packed):
     other = QuantizationSection(format="int8", options={})
     with pytest.raises(PeftkitError, match=r"packed already, as nf4 .*leave quantization out, or name the original"):
         load(ModelSection(name=str(packed)), quantization=other)
+    with pytest.raises(PeftkitError, match=r"cannot be packed as a budget of 2\.5 bits a weight asks"):
+        load(ModelSection(name=str(packed)), quantization=QuantizationSection(budget=2.5))
     with pytest.raises(PeftkitError, match="is packed already: name the original model"):
         quantize(str(packed), "nf4", packed.parent / "again")
 

@@ -89,6 +89,8 @@ def test_a_recipe_that_quantizes_it_again_is_refused(checkpoints):
     for where in ({}, {"device": "meta", "weights": False}):
         with pytest.raises(PeftkitError, match=r"quantized already \(bitsandbytes\).*Leave `quantization` out"):
             load(section(folder), quantization=QuantizationSection(format="nf4"), **where)
+        with pytest.raises(PeftkitError, match="Leave `quantization` out"):
+            load(section(folder), quantization=QuantizationSection(budget=3.0), **where)
     assert packed(load(section(folder), quantization=QuantizationSection()).model)
 
 

@@ -80,12 +80,13 @@ def load(
         words = load_tokenizer(section) if section.tokenizer else tokenizer.read(folder, trust_remote_code=trust)
         if foreign.method_of(config) is not None:
             storage = foreign.storage(config)
-            model, mark = _read_foreign(folder, config, section, device, dtype, weights, chosen)
+            asked = chosen.packs or budget is not None
+            model, mark = _read_foreign(folder, config, section, device, dtype, weights, asked)
             loaded = _loaded(model, words, str(section.name), section, folder, device, mark)
             loaded.storage = storage
             return loaded
         ready = packed_folder.is_packed(folder)
-        chosen = _stored(folder, chosen) if ready else chosen
+        chosen = _stored(folder, chosen, budget) if ready else chosen
         if not weights:
             model = _on_meta(config, dtype or _dtype(section.dtype, device, cast(Any, config).dtype), trust)
             return _packed(_loaded(model, words, str(section.name), section, folder, device), chosen, budget)
@@ -230,13 +231,14 @@ def _spent(
     return chosen
 
 
-def _stored(folder: Path, chosen: Quantization) -> Quantization:
+def _stored(folder: Path, chosen: Quantization, budget: float | None) -> Quantization:
     """Return how a folder of packed weights stores them; a recipe that asks for anything else is refused."""
     stored = Quantization.described(packed_folder.facts(folder)["storage"])
-    if chosen.packs and chosen != stored:
+    if (chosen.packs or budget is not None) and chosen != stored:
+        asked = chosen.told() if chosen.packs else f"a budget of {budget:g} bits a weight asks"
         raise PeftkitError(
             f"quantization: the weights in {folder} are packed already, as {stored.told()}, and cannot be packed as "
-            f"{chosen.told()}: leave quantization out, or name the original model."
+            f"{asked}: leave quantization out, or name the original model."
         )
     return stored
 
@@ -303,10 +305,13 @@ def _read_foreign(
     device: torch.device,
     dtype: torch.dtype | None,
     weights: bool,
-    chosen: Quantization,
+    asked: bool,
 ) -> tuple[PreTrainedModel, str | None]:
-    """Read a checkpoint that another library has quantized; returns it with its fingerprint."""
-    if chosen.packs:
+    """Read a checkpoint that another library has quantized; returns it with its fingerprint.
+
+    `asked` says whether the recipe wants it packed, which is refused.
+    """
+    if asked:
         raise PeftkitError(
             f"quantization: the weights in {folder} are quantized already ({foreign.method_of(config)}). Leave "
             "`quantization` out, or name the original checkpoint."

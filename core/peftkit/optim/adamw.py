@@ -26,3 +26,16 @@ class AdamW(torch.optim.AdamW):
     def state_bytes(group: Mapping[str, Any], device: torch.device) -> int:
         """Count both moments of every tensor."""
         return sum(2 * parameter.numel() * parameter.element_size() for parameter in group["params"])
+
+
+def options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what torch's function `adamw` takes of a group."""
+    return {
+        "amsgrad": False,
+        "beta1": group["betas"][0],
+        "beta2": group["betas"][1],
+        "lr": group["lr"],
+        "weight_decay": group["weight_decay"],
+        "eps": group["eps"],
+        "maximize": False,
+    }

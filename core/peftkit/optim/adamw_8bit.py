@@ -11,6 +11,7 @@ from torch.optim.adamw import adamw
 
 from peftkit.errors import PeftkitError
 from peftkit.optim import OPTIMIZERS
+from peftkit.optim.adamw import options
 from peftkit.quantization.kernels import bitsandbytes
 
 BLOCK = 256
@@ -107,13 +108,7 @@ def _update_small(parameter: Tensor, state: dict[str, Any], group: Mapping[str, 
         [],
         [state["step"]],
         foreach=False,
-        amsgrad=False,
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        lr=group["lr"],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        maximize=False,
+        **options(group),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from peftkit.optim import OPTIMIZERS
+from peftkit.optim.adamw import options
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -74,13 +75,7 @@ class AdamWOffload(torch.optim.Optimizer):
             [],
             [state["step"]],
             fused=parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda"),
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
+            **options(group),
         )
         for key, moment in zip(MOMENTS, moments, strict=True):
             if moment is not state[key]:
