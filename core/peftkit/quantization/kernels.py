@@ -70,7 +70,9 @@ def scratch(shape: tuple[int, int], dtype: torch.dtype, like: Tensor) -> Tensor 
     size = shape[0] * shape[1] * dtype.itemsize
     held = getattr(home, "scratch", None)
     if held is None or held.numel() < size:
-        held = home.scratch = torch.empty(size, dtype=torch.uint8)
+        held = torch.empty(size, dtype=torch.uint8)
+        if type(held) is type(like):  # not where a mode makes tensors without storage and `like` has some
+            home.scratch = held
     return held[:size].view(dtype).view(shape)
 
 
