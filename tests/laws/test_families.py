@@ -7,15 +7,14 @@ import torch
 from storages import stored
 from subjects import logits, loss, randomise, tokens
 from transformers import AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
 from peftkit import adapt
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS
+from peftkit.models.quantize import unpack
 from peftkit.models.tiny import ARCHITECTURES, tiny
 from peftkit.optim.build import Optimizers
-from peftkit.quantization.weight import dense, shape, store
 
 LINEAR = ("q", "k", "v", "o", "up", "down", "head")
 
@@ -41,7 +40,7 @@ def test_one_step_and_a_merge(method, family, tmp_path):
     if not adaptation.chosen[0].mergeable:
         pytest.skip(f"{method} does not merge")
     adaptation.merge_()
-    unpack(model)
+    unpack(model, tiny(family).to("meta"))
     adaptation.model.save_pretrained(tmp_path, state_dict=plain(model))
     opened = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     assert (logits(opened) - adapted).abs().max() <= 1e-5
@@ -54,18 +53,6 @@ def takes(method, model):
     except PeftkitError:
         return False
     return True
-
-
-def unpack(model):
-    """Put dense layers in the place of packed ones."""
-    for path in Layout(model).packed:
-        parent, _, name = path.rpartition(".")
-        packed = model.get_submodule(path)
-        cls = type(tiny(model.config.model_type).get_submodule(path))
-        layer = cls(*(shape(packed) if cls is Conv1D else shape(packed)[::-1]))
-        layer.bias = packed.bias
-        store(layer, dense(packed))
-        setattr(model.get_submodule(parent), name, layer)
 
 
 def plain(model):
