@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from peftkit.adaptation import ATTRIBUTE, Adaptation
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS, Method
 from peftkit.models.tiny import VOCABULARY
+from peftkit.quantization.weight import dense
 
 ARCHITECTURES = ("llama", "gpt2")
 
@@ -99,3 +100,33 @@ def unchanged(model: Any) -> Iterator[None]:
     after = model.state_dict()
     for key, value in before.items():
         assert torch.equal(value, after[key]), f"{key} changed"
+
+
+def hold_equal_to_dense(model: Any, twin: Any, method: str, layers: Mapping[str, Any]) -> None:
+    """Assert that the method on the packed `layers` of `model` counts, computes and differentiates as on `twin`.
+
+    `twin` holds the same weights in dense layers; no stored weight may change.
+    """
+    frozen = {name: dense(module).clone() for name, module in layers.items()}
+    results = []
+    for one in (model, twin):
+        adaptation = adapt.attach(one, [build(method, 0)])
+        torch.manual_seed(0)
+        adaptation.prepare([])
+        randomise(adaptation)
+        one.eval()
+        value = loss(one, tokens())
+        value.backward()
+        gradients = {key: parameter.grad for key, parameter in adaptation.parameters()}
+        results.append((value.detach(), gradients, adaptation.trainable, adaptation.total))
+    (packed_loss, packed_gradients, *packed_counts), (dense_loss, dense_gradients, *dense_counts) = results
+    assert abs(packed_loss - dense_loss) <= 1e-5
+    assert packed_counts == dense_counts
+    assert set(packed_gradients) == set(dense_gradients)
+    for key, gradient in dense_gradients.items():
+        if gradient is None:
+            assert packed_gradients[key] is None
+            continue
+        assert torch.allclose(packed_gradients[key], gradient, atol=1e-5, rtol=1e-4), key
+    for name, value in frozen.items():
+        assert torch.equal(dense(model.get_submodule(name)), value), f"{name} changed"

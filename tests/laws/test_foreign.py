@@ -9,7 +9,7 @@ import pytest
 import torch
 from model_folders import section
 from quantized_checkpoints import write_bitsandbytes
-from subjects import build, loss, randomise, tokens
+from subjects import build, hold_equal_to_dense, randomise, tokens
 
 from peftkit import adapt
 from peftkit.errors import PeftkitError
@@ -80,28 +80,7 @@ def test_what_trains_the_packed_weights_is_refused(checkpoint, method):
 def test_forward_and_backward_equal_those_on_the_dense_weights(checkpoint, kind, method):
     architecture = taken(method)
     model, twin, layers = pair(checkpoint(kind, architecture), architecture)
-    frozen = {name: dense(module).clone() for name, module in layers.items()}
-    results = []
-    for one in (model, twin):
-        adaptation = adapt.attach(one, [build(method, 0)])
-        torch.manual_seed(0)
-        adaptation.prepare([])
-        randomise(adaptation)
-        value = loss(one, tokens())
-        value.backward()
-        gradients = {key: p.grad for key, p in adaptation.parameters()}
-        results.append((value.detach(), gradients, adaptation.trainable, adaptation.total))
-    (packed_loss, packed_gradients, *packed_counts), (dense_loss, dense_gradients, *dense_counts) = results
-    assert abs(packed_loss - dense_loss) <= 1e-5
-    assert packed_counts == dense_counts
-    assert set(packed_gradients) == set(dense_gradients)
-    for key, gradient in dense_gradients.items():
-        if gradient is None:
-            assert packed_gradients[key] is None
-            continue
-        assert torch.allclose(packed_gradients[key], gradient, atol=1e-5, rtol=1e-4), key
-    for name, value in frozen.items():
-        assert torch.equal(dense(model.get_submodule(name)), value), f"{name} changed"
+    hold_equal_to_dense(model, twin, method, layers)
 
 
 @pytest.mark.parametrize("method", FEW)

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 from storages import SIZES, needed, small
-from subjects import build, loss, randomise, tokens
+from subjects import build, hold_equal_to_dense, randomise, tokens
 
 from peftkit import adapt
 from peftkit.errors import PeftkitError
@@ -64,30 +64,10 @@ def test_forward_and_backward_equal_those_on_the_dequantized_weights(method, for
     quantize(model, Quantization(small(format_name)))
     layers = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
     assert layers
-    twin, frozen = tiny(architecture), {name: dense(module).clone() for name, module in layers.items()}
-    for name, value in frozen.items():
-        store(twin.get_submodule(name), value)
-    ids = tokens()
-    results = []
-    for one in (model, twin):
-        adaptation = adapt.attach(one, [build(method, 0)])
-        torch.manual_seed(0)
-        adaptation.prepare([])
-        randomise(adaptation)
-        one.eval()
-        value = loss(one, ids)
-        value.backward()
-        results.append((value.detach(), {key: p.grad for key, p in adaptation.parameters()}))
-    (packed_loss, packed_gradients), (dense_loss, dense_gradients) = results
-    assert abs(packed_loss - dense_loss) <= 1e-5
-    assert set(packed_gradients) == set(dense_gradients)
-    for key, gradient in dense_gradients.items():
-        if gradient is None:
-            assert packed_gradients[key] is None
-            continue
-        assert torch.allclose(packed_gradients[key], gradient, atol=1e-5, rtol=1e-4), key
-    for name, value in frozen.items():
-        assert torch.equal(dense(model.get_submodule(name)), value), f"{name} changed"
+    twin = tiny(architecture)
+    for name, module in layers.items():
+        store(twin.get_submodule(name), dense(module))
+    hold_equal_to_dense(model, twin, method, layers)
 
 
 @pytest.mark.parametrize(("method", "format_name"), MERGED)
