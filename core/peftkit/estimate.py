@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from peftkit.engine import engine as engines
+from peftkit.engine.cross_entropy import CHUNK
+from peftkit.engine.engine import Engine
 from peftkit.layout import Layout, own_parameters
 from peftkit.models.folder import description
 from peftkit.models.tiny import tiny
 from peftkit.optim.build import Optimizers, state_bytes
 from peftkit.quantization.packed import PackedLinear
-from peftkit.training.device import autocast, choose_device, choose_precision, resident_memory
-from peftkit.training.loss import loss_at, sum_cross_entropy, trained_positions
+from peftkit.training.device import autocast, choose_device, choose_precision, mixes, resident_memory
+from peftkit.training.loss import sum_cross_entropy
 from peftkit.training.preparation import checkpoint_gradients
 
 if TYPE_CHECKING:
@@ -136,18 +139,21 @@ def run_step(
     # FakeTensorMode brings libraries along that training does without: not before the process is measured.
     from peftkit.training.live import Live, without_storage
 
-    positions = trained_positions(batch.labels)
+    engine = Engine(model, engines.wanted(section, model, [len(row) for row in batch.labels]))
     if bool(batch.attention_mask.all()):
         # transformers leaves out a mask without padding, and can tell that of a boolean one alone, if it has storage.
         batch = replace(batch, attention_mask=batch.attention_mask.bool().to(device))
+    ready = engine.lay(batch)
     training = model.training
     model.train()
     with without_storage(model, device) as state, Live(state) as live:
         for _ in range(passes):
-            with autocast(device, precision):
-                loss = loss_at(model, batch, positions, device, section.label_smoothing)
-            moment = len(live.events)
-            (loss / max(1, batch.trained)).backward()
+            laid = ready.to(device)
+            with engine.running(laid):
+                with autocast(device, precision if mixes(model) else "fp32"):
+                    loss = engine.loss(laid, device, section.label_smoothing)
+                moment = len(live.events)
+                (loss / max(1, batch.trained)).backward()
         penalty = adaptation.penalty()
         if penalty is not None:
             penalty.backward()
@@ -164,8 +170,8 @@ def run_step(
 def largest(batches: Batches, model: nn.Module, pad_id: int) -> Batch:
     """Return the micro-batch of the first epoch that takes most memory.
 
-    Hidden states come with each padded token and logits with each position that is trained on: which of them weighs
-    more is judged by the sizes of the model.
+    Hidden states come with each token and logits with those that are trained on, a chunk of them at a time: which of
+    them weighs more is judged by the sizes of the model.
     """
     config: Any = getattr(model, "config").get_text_config()  # noqa: B009
     hidden = 16 * config.hidden_size * max(1, len(Layout(model).blocks))
@@ -174,8 +180,7 @@ def largest(batches: Batches, model: nn.Module, pad_id: int) -> Batch:
         return len(indices) * max(batches.lengths[index] for index in indices)
 
     def weight(batch: Batch) -> int:
-        trained = len(batch.input_ids) * len(trained_positions(batch.labels))
-        return batch.input_ids.numel() * hidden + 3 * trained * config.vocab_size
+        return batch.tokens * hidden + 3 * min(batch.trained, CHUNK) * config.vocab_size
 
     first = sorted(batches.plan(0), key=tokens, reverse=True)[:LARGEST]
     return max((batches.collate(indices, pad_id) for indices in first), key=weight)

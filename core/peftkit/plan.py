@@ -14,8 +14,8 @@ from peftkit.data.template import choose
 from peftkit.errors import PeftkitError
 from peftkit.estimate import Estimate, estimate
 from peftkit.models.load import load as load_model
-from peftkit.training.device import choose_device
-from peftkit.training.preparation import batched, check_length, nothing_left
+from peftkit.training.device import choose_device, choose_precision
+from peftkit.training.preparation import batched, check_length, nothing_left, weights_dtype
 from peftkit.training.scoring import check
 from peftkit.training.windows import count_steps
 
@@ -56,6 +56,11 @@ def plan(recipe: Recipe) -> Plan:
     dtype = torch.float32 if recipe.model.dtype == "auto" and choose_device(section.device).type == "cpu" else None
     loaded = load_model(recipe.model, device="meta", dtype=dtype, weights=False, quantization=recipe.quantization)
     methods = [method.with_tokenizer(loaded.tokenizer) for method in recipe.methods()]
+    own = any(names for _, names in adapt.check(loaded.model, methods))
+    precision = choose_precision(section.precision, choose_device(section.device))
+    lean = weights_dtype(recipe, precision, packed=loaded.storage is not None, own=own)
+    for parameter in loaded.model.parameters() if lean is not None else ():
+        parameter.data = parameter.data.to(lean)
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
     data = load_data(recipe.dataset, "train")
     encoded = encode(

@@ -9,10 +9,10 @@ from combinations import decoder
 from peftkit import adapt
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded, insert
+from peftkit.engine.engine import Engine
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.recipe import TrainSection
-from peftkit.training import loop as loop_module
 from peftkit.training.loop import Loop
 from peftkit.training.preparation import checkpoint_gradients
 
@@ -150,7 +150,7 @@ def test_want_of_memory_is_told_and_other_faults_are_not_hidden(text: str, monke
     def fail(*_: object) -> None:
         raise RuntimeError(text)
 
-    monkeypatch.setattr(loop_module, "batch_loss", fail)
+    monkeypatch.setattr(Engine, "loss", fail)
     allocation = "memory" in text
     with pytest.raises(PeftkitError if allocation else RuntimeError, match="batch_tokens" if allocation else text):
         make_loop().run_step()

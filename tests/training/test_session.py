@@ -12,10 +12,11 @@ from small_runs import make_recipe, write_documents
 from storages import section
 
 from peftkit import files, recipe
+from peftkit.engine.engine import Engine
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.plan import plan
-from peftkit.training import Interrupted, Silent, checkpoint, events, log, loop, preparation, session, train
+from peftkit.training import Interrupted, Silent, checkpoint, events, log, preparation, session, train
 
 TIMES = ("tokens_per_s", "memory", "elapsed_s")
 
@@ -227,16 +228,16 @@ def test_damaged_checkpoint_is_refused_and_the_older_one_usable(stopped: Path):
 
 
 def test_divergence_keeps_the_last_checkpoint(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    sound = loop.batch_loss
+    sound = Engine.loss
 
     class Breaks(Silent):
         def saved(self, path: Path) -> None:
-            monkeypatch.setattr(loop, "batch_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+            monkeypatch.setattr(Engine, "loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
 
     chosen = recipe.load(make_recipe(source, max_steps=6, save_every=2))
     with pytest.raises(PeftkitError, match="the loss is nan at step 3 of 6"):
         train(chosen, tmp_path / "run", observer=Breaks())
-    monkeypatch.setattr(loop, "batch_loss", sound)
+    monkeypatch.setattr(Engine, "loss", sound)
     checkpoint.read(tmp_path / "run" / "checkpoints" / "step-00000002")
     assert train(chosen, tmp_path / "run", resume=True).steps == 6
 

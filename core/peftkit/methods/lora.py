@@ -17,9 +17,9 @@ from peftkit.layout import Layout, Site, matched, own_parameters, parse_layers
 from peftkit.method import Method, Targets
 from peftkit.methods.inits import INITS, check_split, saved_pairs, splits
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.ports.linear import linear
 from peftkit.ports.low_rank import from_hf_peft, to_hf_peft
 from peftkit.ports.split import Split
+from peftkit.ports.thin import add_pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ class LowRank(Split):
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return call(x) + linear(linear(inside, self.A), self.B) * self.scale
+        return add_pair(call, x, inside, self.A, self.B, self.scale)
 
     def delta(self, weight: Tensor) -> Tensor:
         return (self.B @ self.A) * self.scale

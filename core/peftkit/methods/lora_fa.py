@@ -67,9 +67,11 @@ class HalfFrozen(LowRank):
         self.A.requires_grad_(False)
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
-        rate = self.dropout if self.training else 0.0
+        if not (self.dropout and self.training):
+            return super().forward(call, x)
+        rate = self.dropout
         # The seed comes from the generator that gradient checkpointing puts back for the second pass.
-        seed = int(torch.randint(2**62, ())) if rate else 0
+        seed = int(torch.randint(2**62, ()))
         return call(x) + cast(Tensor, Thin.apply(x, self.A, self.B, self.scale, rate, seed))
 
 
@@ -100,8 +102,6 @@ class Thin(torch.autograd.Function):
 
 def _drop(x: Tensor, rate: float, seed: int) -> Tensor:
     """Drop elements of x under a mask that follows from the seed; the rest is scaled up."""
-    if not rate:
-        return x
     generator = torch.Generator(x.device).manual_seed(seed)
     kept = torch.rand(x.shape, generator=generator, device=x.device) >= rate
     return x * kept / (1 - rate)

@@ -6,7 +6,8 @@ positions, caches, beams and gradient checkpointing, and touches no cache. Famil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
@@ -14,10 +15,14 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from peftkit.errors import PeftkitError
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.seat import INPUT, Seat, Switch
+from peftkit.ports.tree import Tree
+from peftkit.ports.tree_attention import attend as attend_along
 
 NAME = "peftkit"
+TREE = "peftkit-tree"
 KERNEL = "sdpa"
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -62,10 +67,14 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attend as transformers' registry asks it, through the adapters of `module`."""
 
+    x = rest.pop(INPUT, None)
+    tree = STATE.tree
+
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        if tree is not None:
+            return _along(tree, q, k, v, 0 if k is key else _front(tree, k, mask), **rest)
         return ALL_ATTENTION_FUNCTIONS[KERNEL](module, q, k, v, mask, **rest)[0]
 
-    x = rest.pop(INPUT, None)
     if not isinstance(module, Seat):
         return attend(query, key, value, attention_mask), None
     rows = module.switch.rows
@@ -100,5 +109,70 @@ def full_mask(*args: Any, **kwargs: Any) -> Tensor:
     )
 
 
+class State:
+    """The tree along which attention runs now; a plain place, as backward passes have threads of their own."""
+
+    tree: Tree | None = None
+
+
+STATE = State()
+KNOWN = {"scaling", "dropout", "sliding_window", "softcap"}
+"""What attention functions are told and the tree's can do; other things that are set are refused."""
+IDLE = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position", "is_causal"}
+IDLE |= {"position_embeddings", "return_dict", "output_router_logits", "logits_to_keep"}
+
+
+@contextmanager
+def along(model: nn.Module, tree: Tree) -> Iterator[None]:
+    """Run the model inside on the flat tokens of `tree`, forward and backward; its attention sees paths alone."""
+    config = cast(Any, model).config
+    before, config._attn_implementation = config._attn_implementation, TREE
+    STATE.tree = tree
+    try:
+        yield
+    finally:
+        STATE.tree = None
+        config._attn_implementation = before
+
+
+LONG = 1024
+"""More keys than an adapter puts in front."""
+
+
+def _front(tree: Tree, k: Tensor, mask: Tensor) -> int:
+    """Return how many of the keys [1, groups, S, size] stand in front: `mask` [1, 1, 1, S] is True for those."""
+    count, tokens = k.shape[2], len(tree.ids)
+    if count < tokens:
+        return count
+    # Reading the mask makes a GPU wait.
+    return count - tokens if tokens > LONG else int(mask.sum())
+
+
+def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **told: Any) -> Tensor:
+    """Attend along the tree, and to the `first` keys, which every token sees."""
+    strange = [key for key, value in told.items() if value is not None and key not in KNOWN | IDLE]
+    if strange:
+        raise PeftkitError(f"attention along shared paths does not know what {', '.join(strange)} asks for.")
+    return attend_along(
+        q,
+        k,
+        v,
+        tree.plan(told.get("sliding_window")),
+        first=first,
+        scale=told.get("scaling") or q.shape[-1] ** -0.5,
+        cap=told.get("softcap"),
+        dropout=told.get("dropout") or 0.0,
+    )
+
+
+def tree_mask(*args: Any, **kwargs: Any) -> Tensor:
+    """Return the mask [1, 1, 1, N] of no key in front; what a token sees of the others is in the tree."""
+    assert STATE.tree is not None
+    ids = STATE.tree.ids
+    return torch.zeros(1, 1, 1, len(ids), dtype=torch.bool, device=ids.device)
+
+
 AttentionInterface.register(NAME, attention)
+AttentionInterface.register(TREE, attention)
 AttentionMaskInterface.register(NAME, full_mask)
+AttentionMaskInterface.register(TREE, tree_mask)

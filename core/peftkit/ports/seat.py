@@ -89,6 +89,7 @@ class Seat(nn.Module):
                 return output[0]
             return output
 
+        frozen.plain = None if kwargs else _plain(self)
         y = (
             self._chain(frozen, switch.active)(x)
             if switch.rows is None
@@ -120,6 +121,15 @@ class Seat(nn.Module):
             parts.append((index, part))
         order = torch.cat([index for index, _ in parts]).argsort()
         return torch.cat([part for _, part in parts]).index_select(0, order)
+
+
+def _plain(module: Seat) -> tuple[Tensor, Tensor | None] | None:
+    """Return the weight and bias of a seated linear layer of torch's own class, if both are frozen."""
+    if type(module).__mro__[2] is not nn.Linear:
+        return None
+    weight, bias = cast(nn.Linear, module).weight, cast(nn.Linear, module).bias
+    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    return (weight, bias) if frozen else None
 
 
 def _known(x: Tensor, y: Tensor) -> Call:

@@ -155,6 +155,10 @@ class TrainSection(Section):
     """Examples of a micro-batch, instead of `batch_tokens`."""
     accumulation: Count = 1
     """Micro-batches of an optimizer step."""
+    packing: bool = True
+    """Compute examples without padding, each by itself; a model that cannot is told of and gets padded rows."""
+    shared_prefixes: bool = True
+    """Compute once what examples of a micro-batch have in common at their start; losses and gradients stay the same."""
     max_length: Annotated[int, Field(ge=2, le=10**9)] = 512
     """Tokens of an example; longer ones are cut without emptying their target."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

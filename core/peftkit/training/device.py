@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from peftkit.errors import PeftkitError
+from peftkit.layout import own_parameters
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -33,6 +35,11 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context in which forward passes run."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def mixes(model: nn.Module) -> bool:
+    """Say whether bf16 computation has to cast: some weight of the model, adapters apart, is held in fp32."""
+    return any(parameter.dtype == torch.float32 for _, parameter in own_parameters(model))
 
 
 def peak_memory(device: torch.device) -> int:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from peftkit.engine.engine import Engine, Layout
 from peftkit.errors import PeftkitError
 from peftkit.optim.build import Optimizers
-from peftkit.training.device import autocast, peak_memory
-from peftkit.training.loss import batch_loss
+from peftkit.training.device import autocast, mixes, peak_memory
 from peftkit.training.schedule import scale
 from peftkit.training.windows import Planned, Position, count_steps, windows
 
@@ -39,9 +39,13 @@ class Loop:
         pad_id: int,
         device: torch.device,
         precision: str = "fp32",
+        engine: Engine | None = None,
     ):
+        self.engine = engine or Engine(model, Layout(flat=False))
         self.model, self.adaptation, self.batches, self.section = model, adaptation, batches, section
         self.pad_id, self.device, self.precision = pad_id, device, precision
+        self.casts = precision if mixes(model) else "fp32"
+        """What autocast is asked for: nothing where the weights are held in what is computed in."""
         self.steps = count_steps(batches, section.accumulation, section.epochs, section.max_steps)
         self.step = 0
         self.position = Position()
@@ -87,10 +91,12 @@ class Loop:
         """Measure the mean cross-entropy per trained token over the first `count` batches of `batches`, unsmoothed."""
         total, trained = 0.0, 0
         self.model.eval()
-        with torch.no_grad(), autocast(self.device, self.precision):
+        with torch.no_grad(), autocast(self.device, self.casts):
             for indices in batches.plan(0)[:count]:
                 batch = batches.collate(indices, self.pad_id)
-                total += batch_loss(self.model, batch, self.device).item()
+                laid = self.engine.lay(batch).to(self.device)
+                with self.engine.running(laid):
+                    total += self.engine.loss(laid, self.device).item()
                 trained += batch.trained
         self.model.train()
         return total / max(1, trained)
@@ -125,9 +131,11 @@ class Loop:
         self.model.train()
         try:
             for batch in batches:
-                with autocast(self.device, self.precision):
-                    loss = batch_loss(self.model, batch, self.device, self.section.label_smoothing)
-                (loss / trained).backward()
+                laid = self.engine.lay(batch).to(self.device)
+                with self.engine.running(laid):
+                    with autocast(self.device, self.casts):
+                        loss = self.engine.loss(laid, self.device, self.section.label_smoothing)
+                    (loss / trained).backward()
                 total += loss.detach()
             penalty = self.adaptation.penalty()
             if penalty is not None:

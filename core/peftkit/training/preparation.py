@@ -15,6 +15,8 @@ from peftkit.data.batches import Batches, Epoch
 from peftkit.data.encode import EncodedExamples, encode
 from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
+from peftkit.engine.engine import Layout
+from peftkit.engine.engine import choose as choose_engine
 from peftkit.errors import PeftkitError
 from peftkit.models.load import load as load_model
 from peftkit.models.quantize import forget_originals
@@ -61,8 +63,10 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     # What the model's layout and its tokenizer tell is refused before gigabytes are read.
     outline = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization)
     methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
-    adapt.check(outline.model, methods)
-    loaded = load_model(recipe.model, device=str(device), quantization=recipe.quantization)
+    trained = [name for _, own in adapt.check(outline.model, methods) for name in own]
+    precision = choose_precision(section.precision, device)
+    dtype = weights_dtype(recipe, precision, packed=outline.storage is not None, own=bool(trained))
+    loaded = load_model(recipe.model, device=str(device), dtype=dtype, quantization=recipe.quantization)
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False, loading=resumed)
     if not resumed:
         forget_originals(loaded.model)
@@ -82,6 +86,9 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
         adaptation.prepare(Epoch(batches, 0, pad_id))
     if section.gradient_checkpointing:
         checkpoint_gradients(loaded.model)
+    layout = Layout(section.packing, section.shared_prefixes)
+    engine, told = choose_engine(loaded.model, encoded.rows, pad_id, device, layout)
+    notices += [told] if told else []
     torch.manual_seed(section.seed)
     loop = Loop(
         loaded.model,
@@ -90,7 +97,8 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
         section,
         pad_id=pad_id,
         device=device,
-        precision=choose_precision(section.precision, device),
+        precision=precision,
+        engine=engine,
     )
     return Prepared(
         loop=loop,
@@ -104,6 +112,16 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
         scored=scored,
         notices=notices,
     )
+
+
+def weights_dtype(recipe: Recipe, precision: str, *, packed: bool, own: bool) -> torch.dtype | None:
+    """Return bf16 where frozen weights may be held in what they are computed in; None leaves it to the recipe.
+
+    They are not where the method trains weights of the model's `own`, which want their last bits, nor where they are
+    `packed`: codes are found from the weights as other commands load them.
+    """
+    lean = precision == "bf16" and recipe.model.dtype == "auto" and not packed and not own
+    return torch.bfloat16 if lean else None
 
 
 def batched(encoded: Sequence[Encoded], section: TrainSection) -> Batches:

@@ -73,7 +73,7 @@ def measure(prepared: Prepared, recipe: Recipe) -> dict[str, float]:
     chosen, loop = prepared.scored, prepared.loop
     assert chosen is not None
     model: Any = prepared.loaded.model
-    with autocast(loop.device, loop.precision):
+    with autocast(loop.device, loop.casts):
         found = evaluate_loaded(
             model,
             prepared.loaded.tokenizer,

@@ -1,0 +1,155 @@
+"""How the loss of a micro-batch is computed: on flat tokens along a tree or on padded rows, with few logits.
+
+Which of them is tried on a few rows before a run: a model whose layers mix tokens in a way of their own, or whose head
+cannot be run apart from its body, gives other logits there, and is computed as its own code says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.data.batches import collate
+from peftkit.data.encode import Encoded
+from peftkit.engine import laid
+from peftkit.engine.cross_entropy import cross_entropy
+from peftkit.engine.head import Head
+from peftkit.engine.laid import Laid
+from peftkit.errors import PeftkitError
+from peftkit.ports.attention import along
+from peftkit.training.loss import batch_loss
+
+if TYPE_CHECKING:
+    from peftkit.recipe import TrainSection
+
+PROBED = 24
+"""Tokens of the rows on which the ways of computing are compared."""
+FAR = 0.1
+"""How far the logits of two ways may lie apart, relative to their spread; those of another row's tokens lie farther."""
+KINDS = {"full_attention", "sliding_attention"}
+"""The kinds of layers that may run on flat tokens; others mix tokens by their order, or in chunks."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How micro-batches are computed."""
+
+    flat: bool = True
+    """Without padding, along a tree; else on padded rows."""
+    share: bool = True
+    """What rows have in common is computed once."""
+    apart: bool = True
+    """The head runs apart from the body, on what is trained alone and in chunks; else the model runs as a whole."""
+
+
+class Engine:
+    """Computes the losses of micro-batches of one model, as `layout` says."""
+
+    def __init__(self, model: nn.Module, layout: Layout):
+        self.model, self.layout = model, layout
+        self.head = Head(model) if layout.apart else None
+
+    def lay(self, batch: Any) -> Any:
+        """Bring a padded batch into the form in which it is computed; `to(device)` moves that."""
+        if self.head is None:
+            return batch
+        return laid.flat(batch, self.layout.share) if self.layout.flat else laid.padded(batch)
+
+    def running(self, batch: Any) -> Any:
+        """Return the context in which forward and backward passes of what `lay` returned run."""
+        tree = batch.tree if isinstance(batch, Laid) else None
+        return nullcontext() if tree is None else along(self.model, tree)
+
+    def loss(self, batch: Any, device: torch.device, smoothing: float = 0.0) -> Tensor:
+        """Sum the next-token cross-entropies of what `lay` returned, within `running`."""
+        if self.head is None:
+            return batch_loss(self.model, batch, device, smoothing)
+        hidden = self.head.hidden(**batch.inputs).flatten(0, 1).index_select(0, batch.sources)
+        return cross_entropy(self.head, hidden, batch.targets, batch.weights, smoothing)
+
+    def logits(self, batch: Laid) -> Tensor:
+        """Return the logits [P, V] of the predictions."""
+        assert self.head is not None
+        return self.head.logits(self.head.hidden(**batch.inputs).flatten(0, 1).index_select(0, batch.sources))
+
+
+def choose(
+    model: nn.Module, rows: Sequence[Encoded], pad_id: int, device: torch.device, wanted: Layout
+) -> tuple[Engine, str | None]:
+    """Return the engine nearest to `wanted` that gives the model's own logits, and a notice where it is another.
+
+    The comparison runs without dropout, and leaves the random state and the model as they were.
+    """
+    if not wanted.apart:
+        return Engine(model, wanted), None
+    some, lengths = _cut(rows), [len(row.ids) for row in rows]
+    batch = collate([Encoded(ids, ids) for ids in some], pad_id)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            at = laid.padded(batch).to(device)
+            own = cast(Any, model)(**at.inputs, use_cache=False).logits.flatten(0, 1)[at.sources]
+            if (
+                wanted.flat
+                and (why := refusal(model, lengths) or _differs(model, batch, at, own, device, wanted)) is None
+            ):
+                return Engine(model, wanted), None
+            told = f"examples are padded, not packed: {why}" if wanted.flat else None
+            rest = replace(wanted, flat=False)
+            if _differs(model, batch, at, own, device, rest) is None:
+                return Engine(model, rest), told
+            return Engine(model, Layout(flat=False, share=False, apart=False)), told
+    finally:
+        model.train(training)
+
+
+def wanted(section: TrainSection, model: nn.Module, lengths: Sequence[int]) -> Layout:
+    """Return the layout that a recipe asks for, as far as the configuration of the model allows."""
+    return Layout(flat=section.packing and refusal(model, lengths) is None, share=section.shared_prefixes)
+
+
+def refusal(model: nn.Module, lengths: Sequence[int]) -> str | None:
+    """Say why a model cannot run on flat tokens, as far as its configuration tells; None where it may."""
+    config = getattr(model, "config").get_text_config()  # noqa: B009
+    if not getattr(model, "_supports_attention_backend", False):
+        return f"{config.model_type} models compute attention in a way of their own"
+    strange = sorted(set(getattr(config, "layer_types", None) or ()) - KINDS)
+    if strange:
+        return f"this {config.model_type} model has layers of the kind {', '.join(strange)}"
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk and max(lengths) > chunk:
+        return f"this {config.model_type} model attends in chunks of {chunk} tokens"
+    return None
+
+
+def _cut(rows: Sequence[Encoded]) -> list[list[int]]:
+    """Return short rows of unequal length made of the first and the last of `rows`, two of which begin alike."""
+    first, last = rows[0].ids[:PROBED], rows[-1].ids[:PROBED]
+    first = first if len(first) > 1 else first * 2
+    return [first, first[: len(first) // 2] + last[len(first) // 2 :], first[: len(first) // 2 + 1]]
+
+
+def _differs(
+    model: nn.Module, batch: Any, padded: Laid, own: Tensor, device: torch.device, layout: Layout
+) -> str | None:
+    """Say how the logits of a layout differ from the model's `own`, or what it raises; None where they agree."""
+    engine = Engine(model, layout)
+    try:
+        ready = engine.lay(batch).to(device)
+        with engine.running(ready):
+            if ready.tree is not None:
+                places = [torch.from_numpy(row[:-1]).to(device) for row in ready.tree.rows]
+                ready = replace(ready, sources=torch.cat(places))
+            logits = engine.logits(ready)
+    except (PeftkitError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
+        return f"{type(model).__name__} does not run on them ({str(error).splitlines()[0][:200]})"
+    apart = (logits.float() - own.float()).square().mean().sqrt() / own.float().std().clamp(min=1e-6)
+    if not bool(apart < FAR):
+        return f"{type(model).__name__} computes something else there, {apart:.2f} of the spread of its logits away"
+    return None
