@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from storages import stored
 from subjects import attached, build, logits, loss, randomise, soft_ids, tokens
-from torch import nn
+from torch import Tensor, nn
 
 from peftkit import adapt
 from peftkit.errors import PeftkitError
@@ -90,8 +92,9 @@ def test_gradients_are_right_in_float64(name, position, architecture):
         pytest.skip(f"{name} has no adapter around a linear map or hidden states")
     for site, adapter in around:
         adapter.double()
-        weight = torch.randn(adapter.site.outputs, adapter.site.inputs, dtype=torch.float64)
-        x = torch.randn(2, adapter.site.inputs, dtype=torch.float64, requires_grad=True)
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(adapter.site.outputs, adapter.site.inputs, dtype=torch.float64, generator=generator)
+        x = torch.randn(2, adapter.site.inputs, dtype=torch.float64, generator=generator).requires_grad_()
         parameters = list(adapter.parameters())
         names = [key for key, _ in adapter.named_parameters()]
 
@@ -99,7 +102,34 @@ def test_gradients_are_right_in_float64(name, position, architecture):
             call = lambda value: nn.functional.linear(value, weight)  # noqa: E731
             return torch.func.functional_call(adapter, dict(zip(names, values, strict=True)), (call, x))
 
-        assert torch.autograd.gradcheck(run, (x, *parameters)), site
+        # Reproducible, linear in the gradient that comes in, and right where none comes in.
+        assert torch.autograd.gradcheck(run, (x, *parameters), fast_mode=True), site
+        hold_jacobian(run, (x, *parameters), generator)
+
+
+def hold_jacobian(run: Callable[..., Tensor], inputs: tuple[Tensor, ...], generator: torch.Generator) -> None:
+    """Assert that autograd's whole Jacobian of `run` is the numerical one along 8 random directions.
+
+    Each entry of the inputs moves by normal noise, so a wrong entry of the Jacobian shows in full in one direction or
+    another. It takes 16 forward passes, where moving one entry at a time takes two for each of thousands.
+    """
+    outputs = run(*inputs)
+    learned = [value for value in inputs if value.requires_grad]
+    rows = torch.eye(outputs.numel(), dtype=torch.float64).view(-1, *outputs.shape)
+    jacobian = [torch.autograd.grad(outputs, learned, row, retain_graph=True, materialize_grads=True) for row in rows]
+    step = 1e-7
+    for _ in range(8):
+        moves = [torch.randn(value.shape, dtype=torch.float64, generator=generator) for value in learned]
+        told = [torch.stack([(entry * move).sum() for entry, move in zip(row, moves, strict=True)]) for row in jacobian]
+        told = torch.stack(told).sum(1).view(outputs.shape)
+        ahead, behind = (run(*moved(inputs, moves, sign * step)) for sign in (1, -1))
+        assert torch.allclose((ahead - behind) / (2 * step), told, atol=1e-6, rtol=1e-7)
+
+
+def moved(inputs: tuple[Tensor, ...], moves: list[Tensor], step: float) -> list[Tensor]:
+    """Return the inputs, those that are learned `step` times their move farther."""
+    left = iter(moves)
+    return [value.detach() + step * next(left) if value.requires_grad else value for value in inputs]
 
 
 def test_bf16_runs_and_compiles(name, position, architecture):
