@@ -30,3 +30,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set PEFTKIT_SHARED_DATA to the folder that holds e2e/, webnlg/, …")
     return folder
+
+
+@pytest.fixture
+def few_validation_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure validation losses on 16 examples, where a run of two steps would spend most of its time on them."""
+    from peftkit.training import preparation
+
+    monkeypatch.setattr(preparation, "VALIDATION_EXAMPLES", 16)

@@ -25,6 +25,7 @@ def small(request, tmp_path):
     return recipes.load(request.param, [*smaller, "train.epochs=null", "train.max_steps=2"])
 
 
+@pytest.mark.usefixtures("few_validation_examples")
 def test_it_says_what_it_would_do_and_does_it(small, tmp_path):
     planned = plan(small)
     assert planned.steps == 2

@@ -35,6 +35,7 @@ def blocks(text: str, language: str) -> list[str]:
 COMMANDS = [line for block in blocks(README, "sh") for line in block.splitlines() if line.strip()]
 
 
+@pytest.mark.usefixtures("few_validation_examples")
 def test_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("peft ")]

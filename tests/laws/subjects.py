@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from peftkit import adapt
 from peftkit.adaptation import ATTRIBUTE, Adaptation
 from peftkit.errors import PeftkitError
+from peftkit.layout import Layout
 from peftkit.method import METHODS, Method
 from peftkit.models.tiny import VOCABULARY
 from peftkit.quantization.weight import dense
@@ -35,10 +37,18 @@ def tokens(rows: int = 2, length: int = 9, seed: int = 0) -> Tensor:
     return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+@cache
+def looked_at(trait: str | None, architecture: str) -> tuple[Any, Layout]:
+    """Return a model for checks, which leave it as it is, and its layout; methods of one trait share it."""
+    model = stored([name for name, cls in METHODS.items() if cls.needs == trait][:1], architecture)
+    return model, Layout(model)
+
+
 def suits(name: str, position: int, architecture: str) -> bool:
     """Say whether the method takes the architecture; one that suits neither fails a law of its own."""
+    model, layout = looked_at(METHODS[name].needs, architecture)
     try:
-        adapt.check(stored([name], architecture), [build(name, position)])
+        adapt.check(model, [build(name, position)], layout)
     except PeftkitError:
         return False
     return True

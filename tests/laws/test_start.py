@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from storages import stored
-from subjects import attached, build, logits, loss, randomise, soft_ids, tokens
-from torch import nn
+from subjects import attached, build, logits, loss, options, randomise, soft_ids, tokens
+from torch import Tensor, nn
 
 from peftkit import adapt
+from peftkit.adaptation import Adaptation
 from peftkit.errors import PeftkitError
 from peftkit.ports.embedding import SoftPrompt
+
+LAYERS = {"llama": "num_hidden_layers", "gpt2": "n_layer"}
+"""How an architecture calls its number of layers."""
 
 
 def step(model, adaptation, optimizer) -> None:
@@ -90,8 +98,9 @@ def test_gradients_are_right_in_float64(name, position, architecture):
         pytest.skip(f"{name} has no adapter around a linear map or hidden states")
     for site, adapter in around:
         adapter.double()
-        weight = torch.randn(adapter.site.outputs, adapter.site.inputs, dtype=torch.float64)
-        x = torch.randn(2, adapter.site.inputs, dtype=torch.float64, requires_grad=True)
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(adapter.site.outputs, adapter.site.inputs, dtype=torch.float64, generator=generator)
+        x = torch.randn(2, adapter.site.inputs, dtype=torch.float64, generator=generator).requires_grad_()
         parameters = list(adapter.parameters())
         names = [key for key, _ in adapter.named_parameters()]
 
@@ -99,11 +108,51 @@ def test_gradients_are_right_in_float64(name, position, architecture):
             call = lambda value: nn.functional.linear(value, weight)  # noqa: E731
             return torch.func.functional_call(adapter, dict(zip(names, values, strict=True)), (call, x))
 
-        assert torch.autograd.gradcheck(run, (x, *parameters)), site
+        # Reproducible, linear in the gradient that comes in, and right where none comes in.
+        assert torch.autograd.gradcheck(run, (x, *parameters), fast_mode=True), site
+        hold_jacobian(run, (x, *parameters), generator)
 
 
-def test_bf16_runs_and_compiles(name, position, architecture):
-    model, adaptation = attached(name, position, architecture)
+def hold_jacobian(run: Callable[..., Tensor], inputs: tuple[Tensor, ...], generator: torch.Generator) -> None:
+    """Assert that autograd's whole Jacobian of `run` is the numerical one along 8 random directions.
+
+    Each entry of the inputs moves by normal noise, so a wrong entry of the Jacobian shows in full in one direction or
+    another. It takes 16 forward passes, where moving one entry at a time takes two for each of thousands.
+    """
+    outputs = run(*inputs)
+    learned = [value for value in inputs if value.requires_grad]
+    rows = torch.eye(outputs.numel(), dtype=torch.float64).view(-1, *outputs.shape)
+    jacobian = [torch.autograd.grad(outputs, learned, row, retain_graph=True, materialize_grads=True) for row in rows]
+    step = 1e-7
+    for _ in range(8):
+        moves = [torch.randn(value.shape, dtype=torch.float64, generator=generator) for value in learned]
+        told = [torch.stack([(entry * move).sum() for entry, move in zip(row, moves, strict=True)]) for row in jacobian]
+        told = torch.stack(told).sum(1).view(outputs.shape)
+        ahead, behind = (run(*moved(inputs, moves, sign * step)) for sign in (1, -1))
+        assert torch.allclose((ahead - behind) / (2 * step), told, atol=1e-6, rtol=1e-7)
+
+
+def moved(inputs: tuple[Tensor, ...], moves: list[Tensor], step: float) -> list[Tensor]:
+    """Return the inputs, those that are learned `step` times their move farther."""
+    left = iter(moves)
+    return [value.detach() + step * next(left) if value.requires_grad else value for value in inputs]
+
+
+def fewest_layers(name: str, position: int, architecture: str) -> tuple[Any, Adaptation]:
+    """Attach the subject to a model of one layer where two adapters of each kind stand in it, otherwise to one of two.
+
+    The compiler traces every layer anew, for seconds: a second one adds what two adapters are to each other.
+    """
+    if "layers" not in options(name, position):
+        model, adaptation = attached(name, position, architecture, **{LAYERS[architecture]: 1})
+        kinds = Counter(type(adapter) for part in adaptation.parts for adapter in part.adapters.values())
+        if kinds and min(kinds.values()) > 1 and not any(part.own for part in adaptation.parts):
+            return model, adaptation
+    return attached(name, position, architecture)
+
+
+def test_it_compiles(name, position, architecture):
+    model, adaptation = fewest_layers(name, position, architecture)
     randomise(adaptation)
     eager = logits(model)
     compiled = torch.compile(model, backend="aot_eager")
@@ -112,6 +161,11 @@ def test_bf16_runs_and_compiles(name, position, architecture):
         result = compiled(input_ids=ids).logits[:, ids.shape[1] - tokens().shape[1] :]
     assert (result - eager).abs().max() <= 1e-5
     torch.compiler.reset()
+
+
+def test_bf16_runs(name, position, architecture):
+    model, adaptation = attached(name, position, architecture)
+    randomise(adaptation)
     model.train()
     with torch.autocast("cpu", torch.bfloat16):
         step(model, adaptation, None)
