@@ -19,9 +19,10 @@ EXAMPLES, SHOWN_REFERENCES = 8, 2
 PAIRS = 10
 """Up to so many runs each is compared with each; of more, each with the best."""
 HOW = (
-    "In brackets the interval that holds 95 % of {means:,} resamples of the inputs with replacement (bootstrap, Efron "
-    "1979), where the score is a mean over inputs. {headline} {anew} A score without brackets belongs to the whole "
-    "corpus and is not resampled. Intervals tell of the choice of inputs, not of the seed of training."
+    "In brackets the interval that holds 95 % of {resamples:,} resamples of the inputs with replacement (bootstrap, "
+    "Efron 1979): of a mean over inputs the means on them, of a corpus score its formula on the sums over them. Where "
+    "a metric weighs n-grams by the references, the weights are those of all inputs. A score without brackets could "
+    "not be computed again from the answers. Intervals tell of the choice of inputs, not of the seed of training."
 )
 
 
@@ -76,7 +77,7 @@ def score(runs: Sequence[tuple[int, Evidence]], on_progress: OnProgress | None =
     found: dict[str, list[list[float]]] = {}
     for done, name in enumerate(task.metrics, 1):
         metric = bootstrap.METRICS[name]
-        found |= bootstrap.resample(answers, metric, headline)
+        found |= bootstrap.resample(answers, metric)
         if on_progress:
             on_progress(done, len(task.metrics))
     return Scored(task, headline, list(runs), found)
@@ -128,9 +129,7 @@ def _brackets(span: tuple[float, float] | None) -> str:
 
 
 def _how(scored: Scored) -> str:
-    times = len(scored.resampled.get(scored.headline, [[]])[0])
-    anew = "is such a mean." if times == bootstrap.MEANS else f"is no mean: it is computed anew on {times} resamples."
-    told = HOW.format(means=bootstrap.MEANS, headline=scored.headline, anew=anew)
+    told = HOW.format(resamples=bootstrap.RESAMPLES)
     reasons = {name: why for answers in scored.answers for name, why in answers.facts.get("unavailable", {}).items()}
     return " ".join([told, *(f"{name} is not available: {reason}" for name, reason in reasons.items())])
 
