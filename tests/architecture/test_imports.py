@@ -15,7 +15,7 @@ LEVELS = [
     {"quantization"},
     {"method", "layout", "ports", "methods"},
     {"adapt", "adaptation", "data", "tasks", "metrics", "optim", "models"},
-    {"recipe", "training", "generation", "evaluation", "export", "report", "plan", "estimate", "budget"},
+    {"recipe", "training", "generation", "evaluation", "suites", "export", "report", "plan", "estimate", "budget"},
     {"comparison"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

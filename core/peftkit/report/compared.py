@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from peftkit import suites
 from peftkit.errors import PeftkitError
 from peftkit.report import bootstrap, drawings
 from peftkit.report.document import Document, Heading, Picture, Table, Text
@@ -62,6 +63,7 @@ def report(runs: Sequence[Evidence], bases: Sequence[Answers], on_progress: OnPr
         document.add(Heading("Scores"), _scores(scored, bases), Text(_how(scored)))
         document.add(*_pairs(scored))
         document.add(Heading(f"{scored.headline} against trainable parameters"), _against(scored, bases))
+    document.add(*_suites(runs))
     document.add(Heading("Loss"), Picture("losses", "Loss of each run by step", drawings.curves(runs)))
     document.add(Heading("Costs"), costs(runs))
     if scored and len(scored.runs) > 1:
@@ -113,6 +115,31 @@ def _scores(scored: Scored, bases: Sequence[Answers]) -> Table:
         cells = [_figure(answers, name) + _brackets(scored.span(name, place)) for name in names]
         rows.append([f"{number}  {run.label}", *cells, _inputs(answers)])
     return Table(["run", *names, "inputs"], rows)
+
+
+def _suites(runs: Sequence[Evidence]) -> list[Any]:
+    """Set side by side what `peft eval --suite` found, a row a task and metric."""
+    columns: dict[str, dict[str, str]] = {}
+    for number, run in enumerate(runs, 1):
+        for found, base in ((run.base_suites, True), (run.suites, False)):
+            for one in found:
+                column = columns.setdefault(f"untrained {one['model']}" if base else str(number), {})
+                cut = "" if one["limit"] is None else f" (of {one['limit']:,})"
+                for row in one["scores"]:
+                    column[f"{row['task']}, {suites.label(row)}"] = _with_error(row) + cut
+    if not columns:
+        return []
+    heads = sorted(columns, key=lambda head: not head.startswith("untrained"))
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    rows = [[name, *(columns[head].get(name, NONE) for head in heads)] for name in names]
+    told = f"Scores of {suites.SUITE}'s own code, with its standard error; in brackets, of how many inputs at most."
+    return [Heading("Suites"), Table(["task", *heads], rows), Text(told)]
+
+
+def _with_error(row: dict[str, Any]) -> str:
+    if row["value"] is None:
+        return NONE
+    return f"{row['value']:.4f}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.4f}")
 
 
 def _inputs(answers: Answers) -> str:
