@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peftkit.errors import PeftkitError
 from peftkit_cli.arguments import OverrideArgument
-from peftkit_cli.terminal import print_json, print_scores, progress
+from peftkit_cli.terminal import print_json, print_scores, progress, table
+
+if TYPE_CHECKING:
+    from peftkit.recipe import Recipe
 
 
 def evaluate(
@@ -20,19 +23,33 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="train, validation or test; by default the recipe's.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score only so many examples.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Score the model of a run without its adapter.")] = False,
+    suite: Annotated[
+        str | None,
+        typer.Option(metavar="lm-eval:NAME,...", help="Run these tasks of lm-eval instead: arc_easy, glue, mmlu, ..."),
+    ] = None,
+    suite_path: Annotated[
+        Path | None, typer.Option("--suite-path", metavar="DIR", help="A folder with lm-eval task files of your own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Generate for every input of a split, and print the scores of the task's metrics."""
+    """Generate for every input of a split, and print the scores of the task's metrics; or run tasks of lm-eval."""
     run = Path(target) if Path(target).is_dir() else None
     if run and overrides:
         raise PeftkitError(
             f"{overrides[0]}: a run is scored as its own recipe says, and key=value goes with a recipe only. "
             "--split and --limit choose another part of the run's data."
         )
+    if suite_path and not suite:
+        raise PeftkitError(f"--suite-path is {suite_path} without --suite, which names the tasks in it to run.")
+    if suite and split:
+        raise PeftkitError(f"--split is '{split}', and a task of a suite has its own split: leave it out.")
     from peftkit.evaluation import evaluate as evaluate_target
     from peftkit.recipe import load
 
     subject = run or load(target, overrides or ())
+    if suite:
+        show_suite(subject, suite, suite_path, limit=limit, base=base, as_json=as_json)
+        return
     with progress("answering") as on_progress:
         report = evaluate_target(subject, split=split, limit=limit, base=base, on_progress=on_progress)
     if as_json:
@@ -40,3 +57,18 @@ def evaluate(
     else:
         title = f"{report['dataset']}, {report['split']} split, {report['examples']:,} inputs"
         print_scores(report["scores"], report["unavailable"], title)
+
+
+def show_suite(
+    subject: Path | Recipe, suite: str, folder: Path | None, *, limit: int | None, base: bool, as_json: bool
+) -> None:
+    """Run the tasks of a suite, and print their scores."""
+    from peftkit import suites
+
+    report = suites.evaluate(subject, suite, folder=folder, limit=limit, base=base)
+    if as_json:
+        print_json(report)
+        return
+    shown = "without its adapter" if report["adapter"] is None else "adapted"
+    heads = ("task", "metric", "score", "standard error", "shots", "inputs")
+    table(heads, suites.rows(report["scores"]), f"{report['suite']}, {report['model']} {shown}")

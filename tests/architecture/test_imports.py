@@ -15,7 +15,8 @@ LEVELS = [
     {"quantization"},
     {"method", "layout", "ports", "methods"},
     {"adapt", "adaptation", "data", "tasks", "metrics", "optim", "models"},
-    {"recipe", "training", "engine", "generation", "evaluation", "export", "report", "plan", "estimate", "budget"},
+    {"recipe", "training", "engine", "generation", "evaluation", "suites"}
+    | {"export", "report", "plan", "estimate", "budget"},
     {"comparison"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

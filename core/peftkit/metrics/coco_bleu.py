@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from peftkit.metrics import metric
-from peftkit.metrics.ngrams import clipped, closest_length, count
+from peftkit.metrics import summed
+from peftkit.metrics.ngrams import matches
 from peftkit.metrics.ptb import tokenize_groups, tokenize_lines
 
 ORDERS = 4
@@ -17,22 +17,22 @@ ORDERS = 4
 TINY, SMALL = 1e-15, 1e-9
 
 
-@metric("coco_bleu", *(f"coco_BLEU-{order}" for order in range(1, ORDERS + 1)))
-def coco_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def total(sums: Sequence[float]) -> dict[str, float]:
     """Return cumulative BLEU-1 to BLEU-4 as fractions, with the closest reference length."""
-    matched, total = [0] * ORDERS, [0] * ORDERS
-    length = closest = 0
-    for tokens, reference_tokens in zip(tokenize_lines(predictions), tokenize_groups(references), strict=True):
-        length += len(tokens)
-        closest += closest_length(len(tokens), reference_tokens)
-        for order in range(1, ORDERS + 1):
-            counts = count(tokens, order)
-            total[order - 1] += counts.total()
-            matched[order - 1] += sum(clipped(counts, [count(tokens, order) for tokens in reference_tokens]).values())
+    length, closest, *counts = sums
     ratio = (length + TINY) / (closest + SMALL)
     penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     scores, product = {}, 1.0
     for order in range(1, ORDERS + 1):
-        product *= (matched[order - 1] + TINY) / (total[order - 1] + SMALL)
+        product *= (counts[order - 1] + TINY) / (counts[ORDERS + order - 1] + SMALL)
         scores[f"coco_BLEU-{order}"] = product ** (1 / order) * penalty
     return scores
+
+
+@summed("coco_bleu", *(f"coco_BLEU-{order}" for order in range(1, ORDERS + 1)), total=total)
+def coco_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+    """Return for each input its length, the closest reference length, and by order the n-grams matched and had."""
+    return [
+        matches(tokens, group, ORDERS)
+        for tokens, group in zip(tokenize_lines(predictions), tokenize_groups(references), strict=True)
+    ]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from peftkit.metrics import UnavailableError, metric
+from peftkit.metrics import UnavailableError, summed
 from peftkit.metrics.java import Program
 from peftkit.metrics.ptb import tokenize_groups, tokenize_lines
 
@@ -27,22 +27,41 @@ START_S, ANSWER_S = 300.0, 120.0
 BAR = "|||"
 STATISTICS = 23
 """Numbers in the program's answer to one input."""
+LENGTHS, MATCHED, CHUNKS = slice(0, 2), slice(21, 23), 20
+"""Where the words of text and reference stand among them, those of either that are matched, and the chunks."""
 
 _lock = threading.RLock()
 _running: list[Program] = []
 
 
-@metric("meteor", "METEOR")
-def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return METEOR of the whole set as a fraction: the statistics are summed over inputs, then the formula applies.
+def total(sums: Sequence[float]) -> dict[str, float]:
+    """Return METEOR of the whole set as a fraction: the formula on the statistics summed over inputs."""
+    with _lock:
+        *_, answer = program().ask(f"EVAL {BAR} {' '.join(map(repr, sums))}", seconds=ANSWER_S, answers=2)
+        values = numbers(answer)
+        if len(values) != 1:
+            raise broken(f"answered '{answer[:200]}' in place of a score")
+        return {"METEOR": values[0]}
+
+
+@summed("meteor", "METEOR", total=total)
+def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+    """Return for each input the program's statistics for the best of its references.
 
     The first call in a process starts the program, which stays until the process ends.
     """
     hypotheses = [" ".join(tokens) for tokens in tokenize_lines(predictions)]
     groups = [tuple(" ".join(tokens) for tokens in group) for group in tokenize_groups(references)]
     with _lock:
-        found = [statistics(hypothesis, group) for hypothesis, group in zip(hypotheses, groups, strict=True)]
-        return {"METEOR": total(found)}
+        return [row(statistics(hypothesis, group)) for hypothesis, group in zip(hypotheses, groups, strict=True)]
+
+
+def row(answer: str) -> tuple[float, ...]:
+    """Return the numbers of a line as the program adds them up: the one chunk of a text wholly matched is not one."""
+    values = numbers(answer)
+    if values[CHUNKS] == 1 and values[LENGTHS] == values[MATCHED]:
+        values[CHUNKS] = 0.0
+    return tuple(values)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -53,15 +72,6 @@ def statistics(hypothesis: str, references: tuple[str, ...]) -> str:
     if len(numbers(answer)) != STATISTICS:
         raise broken(f"answered '{answer[:200]}' in place of {STATISTICS} counts")
     return answer
-
-
-def total(found: Sequence[str]) -> float:
-    """Return the score of the whole set from the lines of counts of its inputs."""
-    *_, answer = program().ask(f" {BAR} ".join(("EVAL", *found)), seconds=ANSWER_S, answers=len(found) + 1)
-    values = numbers(answer)
-    if len(values) != 1:
-        raise broken(f"answered '{answer[:200]}' in place of a score")
-    return values[0]
 
 
 def program() -> Program:

@@ -27,3 +27,13 @@ def clipped(prediction: Counter[Ngram], references: Sequence[Counter[Ngram]]) ->
 def closest_length(length: int, references: Iterable[Sequence[str]]) -> int:
     """Return the length of the reference closest to `length`, the shorter of two equally close."""
     return min((abs(len(reference) - length), len(reference)) for reference in references)[1]
+
+
+def matches(tokens: Sequence[str], references: Sequence[Sequence[str]], orders: int) -> tuple[int, ...]:
+    """Return what BLEU sums of an input: its length, the closest reference length, then by order matched, then had."""
+    matched, had = [], []
+    for order in range(1, orders + 1):
+        counts = count(tokens, order)
+        had.append(counts.total())
+        matched.append(sum(clipped(counts, [count(reference, order) for reference in references]).values()))
+    return len(tokens), closest_length(len(tokens), references), *matched, *had

@@ -9,35 +9,47 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from peftkit.metrics import metric
+from peftkit.metrics import summed
 from peftkit.metrics.mteval import tokenize
 from peftkit.metrics.ngrams import Ngram, clipped, count, slide
 
 ORDERS = 5
 
 
-@metric("nist", "NIST")
-def nist(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def total(sums: Sequence[float]) -> dict[str, float]:
     """Return the matched information per n-gram, summed over orders 1 to 5, times the length penalty."""
+    inputs, texts, words, length, *counts = sums
+    score = math.fsum(gained / had for gained, had in zip(counts[:ORDERS], counts[ORDERS:], strict=True) if had)
+    # mteval divides by the mean number of references, not each input by its own: they differ where the number varies.
+    mean_reference_length = words / (texts / inputs)
+    return {"NIST": score * length_penalty(length / mean_reference_length if mean_reference_length else 0.0)}
+
+
+@summed("nist", "NIST", total=total)
+def nist(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+    """Return for each input 1, its references, their words, its own, and for each order the information and n-grams.
+
+    How much an n-gram tells is counted in all the references.
+    """
     hypotheses = [tokenize(prediction) for prediction in predictions]
     groups = [[tokenize(reference) for reference in group] for group in references]
-    words = sum(len(tokens) for group in groups for tokens in group)
-    score, histories = 0.0, Counter[Ngram]()
+    lengths = [sum(map(len, group)) for group in groups]
+    words, histories = sum(lengths), Counter[Ngram]()
+    gained: list[list[float]] = [[] for _ in groups]
+    had: list[list[int]] = [[] for _ in groups]
     for order in range(1, ORDERS + 1):
-        counted = [[count(tokens, order) for tokens in group] for group in groups]
         seen = Counter[Ngram](ngram for group in groups for tokens in group for ngram in slide(tokens, order))
-        gained, total = 0.0, 0
-        for tokens, group in zip(hypotheses, counted, strict=True):
+        for index, (tokens, group) in enumerate(zip(hypotheses, groups, strict=True)):
             counts = count(tokens, order)
-            total += counts.total()
-            for ngram, hits in clipped(counts, group).items():
-                gained += hits * information(ngram, seen, histories, words)
-        score += gained / total if total else 0.0
+            matched = clipped(counts, [count(reference, order) for reference in group])
+            told = (hits * information(ngram, seen, histories, words) for ngram, hits in matched.items())
+            gained[index].append(math.fsum(told))
+            had[index].append(counts.total())
         histories = seen
-    # mteval divides by the mean number of references, not each input by its own: they differ where the number varies.
-    mean_reference_length = words / (sum(map(len, groups)) / len(groups))
-    length = sum(map(len, hypotheses))
-    return {"NIST": score * length_penalty(length / mean_reference_length if mean_reference_length else 0.0)}
+    return [
+        (1, len(group), lengths[index], len(tokens), *gained[index], *had[index])
+        for index, (tokens, group) in enumerate(zip(hypotheses, groups, strict=True))
+    ]
 
 
 def information(ngram: Ngram, seen: Counter[Ngram], histories: Counter[Ngram], words: int) -> float:

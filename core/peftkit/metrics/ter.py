@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from peftkit.metrics import metric
+from peftkit.metrics import summed
 from peftkit.metrics.edits import Distance, fewest_edits
 
 if TYPE_CHECKING:
@@ -26,17 +26,19 @@ BEAM = 25
 """Half of the band around the diagonal in which sacrebleu looks for a distance."""
 
 
-@metric("ter", "TER")
-def ter(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def total(sums: Sequence[float]) -> dict[str, float]:
     """Return 100 times the edits over the words of an average reference, both summed over inputs; lower is better.
 
     The scale is sacrebleu's.
     """
-    edits = words = 0.0
-    for prediction, group in zip(predictions, references, strict=True):
-        fewest, mean = count(prediction, tuple(group))
-        edits, words = edits + fewest, words + mean
+    edits, words = sums
     return {"TER": 100 * (edits / words if words else float(edits > 0))}
+
+
+@summed("ter", "TER", total=total)
+def ter(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
+    """Return for each input the edits to its nearest reference, and the mean words of a reference."""
+    return [count(prediction, tuple(group)) for prediction, group in zip(predictions, references, strict=True)]
 
 
 @lru_cache(maxsize=1 << 16)

@@ -1,7 +1,8 @@
 """How sure a score is: the bootstrap over inputs, and the paired bootstrap between runs on the same inputs.
 
 Efron 1979 (Annals of Statistics 7); paired, Koehn 2004 (W04-3250). A score that is a mean over inputs is resampled from
-the figures of single inputs. Any other (a corpus score) is computed anew on each resample.
+the figures of single inputs. A corpus score that is a function of sums over inputs is that function of the sums on each
+resample, and no text is scored again.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
 
 from peftkit.errors import PeftkitError
-from peftkit.metrics import METRICS, Metric
+from peftkit.metrics import METRICS, Metric, UnavailableError
 from peftkit.report.evidence import Answers
 
-MEANS, CORPUS = 2000, 200
-"""Resamples of a score that is a mean, and of one that has to be computed anew."""
+RESAMPLES = 2000
 SEED = 0
 LEVEL = 0.95
 
 
+@lru_cache(maxsize=2)
 def draws(inputs: int, times: int) -> list[list[int]]:
     """Return `times` resamples of 0 … inputs−1 with replacement, the same every time: runs are compared on them."""
     chance = random.Random(SEED)
@@ -35,9 +39,9 @@ def single(metric: Metric, answers: Answers) -> dict[str, list[float]]:
     return {key: [scores[key] for scores in found] for key in metric.keys}
 
 
-def is_mean(values: Sequence[float], score: float) -> bool:
-    """Say whether a score is the mean of the figures of single inputs."""
-    return math.isclose(math.fsum(values) / len(values), score, rel_tol=1e-9, abs_tol=1e-12)
+def is_same(value: float, score: float) -> bool:
+    """Say whether a figure found again is the one that was written."""
+    return math.isclose(value, score, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def metric_of(key: str, names: Sequence[str]) -> Metric | None:
@@ -45,34 +49,48 @@ def metric_of(key: str, names: Sequence[str]) -> Metric | None:
     return next((METRICS[name] for name in names if key in METRICS[name].keys), None)
 
 
-def resample(runs: Sequence[Answers], metric: Metric, anew: str) -> dict[str, list[list[float]]]:
+def resample(runs: Sequence[Answers], metric: Metric) -> dict[str, list[list[float]]]:
     """Return, for each key of the metric, the score of every run on each resample, the same ones for as many inputs.
 
-    A key that is no mean in one of the runs is left out, unless it is `anew`, which is then computed anew.
+    A key is left out where a run's score is neither the mean of its inputs' figures nor what the metric's sums come to.
     """
-    alone = [single(metric, run) for run in runs]
-    found: dict[str, list[list[float]]] = {}
-    for key in metric.keys:
-        if not all(key in run.scores and key in values for run, values in zip(runs, alone, strict=True)):
-            continue
-        if all(is_mean(values[key], run.scores[key]) for run, values in zip(runs, alone, strict=True)):
-            found[key] = [_resampled_means(values[key]) for values in alone]
-        elif key == anew:
-            found[key] = [_resampled_corpus(metric, key, run) for run in runs]
+    found = [summed(metric, run) if metric.rows else means(metric, run) for run in runs]
+    return {key: [values[key] for values in found] for key in metric.keys if all(key in values for values in found)}
+
+
+def means(metric: Metric, answers: Answers) -> dict[str, list[float]]:
+    """Return the resampled values of each key whose score is the mean of the figures of single inputs."""
+    alone = single(metric, answers)
+    found: dict[str, list[float]] = {}
+    for key in (key for key in alone if key in answers.scores):
+        inputs = len(alone[key])
+        if is_same(math.fsum(alone[key]) / inputs, answers.scores[key]):
+            found[key] = [value / inputs for (value,) in _sums([(value,) for value in alone[key]], RESAMPLES)]
     return found
 
 
-def _resampled_means(values: Sequence[float]) -> list[float]:
-    return [math.fsum(values[index] for index in drawn) / len(values) for drawn in draws(len(values), MEANS)]
+def summed(metric: Metric, answers: Answers) -> dict[str, list[float]]:
+    """Return the resampled values of a metric that is a function of sums over inputs; nothing where it cannot be used.
+
+    What a row holds of the whole set stays as it is on all inputs: how much an n-gram tells, or how rare it is.
+    """
+    assert metric.rows is not None
+    assert metric.total is not None
+    records = answers.predictions
+    try:
+        rows = metric.rows([r["prediction"] for r in records], [r["references"] for r in records])
+        whole = metric.total([math.fsum(column) for column in zip(*rows, strict=True)])
+        keys = [key for key in metric.keys if key in answers.scores and is_same(whole[key], answers.scores[key])]
+        totals = [metric.total(sums) for sums in _sums(rows, RESAMPLES)] if keys else []
+    except UnavailableError:
+        return {}
+    return {key: [total[key] for total in totals] for key in keys}
 
 
-def _resampled_corpus(metric: Metric, key: str, answers: Answers) -> list[float]:
-    predictions = [record["prediction"] for record in answers.predictions]
-    references = [record["references"] for record in answers.predictions]
-    return [
-        metric.score([predictions[index] for index in drawn], [references[index] for index in drawn])[key]
-        for drawn in draws(len(predictions), CORPUS)
-    ]
+def _sums(rows: Sequence[Sequence[float]], times: int) -> list[list[float]]:
+    """Return the sums of the rows' columns on each resample."""
+    columns = torch.tensor(rows, dtype=torch.float64)
+    return [columns[drawn].sum(dim=0).tolist() for drawn in draws(len(rows), times)]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

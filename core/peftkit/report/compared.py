@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from peftkit import suites
 from peftkit.errors import PeftkitError
 from peftkit.report import bootstrap, drawings
 from peftkit.report.document import Document, Heading, Picture, Table, Text
@@ -19,9 +20,10 @@ EXAMPLES, SHOWN_REFERENCES = 8, 2
 PAIRS = 10
 """Up to so many runs each is compared with each; of more, each with the best."""
 HOW = (
-    "In brackets the interval that holds 95 % of {means:,} resamples of the inputs with replacement (bootstrap, Efron "
-    "1979), where the score is a mean over inputs. {headline} {anew} A score without brackets belongs to the whole "
-    "corpus and is not resampled. Intervals tell of the choice of inputs, not of the seed of training."
+    "In brackets the interval that holds 95 % of {resamples:,} resamples of the inputs with replacement (bootstrap, "
+    "Efron 1979): of a mean over inputs the means on them, of a corpus score its formula on the sums over them. Where "
+    "a metric weighs n-grams by the references, the weights are those of all inputs. A score without brackets could "
+    "not be computed again from the answers. Intervals tell of the choice of inputs, not of the seed of training."
 )
 
 
@@ -61,6 +63,7 @@ def report(runs: Sequence[Evidence], bases: Sequence[Answers], on_progress: OnPr
         document.add(Heading("Scores"), _scores(scored, bases), Text(_how(scored)))
         document.add(*_pairs(scored))
         document.add(Heading(f"{scored.headline} against trainable parameters"), _against(scored, bases))
+    document.add(*_suites(runs))
     document.add(Heading("Loss"), Picture("losses", "Loss of each run by step", drawings.curves(runs)))
     document.add(Heading("Costs"), costs(runs))
     if scored and len(scored.runs) > 1:
@@ -76,7 +79,7 @@ def score(runs: Sequence[tuple[int, Evidence]], on_progress: OnProgress | None =
     found: dict[str, list[list[float]]] = {}
     for done, name in enumerate(task.metrics, 1):
         metric = bootstrap.METRICS[name]
-        found |= bootstrap.resample(answers, metric, headline)
+        found |= bootstrap.resample(answers, metric)
         if on_progress:
             on_progress(done, len(task.metrics))
     return Scored(task, headline, list(runs), found)
@@ -114,6 +117,31 @@ def _scores(scored: Scored, bases: Sequence[Answers]) -> Table:
     return Table(["run", *names, "inputs"], rows)
 
 
+def _suites(runs: Sequence[Evidence]) -> list[Any]:
+    """Set side by side what `peft eval --suite` found, a row a task and metric."""
+    columns: dict[str, dict[str, str]] = {}
+    for number, run in enumerate(runs, 1):
+        for found, base in ((run.base_suites, True), (run.suites, False)):
+            for one in found:
+                column = columns.setdefault(f"untrained {one['model']}" if base else str(number), {})
+                cut = "" if one["limit"] is None else f" (of {one['limit']:,})"
+                for row in one["scores"]:
+                    column[f"{row['task']}, {suites.label(row)}"] = _with_error(row) + cut
+    if not columns:
+        return []
+    heads = sorted(columns, key=lambda head: not head.startswith("untrained"))
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    rows = [[name, *(columns[head].get(name, NONE) for head in heads)] for name in names]
+    told = f"Scores of {suites.SUITE}'s own code, with its standard error; in brackets, of how many inputs at most."
+    return [Heading("Suites"), Table(["task", *heads], rows), Text(told)]
+
+
+def _with_error(row: dict[str, Any]) -> str:
+    if row["value"] is None:
+        return NONE
+    return f"{row['value']:.4f}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.4f}")
+
+
 def _inputs(answers: Answers) -> str:
     cut = answers.facts.get("unfinished", 0)
     return f"{answers.facts['examples']:,}" + (f" ({cut:,} cut off)" if cut else "")
@@ -128,9 +156,7 @@ def _brackets(span: tuple[float, float] | None) -> str:
 
 
 def _how(scored: Scored) -> str:
-    times = len(scored.resampled.get(scored.headline, [[]])[0])
-    anew = "is such a mean." if times == bootstrap.MEANS else f"is no mean: it is computed anew on {times} resamples."
-    told = HOW.format(means=bootstrap.MEANS, headline=scored.headline, anew=anew)
+    told = HOW.format(resamples=bootstrap.RESAMPLES)
     reasons = {name: why for answers in scored.answers for name, why in answers.facts.get("unavailable", {}).items()}
     return " ".join([told, *(f"{name} is not available: {reason}" for name, reason in reasons.items())])
 

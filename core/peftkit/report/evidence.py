@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peftkit import files
+from peftkit import files, suites
 from peftkit.errors import PeftkitError
 from peftkit.recipe import Recipe
 from peftkit.recipe import load as load_recipe
@@ -52,6 +52,10 @@ class Evidence:
     """The final figures; None where training has not ended."""
     answers: Answers | None
     """The evaluation of the split that the recipe names; None where there is none."""
+    suites: list[dict[str, Any]]
+    """What `peft eval --suite` wrote, a report a task."""
+    base_suites: list[dict[str, Any]]
+    """The same of its untrained model."""
 
     @property
     def state(self) -> str:
@@ -100,6 +104,8 @@ def _read(folder: Path) -> Evidence:
         records=log.read(folder / "log.jsonl"),
         summary=files.read_json(summary) if summary.is_file() else None,
         answers=_chosen(folder, recipe),
+        suites=suites.read(folder),
+        base_suites=suites.read(folder, base=True),
     )
 
 
