@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import multiprocessing
+import statistics
 import sys
 import time
 import traceback
@@ -25,6 +26,7 @@ from memory import resident
 from sides import SIDES, Case
 
 from peftkit.errors import PeftkitError
+from peftkit.models.load import quiet
 
 STEPS_OF_MEMORY = 3
 LOADED = ("torch", "transformers", "peft", "sides")
@@ -137,7 +139,8 @@ def take_turns(case: Case, pipe: Connection, steps: int, wall: bool, threads: in
 
     torch.set_num_threads(threads)
     try:
-        SIDES[case.side](case, Turns(pipe, steps, wall))
+        with quiet():
+            SIDES[case.side](case, Turns(pipe, steps, wall))
     except EOFError:
         pass  # who gave the turns has seen enough
     except Exception:
@@ -152,12 +155,50 @@ def weigh(case: Case, pipe: Connection, threads: int) -> None:
     try:
         if case.device == "cpu":
             ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 65536)
-        SIDES[case.side](case.small(), Unwatched())
         gate = Peak(case.device)
-        SIDES[case.side](replace(case, steps=STEPS_OF_MEMORY), gate)
+        with quiet():
+            SIDES[case.side](case.small(), Unwatched())
+            SIDES[case.side](replace(case, steps=STEPS_OF_MEMORY), gate)
         pipe.send(gate.read())
     except Exception:
         pipe.send(traceback.format_exc())
+
+
+class Rate:
+    """The operations a second of one matrix product [rows, inputs] x [inputs, outputs], measured now and then."""
+
+    def __init__(self, rows: int, inputs: int, outputs: int, dtype: str, device: str, wall: bool):
+        import torch
+
+        kind = getattr(torch, dtype)
+        self.one = torch.randn(rows, inputs, device=device).to(kind)
+        self.other = torch.randn(outputs, inputs, device=device).to(kind)
+        self.operations = 2 * rows * inputs * outputs
+        self.clock = time.perf_counter if wall else time.process_time
+        self.cuda = device != "cpu"
+        self.found: list[float] = []
+
+    def measure(self) -> None:
+        """Run products for about a twentieth of a second and note their rate."""
+        for repeats in (3, max(3, int(5e9 // self.operations) * (100 if self.cuda else 1))):
+            self._wait()
+            began = self.clock()
+            for _ in range(repeats):
+                self.one @ self.other.T
+            self._wait()
+            taken = self.clock() - began
+        self.found.append(repeats * self.operations / taken)
+
+    @property
+    def median(self) -> float:
+        """The median of the rates so far."""
+        return statistics.median(self.found)
+
+    def _wait(self) -> None:
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize()
 
 
 # In the process that gives the turns --------------------------------------------------------------------------------

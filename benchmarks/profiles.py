@@ -5,7 +5,7 @@
 | `e2e` | E2E in random order: prompts of 30 to 45 tokens, no two alike, targets of 25 to 35 |
 | `e2e-grouped` | the same, with the eight references of an input beside each other |
 | `e2e-template` | the same as `e2e`, with 40 tokens of instruction in front of every prompt |
-| `coqa` | CoQA turn by turn: 8 turns of one story of 300 to 350 tokens, each with what was said before, 15 to 20 a turn |
+| `coqa` | CoQA turn by turn: 8 turns of one story of 300 to 350 tokens, each behind what was said (15 to 20 a turn) |
 | `coqa-chat` | CoQA as conversations: a story and its 16 turns in one row, which is trained on all answers |
 | `gsm8k` | GSM8K: prompts of 60 to 100 tokens, answers of 100 to 130 |
 """
@@ -40,6 +40,10 @@ class Work:
     def trained(self, batch: int) -> int:
         """Count the trained tokens of a batch."""
         return sum(row.trained for row in self.batches[batch])
+
+    def tokens(self, batch: int) -> int:
+        """Count the tokens of a batch without padding."""
+        return sum(len(row.ids) for row in self.batches[batch])
 
     def distinct(self, batch: int) -> int:
         """Count the tokens of a batch without padding, those that rows have in common from their start on once."""

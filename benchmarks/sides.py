@@ -69,6 +69,8 @@ class Technique:
     packed: bool = False
     alike: bool = True
     """Whether Hugging Face peft computes the same beyond the first step, and not only in it."""
+    norms: bool = True
+    """Whether the norm of the gradient is taken of the same gradient there."""
 
     def build(self) -> Method:
         """Build our method."""
@@ -79,7 +81,8 @@ TECHNIQUES = {
     "lora": Technique("lora", ALL),
     "lora-qv": Technique("lora", {**ALL, "targets": ("q", "v")}),
     "dora": Technique("dora", ALL),
-    "lora-fa": Technique("lora-fa", {**ALL, "correction": "projected"}),
+    # Hugging Face peft projects the gradient in the optimizer, when its norm has been taken.
+    "lora-fa": Technique("lora-fa", {**ALL, "correction": "projected"}, norms=False),
     # Hugging Face peft moves the text by the prefix, which matters as soon as the keys are not zero.
     "prefix": Technique("prefix-tuning", {"length": 10, "projection": None}, alike=False),
     "prompt": Technique("prompt-tuning", {"length": 10}),
@@ -237,11 +240,13 @@ def hugging_face(case: Case, gate: Gate) -> nn.Module:
         config, tensors = prefix(adaptation)
     else:
         config, tensors = part.method.hf_peft(part.adapters, model)
+        if config["peft_type"] == "LORA":
+            config["lora_alpha"] = int(ALPHA)  # ours writes the scale into B, which is zero here
     tensors = {key: tensor.detach().clone() for key, tensor in tensors.items()}
     adaptation.remove()
-    with quiet():
-        adapted = peft.get_peft_model(model, peft.PeftConfig.from_peft_type(**{**config, "inference_mode": False}))  # type: ignore[arg-type]
-        peft.set_peft_model_state_dict(adapted, tensors)
+    chosen = peft.PeftConfig.from_peft_type(**{**config, "inference_mode": False})
+    adapted = peft.get_peft_model(model, chosen)  # type: ignore[arg-type]
+    peft.set_peft_model_state_dict(adapted, tensors)
     return adapted
 
 
@@ -337,7 +342,7 @@ def dataset(case: Case) -> list[dict[str, list[int]]]:
 
 def trainer(case: Case, gate: Gate) -> None:
     """Run transformers' Trainer over Hugging Face peft with the collator that pads to the longest of a batch."""
-    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
     words = load_tokenizer(ModelSection(name="bundled/tiny"))
     model = hugging_face(case, gate)
@@ -349,8 +354,13 @@ def trainer(case: Case, gate: Gate) -> None:
             data_collator=DataCollatorForSeq2Seq(words),
             optimizers=(optimizer(case, model), None),
         )
-        with quiet():
-            made.train()
+        made.remove_callback(PrinterCallback)
+        made.train()
 
 
 SIDES: dict[str, Callable[[Case, Gate], None]] = {"ours": ours, "trainer": trainer, "bare": bare}
+
+
+def available() -> list[str]:
+    """List the sides that can run here."""
+    return list(SIDES)
