@@ -22,14 +22,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from cases import Case
 from memory import resident
-from sides import SIDES, Case
+from sides import SIDES
 
 from peftkit.errors import PeftkitError
 from peftkit.models.load import quiet
 
 STEPS_OF_MEMORY = 3
-LOADED = ("torch", "transformers", "peft", "sides")
+LOADED = ("torch", "transformers", "transformers.trainer", "peft")
 """What the process that starts the others imports once for all of them."""
 MMAP_THRESHOLD = -3
 """glibc's name of the size from which a block is given back at once."""
@@ -236,7 +237,7 @@ class Player:
             self.process.join(10)
             raise PeftkitError(
                 f"the side {self.case.side} of {self.case.method} ended with the exit code {self.process.exitcode}: "
-                "it may have run out of memory."
+                "see above, or it may have been killed for want of memory."
             ) from None
         if isinstance(said, str):
             print(said, file=sys.stderr)

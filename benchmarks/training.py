@@ -1,7 +1,7 @@
 """Training beside the usual stack: tokens per second, step time and peak memory at equal losses.
 
 `python benchmarks/training.py [--profiles e2e,coqa] [--methods lora,dora] [--sizes 60m] [--precision fp32,bf16]`; a
-list may be `all`. `--goals` measures the work for which there are goals and prints them beside what was reached. The sides:
+list may be `all`. `--goals` measures the work that has goals and prints them beside what was reached. The sides:
 
 - `ours`: the training loop of peftkit as a run has it;
 - `trainer`: Hugging Face peft with transformers' Trainer and a collator that pads, as a user gets it ("usual");
@@ -34,10 +34,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from cases import SIZES, TECHNIQUES, Case
 from gates import Found, Memory, Rate, time_turns, weigh_sides
 from goals import GOALS, WORDS, Cell
 from profiles import PROFILES
-from sides import SIDES, SIZES, TECHNIQUES, Case, available
+from sides import SIDES, available
 
 from peftkit.errors import PeftkitError, unknown
 
@@ -45,6 +46,7 @@ USUAL = "trainer"
 OWN = "lora"
 TOLERANCES = {"fp32": (1e-5, 1e-3), "bf16": (5e-3, 1e-1)}
 """The relative differences that rounding explains: of the losses, and of the norms of the gradients."""
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 MEBI = 2**20
 
 
@@ -87,7 +89,7 @@ def cases_of(cell: Cell, given: argparse.Namespace) -> list[Case]:
         profile=cell.profile,
         method=cell.method,
         precision=cell.precision,
-        dtype=given.weights or {"fp32": "float32", "bf16": "bfloat16"}[cell.precision],
+        dtype=given.weights or DTYPES[cell.precision],
         rows=given.rows or min(rows, size.rows or rows),
         steps=(given.rounds + 1) * given.steps,
         device=given.device,
@@ -144,7 +146,8 @@ def measure(cell: Cell, given: argparse.Namespace) -> list[Row]:
     """Measure all sides of a cell; PeftkitError where they do not train the same."""
     cases = cases_of(cell, given)
     size = SIZES[cell.size]
-    rate = Rate(512, size.width, size.inner, cases[0].dtype, given.device, given.wall)
+    dtype = DTYPES[cell.precision]
+    rate = Rate(512, size.width, size.inner, dtype, given.device, given.wall)
     found = time_turns(cases, given.rounds, given.steps, given.wall, given.threads, rate.measure)
     told = agree(cases, found)
     peaks: Sequence[Memory | None] = [None] * len(cases) if given.no_memory else weigh_sides(cases, given.threads)
@@ -152,7 +155,7 @@ def measure(cell: Cell, given: argparse.Namespace) -> list[Row]:
     print(
         f"\n{cell.size} {cell.profile} {cell.method} {cell.precision}, batch {cases[0].rows}, {cases[0].dtype} weights"
     )
-    print(f"{told}; {rate.median / 1e9:.1f} GFLOP/s at {512} x {size.width} x {size.inner}")
+    print(f"{told}; {rate.median / 1e9:.1f} GFLOP/s in {dtype}")
     print_rows(rows)
     return rows
 
@@ -352,9 +355,8 @@ def main(command: Sequence[str] | None = None) -> int:
         given.sides = chosen("side", given.sides, available())
         cells = cells_of(given)
         timed = f"the clock, {given.threads} threads" if given.wall else "time on the processor"
-        print(
-            f"{machine(given.device)}, torch {torch.__version__}, {timed}, medians of {given.rounds} turns of {given.steps} steps"
-        )
+        turns = f"medians of {given.rounds} turns of {given.steps} optimizer steps"
+        print(f"{machine(given.device)}, torch {torch.__version__}, {timed}, {turns}")
         rows = [row for cell in cells for row in measure(cell, given)]
     except PeftkitError as error:
         print(f"benchmarks/training.py: {error}", file=sys.stderr)
