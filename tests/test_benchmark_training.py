@@ -73,16 +73,11 @@ def test_the_sides_train_the_same(benchmark, method):
     assert "within" in benchmark["training"].agree(cases, found)
 
 
-@pytest.mark.parametrize(
-    ("figure", "what"), [("losses", "losses of ours"), ("norms", "norms of the gradients of ours")]
-)
+@pytest.mark.parametrize(("figure", "what"), [("losses", "losses"), ("norms", "norms of the gradients")])
 def test_another_loss_or_gradient_is_an_error(benchmark, figure, what):
     one = case(benchmark, "lora")
     other = benchmark["gates"].replace(one, side="trainer")
-    mine, usual = (
-        benchmark["gates"].Found([], [5.0, 4.0], [1.0, 1.0]),
-        benchmark["gates"].Found([], [5.0, 4.0], [1.0, 1.0]),
-    )
+    mine, usual = (benchmark["gates"].Found([], [5.0, 4.0], [1.0, 1.0]) for _ in range(2))
     assert "0.0e+00" in benchmark["training"].agree([one, other], [mine, usual])
     getattr(mine, figure)[1] *= 1.01
     with pytest.raises(PeftkitError, match=rf"{what} of ours.*do not train the same"):
