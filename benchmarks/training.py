@@ -220,7 +220,7 @@ def print_rows(rows: Sequence[Row]) -> None:
     for row in rows:
         sizes = [None if size is None else size / MEBI for size in (row.whole, row.above)]
         cells = (
-            (row.trained_per_s, ".0f"),
+            (row.trained_per_s, ".1f"),
             (row.tokens_per_s, ".0f"),
             (row.step_s, ".3f"),
             (row.speed, ".2f"),
