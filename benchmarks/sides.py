@@ -1,0 +1,60 @@
+"""The sides that the benchmark of training sets beside each other, by name, and ours among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import hugging_face
+import torch
+from cases import RATE, Case, Gate, Planned, llama, started
+from torch import Tensor, nn
+
+from peftkit.data.encode import IGNORED, Encoded
+from peftkit.quantization.packed import PackedLinear
+from peftkit.quantization.quantizer import QUANTIZERS
+from peftkit.recipe import TrainSection
+from peftkit.training.loop import Loop
+
+
+def ours(case: Case, gate: Gate) -> None:
+    """Run the training loop of peftkit."""
+
+    def pack(weight: Tensor) -> nn.Module:
+        return PackedLinear.of(weight, None, QUANTIZERS["nf4"]())
+
+    model = llama(case, pack if case.technique.packed else None)
+    gate.loaded()
+    loop = our_loop(case, model)
+    gate.begin()
+    for _ in range(case.steps):
+        record = loop.run_step()
+        gate.passed(record["loss"], record["grad_norm"])
+
+
+def our_loop(case: Case, model: nn.Module) -> Loop:
+    """Build our loop as a run has it: here alone is decided what ours is."""
+    adaptation = started(case, model, keep_base=False)
+    soft = list(adaptation.soft_ids)
+    rows = [Encoded([*soft, *row.ids], [*[IGNORED] * len(soft), *row.labels]) for row in case.work().rows]
+    section = TrainSection(
+        max_steps=case.steps, batch_examples=case.rows, learning_rate=RATE, schedule="constant", warmup=0
+    )
+    batches = Planned(rows, batch_examples=case.rows)
+    device = torch.device(case.device)
+    return Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision)
+
+
+SIDES: dict[str, Callable[[Case, Gate], None]] = {
+    "ours": ours,
+    "trainer": hugging_face.trainer,
+    "bare": hugging_face.bare,
+    "trl": hugging_face.trl,
+    "unsloth": hugging_face.unsloth,
+}
+
+
+def available() -> list[str]:
+    """List the sides that can run here: those of other projects where they are installed."""
+    missing = [name for name in ("trl", "unsloth") if find_spec(name) is None]
+    return [name for name in SIDES if name not in missing]
