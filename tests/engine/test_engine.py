@@ -1,0 +1,107 @@
+"""Every switch of the engine on equals it off over a run of training, and models that cannot are told of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from storages import stored
+from torch import nn
+
+from peftkit import adapt
+from peftkit.data.batches import Batches
+from peftkit.data.encode import Encoded, insert
+from peftkit.engine.engine import Engine, Layout, choose, refusal
+from peftkit.method import METHODS
+from peftkit.models.tiny import ARCHITECTURES, tiny
+from peftkit.recipe import TrainSection
+from peftkit.training.loop import Loop
+
+CPU = torch.device("cpu")
+METHODS_HELD = ["lora", "dora", "prefix-tuning", "prompt-tuning", "ia3", "serial-adapter", "bitfit", "full"]
+SWITCHES = [Layout(), Layout(share=False), Layout(flat=False), Layout(flat=False, share=False, apart=False)]
+
+
+def examples(count: int = 24) -> list[Encoded]:
+    """Examples of unequal length; every third one begins as the one before it."""
+    generator = torch.Generator().manual_seed(5)
+    found: list[Encoded] = []
+    for number in range(count):
+        ids = torch.randint(3, 96, (6 + 5 * number % 17,), generator=generator).tolist()
+        if number % 3 == 2:
+            ids = found[-1].ids[:10] + ids
+        found.append(Encoded(ids, [-100] * (len(ids) // 2) + ids[len(ids) // 2 :]))
+    return found
+
+
+def losses(method: str, layout: Layout, steps: int = 50) -> list[float]:
+    """Train a tiny model in one layout and return the losses."""
+    architecture = "gpt2" if method == "bitfit" else "llama"
+    model = stored([method], architecture)
+    adaptation = adapt.attach(model, [METHODS[method].from_options({})], seed=1)
+    given = [insert(row, adaptation.soft_ids, 0) for row in examples()]
+    section = TrainSection(batch_examples=6, max_steps=steps, learning_rate=1e-3, schedule="constant")
+    batches = Batches(given, batch_examples=6, seed=0)
+    engine = Engine(model, layout)
+    loop = Loop(model, adaptation, batches, section, pad_id=0, device=CPU, engine=engine)
+    return [loop.run_step()["loss"] for _ in range(steps)]
+
+
+@pytest.mark.parametrize("method", METHODS_HELD)
+def test_each_switch_on_equals_off_over_fifty_steps(method: str):
+    expected = losses(method, SWITCHES[-1])
+    assert sum(expected[-4:]) < sum(expected[:4])
+    for layout in SWITCHES[:-1]:
+        assert losses(method, layout) == pytest.approx(expected, abs=1e-3), layout
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_families_are_packed_or_told_of(architecture: str):
+    engine, told = choose(tiny(architecture), examples(4), 0, CPU, Layout())
+    assert engine.layout.apart
+    assert engine.layout.flat == (told is None) == (architecture != "bloom")
+    assert told is None or "bloom models compute attention in a way of their own" in told
+
+
+def test_layers_that_attend_otherwise_are_not_packed():
+    model = tiny("llama")
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    assert "linear_attention" in (refusal(model, [10]) or "")
+    model.config.layer_types = None
+    model.config.attention_chunk_size = 8
+    assert "chunks of 8 tokens" in (refusal(model, [4, 10]) or "")
+    assert refusal(model, [4, 8]) is None
+
+
+def test_a_model_that_mixes_tokens_by_order_is_found_out():
+    class Shift(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
+
+    model = tiny("llama")
+    model.model.layers[0].mlp = nn.Sequential(model.model.layers[0].mlp, Shift())
+    engine, told = choose(model, examples(4), 0, CPU, Layout())
+    assert engine.layout == Layout(flat=False)
+    assert "computes something else there" in (told or "")
+
+
+def test_a_head_that_cannot_stand_apart_leaves_the_model_whole():
+    model = tiny("llama")
+    whole = type(model).forward
+
+    class Odd(type(model)):
+        def forward(self, *args: object, **kwargs: object) -> object:
+            output = whole(self, *args, **kwargs)
+            output.logits = output.logits * (2 if kwargs.get("attention_mask") is not None else 1)
+            return output
+
+    model.__class__ = Odd
+    engine, _ = choose(model, examples(4), 0, CPU, Layout())
+    assert not engine.layout.apart
+
+
+def test_probing_leaves_the_random_state_and_the_mode():
+    model = tiny("llama").train()
+    before = torch.get_rng_state()
+    choose(model, examples(4), 0, CPU, Layout())
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training

@@ -1,0 +1,87 @@
+"""Packed examples, and examples that share a beginning, give the loss and the gradients of each by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from subjects import attached, randomise
+from torch import Tensor
+
+from peftkit.data.batches import collate
+from peftkit.data.encode import Encoded, insert
+from peftkit.engine.engine import Engine, Layout, choose
+from peftkit.training.loss import batch_loss
+
+CPU = torch.device("cpu")
+FLAT, PADDED, WHOLE = Layout(), Layout(flat=False), Layout(flat=False, share=False, apart=False)
+
+
+def rows() -> list[Encoded]:
+    """Five rows of unequal length: three begin alike, one is another's beginning, and targets have parts in common."""
+    generator = torch.Generator().manual_seed(7)
+    a, b, c = (torch.randint(3, 96, (count,), generator=generator).tolist() for count in (12, 9, 14))
+    texts = [a + b, a + b[:4] + c[:3], a, c, a + c[:5]]
+    return [Encoded(ids, [-100] * min(9, len(ids) // 2) + ids[min(9, len(ids) // 2) :]) for ids in texts]
+
+
+def measured(engine: Engine, parameters: dict[str, Any], given: list[Encoded]) -> tuple[float, dict[str, Tensor]]:
+    """Return the loss of a batch and the gradients by name."""
+    laid = engine.lay(collate(given, 0))
+    with engine.running(laid):
+        loss = engine.loss(laid, CPU, 0.1)
+        loss.backward()
+    found = {key: p.grad for key, p in parameters.items() if p.grad is not None}
+    for parameter in parameters.values():
+        parameter.grad = None
+    return loss.item(), found
+
+
+def test_packed_equals_one_by_one(name: str, position: int, architecture: str):
+    model, adaptation = attached(name, position, architecture)
+    randomise(adaptation)
+    model.eval()
+    given = [insert(row, adaptation.soft_ids, 0) for row in rows()]
+    parameters = dict(adaptation.parameters())
+    engine, told = choose(model, given, 0, CPU, FLAT)
+    assert told is None
+    assert engine.layout == FLAT
+    expected, gradients = 0.0, {}
+    for row in given:
+        loss = batch_loss(model, collate([row], 0), CPU, 0.1)
+        loss.backward()
+        expected += loss.item()
+    for key, parameter in parameters.items():
+        if parameter.grad is not None:
+            gradients[key] = parameter.grad
+            parameter.grad = None
+    for layout in (FLAT, Layout(share=False), PADDED):
+        value, found = measured(Engine(model, layout), parameters, given)
+        assert value == pytest.approx(expected, abs=2e-4, rel=1e-6), layout
+        assert found.keys() == gradients.keys(), layout
+        for key, gradient in gradients.items():
+            torch.testing.assert_close(found[key], gradient, atol=2e-5 + 1e-5 * gradient.abs().max().item(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lora", "prefix-tuning", "prompt-tuning"])
+def test_no_token_sees_another_example(name: str):
+    """Another example in the batch changes neither the logits nor the gradients of those that are there."""
+    model, adaptation = attached(name, 0, "llama")
+    randomise(adaptation)
+    given = [insert(row, adaptation.soft_ids, 0) for row in rows()]
+    engine = Engine(model.eval(), FLAT)
+
+    def logits(batch: list[Encoded]) -> dict[int, Tensor]:
+        """Return the logits of the first row by position."""
+        laid = engine.lay(collate(batch, 0))
+        with engine.running(laid), torch.no_grad():
+            values = engine.logits(laid)
+        at = {place: position for position, place in enumerate(laid.tree.rows[0].tolist())}
+        return {at[place]: row for place, row in zip(laid.sources.tolist(), values, strict=True) if place in at}
+
+    alone = logits(given[:1])
+    for other in given[1:]:
+        beside = logits([given[0], other])
+        for position, row in alone.items():
+            torch.testing.assert_close(beside[position], row, atol=1e-5, rtol=1e-5)
