@@ -11,10 +11,19 @@ from cases import RATE, Case, Gate, Planned, llama, started
 from torch import Tensor, nn
 
 from peftkit.data.encode import IGNORED, Encoded
+from peftkit.engine.engine import Layout, choose
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
 from peftkit.training.loop import Loop
+
+LAYOUTS = {
+    "ours": Layout(),
+    "ours-unshared": Layout(share=False),
+    "ours-padded": Layout(flat=False),
+    "ours-whole": Layout(flat=False, share=False, apart=False),
+}
+"""Ours with everything on, and with its switches off one after another: what each is worth."""
 
 
 def ours(case: Case, gate: Gate) -> None:
@@ -42,11 +51,14 @@ def our_loop(case: Case, model: nn.Module) -> Loop:
     )
     batches = Planned(rows, batch_examples=case.rows)
     device = torch.device(case.device)
-    return Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision)
+    engine, told = choose(model, rows, 0, device, LAYOUTS[case.side])
+    if told is not None:
+        raise SystemExit(f"ours: {told}")
+    return Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision, engine=engine)
 
 
 SIDES: dict[str, Callable[[Case, Gate], None]] = {
-    "ours": ours,
+    **dict.fromkeys(LAYOUTS, ours),
     "trainer": hugging_face.trainer,
     "bare": hugging_face.bare,
     "trl": hugging_face.trl,
@@ -56,5 +68,5 @@ SIDES: dict[str, Callable[[Case, Gate], None]] = {
 
 def available() -> list[str]:
     """List the sides that can run here: those of other projects where they are installed."""
-    missing = [name for name in ("trl", "unsloth") if find_spec(name) is None]
+    missing = [name for name in ("trl", "unsloth") if find_spec(name) is None] + list(LAYOUTS)[1:]
     return [name for name in SIDES if name not in missing]

@@ -29,7 +29,7 @@ def ready(kind: str) -> tuple[Head, Any, Tensor, dict[str, Tensor]]:
 def test_value_and_gradients_equal_the_plain_loss(kind, smoothing, weighted, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 7)
     monkeypatch.setattr(module, "ROWS", 3)
-    head, model, hidden, trained = ready(kind)
+    head, _, hidden, trained = ready(kind)
     targets = torch.randint(0, 96, (30,), generator=torch.Generator().manual_seed(0))
     weights = torch.arange(1, 31).float() if weighted else None
     leaf = hidden.clone().requires_grad_()

@@ -20,6 +20,7 @@ from peftkit.ports.adapter import Adapter
 from peftkit.ports.seat import INPUT, Seat, Switch
 from peftkit.ports.tree import Tree
 from peftkit.ports.tree_attention import attend as attend_along
+from peftkit.ports.tree_plan import plan_of
 
 NAME = "peftkit"
 TREE = "peftkit-tree"
@@ -157,7 +158,7 @@ def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **told: Any)
         q,
         k,
         v,
-        tree.plan(told.get("sliding_window")),
+        plan_of(tree, told.get("sliding_window")),
         first=first,
         scale=told.get("scaling") or q.shape[-1] ** -0.5,
         cap=told.get("softcap"),

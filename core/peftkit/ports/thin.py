@@ -74,5 +74,5 @@ def _inner(
     """Return the gradient of the product with `down` [tokens, rank], and those of `down` and `up`, inputs from `at`."""
     inner = given @ (up * ctx.scale).to(given.dtype)
     of_down = None if flat is None else (inner.T @ flat).to(down.dtype)
-    of_up = (given.T @ thin).to(up.dtype).mul_(ctx.scale) if ctx.needs_input_grad[at + 1] else None
+    of_up = (thin.T @ given).T.to(up.dtype).mul_(ctx.scale) if ctx.needs_input_grad[at + 1] else None
     return inner, of_down, of_up

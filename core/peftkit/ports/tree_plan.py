@@ -1,0 +1,120 @@
+"""How attention goes over the blocks of a tree: one by one, or padded to buckets of like shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peftkit.ports.block_attention import Span, spans
+from peftkit.ports.tree import Block, Tree
+
+WASTE = 1.5
+"""How many times its own scores a block may take where it is padded to the shape of others."""
+SMALL = 4096
+"""Scores so few that padding by that many costs less than another product."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Blocks of like shape padded to one: S blocks of Lq queries and K keys."""
+
+    queries: Tensor
+    """[S, Lq] long: positions in the flat tokens, 0 on padding."""
+    keys: Tensor
+    """[S, K] long: positions in the flat tokens, 0 on padding."""
+    hidden: Tensor
+    """[S, 1, Lq, K] bool: True where a query may not look; to each query at least one key is open."""
+    real: Tensor | None
+    """[S, 1, Lq, 1] of 1, and 0 for queries that are padding; None where none is."""
+
+
+class Plan:
+    """What attention along a tree reads, each part made when it is asked for: spans on a CPU, buckets elsewhere."""
+
+    def __init__(self, tree: Tree, window: int | None):
+        self.tree, self.window, self.device = tree, window, tree.ids.device
+        self.count = len(tree.ids)
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """The blocks, one by one."""
+        return spans(self.tree.blocks, self.window)
+
+    @cached_property
+    def groups(self) -> list[list[Block]]:
+        """The blocks of each bucket."""
+        return _alike(self.tree.blocks)
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """Blocks of like shape, padded."""
+        return [_bucket(blocks, self.window, self.device) for blocks in self.groups]
+
+    @cached_property
+    def answers(self) -> Tensor:
+        """[N] long: the place of each token among the queries of all buckets, padding included."""
+        return _places(self.groups, self.count, keys=False).to(self.device)
+
+    @cached_property
+    def origins(self) -> Tensor | None:
+        """[N] long: the same among the keys, where each token is a key of one block alone; else None."""
+        once = sum(len(block.keys) for block in self.tree.blocks) == self.count
+        return _places(self.groups, self.count, keys=True).to(self.device) if once else None
+
+
+def plan_of(tree: Tree, window: int | None = None) -> Plan:
+    """Return what attention reads, made once for each sliding window (None: the whole path is seen)."""
+    plans: dict[int | None, Plan] = tree.__dict__.setdefault("plans", {})
+    if window not in plans:
+        plans[window] = Plan(tree, window)
+    return plans[window]
+
+
+def _alike(blocks: Sequence[Block]) -> list[list[Block]]:
+    """Put blocks together whose common shape wastes little."""
+    groups: list[list[Block]] = []
+    queries = keys = 0
+    for block in sorted(blocks, key=lambda block: (len(block.keys), block.length), reverse=True):
+        own = block.length * len(block.keys)
+        if not groups or max(queries, block.length) * keys > max(WASTE * own, own + SMALL):
+            groups.append([])
+            queries, keys = block.length, len(block.keys)
+        queries = max(queries, block.length)
+        groups[-1].append(block)
+    return groups
+
+
+def _bucket(blocks: Sequence[Block], window: int | None, device: torch.device) -> Bucket:
+    lengths = np.array([block.length for block in blocks])
+    seen = np.array([len(block.keys) for block in blocks])
+    queries = np.zeros((len(blocks), lengths.max()), np.int64)
+    keys = np.zeros((len(blocks), seen.max()), np.int64)
+    for number, block in enumerate(blocks):
+        queries[number, : block.length] = np.arange(block.start, block.start + block.length)
+        keys[number, : len(block.keys)] = block.keys
+    # The place of a query on its path; padded queries look where the last one does.
+    at = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1) + (seen - lengths)[:, None]
+    steps = np.arange(seen.max())
+    hidden = steps[None, None, :] > at[:, :, None]
+    if window is not None:
+        hidden |= steps[None, None, :] <= at[:, :, None] - window
+    real = np.arange(lengths.max()) < lengths[:, None]
+    parts = (torch.from_numpy(array).to(device) for array in (queries, keys, hidden[:, None]))
+    return Bucket(*parts, None if real.all() else torch.from_numpy(real[:, None, :, None]).float().to(device))
+
+
+def _places(groups: Sequence[Sequence[Block]], count: int, *, keys: bool) -> Tensor:
+    places, offset = np.zeros(count, np.int64), 0
+    for blocks in groups:
+        sizes = [len(block.keys) if keys else block.length for block in blocks]
+        for number, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
+            start = offset + number * max(sizes)
+            mine = block.keys if keys else slice(block.start, block.start + block.length)
+            places[mine] = np.arange(start, start + size)
+        offset += len(blocks) * max(sizes)
+    return torch.from_numpy(places)
