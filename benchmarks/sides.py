@@ -52,8 +52,8 @@ def our_loop(case: Case, model: nn.Module) -> Loop:
     batches = Planned(rows, batch_examples=case.rows)
     device = torch.device(case.device)
     engine, told = choose(model, rows, 0, device, LAYOUTS[case.side])
-    if told is not None:
-        raise SystemExit(f"ours: {told}")
+    if told:
+        raise SystemExit(f"ours: {told[0]}")
     return Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision, engine=engine)
 
 

@@ -72,6 +72,11 @@ class Engine:
         hidden = self.head.hidden(**batch.inputs).flatten(0, 1).index_select(0, batch.sources)
         return cross_entropy(self.head, hidden, batch.targets, batch.weights, smoothing)
 
+    def release(self) -> None:
+        """Give back the memory that is kept from step to step."""
+        if self.head is not None:
+            self.head.release()
+
     def logits(self, batch: Laid) -> Tensor:
         """Return the logits [P, V] of the predictions."""
         assert self.head is not None
@@ -80,13 +85,13 @@ class Engine:
 
 def choose(
     model: nn.Module, rows: Sequence[Encoded], pad_id: int, device: torch.device, wanted: Layout
-) -> tuple[Engine, str | None]:
-    """Return the engine nearest to `wanted` that gives the model's own logits, and a notice where it is another.
+) -> tuple[Engine, list[str]]:
+    """Return the engine nearest to `wanted` that gives the model's own logits, and notices where it is another.
 
     The comparison runs without dropout, and leaves the random state and the model as they were.
     """
     if not wanted.apart:
-        return Engine(model, wanted), None
+        return Engine(model, wanted), []
     some, lengths = _cut(rows), [len(row.ids) for row in rows]
     batch = collate([Encoded(ids, ids) for ids in some], pad_id)
     training = model.training
@@ -99,8 +104,8 @@ def choose(
                 wanted.flat
                 and (why := refusal(model, lengths) or _differs(model, batch, at, own, device, wanted)) is None
             ):
-                return Engine(model, wanted), None
-            told = f"examples are padded, not packed: {why}" if wanted.flat else None
+                return Engine(model, wanted), []
+            told = [f"examples are padded, not packed: {why}"] if wanted.flat else []
             rest = replace(wanted, flat=False)
             if _differs(model, batch, at, own, device, rest) is None:
                 return Engine(model, rest), told

@@ -48,6 +48,10 @@ class Head:
             kept = self._kept[name, dtype] = torch.empty(size, dtype=dtype, device=device)
         return kept[:size].view(*shape)
 
+    def release(self) -> None:
+        """Give back what `scratch` keeps."""
+        self._kept.clear()
+
     def plain(self, hidden: Tensor) -> nn.Linear | None:
         """Return the output layer if it is frozen and dense, and the logits are its product with nothing after it."""
         if self._bare is None:
@@ -66,7 +70,7 @@ class Head:
         """Say whether what the output layer returns is what the model returns, the very tensor."""
         made: list[Tensor] = []
         assert self.layer is not None
-        hook = self.layer.register_forward_hook(lambda module, args, output: made.append(output))
+        hook = self.layer.register_forward_hook(lambda module, args, output: made.append(cast(Tensor, output)))
         with torch.no_grad():
             self.output.last_hidden_state, kept = hidden[None, :1], self.output.last_hidden_state
             with _passed(self.bodies, self.output):

@@ -31,10 +31,10 @@ class Laid:
 
     def to(self, device: torch.device) -> Laid:
         """Return it with its tensors on `device`."""
-        tensors = (self.sources, self.targets, self.weights)
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         tree = None if self.tree is None else self.tree.to(device)
-        return Laid(inputs, tree, *(None if tensor is None else tensor.to(device) for tensor in tensors))
+        weights = None if self.weights is None else self.weights.to(device)
+        return Laid(inputs, tree, self.sources.to(device), self.targets.to(device), weights)
 
 
 def flat(batch: Any, share: bool) -> Laid:

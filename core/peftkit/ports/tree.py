@@ -54,7 +54,7 @@ class Tree:
 
 def grow(rows: Sequence[Sequence[int]], share: bool = True) -> Tree:
     """Lay out rows of token ids, none of them empty; without `share` each row stands by itself."""
-    order = sorted(range(len(rows)), key=rows.__getitem__) if share else list(range(len(rows)))
+    order = sorted(range(len(rows)), key=lambda index: list(rows[index])) if share else list(range(len(rows)))
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     places: list[np.ndarray] = [np.empty(0, np.int64)] * len(rows)

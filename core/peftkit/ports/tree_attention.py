@@ -53,9 +53,9 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found = block_attention.backward(
-            grads[0].transpose(0, 1), *ctx.saved_tensors, ctx.plan.spans, ctx.first, ctx.scale, ctx.cap
-        )
+        q, k, v, y, totals = ctx.saved_tensors
+        dy, spans = grads[0].transpose(0, 1), ctx.plan.spans
+        found = block_attention.backward(dy, q, k, v, y, totals, spans, ctx.first, ctx.scale, ctx.cap)
         return *found, None, None, None, None
 
 

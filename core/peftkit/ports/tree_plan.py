@@ -104,8 +104,12 @@ def _bucket(blocks: Sequence[Block], window: int | None, device: torch.device) -
     if window is not None:
         hidden |= steps[None, None, :] <= at[:, :, None] - window
     real = np.arange(lengths.max()) < lengths[:, None]
-    parts = (torch.from_numpy(array).to(device) for array in (queries, keys, hidden[:, None]))
-    return Bucket(*parts, None if real.all() else torch.from_numpy(real[:, None, :, None]).float().to(device))
+    return Bucket(
+        torch.from_numpy(queries).to(device),
+        torch.from_numpy(keys).to(device),
+        torch.from_numpy(hidden[:, None]).to(device),
+        None if real.all() else torch.from_numpy(real[:, None, :, None]).float().to(device),
+    )
 
 
 def _places(groups: Sequence[Sequence[Block]], count: int, *, keys: bool) -> Tensor:

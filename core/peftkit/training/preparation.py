@@ -20,6 +20,7 @@ from peftkit.engine.engine import choose as choose_engine
 from peftkit.errors import PeftkitError
 from peftkit.models.load import load as load_model
 from peftkit.models.quantize import forget_originals
+from peftkit.models.shardwise import give_back
 from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.loop import Loop
 from peftkit.training.scoring import Slice, check, load_slice
@@ -78,17 +79,16 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     check_length(loaded.model, encoded.rows)
     notices = encoded.notices(section.max_length)
     measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, notices)
-    scored = load_slice(recipe, data.name)
-    batches = batched(encoded.rows, section)
+    batches, pad_id = batched(encoded.rows, section), loaded.tokenizer.pad_token_id
     torch.manual_seed(section.seed)
-    pad_id = loaded.tokenizer.pad_token_id
     if not resumed:
         adaptation.prepare(Epoch(batches, 0, pad_id))
     if section.gradient_checkpointing:
         checkpoint_gradients(loaded.model)
     layout = Layout(section.packing, section.shared_prefixes)
     engine, told = choose_engine(loaded.model, encoded.rows, pad_id, device, layout)
-    notices += [told] if told else []
+    notices += told
+    give_back()
     torch.manual_seed(section.seed)
     loop = Loop(
         loaded.model,
@@ -109,7 +109,7 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
         encoded=encoded,
         digest=digest(encoded.rows),
         validation=measured,
-        scored=scored,
+        scored=load_slice(recipe, data.name),
         notices=notices,
     )
 

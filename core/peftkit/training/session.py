@@ -187,6 +187,7 @@ class Session:
 
         loaded, info = self.prepared.loaded, self._info()
         kept = self._keep(log.records)
+        self.loop.engine.release()
         self.prepared.adaptation.finish()
         base = {"name": loaded.name, "fingerprint": loaded.fingerprint, "quantization": loaded.storage}
         adapt.save(self.prepared.adaptation, self.run / "adapter", base)
