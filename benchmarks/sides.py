@@ -66,7 +66,7 @@ SIDES: dict[str, Callable[[Case, Gate], None]] = {
 }
 
 
-def available() -> list[str]:
-    """List the sides that can run here: those of other projects where they are installed."""
-    missing = [name for name in ("trl", "unsloth") if find_spec(name) is None] + list(LAYOUTS)[1:]
+def available(switches: bool = False) -> list[str]:
+    """List the sides that can run here: other projects' where they are installed, ours switched off if wanted."""
+    missing = [name for name in ("trl", "unsloth") if find_spec(name) is None] + ([] if switches else list(LAYOUTS)[1:])
     return [name for name in SIDES if name not in missing]

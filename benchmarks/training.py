@@ -352,7 +352,7 @@ def main(command: Sequence[str] | None = None) -> int:
         print("peak memory is read from /proc, which Linux alone has: it is left out", file=sys.stderr)
         given.no_memory = True
     try:
-        given.sides = chosen("side", given.sides, available())
+        given.sides = chosen("side", given.sides, available(switches=given.sides != "all"))
         cells = cells_of(given)
         timed = f"the clock, {given.threads} threads" if given.wall else "time on the processor"
         turns = f"medians of {given.rounds} turns of {given.steps} optimizer steps"
