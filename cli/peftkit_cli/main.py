@@ -21,6 +21,7 @@ COMMANDS = {
     "quantize": "Pack a model's weights into a folder.",
     "validate": "Say what a recipe would do; loads no weights.",
     "estimate": "Predict the memory of a run; loads no weights.",
+    "profile": "Watch training steps: time and memory by module.",
     "new": "Write a commented recipe.",
     "list": "List methods, recipes, datasets, models and more.",
     "score": "Score a file of predictions; needs no model.",

@@ -15,7 +15,7 @@ LEVELS = [
     {"quantization"},
     {"method", "layout", "ports", "methods"},
     {"adapt", "adaptation", "data", "tasks", "metrics", "optim", "models"},
-    {"recipe", "training", "engine", "generation", "evaluation", "suites"}
+    {"recipe", "training", "engine", "profiling", "generation", "evaluation", "suites"}
     | {"export", "report", "plan", "estimate", "budget"},
     {"comparison"},
 ]

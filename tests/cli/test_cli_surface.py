@@ -19,6 +19,7 @@ SURFACE = {
     "quantize": ["--format", "--output", "-o", "MODEL", "[KEY=VALUE]..."],
     "validate": ["[KEY=VALUE]...", "RECIPE"],
     "estimate": ["--json", "[KEY=VALUE]...", "RECIPE"],
+    "profile": ["--json", "--output", "--steps", "-o", "[KEY=VALUE]...", "RECIPE"],
     "new": ["--dataset", "--method", "--model", "--output", "--path", "--rank", "-o"],
     "list": ["KIND"],
     "score": ["--json", "--predictions", "--references", "TASK"],
