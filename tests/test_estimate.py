@@ -16,7 +16,7 @@ from torch import nn
 from peftkit import adapt
 from peftkit import recipe as recipes
 from peftkit.data.batches import Batch
-from peftkit.engine.engine import Engine, wanted
+from peftkit.engine.engine import Engine, possible, wanted
 from peftkit.estimate import loading_memory, run_step
 from peftkit.method import METHODS
 from peftkit.models.quantize import Quantization, quantize
@@ -131,7 +131,7 @@ def test_the_activations_are_what_autograd_saves(architecture, precision, padded
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
-        engine = Engine(model, wanted(ONE_STEP, model, [20]))
+        engine = Engine(model, possible(wanted(ONE_STEP, adaptation.methods), model, [20]))
         laid = engine.lay(given)
         with engine.running(laid):
             loss = engine.loss(laid, CPU)

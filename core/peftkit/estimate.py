@@ -139,7 +139,8 @@ def run_step(
     # FakeTensorMode brings libraries along that training does without: not before the process is measured.
     from peftkit.training.live import Live, without_storage
 
-    engine = Engine(model, engines.wanted(section, model, [len(row) for row in batch.labels]))
+    layout = engines.wanted(section, adaptation.methods)
+    engine = Engine(model, engines.possible(layout, model, [len(row) for row in batch.labels]))
     if bool(batch.attention_mask.all()):
         # transformers leaves out a mask without padding, and can tell that of a boolean one alone, if it has storage.
         batch = replace(batch, attention_mask=batch.attention_mask.bool().to(device))

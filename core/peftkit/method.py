@@ -61,6 +61,8 @@ class Method:
     """The trait that the storage of the adapted weights has to have (`Quantizer.traits`); None where any will do."""
     random_in_training: ClassVar[bool] = False
     """Whether its forward pass draws at random in training, beside dropout: two splits of a batch then differ."""
+    by_row: ClassVar[bool] = False
+    """Whether what it draws for a token goes by the row of the batch: examples are padded then, and not packed."""
     default_learning_rate: ClassVar[float] = 2e-4
     """The rate found best on the bundled model (docs/results/tuning.csv); `rate` says what other models get."""
     rate_falls_with_width: ClassVar[bool] = True

@@ -10,7 +10,7 @@ from torch import nn
 from peftkit import adapt
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded, insert
-from peftkit.engine.engine import Engine, Layout, choose, refusal
+from peftkit.engine.engine import Engine, Layout, choose, refusal, wanted
 from peftkit.method import METHODS
 from peftkit.models.tiny import ARCHITECTURES, tiny
 from peftkit.recipe import TrainSection
@@ -60,6 +60,12 @@ def test_families_are_packed_or_told_of(architecture: str):
     assert engine.layout.apart
     assert engine.layout.flat == (not told) == (architecture != "bloom")
     assert not told or "bloom models compute attention in a way of their own" in told[0]
+
+
+def test_methods_that_draw_by_row_are_not_packed():
+    assert not wanted(TrainSection(), [METHODS["lora-dropout"].from_options({})]).flat
+    assert wanted(TrainSection(), [METHODS["lora"].from_options({})]).flat
+    assert not wanted(TrainSection(packing=False), [METHODS["lora"].from_options({})]).flat
 
 
 def test_layers_that_attend_otherwise_are_not_packed():

@@ -25,6 +25,7 @@ from peftkit.ports.attention import along
 from peftkit.training.loss import batch_loss
 
 if TYPE_CHECKING:
+    from peftkit.method import Method
     from peftkit.recipe import TrainSection
 
 PROBED = 24
@@ -114,9 +115,14 @@ def choose(
         model.train(training)
 
 
-def wanted(section: TrainSection, model: nn.Module, lengths: Sequence[int]) -> Layout:
-    """Return the layout that a recipe asks for, as far as the configuration of the model allows."""
-    return Layout(flat=section.packing and refusal(model, lengths) is None, share=section.shared_prefixes)
+def wanted(section: TrainSection, methods: Sequence[Method]) -> Layout:
+    """Return the layout that a recipe asks for, as far as its methods allow."""
+    return Layout(section.packing and not any(method.by_row for method in methods), section.shared_prefixes)
+
+
+def possible(layout: Layout, model: nn.Module, lengths: Sequence[int]) -> Layout:
+    """Return the layout as far as the configuration of the model allows, which is told without running it."""
+    return replace(layout, flat=layout.flat and refusal(model, lengths) is None)
 
 
 def refusal(model: nn.Module, lengths: Sequence[int]) -> str | None:

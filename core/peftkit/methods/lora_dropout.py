@@ -35,6 +35,7 @@ class LoRADropout(LoRA, name="lora-dropout"):
     )
     default_learning_rate: ClassVar[float] = 0.013
     random_in_training: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"dropout": 0.2, "samples": 1, "targets": "linear", "rank": 4},)
     learns: ClassVar[Learns] = Learns(loss=3.8, steps=100, learning_rate=1e-2)
 
@@ -61,7 +62,7 @@ class Hidden(LowRank):
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         if not (self.training and self.dropout):
-            return call(x) + linear(linear(x, self.A), self.B) * self.scale
+            return super().forward(call, x)
         inside = linear(x * self._mask(x, self.site.inputs), self.A)
         return call(x) + linear(inside, self.B) * self._mask(x, self.site.outputs) * self.scale
 

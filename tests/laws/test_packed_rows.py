@@ -38,7 +38,7 @@ def measured(engine: Engine, parameters: dict[str, Any], given: list[Encoded]) -
     return loss.item(), found
 
 
-def test_packed_equals_one_by_one(name: str, position: int, architecture: str):
+def test_packed_equals_one_by_one(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
     model.eval()
