@@ -11,17 +11,17 @@ from cases import RATE, Case, Gate, Planned, llama, started
 from torch import Tensor, nn
 
 from peftkit.data.encode import IGNORED, Encoded
-from peftkit.engine.engine import Layout, choose
+from peftkit.engine.engine import Arrangement, choose
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
 from peftkit.training.loop import Loop
 
-LAYOUTS = {
-    "ours": Layout(),
-    "ours-unshared": Layout(share=False),
-    "ours-padded": Layout(flat=False),
-    "ours-whole": Layout(flat=False, share=False, apart=False),
+ARRANGEMENTS = {
+    "ours": Arrangement(),
+    "ours-unshared": Arrangement(share=False),
+    "ours-padded": Arrangement(flat=False),
+    "ours-whole": Arrangement(flat=False, share=False, apart=False),
 }
 """Ours with everything on, and with its switches off one after another: what each is worth."""
 
@@ -51,14 +51,14 @@ def our_loop(case: Case, model: nn.Module) -> Loop:
     )
     batches = Planned(rows, batch_examples=case.rows)
     device = torch.device(case.device)
-    engine, told = choose(model, rows, 0, device, LAYOUTS[case.side])
+    engine, told = choose(model, rows, 0, device, ARRANGEMENTS[case.side])
     if told:
         raise SystemExit(f"ours: {told[0]}")
     return Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision, engine=engine)
 
 
 SIDES: dict[str, Callable[[Case, Gate], None]] = {
-    **dict.fromkeys(LAYOUTS, ours),
+    **dict.fromkeys(ARRANGEMENTS, ours),
     "trainer": hugging_face.trainer,
     "bare": hugging_face.bare,
     "trl": hugging_face.trl,
@@ -68,5 +68,7 @@ SIDES: dict[str, Callable[[Case, Gate], None]] = {
 
 def available(switches: bool = False) -> list[str]:
     """List the sides that can run here: other projects' where they are installed, ours switched off if wanted."""
-    missing = [name for name in ("trl", "unsloth") if find_spec(name) is None] + ([] if switches else list(LAYOUTS)[1:])
+    missing = [name for name in ("trl", "unsloth") if find_spec(name) is None] + (
+        [] if switches else list(ARRANGEMENTS)[1:]
+    )
     return [name for name in SIDES if name not in missing]

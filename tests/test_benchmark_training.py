@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from benchmark_files import benchmark_files
 
 from peftkit.errors import PeftkitError
 from peftkit.models.load import quiet
@@ -23,16 +22,9 @@ METHODS = ("lora", "lora-qv", "dora", "lora-fa", "prefix", "prompt", "ia3", "qlo
 
 @pytest.fixture(scope="module")
 def benchmark():
-    """The files of the benchmark by name; they set the number of threads, which is put back."""
-    threads, path, loaded = torch.get_num_threads(), list(sys.path), {name: sys.modules.get(name) for name in MODULES}
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield {name: importlib.import_module(name) for name in MODULES}
-    sys.path[:] = path
-    for name, module in loaded.items():
-        del sys.modules[name]
-        if module is not None:
-            sys.modules[name] = module
-    torch.set_num_threads(threads)
+    """The files of the benchmark by name."""
+    with benchmark_files(MODULES) as files:
+        yield files
 
 
 class Recorded:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import sys
 from pathlib import Path
 
 import pytest
-import torch
+from benchmark_files import benchmark_files
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALLEST = ("--rounds", "1", "--width", "64", "--layers", "1", "--rows", "1", "--length", "8")
@@ -17,16 +16,9 @@ MODULES = ("methods", "memory", "workload", "generation")
 
 @pytest.fixture(scope="module")
 def benchmark():
-    """The files of the benchmark by name; they set the number of threads, which is put back."""
-    threads, path, loaded = torch.get_num_threads(), list(sys.path), {name: sys.modules.get(name) for name in MODULES}
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield {name: importlib.import_module(name) for name in MODULES}
-    sys.path[:] = path
-    for name, module in loaded.items():
-        del sys.modules[name]
-        if module is not None:
-            sys.modules[name] = module
-    torch.set_num_threads(threads)
+    """The files of the benchmark by name."""
+    with benchmark_files(MODULES) as files:
+        yield files
 
 
 def test_it_compares_with_lora_in_a_table_and_in_the_csv_asked_for(benchmark, tmp_path, capsys):

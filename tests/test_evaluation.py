@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from model_folders import write_model
+from random_runs import write_random_run
 
-from peftkit import adapt
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import answer, evaluate
-from peftkit.models.load import load as load_model
 from peftkit.recipe import load as load_recipe
 
 ROWS = [("a b", "one"), ("c d", "two"), ("a b", "three"), ("e f", "four")]
@@ -44,17 +42,7 @@ def recipe(tmp_path_factory):
 @pytest.fixture
 def run(tmp_path, recipe):
     """A run folder whose adapter has random weights, so that its answers differ from the base's."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    loaded = load_model(recipe.model)
-    adaptation = adapt.attach(loaded.model, recipe.methods())
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for _, parameter in adaptation.parameters():
-            parameter.normal_()
-    adapt.save(adaptation, folder / "adapter", {"name": loaded.name, "fingerprint": loaded.fingerprint})
-    return folder
+    return write_random_run(tmp_path / "run", recipe, 1.0)
 
 
 def read(path: Path) -> list[dict]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_runs import write_random_run
 
 from peftkit import adapt, suites
 from peftkit.errors import PeftkitError
@@ -80,16 +81,7 @@ def tasks(tmp_path_factory) -> Path:
 def write_run(folder: Path, method: str | dict, **keys) -> Path:
     """Write a run on the bundled model whose adapter has random weights."""
     recipe = load_recipe({"model": "bundled/tiny", "method": method, "dataset": "bundled/e2e", **keys})
-    folder.mkdir()
-    (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    loaded = load_model(recipe.model)
-    adaptation = adapt.attach(loaded.model, recipe.methods())
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for _, parameter in adaptation.parameters():
-            parameter.normal_(std=0.3)
-    adapt.save(adaptation, folder / "adapter", {"name": loaded.name, "fingerprint": loaded.fingerprint})
-    return folder
+    return write_random_run(folder, recipe, 0.3)
 
 
 @pytest.fixture(scope="module")

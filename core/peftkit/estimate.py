@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from peftkit.engine import engine as engines
 from peftkit.engine.cross_entropy import CHUNK
-from peftkit.engine.engine import Engine
+from peftkit.engine.engine import Engine, possible
 from peftkit.layout import Layout, own_parameters
 from peftkit.models.folder import description
 from peftkit.models.tiny import tiny
@@ -139,8 +138,8 @@ def run_step(
     # FakeTensorMode brings libraries along that training does without: not before the process is measured.
     from peftkit.training.live import Live, without_storage
 
-    layout = engines.wanted(section, adaptation.methods)
-    engine = Engine(model, engines.possible(layout, model, [len(row) for row in batch.labels]))
+    lengths = batch.attention_mask.sum(1).tolist()
+    engine = Engine(model, possible(section, model, lengths, adaptation.methods))
     if bool(batch.attention_mask.all()):
         # transformers leaves out a mask without padding, and can tell that of a boolean one alone, if it has storage.
         batch = replace(batch, attention_mask=batch.attention_mask.bool().to(device))

@@ -8,17 +8,23 @@ from storages import stored
 from torch import nn
 
 from peftkit import adapt
-from peftkit.data.batches import Batches
+from peftkit.data.batches import Batches, collate
 from peftkit.data.encode import Encoded, insert
-from peftkit.engine.engine import Engine, Layout, choose, refusal, wanted
+from peftkit.engine.engine import Arrangement, Engine, choose, possible, refusal
 from peftkit.method import METHODS
 from peftkit.models.tiny import ARCHITECTURES, tiny
 from peftkit.recipe import TrainSection
 from peftkit.training.loop import Loop
+from peftkit.training.loss import batch_loss
 
 CPU = torch.device("cpu")
 METHODS_HELD = ["lora", "dora", "prefix-tuning", "prompt-tuning", "ia3", "serial-adapter", "bitfit", "full"]
-SWITCHES = [Layout(), Layout(share=False), Layout(flat=False), Layout(flat=False, share=False, apart=False)]
+SWITCHES = [
+    Arrangement(),
+    Arrangement(share=False),
+    Arrangement(flat=False),
+    Arrangement(flat=False, share=False, apart=False),
+]
 
 
 def examples(count: int = 24) -> list[Encoded]:
@@ -33,7 +39,7 @@ def examples(count: int = 24) -> list[Encoded]:
     return found
 
 
-def losses(method: str, layout: Layout, steps: int = 50) -> list[float]:
+def losses(method: str, layout: Arrangement, steps: int = 50) -> list[float]:
     """Train a tiny model in one layout and return the losses."""
     architecture = "gpt2" if method == "bitfit" else "llama"
     model = stored([method], architecture)
@@ -56,16 +62,33 @@ def test_each_switch_on_equals_off_over_fifty_steps(method: str):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_families_are_packed_or_told_of(architecture: str):
-    engine, told = choose(tiny(architecture), examples(4), 0, CPU, Layout())
-    assert engine.layout.apart
-    assert engine.layout.flat == (not told) == (architecture != "bloom")
+    engine, told = choose(tiny(architecture), examples(4), 0, CPU, Arrangement())
+    assert engine.arrangement.apart
+    assert engine.arrangement.flat == (not told) == (architecture != "bloom")
     assert not told or "bloom models compute attention in a way of their own" in told[0]
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_a_sliding_window_is_that_of_the_model(share: bool):
+    """Rows are longer than the window, and the window changes the loss: what a token sees ends inside its own row."""
+    model = tiny("mistral", sliding_window=6)
+    given = examples(9)
+    batch = collate(given, 0)
+    own = batch_loss(model, batch, CPU)
+    assert own.item() != pytest.approx(batch_loss(tiny("mistral"), batch, CPU).item(), rel=1e-3)
+    engine = Engine(model, Arrangement(share=share))
+    laid = engine.lay(batch)
+    with engine.running(laid):
+        assert engine.loss(laid, CPU).item() == pytest.approx(own.item(), rel=1e-5)
+
+
 def test_methods_that_draw_by_row_are_not_packed():
-    assert not wanted(TrainSection(), [METHODS["lora-dropout"].from_options({})]).flat
-    assert wanted(TrainSection(), [METHODS["lora"].from_options({})]).flat
-    assert not wanted(TrainSection(packing=False), [METHODS["lora"].from_options({})]).flat
+    model, lora = tiny("llama"), [METHODS["lora"].from_options({})]
+    engine, told = choose(model, examples(4), 0, CPU, Arrangement(), [METHODS["lora-dropout"].from_options({})])
+    assert engine.arrangement == Arrangement(flat=False)
+    assert "lora-dropout" in told[0]
+    assert possible(TrainSection(), model, [5], lora).flat
+    assert not possible(TrainSection(packing=False), model, [5], lora).flat
 
 
 def test_layers_that_attend_otherwise_are_not_packed():
@@ -85,9 +108,9 @@ def test_a_model_that_mixes_tokens_by_order_is_found_out():
 
     model = tiny("llama")
     model.model.layers[0].mlp = nn.Sequential(model.model.layers[0].mlp, Shift())
-    engine, told = choose(model, examples(4), 0, CPU, Layout())
-    assert engine.layout == Layout(flat=False)
-    assert "computes something else there" in told[0]
+    engine, told = choose(model, examples(4), 0, CPU, Arrangement())
+    assert engine.arrangement == Arrangement(flat=False)
+    assert "computes something else then" in told[0]
 
 
 def test_a_head_that_cannot_stand_apart_leaves_the_model_whole():
@@ -101,13 +124,14 @@ def test_a_head_that_cannot_stand_apart_leaves_the_model_whole():
             return output
 
     model.__class__ = Odd
-    engine, _ = choose(model, examples(4), 0, CPU, Layout())
-    assert not engine.layout.apart
+    engine, told = choose(model, examples(4), 0, CPU, Arrangement())
+    assert not engine.arrangement.apart
+    assert "logits of whole micro-batches" in told[-1]
 
 
 def test_probing_leaves_the_random_state_and_the_mode():
     model = tiny("llama").train()
     before = torch.get_rng_state()
-    choose(model, examples(4), 0, CPU, Layout())
+    choose(model, examples(4), 0, CPU, Arrangement())
     assert torch.equal(before, torch.get_rng_state())
     assert model.training

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded, insert
-from peftkit.engine.engine import Engine, Layout, choose
+from peftkit.engine.engine import Arrangement, Engine, choose
 from peftkit.training.loss import batch_loss
 
 CPU = torch.device("cpu")
-FLAT, PADDED, WHOLE = Layout(), Layout(flat=False), Layout(flat=False, share=False, apart=False)
+FLAT, PADDED, WHOLE = Arrangement(), Arrangement(flat=False), Arrangement(flat=False, share=False, apart=False)
 
 
 def rows() -> list[Encoded]:
@@ -46,7 +46,7 @@ def test_packed_equals_one_by_one(name, position, architecture):
     parameters = dict(adaptation.parameters())
     engine, told = choose(model, given, 0, CPU, FLAT)
     assert told == []
-    assert engine.layout == FLAT
+    assert engine.arrangement == FLAT
     expected, gradients = 0.0, {}
     for row in given:
         loss = batch_loss(model, collate([row], 0), CPU, 0.1)
@@ -56,7 +56,7 @@ def test_packed_equals_one_by_one(name, position, architecture):
         if parameter.grad is not None:
             gradients[key] = parameter.grad
             parameter.grad = None
-    for layout in (FLAT, Layout(share=False), PADDED):
+    for layout in (FLAT, Arrangement(share=False), PADDED):
         value, found = measured(Engine(model, layout), parameters, given)
         assert value == pytest.approx(expected, abs=2e-4, rel=1e-6), layout
         assert found.keys() == gradients.keys(), layout

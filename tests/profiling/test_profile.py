@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from peftkit import adapt
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded
-from peftkit.engine.engine import Engine, Layout
+from peftkit.engine.engine import Arrangement, Engine
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
 from peftkit.profiling.profile import measure, own_times, place
@@ -55,7 +55,7 @@ def loop(model: Any) -> Loop:
     rows = [torch.randint(3, 96, (20,), generator=generator).tolist() for _ in range(3)]
     batches = Batches([Encoded(row, row) for row in rows], batch_examples=3)
     section = TrainSection(batch_examples=3, max_steps=20)
-    engine = Engine(model, Layout())
+    engine = Engine(model, Arrangement())
     return Loop(model, adaptation, batches, section, pad_id=0, device=torch.device("cpu"), engine=engine)
 
 

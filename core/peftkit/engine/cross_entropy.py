@@ -81,8 +81,8 @@ def _plain(
     torch.mm(hidden, weight.T, out=logits)
     if layer.bias is not None:
         logits += layer.bias
-    chosen = logits.gather(1, targets[:, None]).squeeze(1)
     kind = torch.promote_types(logits.dtype, torch.float32)
+    chosen = logits.gather(1, targets[:, None]).squeeze(1).to(kind)
     tops, sums, means = (torch.empty(len(logits), dtype=kind, device=logits.device) for _ in range(3))
     for start in range(0, len(logits), ROWS):
         part = slice(start, start + ROWS)

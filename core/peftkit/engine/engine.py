@@ -37,7 +37,7 @@ KINDS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class Arrangement:
     """How micro-batches are computed."""
 
     flat: bool = True
@@ -51,15 +51,15 @@ class Layout:
 class Engine:
     """Computes the losses of micro-batches of one model, as `layout` says."""
 
-    def __init__(self, model: nn.Module, layout: Layout):
-        self.model, self.layout = model, layout
+    def __init__(self, model: nn.Module, layout: Arrangement):
+        self.model, self.arrangement = model, layout
         self.head = Head(model) if layout.apart else None
 
     def lay(self, batch: Any) -> Any:
         """Bring a padded batch into the form in which it is computed; `to(device)` moves that."""
         if self.head is None:
             return batch
-        return laid.flat(batch, self.layout.share) if self.layout.flat else laid.padded(batch)
+        return laid.flat(batch, self.arrangement.share) if self.arrangement.flat else laid.padded(batch)
 
     def running(self, batch: Any) -> Any:
         """Return the context in which forward and backward passes of what `lay` returned run."""
@@ -85,49 +85,56 @@ class Engine:
 
 
 def choose(
-    model: nn.Module, rows: Sequence[Encoded], pad_id: int, device: torch.device, wanted: Layout
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    pad_id: int,
+    device: torch.device,
+    wanted: Arrangement,
+    methods: Sequence[Method] = (),
 ) -> tuple[Engine, list[str]]:
     """Return the engine nearest to `wanted` that gives the model's own logits, and notices where it is another.
 
-    The comparison runs without dropout, and leaves the random state and the model as they were.
+    The comparison runs on short rows made of `rows`, without dropout, and leaves the random state and the model as
+    they were.
     """
     if not wanted.apart:
         return Engine(model, wanted), []
     some, lengths = _cut(rows), [len(row.ids) for row in rows]
     batch = collate([Encoded(ids, ids) for ids in some], pad_id)
+    told: list[str] = []
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
             at = laid.padded(batch).to(device)
             own = cast(Any, model)(**at.inputs, use_cache=False).logits.flatten(0, 1)[at.sources]
-            if (
-                wanted.flat
-                and (why := refusal(model, lengths) or _differs(model, batch, at, own, device, wanted)) is None
-            ):
-                return Engine(model, wanted), []
-            told = [f"examples are padded, not packed: {why}"] if wanted.flat else []
+            if wanted.flat:
+                why = refusal(model, lengths, methods) or _differs(model, batch, own, device, wanted)
+                if why is None:
+                    return Engine(model, wanted), told
+                told.append(f"examples are padded, not packed: {why}.")
             rest = replace(wanted, flat=False)
-            if _differs(model, batch, at, own, device, rest) is None:
+            why = _differs(model, batch, own, device, rest)
+            if why is None:
                 return Engine(model, rest), told
-            return Engine(model, Layout(flat=False, share=False, apart=False)), told
+            told.append(f"the logits of whole micro-batches are held at once: {why}.")
+            return Engine(model, Arrangement(flat=False, share=False, apart=False)), told
     finally:
         model.train(training)
 
 
-def wanted(section: TrainSection, methods: Sequence[Method]) -> Layout:
-    """Return the layout that a recipe asks for, as far as its methods allow."""
-    return Layout(section.packing and not any(method.by_row for method in methods), section.shared_prefixes)
+def possible(section: TrainSection, model: nn.Module, lengths: Sequence[int], methods: Sequence[Method]) -> Arrangement:
+    """Return what a recipe asks for, as far as the model's configuration and the methods allow it."""
+    asked = Arrangement(section.packing, section.shared_prefixes)
+    return replace(asked, flat=asked.flat and refusal(model, lengths, methods) is None)
 
 
-def possible(layout: Layout, model: nn.Module, lengths: Sequence[int]) -> Layout:
-    """Return the layout as far as the configuration of the model allows, which is told without running it."""
-    return replace(layout, flat=layout.flat and refusal(model, lengths) is None)
-
-
-def refusal(model: nn.Module, lengths: Sequence[int]) -> str | None:
-    """Say why a model cannot run on flat tokens, as far as its configuration tells; None where it may."""
+def refusal(model: nn.Module, lengths: Sequence[int], methods: Sequence[Method] = ()) -> str | None:
+    """Say why rows of these `lengths` cannot be flat tokens, as far as is told without running; None if they may."""
     config = getattr(model, "config").get_text_config()  # noqa: B009
+    drawing = [method.name for method in methods if method.by_row]
+    if drawing:
+        return f"what {drawing[0]} draws goes by the row"
     if not getattr(model, "_supports_attention_backend", False):
         return f"{config.model_type} models compute attention in a way of their own"
     strange = sorted(set(getattr(config, "layer_types", None) or ()) - KINDS)
@@ -146,11 +153,9 @@ def _cut(rows: Sequence[Encoded]) -> list[list[int]]:
     return [first, first[: len(first) // 2] + last[len(first) // 2 :], first[: len(first) // 2 + 1]]
 
 
-def _differs(
-    model: nn.Module, batch: Any, padded: Laid, own: Tensor, device: torch.device, layout: Layout
-) -> str | None:
-    """Say how the logits of a layout differ from the model's `own`, or what it raises; None where they agree."""
-    engine = Engine(model, layout)
+def _differs(model: nn.Module, batch: Any, own: Tensor, device: torch.device, arrangement: Arrangement) -> str | None:
+    """Say how the logits of an arrangement differ from the model's `own`, or what it raises; None where they agree."""
+    engine, kind = Engine(model, arrangement), type(model).__name__
     try:
         ready = engine.lay(batch).to(device)
         with engine.running(ready):
@@ -158,9 +163,11 @@ def _differs(
                 places = [torch.from_numpy(row[:-1]).to(device) for row in ready.tree.rows]
                 ready = replace(ready, sources=torch.cat(places))
             logits = engine.logits(ready)
+    except torch.OutOfMemoryError:
+        raise
     except (PeftkitError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
-        return f"{type(model).__name__} does not run on them ({str(error).splitlines()[0][:200]})"
+        return f"{kind} does not run so ({str(error).splitlines()[0][:200]})"
     apart = (logits.float() - own.float()).square().mean().sqrt() / own.float().std().clamp(min=1e-6)
     if not bool(apart < FAR):
-        return f"{type(model).__name__} computes something else there, {apart:.2f} of the spread of its logits away"
+        return f"{kind} computes something else then, {apart:.2f} of the spread of its logits away"
     return None

@@ -16,8 +16,8 @@ from peftkit.layout import Layout, Site
 from peftkit.method import Learns, Method
 from peftkit.methods.lora import LoRA, LowRank
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.ports.linear import linear
 from peftkit.ports.low_rank import to_hf_peft
+from peftkit.ports.thin import add_pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class Truncated(LowRank):
         inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
         if not self.training or self.shared is None:
             down, up = self.cut()
-            return call(x) + linear(linear(inside, down), up)
+            return add_pair(call, x, inside, down, up, 1.0)
         # Gates instead of slices: the width stays on the device and no step waits for it.
         rank = self.A.shape[0]
         width = self.shared.width.clamp(max=rank)
@@ -113,7 +113,7 @@ class Truncated(LowRank):
             down = torch.where(last[:, None], down, down.detach())
             up = torch.where(last, up, up.detach())
         gates = (order < width) * self._factor(rank / width)
-        return call(x) + linear(linear(inside, down) * gates.to(x.dtype), up)
+        return add_pair(call, x, inside, down, up * gates, 1.0)
 
     def delta(self, weight: Tensor) -> Tensor:
         down, up = self.cut()

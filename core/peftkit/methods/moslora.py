@@ -15,7 +15,7 @@ from peftkit.layout import Layout, Site
 from peftkit.method import Learns, Method
 from peftkit.methods.lora import LoRA, LowRank
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.ports.linear import linear
+from peftkit.ports.thin import add_pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Mixed(LowRank):
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return call(x) + linear(linear(linear(inside, self.A), self.M), self.B) * self.scale
+        return add_pair(call, x, inside, self.A, self.B @ self.M, self.scale)
 
     def delta(self, weight: Tensor) -> Tensor:
         return (self.B @ self.M @ self.A) * self.scale

@@ -16,8 +16,8 @@ from peftkit.layout import Layout, Site
 from peftkit.method import Learns, Method
 from peftkit.methods.lora import LoRA, LowRank
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.ports.linear import linear
 from peftkit.ports.low_rank import to_hf_peft
+from peftkit.ports.thin import add_pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Gated(LowRank):
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return call(x) + linear(linear(inside, self.A) * self.g.to(x.dtype), self.B) * self.scale
+        return add_pair(call, x, inside, self.A, self.B * self.g, self.scale)
 
     def delta(self, weight: Tensor) -> Tensor:
         return (self.B @ (self.g[:, None] * self.A)) * self.scale

@@ -67,7 +67,6 @@ def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **rest: Any
 ) -> tuple[Tensor, None]:
     """Attend as transformers' registry asks it, through the adapters of `module`."""
-
     x = rest.pop(INPUT, None)
     tree = STATE.tree
 
@@ -136,17 +135,14 @@ def along(model: nn.Module, tree: Tree) -> Iterator[None]:
         config._attn_implementation = before
 
 
-LONG = 1024
-"""More keys than an adapter puts in front."""
-
-
 def _front(tree: Tree, k: Tensor, mask: Tensor) -> int:
-    """Return how many of the keys [1, groups, S, size] stand in front: `mask` [1, 1, 1, S] is True for those."""
+    """Return how many of the keys [1, groups, S, size] stand in front: `mask` [1, 1, 1, S] is True for those.
+
+    The text's own keys are the last ones, all of them or none.
+    """
     count, tokens = k.shape[2], len(tree.ids)
-    if count < tokens:
-        return count
-    # Reading the mask makes a GPU wait.
-    return count - tokens if tokens > LONG else int(mask.sum())
+    has_text = count >= tokens and bool((~mask[..., -1]).any())
+    return count - tokens if has_text else count
 
 
 def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **told: Any) -> Tensor:

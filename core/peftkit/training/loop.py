@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from peftkit.engine.engine import Engine, Layout
+from peftkit.engine.engine import Arrangement, Engine
 from peftkit.errors import PeftkitError
 from peftkit.optim.build import Optimizers
 from peftkit.training.device import autocast, mixes, peak_memory
@@ -41,7 +41,7 @@ class Loop:
         precision: str = "fp32",
         engine: Engine | None = None,
     ):
-        self.engine = engine or Engine(model, Layout(flat=False))
+        self.engine = engine or Engine(model, Arrangement(flat=False))
         self.model, self.adaptation, self.batches, self.section = model, adaptation, batches, section
         self.pad_id, self.device, self.precision = pad_id, device, precision
         self.casts = precision if mixes(model) else "fp32"

@@ -15,8 +15,8 @@ from peftkit.data.batches import Batches, Epoch
 from peftkit.data.encode import EncodedExamples, encode
 from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
+from peftkit.engine.engine import Arrangement
 from peftkit.engine.engine import choose as choose_engine
-from peftkit.engine.engine import wanted
 from peftkit.errors import PeftkitError
 from peftkit.models.load import load as load_model
 from peftkit.models.quantize import forget_originals
@@ -85,7 +85,8 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
         adaptation.prepare(Epoch(batches, 0, pad_id))
     if section.gradient_checkpointing:
         checkpoint_gradients(loaded.model)
-    engine, told = choose_engine(loaded.model, encoded.rows, pad_id, device, wanted(section, adaptation.methods))
+    asked = Arrangement(section.packing, section.shared_prefixes)
+    engine, told = choose_engine(loaded.model, encoded.rows, pad_id, device, asked, adaptation.methods)
     notices += told
     give_back()
     torch.manual_seed(section.seed)

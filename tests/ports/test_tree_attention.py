@@ -1,0 +1,111 @@
+"""Attention along a tree equals plain attention under the mask of who sees whom, in value and gradient."""
+
+from __future__ import annotations
+
+import random
+from itertools import chain
+
+import pytest
+import torch
+from torch import Tensor
+
+from peftkit.ports.tree import QUERIES, Tree, grow
+from peftkit.ports.tree_attention import _Attention, _Blocks, attend
+from peftkit.ports.tree_plan import plan_of
+
+SIZE, SCALE = 8, 0.3
+
+
+def texts(*lengths: int, shared: int = 0) -> list[list[int]]:
+    """Rows of random tokens; all of them begin with the same `shared` ones."""
+    draw = random.Random(0)
+    start = [draw.randrange(1000) for _ in range(shared)]
+    return [start + [draw.randrange(1000) for _ in range(length)] for length in lengths]
+
+
+TEXTS = {
+    "apart": texts(7, 30, 1, 22),
+    "shared": [*texts(5, 17, 29, 1, shared=20), *texts(3, 40), *texts(1, shared=20)],
+    "one inside another": [*texts(9, shared=15), texts(9, shared=15)[0][:15]],
+    "the same": texts(20) * 3,
+    "long": texts(QUERIES + 90, 6),
+}
+
+
+def visible(tree: Tree, window: int | None, first: int) -> Tensor:
+    """The mask [N, first + N] of who sees whom, from the rows alone."""
+    seen = torch.zeros(len(tree.ids), len(tree.ids), dtype=torch.bool)
+    for row in tree.rows:
+        for at, place in enumerate(row):
+            begin = 0 if window is None else max(0, at + 1 - window)
+            seen[place, row[begin : at + 1]] = True
+    return torch.cat([torch.ones(len(tree.ids), first, dtype=torch.bool), seen], dim=1)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, cap: float | None) -> Tensor:
+    repeats = q.shape[1] // k.shape[1]
+    scores = (q @ k.repeat_interleave(repeats, 1).transpose(-1, -2)) * SCALE
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    return (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v.repeat_interleave(repeats, 1)).transpose(1, 2)
+
+
+def drawn(heads: int, groups: int, count: int, keys: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((1, heads, count, SIZE), (1, groups, keys, SIZE), (1, groups, keys, SIZE))
+    return [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("function", [_Blocks, _Attention])
+@pytest.mark.parametrize("rows", TEXTS.values(), ids=list(TEXTS))
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize(("window", "first", "cap"), [(None, 0, None), (None, 3, None), (6, 0, 4.0), (6, 3, None)])
+def test_it_equals_plain_attention(function, rows, groups, window, first, cap):
+    tree = grow(rows)
+    q, k, v = drawn(4, groups, len(tree.ids), first + len(tree.ids))
+    y = function.apply(q[0], k[0], v[0], plan_of(tree, window), first, SCALE, cap).unsqueeze(0)
+    expected = plain(q, k, v, visible(tree, window, first), cap)
+    given = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-10)
+    for one, two in zip(*(torch.autograd.grad(z, (q, k, v), given) for z in (y, expected)), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("function", [_Blocks, _Attention])
+def test_keys_in_front_alone_are_a_softmax_of_their_own(function):
+    tree = grow(TEXTS["shared"])
+    q, k, v = drawn(4, 2, len(tree.ids), 5)
+    y = function.apply(q[0], k[0], v[0], plan_of(tree), 5, SCALE, None).unsqueeze(0)
+    expected = plain(q, k, v, torch.ones(len(tree.ids), 5, dtype=torch.bool), None)
+    torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-10)
+    given = torch.ones_like(y)
+    for one, two in zip(*(torch.autograd.grad(z, (q, k, v), given) for z in (y, expected)), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-10)
+
+
+def test_dropout_keeps_the_mean_and_sees_no_other_row():
+    tree = grow(TEXTS["apart"])
+    q, k, v = drawn(2, 2, len(tree.ids), len(tree.ids))
+    torch.manual_seed(0)
+    ys = [attend(q, k, v, plan_of(tree), scale=SCALE, dropout=0.3) for _ in range(400)]
+    expected = plain(q, k, v, visible(tree, None, 0), None)
+    assert not torch.equal(ys[0], ys[1])
+    assert (torch.stack(ys).mean(0) - expected).abs().max() < 0.35
+    (of_k,) = torch.autograd.grad(ys[0][0, tree.rows[0]].sum(), k)
+    others = torch.from_numpy(tree.rows[1])
+    assert bool((of_k[0, :, others] == 0).all())
+
+
+def test_a_tree_holds_each_shared_token_once():
+    rows = TEXTS["shared"]
+    tree = grow(rows)
+    for row, places in zip(rows, tree.rows, strict=True):
+        assert tree.ids[torch.from_numpy(places)].tolist() == row
+        assert tree.positions[torch.from_numpy(places)].tolist() == list(range(len(row)))
+    assert sorted(set(chain.from_iterable(places.tolist() for places in tree.rows))) == list(range(len(tree.ids)))
+    assert tree.saved == sum(map(len, rows)) - len(tree.ids) > 0
+    assert grow(rows, share=False).saved == 0
+
+
+def test_beginnings_of_a_few_tokens_are_not_shared():
+    assert grow(texts(10, 10, shared=7)).saved == 0
+    assert grow(texts(10, 10, shared=8)).saved == 8
