@@ -19,6 +19,7 @@ from peftkit.models.tiny import tiny
 from peftkit.optim.build import Optimizers, state_bytes
 from peftkit.quantization.packed import PackedLinear
 from peftkit.training.device import autocast, choose_device, choose_precision, mixes, resident_memory
+from peftkit.training.heap import heap_peak
 from peftkit.training.loss import sum_cross_entropy
 from peftkit.training.preparation import checkpoint_gradients
 
@@ -42,7 +43,8 @@ class Estimate:
 
     The parts are `process` (Python and the libraries; on the CPU alone), `weights` (packed where they are quantized,
     the adapters among them), `optimizer` (its states), `gradients`, `activations` (what the forward pass keeps for the
-    backward pass), and `temporary` (all else that is held at the peak: logits, unpacked weights, what loading needs).
+    backward pass), and `temporary` (all else that is held at the peak: logits, unpacked weights, what loading needs,
+    gaps in the heap).
     """
 
     device: str
@@ -102,10 +104,11 @@ def estimate(recipe: Recipe, loaded: LoadedModel, adaptation: Adaptation, batche
         "optimizer": optimizer,
         "gradients": sum(_size(parameter) for _, parameter in adaptation.parameters()),
         "activations": step.activations,
-        "temporary": step.at_peak["temporary"],
+        "temporary": step.at_peak["temporary"] + step.gaps,
     }
     rows, tokens = batch.input_ids.shape
-    found = Estimate(device.type, precision, rows, tokens, "step", parts, {**parts, **step.at_peak})
+    at_peak = {**parts, **step.at_peak, "temporary": parts["temporary"]}
+    found = Estimate(device.type, precision, rows, tokens, "step", parts, at_peak)
     if device.type != "cpu":
         return found
     found = found.or_higher("loading", 0, loading_memory(loaded) - weights)
@@ -120,6 +123,8 @@ class Step:
 
     activations: int
     at_peak: dict[str, int]
+    gaps: int = 0
+    """What the heap of a CPU takes beyond that, in chunks that it does not use again."""
 
 
 def run_step(
@@ -164,7 +169,8 @@ def run_step(
     for number, size in live.alive(live.highest()).items():
         kind = "gradients" if number in gradients else "activations" if number in kept else "temporary"
         sizes[kind] += size
-    return Step(sum(kept.values()), sizes)
+    gaps = heap_peak(live.events) - sum(sizes.values()) if device.type == "cpu" else 0
+    return Step(sum(kept.values()), sizes, gaps)
 
 
 def largest(batches: Batches, model: nn.Module, pad_id: int) -> Batch:

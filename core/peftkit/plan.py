@@ -58,7 +58,7 @@ def plan(recipe: Recipe) -> Plan:
     methods = [method.with_tokenizer(loaded.tokenizer) for method in recipe.methods()]
     own = any(names for _, names in adapt.check(loaded.model, methods))
     precision = choose_precision(section.precision, choose_device(section.device))
-    lean = weights_dtype(recipe, precision, packed=loaded.storage is not None, own=own)
+    lean = weights_dtype(recipe, precision, loaded.model, own=own)
     for parameter in loaded.model.parameters() if lean is not None else ():
         parameter.data = parameter.data.to(lean)
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)

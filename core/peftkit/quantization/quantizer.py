@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -110,8 +111,11 @@ class Quantizer:
             self.check((weight.shape[0], weight.shape[1]))
         except PeftkitError as error:
             raise PeftkitError(f"{where} cannot be stored as {self.name}: {error}") from None
+        if weight.is_meta:
+            outline = _outline(self, (weight.shape[0], weight.shape[1]))
+            return {key: torch.empty(size, dtype=dtype, device="meta") for key, (size, dtype) in outline.items()}
         weight = weight.detach().float()
-        if not weight.is_meta and not bool(torch.isfinite(torch.stack(torch.aminmax(weight))).all()):
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(weight))).all()):
             raise PeftkitError(f"{where} holds NaN or infinity and cannot be stored as {self.name}.")
         return self.encode(weight)
 
@@ -123,6 +127,13 @@ class Quantizer:
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Return the stored bits of each weight, scales included."""
         return 8 * self.size(shape) / math.prod(shape)
+
+
+@cache
+def _outline(quantizer: Quantizer, shape: tuple[int, int]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Return the shapes and dtypes of a packed weight [out, in]: a model without weights has many of one shape."""
+    parts = quantizer.encode(torch.empty(shape, dtype=torch.float32, device="meta"))
+    return {key: (part.shape, part.dtype) for key, part in parts.items()}
 
 
 def formats(trait: str) -> list[str]:

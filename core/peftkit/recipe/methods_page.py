@@ -118,20 +118,20 @@ def _rates(path: Path) -> str:
 
 
 @cache
-def _model(needs: str | None) -> Any:
-    """Return the model of which parameters are counted, stored as methods that need a trait are shown."""
+def _layout(needs: str | None) -> Layout:
+    """Return the layout of the model whose parameters are counted, stored as methods that need a trait are shown."""
     section = None if needs is None else QuantizationSection(format=formats(needs)[0])
     base = ModelSection(init=LLAMA_2_7B, tokenizer="bundled/tiny")
-    return load(base, device="meta", weights=False, quantization=section).model
+    return Layout(load(base, device="meta", weights=False, quantization=section).model)
 
 
 def _count(cls: type[Method]) -> str:
-    method, model = cls.from_options({}), _model(cls.needs)
+    method, layout = cls.from_options({}), _layout(cls.needs)
     try:
-        adapt.check(model, [method])
+        adapt.check(layout.model, [method], layout)
     except PeftkitError:
         return "refused"
-    return f"{method.count(Layout(model)):,}"
+    return f"{method.count(layout):,}"
 
 
 def _section(name: str, cls: type[Method], compared: str) -> str:

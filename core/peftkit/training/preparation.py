@@ -6,9 +6,10 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from peftkit import adapt
 from peftkit.data.batches import Batches, Epoch
@@ -21,6 +22,7 @@ from peftkit.errors import PeftkitError
 from peftkit.models.load import load as load_model
 from peftkit.models.quantize import forget_originals
 from peftkit.models.shardwise import give_back
+from peftkit.quantization.weight import packed_shape
 from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.loop import Loop
 from peftkit.training.scoring import Slice, check, load_slice
@@ -66,7 +68,7 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
     trained = [name for _, own in adapt.check(outline.model, methods) for name in own]
     precision = choose_precision(section.precision, device)
-    dtype = weights_dtype(recipe, precision, packed=outline.storage is not None, own=bool(trained))
+    dtype = weights_dtype(recipe, precision, cast(nn.Module, outline.model), own=bool(trained))
     loaded = load_model(recipe.model, device=str(device), dtype=dtype, quantization=recipe.quantization)
     adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False, loading=resumed)
     if not resumed:
@@ -114,12 +116,13 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     )
 
 
-def weights_dtype(recipe: Recipe, precision: str, *, packed: bool, own: bool) -> torch.dtype | None:
+def weights_dtype(recipe: Recipe, precision: str, outline: nn.Module, *, own: bool) -> torch.dtype | None:
     """Return bf16 where frozen weights may be held in what they are computed in; None leaves it to the recipe.
 
-    They are not where the method trains weights of the model's `own`, which want their last bits, nor where they are
-    `packed`: codes are found from the weights as other commands load them.
+    They are not where the method trains weights of the model's `own`, which want their last bits, nor where some of the
+    model's are packed: codes are found from the weights as other commands load them.
     """
+    packed = any(packed_shape(module) is not None for module in outline.modules())
     lean = precision == "bf16" and recipe.model.dtype == "auto" and not packed and not own
     return torch.bfloat16 if lean else None
 
