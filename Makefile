@@ -1,5 +1,5 @@
 # make quickstart   install, train a small model with a LoRA adapter, print the scores before and after
-# make test         style, types and tests; `make test-all` repeats the random ones more often
+# make test         style, types and tests; `make test-all` draws random examples anew and repeats more often
 # make setup        the environment in .venv; nothing happens the second time
 # make parity       compare methods with another library, which is installed into an environment of its own
 # make tiny         build the bundled model again from generated text
@@ -51,8 +51,9 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Two checks of one commit give one answer: random examples are drawn anew in test-all alone.
 test: lint
-	$(PYTEST)
+	$(PYTEST) --hypothesis-profile=ci
 
 test-all: lint
 	PEFTKIT_KILLS=20 $(PYTEST)
