@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,26 @@ from peftkit.errors import PeftkitError
 from peftkit.optim.build import Optimizers
 from peftkit.training.device import autocast, mixes, peak_memory
 from peftkit.training.schedule import scale
-from peftkit.training.windows import Planned, Position, count_steps, windows
+from peftkit.training.windows import Planned, Position, Window, count_steps, windows
 
 if TYPE_CHECKING:
     from peftkit.adapt import Adaptation
     from peftkit.recipe import TrainSection
+
+
+class Diverged(PeftkitError):  # noqa: N818
+    """The loss or the gradient of a step is not finite; the step has changed nothing."""
+
+
+class Begun(NamedTuple):
+    """An optimizer step whose gradients are still to be found."""
+
+    window: Window
+    batches: list[Any]
+    """The micro-batches, collated."""
+    rate: float
+    """The learning rate of the first group."""
+    started: float
 
 
 class Loop:
@@ -57,6 +72,11 @@ class Loop:
 
     def run_step(self) -> dict[str, Any]:
         """Do one optimizer step and return its record; a loss or gradient that is not finite is a PeftkitError."""
+        begun = self.begin_step()
+        return self.end_step(begun, self._accumulate(begun.batches))
+
+    def begin_step(self) -> Begun:
+        """Set the learning rate of the next optimizer step and collate its micro-batches."""
         started = time.perf_counter()
         if self._windows is None:
             self._windows = windows(self.batches, self.section.accumulation, self.position)
@@ -65,25 +85,31 @@ class Loop:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         batches = [self.batches.collate(indices, self.pad_id) for indices in window.batches]
-        loss = self._accumulate(batches)
+        return Begun(window, batches, self.peaks[0] * factor, started)
+
+    def end_step(self, begun: Begun, loss: float) -> dict[str, Any]:
+        """Take the step whose gradients are there, `loss` per trained token; returns its record.
+
+        Raises Diverged, before anything changes, for a loss or gradient that is not finite.
+        """
         self.adaptation.after_backward(self.step, self.steps)
         norm = self._clip()
-        self._check(loss, norm, self.peaks[0] * factor)
+        self._check(loss, norm, begun.rate)
         self.optimizer.step()
         self.adaptation.after_step(self.step, self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.position = window.after
-        tokens = sum(batch.tokens for batch in batches)
+        self.position = begun.window.after
+        tokens = sum(batch.tokens for batch in begun.batches)
         return {
             "step": self.step,
-            "epoch": round(window.epochs, 6),
+            "epoch": round(begun.window.epochs, 6),
             "loss": loss,
-            "lr": self.peaks[0] * factor,
+            "lr": begun.rate,
             "grad_norm": norm,
             "tokens": tokens,
-            "trained_tokens": sum(batch.trained for batch in batches),
-            "tokens_per_s": round(tokens / (time.perf_counter() - started), 1),
+            "trained_tokens": sum(batch.trained for batch in begun.batches),
+            "tokens_per_s": round(tokens / (time.perf_counter() - begun.started), 1),
             "memory": peak_memory(self.device),
         }
 
@@ -161,7 +187,7 @@ class Loop:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         subject = f"the gradient norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
-        raise PeftkitError(
+        raise Diverged(
             f"{subject} at step {self.step + 1} of {self.steps} (learning rate {rate:.3g}): the run stops before this "
             "step changes anything, and the last checkpoint stays as it was. Try a lower train.learning_rate, a longer "
             "train.warmup, a smaller train.clip, or train.precision=fp32."

@@ -18,7 +18,7 @@ from peftkit.training.summary import Summary
 
 if TYPE_CHECKING:
     from peftkit.recipe import Recipe
-    from peftkit.training.preparation import Prepared
+    from peftkit.training.preparation import Beside, Prepared
 
 SAVE_SECONDS = 600.0
 """How often a checkpoint is written where the recipe does not say `train.save_every`."""
@@ -46,12 +46,13 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, observer: Observer
 class Session:
     """One sitting of a run: from its first step, or its newest checkpoint, to its end or an interruption."""
 
-    def __init__(self, recipe: Recipe, run: Path, observer: Observer, resume: bool):
+    def __init__(self, recipe: Recipe, run: Path, observer: Observer, resume: bool, beside: Beside | None = None):
         from peftkit.training.preparation import prepare
 
-        self.recipe, self.run, self.observer, self.resume = recipe, run, observer, resume
+        self.run, self.observer, self.resume = run, observer, resume
         self.checkpoints = run / "checkpoints"
-        self.prepared: Prepared = prepare(recipe, resumed=resume and bool(checkpoint.listed(self.checkpoints)))
+        begun = resume and bool(checkpoint.listed(self.checkpoints))
+        self.prepared: Prepared = prepare(recipe, resumed=begun, beside=beside)
         self.loop = self.prepared.loop
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
         wanted = recipe.train.keep_best
@@ -59,41 +60,54 @@ class Session:
 
     def go(self) -> Summary:
         """Train to the end; returns the summary that is written."""
+        self.open()
+        try:
+            with Deferred() as deferred:
+                while not self.done:
+                    if deferred.received is not None:
+                        raise Interrupted(deferred.received, self.save(), self.loop.step)
+                    self.take(self.loop.run_step())
+        finally:
+            self.close()
+        return self.finish()
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left."""
+        return self.loop.step >= self.loop.steps or bool(self.best and self.best.exhausted)
+
+    def open(self) -> None:
+        """Tell what there is to tell, restore the run, and open its log."""
         for notice in self.prepared.notices:
             self.observer.notice(notice)
         if self.resume:
             self._restore()
         files.write_text(self.run / "recipe.yaml", self.recipe.to_yaml())
         self.observer.start(self._info())
-        log = Log(self.run / "log.jsonl", self.loop.step)
-        writer = events.Events(self.run / "tensorboard", self.loop.step) if self.recipe.train.tensorboard else None
-        try:
-            with Deferred() as deferred:
-                self._train(log, writer, deferred)
-        finally:
-            log.close()
-            if writer is not None:
-                writer.close()
-        return self._finish(log)
+        self.log = Log(self.run / "log.jsonl", self.loop.step)
+        self.writer = events.Events(self.run / "tensorboard", self.loop.step) if self.recipe.train.tensorboard else None
+        self.earlier = self.log.records[-1]["elapsed_s"] if self.log.records else 0.0
+        self.started = self.saved = time.monotonic()
 
-    def _train(self, log: Log, writer: events.Events | None, deferred: Deferred) -> None:
+    def close(self) -> None:
+        """Close the log."""
+        self.log.close()
+        if self.writer is not None:
+            self.writer.close()
+
+    def take(self, record: dict[str, Any]) -> None:
+        """Take the record of a step: measure what is due, log it, and write a checkpoint where one is due."""
         loop, section = self.loop, self.recipe.train
-        earlier = log.records[-1]["elapsed_s"] if log.records else 0.0
-        started = saved = time.monotonic()
-        while loop.step < loop.steps and not (self.best and self.best.exhausted):
-            if deferred.received is not None:
-                raise Interrupted(deferred.received, self._save(), loop.step)
-            record = loop.run_step()
-            record["elapsed_s"] = round(earlier + time.monotonic() - started, 3)
-            self.observer.step(record)
-            self._evaluate(record)
-            log.append(record)
-            if writer is not None:
-                writer.append(record)
-            overdue = section.save_every is None and time.monotonic() - saved > SAVE_SECONDS
-            if overdue or (section.save_every and loop.step % section.save_every == 0):
-                self._save()
-                saved = time.monotonic()
+        record["elapsed_s"] = round(self.earlier + time.monotonic() - self.started, 3)
+        self.observer.step(record)
+        self._evaluate(record)
+        self.log.append(record)
+        if self.writer is not None:
+            self.writer.append(record)
+        overdue = section.save_every is None and time.monotonic() - self.saved > SAVE_SECONDS
+        if overdue or (section.save_every and loop.step % section.save_every == 0):
+            self.save()
+            self.saved = time.monotonic()
 
     def _evaluate(self, record: dict[str, Any]) -> None:
         """Add the validation loss and the scores to the record of a step where they are due, the last step always."""
@@ -111,7 +125,8 @@ class Session:
     def _due(self, every: int | None) -> bool:
         return self.loop.step == self.loop.steps or bool(every and self.loop.step % every == 0)
 
-    def _save(self) -> Path:
+    def save(self) -> Path:
+        """Write a checkpoint of the step that was done last; returns its folder."""
         parts, facts = self.loop.state()
         if self.best is not None:
             parts, facts = {**parts, "best": self.best.tensors}, {**facts, "best": self.best.facts()}
@@ -181,11 +196,12 @@ class Session:
             return {**measured, "validation_loss": self.loop.evaluate(self.prepared.validation)}
         return measured
 
-    def _finish(self, log: Log) -> Summary:
+    def finish(self) -> Summary:
         """Write the adapter, the loss curve and, last of all, the summary that marks the run as finished."""
         from peftkit import adapt
 
         loaded, info = self.prepared.loaded, self._info()
+        log = self.log
         kept = self._keep(log.records)
         self.loop.engine.release()
         self.prepared.adaptation.finish()
