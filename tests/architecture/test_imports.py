@@ -17,7 +17,7 @@ LEVELS = [
     {"adapt", "adaptation", "data", "tasks", "metrics", "optim", "models"},
     {"recipe", "training", "engine", "profiling", "generation", "evaluation", "suites"}
     | {"export", "report", "plan", "estimate", "budget"},
-    {"comparison"},
+    {"comparison", "together"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 TRANSFORMERS = {"models", "generation", "export", "quantization/weight.py", "ports/attention.py"}

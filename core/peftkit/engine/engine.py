@@ -70,8 +70,13 @@ class Engine:
         """Sum the next-token cross-entropies of what `lay` returned, within `running`."""
         if self.head is None:
             return batch_loss(self.model, batch, device, smoothing)
-        hidden = self.head.hidden(**batch.inputs).flatten(0, 1).index_select(0, batch.sources)
-        return cross_entropy(self.head, hidden, batch.targets, batch.weights, smoothing)
+        return self.loss_of(self.head.hidden(**batch.inputs), batch, smoothing)
+
+    def loss_of(self, hidden: Tensor, batch: Laid, smoothing: float = 0.0) -> Tensor:
+        """Sum the next-token cross-entropies of a batch whose hidden states [1, N, width] or [B, T, width] are there."""
+        assert self.head is not None
+        chosen = hidden.flatten(0, 1).index_select(0, batch.sources)
+        return cross_entropy(self.head, chosen, batch.targets, batch.weights, smoothing)
 
     def release(self) -> None:
         """Give back the memory that is kept from step to step."""

@@ -48,6 +48,10 @@ class Head:
             kept = self._kept[name, dtype] = torch.empty(size, dtype=dtype, device=device)
         return kept[:size].view(*shape)
 
+    def follow(self, other: Head) -> None:
+        """Go on from the body's run of another head of the same model, in its scratch memory."""
+        self.output, self._kept = other.output, other._kept
+
     def release(self) -> None:
         """Give back what `scratch` keeps."""
         self._kept.clear()

@@ -68,11 +68,14 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attend as transformers' registry asks it, through the adapters of `module`."""
     x = rest.pop(INPUT, None)
-    tree = STATE.tree
+    if len(STATE.trees) > 1:
+        return _divide(module, query, key, value, attention_mask, x, rest), None
+    if STATE.trees:
+        attend = _attend_along(STATE.trees[0], key, rest)
+        call = _chain(module, module.switch.names, attend, x) if isinstance(module, Seat) else attend
+        return call(query, key, value, attention_mask), None
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        if tree is not None:
-            return _along(tree, q, k, v, 0 if k is key else _front(tree, k, mask), **rest)
         return ALL_ATTENTION_FUNCTIONS[KERNEL](module, q, k, v, mask, **rest)[0]
 
     if not isinstance(module, Seat):
@@ -89,6 +92,26 @@ def attention(
         parts.append((index, call(query[index], key[index], value[index], mask[index])))
     order = torch.cat([index for index, _ in parts]).argsort()
     return torch.cat([part for _, part in parts]).index_select(0, order), None
+
+
+def _divide(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, x: Tensor | None, rest: dict[str, Any]
+) -> Tensor:
+    """Attend along several trees, each with the adapters of its own span; nothing passes from one to another."""
+    sizes = [len(tree.ids) for tree in STATE.trees]
+    parts = []
+    split = zip(q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), mask.split(sizes, 3), strict=True)
+    inputs = [None] * len(sizes) if x is None else x.split(sizes, 1)
+    for place, (tree, mine, given) in enumerate(zip(STATE.trees, split, inputs, strict=True)):
+        call = _attend_along(tree, mine[1], rest)
+        if isinstance(module, Seat):
+            call = _chain(module, module.switch.names[place : place + 1], call, given)
+        parts.append(call(*mine))
+    return torch.cat(parts, 1)
+
+
+def _attend_along(tree: Tree, key: Tensor, rest: dict[str, Any]) -> Attend:
+    return lambda q, k, v, mask: _along(tree, q, k, v, 0 if k is key else _front(tree, k, mask), **rest)
 
 
 def _chain(module: Seat, names: tuple[str, ...], attend: Attend, x: Tensor | None) -> Attend:
@@ -110,9 +133,9 @@ def full_mask(*args: Any, **kwargs: Any) -> Tensor:
 
 
 class State:
-    """The tree along which attention runs now; a plain place, as backward passes have threads of their own."""
+    """The trees along which attention runs now; a plain place, as backward passes have threads of their own."""
 
-    tree: Tree | None = None
+    trees: tuple[Tree, ...] = ()
 
 
 STATE = State()
@@ -123,15 +146,18 @@ IDLE |= {"position_embeddings", "return_dict", "output_router_logits", "logits_t
 
 
 @contextmanager
-def along(model: nn.Module, tree: Tree) -> Iterator[None]:
-    """Run the model inside on the flat tokens of `tree`, forward and backward; its attention sees paths alone."""
+def along(model: nn.Module, *trees: Tree) -> Iterator[None]:
+    """Run the model inside on the flat tokens of `trees`, forward and backward; its attention sees paths alone.
+
+    Of several trees each has the tokens of one span of the model's switch.
+    """
     config = cast(Any, model).config
     before, config._attn_implementation = config._attn_implementation, TREE
-    STATE.tree = tree
+    STATE.trees = trees
     try:
         yield
     finally:
-        STATE.tree = None
+        STATE.trees = ()
         config._attn_implementation = before
 
 
@@ -164,9 +190,8 @@ def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **told: Any)
 
 def tree_mask(*args: Any, **kwargs: Any) -> Tensor:
     """Return the mask [1, 1, 1, N] of no key in front; what a token sees of the others is in the tree."""
-    assert STATE.tree is not None
-    ids = STATE.tree.ids
-    return torch.zeros(1, 1, 1, len(ids), dtype=torch.bool, device=ids.device)
+    count = sum(len(tree.ids) for tree in STATE.trees)
+    return torch.zeros(1, 1, 1, count, dtype=torch.bool, device=STATE.trees[0].ids.device)
 
 
 AttentionInterface.register(NAME, attention)

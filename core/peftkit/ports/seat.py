@@ -26,17 +26,22 @@ INPUT = "seat_input"
 
 @dataclass
 class Switch:
-    """Which adaptations of one model run: the `active` one, or for each row of a batch the one that `rows` names."""
+    """Which adaptations of one model run: the `active` one, or those that `rows` or `spans` name, each on its own."""
 
     active: tuple[str, ...] = ()
     rows: tuple[str | None, ...] | None = None
+    """The adaptation of each row of a batch, where rows have their own."""
+    spans: tuple[tuple[str, int], ...] | None = None
+    """Adaptations and how many of the flat tokens [1, N] each has, one after the other, where tokens have their own."""
     merged: set[str] = field(default_factory=set)
     watchers: list[Callable[[], None]] = field(default_factory=list)
     """Called after what runs has changed."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The adaptations that run in some row."""
+        """The adaptations that run in some row or span."""
+        if self.spans is not None:
+            return tuple(name for name, _ in self.spans)
         return self.active if self.rows is None else tuple(dict.fromkeys(name for name in self.rows if name))
 
     def activate(self, names: Sequence[str]) -> None:
@@ -60,6 +65,27 @@ class Switch:
             self.rows = before
             self.notify()
 
+    @contextmanager
+    def divided(self, spans: Sequence[tuple[str, int]]):
+        """Run the first `spans[0][1]` flat tokens inside through the adaptation `spans[0][0]`, and so on."""
+        self.spans, before = tuple(spans), self.spans
+        self.notify()
+        try:
+            yield
+        finally:
+            self.spans = before
+            self.notify()
+
+    @contextmanager
+    def alone(self, name: str):
+        """Run one adaptation on all that is computed inside, within `divided` too; watchers are not told."""
+        before = self.active, self.spans
+        self.active, self.spans = (name,), None
+        try:
+            yield
+        finally:
+            self.active, self.spans = before
+
 
 class Seat(nn.Module):
     """Mixed into the class of a seated module; the adapters are in `self.seated`, a list for each adaptation."""
@@ -70,7 +96,7 @@ class Seat(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module inside the chain of its adapters: tensor in, tensor out; the rest passes by."""
         switch = self.switch
-        if switch.rows is None and switch.merged.issuperset(switch.active):
+        if switch.rows is None and switch.spans is None and switch.merged.issuperset(switch.active):
             return super().forward(*args, **kwargs)
         kwargs = dict(kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs.pop(_first_parameter(self.__class__)), None)
@@ -90,11 +116,12 @@ class Seat(nn.Module):
             return output
 
         frozen.plain = None if kwargs else _plain(self)
-        y = (
-            self._chain(frozen, switch.active)(x)
-            if switch.rows is None
-            else self._route(frozen, x, switch.rows, bool(rest or kwargs))
-        )
+        if switch.spans is not None:
+            y = self._divide(frozen, x, switch.spans, bool(rest or kwargs))
+        elif switch.rows is not None:
+            y = self._route(frozen, x, switch.rows, bool(rest or kwargs))
+        else:
+            y = self._chain(frozen, switch.active)(x)
         return (y, *others) if others else y
 
     def running(self, names: Sequence[str]) -> list[Adapter]:
@@ -122,6 +149,37 @@ class Seat(nn.Module):
         order = torch.cat([index for index, _ in parts]).argsort()
         return torch.cat([part for _, part in parts]).index_select(0, order)
 
+    def _divide(self, frozen: Call, x: Tensor, spans: tuple[tuple[str, int], ...], whole: bool) -> Tensor:
+        """Send each span of tokens through its own chain, around one frozen product of them all where that can be.
+
+        Ids may mean another soft prompt in each span, and are looked up one span at a time.
+        """
+        dim, sizes = _token_dimension(x, spans), [size for _, size in spans]
+        shared = frozen(x).split(sizes, dim) if whole or x.is_floating_point() else [None] * len(spans)
+        parts = []
+        for (name, _), mine, y in zip(spans, x.split(sizes, dim), shared, strict=True):
+            call = partial(self._alone, frozen, name)
+            call = call if y is None else _known(mine, y, None if whole else call)
+            parts.append(self._chain(call, (name,))(mine))
+        return torch.cat(parts, dim)
+
+    def _alone(self, frozen: Call, name: str, x: Tensor) -> Tensor:
+        with self.switch.alone(name):
+            return frozen(x)
+
+
+def _token_dimension(x: Tensor, spans: Sequence[tuple[str, int]]) -> int:
+    """Return the dimension of x along which the flat tokens stand; PeftkitError where there is none."""
+    count = sum(size for _, size in spans)
+    if x.ndim > 1 and tuple(x.shape[:2]) == (1, count):
+        return 1
+    if x.shape[0] == count:
+        return 0
+    raise PeftkitError(
+        f"an adapter sits on a module that is given {list(x.shape)} instead of all {count} tokens: it cannot share a "
+        "batch with others."
+    )
+
 
 def _plain(module: Seat) -> tuple[Tensor, Tensor | None] | None:
     """Return the weight and bias of a seated linear layer of torch's own class, if both are frozen."""
@@ -132,8 +190,10 @@ def _plain(module: Seat) -> tuple[Tensor, Tensor | None] | None:
     return (weight, bias) if frozen else None
 
 
-def _known(x: Tensor, y: Tensor) -> Call:
+def _known(x: Tensor, y: Tensor, otherwise: Call | None = None) -> Call:
     def call(value: Tensor) -> Tensor:
+        if value is not x and otherwise is not None:
+            return otherwise(value)
         if value is not x:
             raise PeftkitError("an adapter that changes the input of a whole block cannot share a batch with others.")
         return y

@@ -72,11 +72,17 @@ def check_resumed(run: Path, recipe: Recipe) -> Recipe:
 
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Tell each key whose value matters to the run and differs."""
-    before, after = dict(_leaves(earlier)), dict(_leaves(now))
+    for key, before, after in unequal(earlier, now):
+        if not any(key == name or key.startswith(name + ".") for name in FREE):
+            yield f"{key} was {before!r} and is {after!r} now"
+
+
+def unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Iterate over (dotted key, its value in one, in the other) where they differ; None where there is none."""
+    before, after = dict(_leaves(one)), dict(_leaves(other))
     for key in sorted(before.keys() | after.keys()):
-        free = any(key == name or key.startswith(name + ".") for name in FREE)
-        if not free and before.get(key) != after.get(key):
-            yield f"{key} was {before.get(key)!r} and is {after.get(key)!r} now"
+        if before.get(key) != after.get(key):
+            yield key, before.get(key), after.get(key)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

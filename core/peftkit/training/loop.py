@@ -94,7 +94,7 @@ class Loop:
         """
         self.adaptation.after_backward(self.step, self.steps)
         norm = self._clip()
-        self._check(loss, norm, begun.rate)
+        self.check(loss, norm, begun.rate)
         self.optimizer.step()
         self.adaptation.after_step(self.step, self.steps)
         self.optimizer.zero_grad(set_to_none=True)
@@ -183,7 +183,8 @@ class Loop:
             return nn.utils.clip_grad_norm_(self.parameters, self.section.clip).item()
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
 
-    def _check(self, loss: float, norm: float, rate: float) -> None:
+    def check(self, loss: float, norm: float, rate: float) -> None:
+        """Raise Diverged for a loss or gradient norm that is not finite."""
         if math.isfinite(loss) and math.isfinite(norm):
             return
         subject = f"the gradient norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"

@@ -54,24 +54,43 @@ class Prepared:
     """What a person should know: examples dropped or cut, no validation split."""
 
 
-def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
-    """Load the model and the data, attach the methods and build the loop; every fault is a PeftkitError.
+@dataclass(frozen=True)
+class Base:
+    """What a run stands on: a model without adapters, and what it is computed with."""
 
-    Of a `resumed` run the loop's saved state has to be loaded before anything else: it holds what the methods found
-    in the data before the first step, which is not measured again.
-    """
-    section = recipe.train
-    check(recipe)
-    device = choose_device(section.device)
+    loaded: LoadedModel
+    device: torch.device
+    precision: str
+
+
+def load_base(recipe: Recipe) -> Base:
+    """Load the model of a recipe, ready for its methods."""
+    device = choose_device(recipe.train.device)
     # What the model's layout and its tokenizer tell is refused before gigabytes are read.
     outline = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization)
     methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
     trained = [name for _, own in adapt.check(outline.model, methods) for name in own]
-    precision = choose_precision(section.precision, device)
+    precision = choose_precision(recipe.train.precision, device)
     dtype = weights_dtype(recipe, precision, cast(nn.Module, outline.model), own=bool(trained))
     loaded = load_model(recipe.model, device=str(device), dtype=dtype, quantization=recipe.quantization)
-    adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False, loading=resumed)
-    if not resumed:
+    return Base(loaded, device, precision)
+
+
+def prepare(recipe: Recipe, *, resumed: bool = False, base: Base | None = None, name: str = "default") -> Prepared:
+    """Load the model and the data, attach the methods and build the loop; every fault is a PeftkitError.
+
+    Of a `resumed` run the loop's saved state has to be loaded before anything else: it holds what the methods found
+    in the data before the first step, which is not measured again. On a `base` that is there already the methods are
+    attached under `name`, beside those of other runs, and packed weights keep what they were packed from.
+    """
+    section = recipe.train
+    check(recipe)
+    own = base is None
+    base = base or load_base(recipe)
+    loaded, device = base.loaded, base.device
+    methods = [method.with_tokenizer(loaded.tokenizer) for method in recipe.methods()]
+    adaptation = adapt.attach(loaded.model, methods, name, section.seed, keep_base=False, loading=resumed)
+    if own and not resumed:
         forget_originals(loaded.model)
     template = choose(recipe.dataset.template, loaded.tokenizer).with_soft(adaptation.soft_ids)
     data = load_data(recipe.dataset, "train")
@@ -99,7 +118,7 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
         section,
         pad_id=pad_id,
         device=device,
-        precision=precision,
+        precision=base.precision,
         engine=engine,
     )
     return Prepared(

@@ -18,7 +18,7 @@ from peftkit.training.summary import Summary
 
 if TYPE_CHECKING:
     from peftkit.recipe import Recipe
-    from peftkit.training.preparation import Beside, Prepared
+    from peftkit.training.preparation import Base, Prepared
 
 SAVE_SECONDS = 600.0
 """How often a checkpoint is written where the recipe does not say `train.save_every`."""
@@ -46,13 +46,21 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, observer: Observer
 class Session:
     """One sitting of a run: from its first step, or its newest checkpoint, to its end or an interruption."""
 
-    def __init__(self, recipe: Recipe, run: Path, observer: Observer, resume: bool, beside: Beside | None = None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Path,
+        observer: Observer,
+        resume: bool,
+        base: Base | None = None,
+        name: str = "default",
+    ):
         from peftkit.training.preparation import prepare
 
         self.run, self.observer, self.resume = run, observer, resume
         self.checkpoints = run / "checkpoints"
         begun = resume and bool(checkpoint.listed(self.checkpoints))
-        self.prepared: Prepared = prepare(recipe, resumed=begun, beside=beside)
+        self.prepared: Prepared = prepare(recipe, resumed=begun, base=base, name=name)
         self.loop = self.prepared.loop
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
         wanted = recipe.train.keep_best

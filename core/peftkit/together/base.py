@@ -1,0 +1,54 @@
+"""What runs must have in common to be trained together: the base, left as it is by all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from peftkit import adapt
+from peftkit.errors import PeftkitError
+from peftkit.method import expand
+from peftkit.models.load import load as load_model
+from peftkit.training.folder import unequal
+
+if TYPE_CHECKING:
+    from peftkit.recipe import Recipe
+
+ALONE = "Train it by itself, without --together."
+
+
+def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
+    """Refuse recipes, each with its run's name, that differ in their base or change it; no weights are loaded.
+
+    Raises PeftkitError that names the run and the keys or the method.
+    """
+    (first, lead), *others = recipes
+    for name, recipe in others:
+        apart = unequal(_base(lead), _base(recipe))
+        told = [f"{key} is {one!r} in {first} and {other!r} in {name}" for key, one, other in apart]
+        if told:
+            raise PeftkitError(
+                f"{first} and {name} do not stand on the same base: {'; '.join(told)}. Runs that are trained "
+                "together share model, quantization, train.precision and train.device."
+            )
+    outline = load_model(lead.model, device="meta", weights=False, quantization=lead.quantization)
+    for name, recipe in recipes:
+        if not recipe.train.packing:
+            raise PeftkitError(
+                f"{name} cannot be trained together with others: train.packing is false, and tokens of several runs "
+                f"share a batch without padding only. Set it to true, or leave {name} out."
+            )
+        methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
+        for method, (_, own) in zip(expand(methods), adapt.check(outline.model, methods), strict=True):
+            changed = f"trains the model's own {own[0]}" if own else None
+            changed = "starts by changing the frozen weights" if method.splits_base else changed
+            if changed:
+                raise PeftkitError(
+                    f"{name} cannot be trained together with others: the method '{method.name}' {changed}, which the "
+                    f"other runs share. {ALONE}"
+                )
+
+
+def _base(recipe: Recipe) -> dict[str, Any]:
+    train = {"precision": recipe.train.precision, "device": recipe.train.device}
+    return {"model": recipe.model.model_dump(), "quantization": recipe.quantization.model_dump(), "train": train}

@@ -1,0 +1,196 @@
+"""A sitting of several runs over one base: each is a run as any other, but for the passes that they share."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftkit.errors import PeftkitError
+from peftkit.training import events, folder, summary
+from peftkit.training.observer import Observer, Silent
+from peftkit.training.session import Session
+from peftkit.training.signals import Deferred
+from peftkit.training.summary import Summary
+
+if TYPE_CHECKING:
+    from peftkit.recipe import Recipe
+
+
+class Stopped(PeftkitError):  # noqa: N818
+    """Runs stopped by a signal after each wrote its checkpoint; the exit code is 128 + the signal's number."""
+
+    def __init__(self, number: int, checkpoints: Sequence[Path]):
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}; the checkpoints are {', '.join(map(str, checkpoints))}. "
+            "Continue with the same command and --resume, or any run by itself."
+        )
+        self.checkpoints = list(checkpoints)
+        self.exit_code = 128 + number
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of the runs: what it is called in messages, its recipe, its folder, and who watches it."""
+
+    name: str
+    recipe: Recipe
+    run: Path
+    observer: Observer = field(default_factory=Silent)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a run ended before its last step; its last checkpoint stays, and it may be resumed by itself."""
+
+    reason: str
+
+
+def train_together(jobs: Sequence[Job], *, resume: bool = False) -> dict[str, Summary | Failed]:
+    """Train all jobs in one pass over their base; returns how each ended, by its name.
+
+    Losses are those of each run by itself; draws of dropout differ. A run whose loss is not finite, or whose own work
+    fails, ends, and the others go on. With `resume` runs that have begun continue and others begin. Raises
+    PeftkitError for jobs that cannot share a base or a folder, and Stopped, after their checkpoints, on a signal.
+    """
+    from peftkit.together import base
+
+    _check_apart(jobs)
+    results: dict[str, Summary | Failed] = {}
+    waiting: list[tuple[Job, bool]] = []
+    there = [job for job in jobs if (job.run / "recipe.yaml").is_file()]
+    for job in jobs:
+        begun = resume and (job in there or not there)
+        if not begun:
+            folder.check_new(job.run)
+        else:
+            recipe = folder.check_resumed(job.run, job.recipe)
+            job = Job(job.name, recipe, job.run, job.observer)
+            if (job.run / "summary.json").exists():
+                job.observer.notice(f"the run in {job.run} is finished: there is nothing to resume.")
+                results[job.name] = summary.read(job.run / "summary.json")
+                continue
+        if job.recipe.train.tensorboard:
+            events.check_installed()
+        waiting.append((job, begun))
+    if waiting:
+        base.check([(job.name, job.recipe) for job, _ in waiting])
+        results |= _Together(waiting).go()
+    return {job.name: results[job.name] for job in jobs}
+
+
+def _check_apart(jobs: Sequence[Job]) -> None:
+    """Refuse two jobs of one name or in one folder."""
+    seen: dict[Any, Job] = {}
+    for job in jobs:
+        for key in (job.name, job.run.absolute()):
+            if key in seen:
+                raise PeftkitError(
+                    f"{seen[key].name} and {job.name} would both be written to {job.run}: runs that are trained "
+                    "together need folders of their own. Give each recipe its own name, or its own `output`."
+                )
+            seen[key] = job
+
+
+@dataclass
+class _Running:
+    job: Job
+    session: Session
+    name: str
+    """The name of its adaptation."""
+
+
+class _Together:
+    """The runs that have steps left, on one model."""
+
+    def __init__(self, waiting: Sequence[tuple[Job, bool]]):
+        from peftkit.models.quantize import forget_originals
+        from peftkit.training.preparation import load_base
+
+        base = load_base(waiting[0][0].recipe)
+        self.model = base.loaded.model
+        self.running: list[_Running] = []
+        self.results: dict[str, Summary | Failed] = {}
+        for number, (job, begun) in enumerate(waiting):
+            name = f"job-{number}"
+            session = Session(job.recipe, job.run, job.observer, begun, base, name)
+            layout = session.loop.engine.layout
+            if not (layout.flat and layout.apart):
+                # What the engine tells comes last.
+                why = (session.prepared.notices or ["its head cannot be run apart from its body"])[-1]
+                raise PeftkitError(
+                    f"{job.name} cannot be trained together with others, which takes tokens without padding: {why}."
+                )
+            self.running.append(_Running(job, session, name))
+        forget_originals(self.model)
+
+    def go(self) -> dict[str, Summary | Failed]:
+        """Train until no run has a step left."""
+        opened = []
+        try:
+            for run in self.running:
+                run.session.open()
+                opened.append(run)
+            with Deferred() as deferred:
+                for run in [run for run in self.running if run.session.done]:
+                    self._end(run)
+                while self.running:
+                    if deferred.received is not None:
+                        raise Stopped(deferred.received, [run.session.save() for run in self.running])
+                    self._round()
+        finally:
+            for run in opened:
+                run.session.close()
+        return self.results
+
+    def _round(self) -> None:
+        """Take one optimizer step of every run."""
+        from peftkit.together.rounds import accumulate
+
+        running = list(self.running)
+        begun = {run.name: (run.session.loop, run.session.loop.begin_step()) for run in running}
+        losses = accumulate(self.model, begun)
+        records: dict[str, dict[str, Any]] = {}
+        for run in running:
+            loop, step = begun[run.name]
+            with self._guarded(run):
+                if not math.isfinite(losses[run.name]):
+                    loop.check(losses[run.name], math.nan, step.rate)
+                records[run.name] = loop.end_step(step, losses[run.name])
+        for run in running:
+            if run.name in records:
+                with self._guarded(run):
+                    self._activate(run)
+                    run.session.take(records[run.name])
+                    if run.session.done:
+                        self._end(run)
+
+    def _end(self, run: _Running) -> None:
+        """Write what a finished run leaves, and take its adapters off the model."""
+        self._activate(run)
+        self.results[run.job.name] = run.session.finish()
+        self._leave(run)
+
+    def _activate(self, run: _Running) -> None:
+        from peftkit import adapt
+
+        adapt.activate(self.model, run.name)
+
+    @contextmanager
+    def _guarded(self, run: _Running) -> Iterator[None]:
+        """End one run where its own work fails inside, say why, and leave the others running."""
+        try:
+            yield
+        except PeftkitError as error:
+            run.job.observer.notice(f"{error} The other runs go on.")
+            self.results[run.job.name] = Failed(str(error))
+            self._leave(run)
+
+    def _leave(self, run: _Running) -> None:
+        self.running.remove(run)
+        run.session.loop.optimizer.zero_grad(set_to_none=True)
+        run.session.prepared.adaptation.remove()

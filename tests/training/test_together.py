@@ -1,0 +1,274 @@
+"""Runs that are trained together over one base: each is what it would be by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import make_recipe, write_documents
+
+from peftkit import adapt, recipe
+from peftkit.errors import PeftkitError
+from peftkit.models.tiny import tiny
+from peftkit.ports.attention import along
+from peftkit.ports.tree import grow
+from peftkit.together import Failed, Job, Stopped, train_together
+from peftkit.training import Silent, log, session, train
+from peftkit.training.loop import Loop
+
+TIMES = ("tokens_per_s", "memory", "elapsed_s")
+MIXED = [
+    {"lora": {"rank": 4}},
+    {"prefix-tuning": {"length": 5}},
+    {"prompt-tuning": {"length": 6}},
+    {"prompt-tuning": {"length": 3}},
+    "ia3",
+    ["dora", "prompt-tuning"],
+    "serial-adapter",
+]
+
+
+class Told(Silent):
+    """Remembers notices, and sends a signal to its own process after a step."""
+
+    def __init__(self, after: int | None = None):
+        self.after = after
+        self.notices: list[str] = []
+
+    def step(self, record: dict[str, Any]) -> None:
+        if record["step"] == self.after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session.plot, "draw_loss", lambda *_: None)
+
+
+def load(source: Path, method: Any = "lora", model: dict[str, Any] | None = None, **train: Any) -> recipe.Recipe:
+    """A recipe without dropout, whose draws differ together."""
+    keys = make_recipe(source, method, **{"precision": "fp32", **train})
+    keys["model"]["init"] |= {"attention_dropout": 0.0, **(model or {})}
+    return recipe.load(keys)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in log.read(run / "log.jsonl")]
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in log.read(run / "log.jsonl")]
+
+
+def alike(run: Path, other: Path) -> None:
+    """Hold the log and the adapter of a run to another's."""
+    assert losses(run) == pytest.approx(losses(other), abs=1e-4)
+    for one, two in zip(records(run), records(other), strict=True):
+        assert one == pytest.approx(two, rel=1e-2, abs=1e-3)
+    tensors = [adapt.tensor_file.read_tensors(path / "adapter" / adapt.TENSORS) for path in (run, other)]
+    assert tensors[0].keys() == tensors[1].keys()
+    for key, tensor in tensors[0].items():
+        torch.testing.assert_close(tensor, tensors[1][key], rtol=0, atol=2e-3)
+
+
+def jobs(recipes: dict[str, recipe.Recipe], folder: Path, observer: Any = None) -> list[Job]:
+    return [Job(name, chosen, folder / name, observer or Silent()) for name, chosen in recipes.items()]
+
+
+def compare(recipes: dict[str, recipe.Recipe], folder: Path) -> None:
+    """Train recipes together and each by itself."""
+    results = train_together(jobs(recipes, folder / "together"))
+    for name, chosen in recipes.items():
+        alone = train(chosen, folder / "alone" / name)
+        result = results[name]
+        assert not isinstance(result, Failed)
+        for key in ("steps", "tokens", "methods", "trainable_parameters", "total_parameters", "examples"):
+            assert getattr(result, key) == getattr(alone, key), key
+        alike(folder / "together" / name, folder / "alone" / name)
+        left = [sorted(path.name for path in (folder / kind / name).iterdir()) for kind in ("together", "alone")]
+        assert left[0] == left[1]
+
+
+def test_eight_jobs_of_different_ranks_and_rates_have_the_losses_of_their_own_runs(source: Path, tmp_path: Path):
+    recipes = {
+        f"job{number}": load(
+            source,
+            {"lora": {"rank": 1 + number, "targets": "linear"}},
+            learning_rate=1e-3 * (1 + number % 4),
+            batch_examples=2 + number % 3,
+            seed=number,
+            max_steps=50,
+        )
+        for number in range(8)
+    }
+    compare(recipes, tmp_path)
+    curves = {tuple(losses(tmp_path / "together" / name)) for name in recipes}
+    assert len(curves) == 8
+    assert all(sum(curve[-5:]) < sum(curve[:5]) for curve in curves)
+
+
+def test_methods_of_many_kinds_share_a_batch(source: Path, tmp_path: Path):
+    recipes = {f"job{n}": load(source, method, max_steps=12) for n, method in enumerate(MIXED)}
+    compare(recipes, tmp_path)
+
+
+def test_windows_data_lengths_and_settings_may_differ(source: Path, tmp_path: Path):
+    other = write_documents(tmp_path / "data", 17)
+    recipes = {
+        "short": load(source, max_steps=3, batch_examples=1),
+        "long": load(source, max_steps=9, accumulation=3, gradient_checkpointing=True, clip=None),
+        "smooth": load(source, "ia3", epochs=2, accumulation=2, label_smoothing=0.1, schedule="constant"),
+        "split": load(source, max_steps=7, shared_prefixes=False, evaluate_every=2, weight_decay=0.1),
+    }
+    keys = recipes["smooth"].dataset.model_copy(update={"path": str(other)})
+    recipes["smooth"] = recipes["smooth"].model_copy(update={"dataset": keys})
+    compare(recipes, tmp_path)
+    assert len({len(losses(tmp_path / "together" / name)) for name in recipes}) >= 3
+
+
+@pytest.mark.parametrize("quantization", ["nf4", {"format": "nf4", "init": "loftq"}])
+def test_packed_weights_are_shared(quantization: Any, source: Path, tmp_path: Path):
+    recipes = {}
+    for name, rank in (("small", 2), ("large", 4)):
+        keys = make_recipe(source, {"lora": {"rank": rank}}, max_steps=5, precision="fp32")
+        keys["model"]["init"]["attention_dropout"] = 0.0
+        recipes[name] = recipe.load({**keys, "quantization": quantization})
+    if isinstance(quantization, dict):
+        with pytest.raises(PeftkitError, match="starts by changing the frozen weights"):
+            train_together(jobs(recipes, tmp_path))
+    else:
+        compare(recipes, tmp_path)
+
+
+def test_a_run_that_diverges_leaves_the_others_as_they_are(source: Path, tmp_path: Path, monkeypatch):
+    recipes = {
+        "bad": load(source, max_steps=12, save_every=2),
+        "good": load(source, {"lora": {"rank": 3}}, max_steps=12),
+        "soft": load(source, "prompt-tuning", max_steps=12),
+    }
+    begin = Loop.begin_step
+
+    def spoil(loop: Loop) -> Any:
+        if loop.step == 4 and loop.section.save_every == 2:
+            with torch.no_grad():
+                for _, parameter in loop.adaptation.parameters():
+                    parameter.fill_(torch.nan)
+        return begin(loop)
+
+    monkeypatch.setattr(Loop, "begin_step", spoil)
+    told = Told()
+    results = train_together(jobs(recipes, tmp_path / "together", told))
+    monkeypatch.undo()
+    bad = results["bad"]
+    assert isinstance(bad, Failed)
+    assert "the loss is nan at step 5 of 12" in bad.reason
+    assert any("The other runs go on." in notice for notice in told.notices)
+    assert len(losses(tmp_path / "together" / "bad")) == 4
+    assert [path.name for path in sorted((tmp_path / "together/bad/checkpoints").iterdir())] == [
+        "step-00000002",
+        "step-00000004",
+    ]
+    for name in ("good", "soft"):
+        train(recipes[name], tmp_path / "alone" / name)
+        alike(tmp_path / "together" / name, tmp_path / "alone" / name)
+    # By itself it goes on from its checkpoint.
+    assert train(recipes["bad"], tmp_path / "together/bad", resume=True).steps == 12
+
+
+def test_interrupted_runs_go_on_together_or_alone(source: Path, tmp_path: Path):
+    recipes = {
+        "one": load(source, {"lora": {"rank": 2}}, max_steps=8),
+        "two": load(source, "prefix-tuning", max_steps=6, accumulation=2),
+        "three": load(source, max_steps=2),
+    }
+    train_together(jobs(recipes, tmp_path / "whole"))
+    given = jobs(recipes, tmp_path / "parts")
+    given[0] = Job("one", recipes["one"], tmp_path / "parts/one", Told(3))
+    with pytest.raises(Stopped) as stop:
+        train_together(given)
+    assert stop.value.exit_code == 130
+    assert [path.parent.parent.name for path in stop.value.checkpoints] == ["one", "two"]
+    assert all(path.name == "step-00000003" for path in stop.value.checkpoints)
+    with pytest.raises(PeftkitError, match="already holds"):
+        train_together(jobs(recipes, tmp_path / "parts"))
+    told = Told()
+    given = jobs(recipes, tmp_path / "parts", told)
+    given[0] = Job("one", recipes["one"], tmp_path / "parts/one", Told(5))
+    with pytest.raises(Stopped):
+        train_together(given, resume=True)
+    assert any("is finished" in notice for notice in told.notices)
+    train(recipes["two"], tmp_path / "parts/two", resume=True)
+    results = train_together(jobs(recipes, tmp_path / "parts"), resume=True)
+    assert [result.steps for result in results.values() if not isinstance(result, Failed)] == [8, 6, 2]
+    for name in recipes:
+        alike(tmp_path / "parts" / name, tmp_path / "whole" / name)
+
+
+def test_a_new_run_joins_those_that_are_resumed(source: Path, tmp_path: Path):
+    recipes = {"one": load(source, max_steps=2), "two": load(source, {"lora": {"rank": 2}}, max_steps=2)}
+    with pytest.raises(PeftkitError, match="there is no run to resume"):
+        train_together(jobs(recipes, tmp_path), resume=True)
+    train(recipes["one"], tmp_path / "one")
+    results = train_together(jobs(recipes, tmp_path), resume=True)
+    assert not any(isinstance(result, Failed) for result in results.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": {"hidden_size": 32}}, "model.init.hidden_size is 16 in one and 32 in other"),
+        ({"precision": "bf16"}, "train.precision is 'fp32' in one and 'bf16' in other"),
+        ({"method": "bitfit"}, "the method 'bitfit' trains the model's own .*bias"),
+        ({"method": {"lora": {"init": "pissa", "rank": 2}}}, "'lora' starts by changing the frozen weights"),
+        ({"packing": False}, "train.packing is false"),
+    ],
+)
+def test_what_cannot_share_a_base_is_refused(change: dict[str, Any], told: str, source: Path, tmp_path: Path):
+    recipes = {"one": load(source, max_steps=2), "other": load(source, **{"max_steps": 2, **change})}
+    with pytest.raises(PeftkitError, match=told):
+        train_together(jobs(recipes, tmp_path))
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_model_that_cannot_do_without_padding_is_refused(source: Path, tmp_path: Path):
+    keys = make_recipe(source, "lora", max_steps=2)
+    keys["model"]["init"] = {"architecture": "bloom", "hidden_size": 16, "n_layer": 2, "n_head": 2}
+    with pytest.raises(PeftkitError, match="without padding: .*bloom models compute attention in a way of their own"):
+        train_together(jobs({"one": recipe.load(keys)}, tmp_path))
+
+
+def test_two_runs_in_one_folder_are_refused(source: Path, tmp_path: Path):
+    chosen = load(source, max_steps=2)
+    given = [Job("one", chosen, tmp_path / "run"), Job("two", chosen, tmp_path / "run")]
+    with pytest.raises(PeftkitError, match="one and two would both be written to"):
+        train_together(given)
+
+
+def test_nothing_passes_from_one_span_to_another():
+    """With tokens of one span that are NaN all through, the other's logits are what they are by themselves."""
+    from peftkit.method import METHODS
+
+    model = tiny("llama")
+    for name, method in (("one", "prefix-tuning"), ("two", "lora")):
+        adapt.attach(model, [METHODS[method].from_options({})], name=name)
+    root = adapt.attached(model)
+    with torch.no_grad():
+        for _, parameter in root.adaptations["one"].parameters():
+            parameter.fill_(torch.nan)
+    trees = [grow([[5, 6, 7, 8]]), grow([[9, 10, 11], [12, 13]])]
+    flat = [torch.cat([getattr(tree, key) for tree in trees])[None] for key in ("ids", "positions")]
+    with torch.no_grad():
+        with root.switch.divided([("one", 4), ("two", 5)]), along(model, *trees):
+            both = model(input_ids=flat[0], position_ids=flat[1], use_cache=False).logits
+        adapt.activate(model, "two")
+        with along(model, trees[1]):
+            alone = model(input_ids=flat[0][:, 4:], position_ids=flat[1][:, 4:], use_cache=False).logits
+    assert both[:, :4].isnan().all()
+    torch.testing.assert_close(both[:, 4:], alone)
