@@ -112,10 +112,11 @@ def measured(record: Mapping[str, Any]) -> str:
 
 
 class Lines:
-    """Plain lines, about forty of them for a whole run."""
+    """Plain lines, about `count` of them for a whole run, each behind `prefix`."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "", count: int = LINES) -> None:
         self.progress = Progress()
+        self.prefix, self.count = prefix, count
 
     def start(self, info: dict[str, Any]) -> None:
         self.progress.begin(info)
@@ -126,7 +127,7 @@ class Lines:
     def step(self, record: dict[str, Any]) -> None:
         progress = self.progress
         progress.advance(record)
-        every = max(1, progress.steps // LINES)
+        every = max(1, progress.steps // self.count)
         if progress.step % every and progress.step not in (progress.first + 1, progress.steps):
             return
         shown = " · ".join(f"{name} {value}" for name, value in progress.measures() if name != "validation")
@@ -148,7 +149,7 @@ class Lines:
         """Lines need no tidying."""
 
     def _write(self, text: str) -> None:
-        print(text, flush=True)
+        print(f"{self.prefix}{text}", flush=True)
 
 
 class Live:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from peftkit_cli.arguments import OverrideArgument, RecipeArgument, run_folder
+from peftkit_cli.arguments import OverrideArgument, RecipeArgument
 
 
 def validate(recipe: RecipeArgument, overrides: OverrideArgument = None) -> None:
     """Check a recipe and show what it would train, on what, and what it needs; no weights are loaded."""
     from peftkit.plan import plan
-    from peftkit.recipe import load
     from peftkit_cli.planned import show
+    from peftkit_cli.together import jobs_of
 
-    loaded = load(recipe, overrides or ())
-    show(plan(loaded), run_folder(recipe, loaded))
+    for job in jobs_of([recipe], overrides or (), None):
+        show(plan(job.recipe), job.run)

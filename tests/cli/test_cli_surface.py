@@ -9,7 +9,7 @@ from peftkit_cli.commands import app
 from peftkit_cli.main import COMMANDS
 
 SURFACE = {
-    "train": ["--dry-run", "--output", "--resume", "-o", "[KEY=VALUE]...", "RECIPE"],
+    "train": ["--dry-run", "--output", "--resume", "--together", "-o", "[KEY=VALUE]...", "RECIPE"],
     "compare": ["--budget", "--methods", "--output", "--seeds", "-o", "[KEY=VALUE]...", "RECIPE"],
     "eval": ["--base", "--json", "--limit", "--split", "--suite", "--suite-path", "RUN|RECIPE", "[KEY=VALUE]..."],
     "report": ["--output", "--paper", "-o", "RUN..."],

@@ -240,7 +240,7 @@ def test_what_cannot_share_a_base_is_refused(change: dict[str, Any], told: str, 
 def test_a_model_that_cannot_do_without_padding_is_refused(source: Path, tmp_path: Path):
     keys = make_recipe(source, "lora", max_steps=2)
     keys["model"]["init"] = {"architecture": "bloom", "hidden_size": 16, "n_layer": 2, "n_head": 2}
-    with pytest.raises(PeftkitError, match="without padding: .*bloom models compute attention in a way of their own"):
+    with pytest.raises(PeftkitError, match=r"without padding: .*bloom models compute attention in a way of their own"):
         train_together(jobs({"one": recipe.load(keys)}, tmp_path))
 
 

@@ -73,7 +73,7 @@ class Engine:
         return self.loss_of(self.head.hidden(**batch.inputs), batch, smoothing)
 
     def loss_of(self, hidden: Tensor, batch: Laid, smoothing: float = 0.0) -> Tensor:
-        """Sum the next-token cross-entropies of a batch whose hidden states [1, N, width] or [B, T, width] are there."""
+        """Sum the next-token cross-entropies of a batch with hidden states [1, N, width] or [B, T, width]."""
         assert self.head is not None
         chosen = hidden.flatten(0, 1).index_select(0, batch.sources)
         return cross_entropy(self.head, chosen, batch.targets, batch.weights, smoothing)

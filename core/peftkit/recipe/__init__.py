@@ -18,6 +18,7 @@ from peftkit.recipe.sections import (
     Recipe,
     TrainSection,
 )
+from peftkit.recipe.sweep import load_sweep
 
 __all__ = [
     "CompareSection",
@@ -31,6 +32,7 @@ __all__ = [
     "Recipe",
     "TrainSection",
     "load",
+    "load_sweep",
     "part_names",
     "schema",
     "shipped",

@@ -24,8 +24,20 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     """Load a recipe from a YAML file, the name of a shipped recipe (`e2e/lora`) or a mapping.
 
     `overrides` are `key=value` texts, each the same as that edit in the file. Parts named in `include` are laid under
-    the recipe's own keys. Raises PeftkitError that tells every mistake with its file and line.
+    the recipe's own keys. Raises PeftkitError that tells every mistake with its file and line, and for a recipe with a
+    sweep, which is several (`load_sweep`).
     """
+    recipe = load_whole(source, overrides)
+    if recipe.sweep:
+        raise PeftkitError(
+            f"the recipe has a sweep over {', '.join(recipe.sweep)}, and one recipe is wanted here: add 'sweep={{}}' to "
+            "leave it out, or name a run of it by its own recipe.yaml. `peft train` and `peft validate` take sweeps."
+        )
+    return recipe
+
+
+def load_whole(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe as `load` does, its sweep included."""
     mistakes = Mistakes()
     if isinstance(source, Mapping):
         tree, folder = from_python(source, Place("recipe"), mistakes), Path.cwd()

@@ -310,6 +310,8 @@ class Recipe(Section):
     """How text is generated."""
     compare: CompareSection = CompareSection()
     """What `peft compare` sets side by side."""
+    sweep: dict[Text, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = {}
+    """Keys, each with a list of values: `peft train` trains every combination of them, all together on one base."""
     output: PathText | None = None
     """The run folder; null is `runs/` and the name of the recipe's file."""
 
@@ -321,7 +323,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """Write the resolved recipe with every key (`compare` where it is used); it loads as an equal Recipe."""
-        keys = self.model_dump(exclude={"include"})
+        keys = self.model_dump(exclude={"include", "sweep"})
         keys["method"] = [{choice.name: choice.options} for choice in self.method]
         if self.compare == CompareSection():
             del keys["compare"]

@@ -39,7 +39,11 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
                 f"share a batch without padding only. Set it to true, or leave {name} out."
             )
         methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
-        for method, (_, own) in zip(expand(methods), adapt.check(outline.model, methods), strict=True):
+        try:
+            found = adapt.check(outline.model, methods)
+        except PeftkitError as error:
+            raise PeftkitError(f"{name}: {error}") from None
+        for method, (_, own) in zip(expand(methods), found, strict=True):
             changed = f"trains the model's own {own[0]}" if own else None
             changed = "starts by changing the frozen weights" if method.splits_base else changed
             if changed:

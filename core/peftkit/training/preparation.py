@@ -55,7 +55,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Base:
+class ReadyModel:
     """What a run stands on: a model without adapters, and what it is computed with."""
 
     loaded: LoadedModel
@@ -63,7 +63,7 @@ class Base:
     precision: str
 
 
-def load_base(recipe: Recipe) -> Base:
+def load_base(recipe: Recipe) -> ReadyModel:
     """Load the model of a recipe, ready for its methods."""
     device = choose_device(recipe.train.device)
     # What the model's layout and its tokenizer tell is refused before gigabytes are read.
@@ -73,10 +73,12 @@ def load_base(recipe: Recipe) -> Base:
     precision = choose_precision(recipe.train.precision, device)
     dtype = weights_dtype(recipe, precision, cast(nn.Module, outline.model), own=bool(trained))
     loaded = load_model(recipe.model, device=str(device), dtype=dtype, quantization=recipe.quantization)
-    return Base(loaded, device, precision)
+    return ReadyModel(loaded, device, precision)
 
 
-def prepare(recipe: Recipe, *, resumed: bool = False, base: Base | None = None, name: str = "default") -> Prepared:
+def prepare(
+    recipe: Recipe, *, resumed: bool = False, base: ReadyModel | None = None, name: str = "default"
+) -> Prepared:
     """Load the model and the data, attach the methods and build the loop; every fault is a PeftkitError.
 
     Of a `resumed` run the loop's saved state has to be loaded before anything else: it holds what the methods found

@@ -18,7 +18,7 @@ from peftkit.training.summary import Summary
 
 if TYPE_CHECKING:
     from peftkit.recipe import Recipe
-    from peftkit.training.preparation import Base, Prepared
+    from peftkit.training.preparation import Prepared, ReadyModel
 
 SAVE_SECONDS = 600.0
 """How often a checkpoint is written where the recipe does not say `train.save_every`."""
@@ -52,7 +52,7 @@ class Session:
         run: Path,
         observer: Observer,
         resume: bool,
-        base: Base | None = None,
+        base: ReadyModel | None = None,
         name: str = "default",
     ):
         from peftkit.training.preparation import prepare
