@@ -40,10 +40,9 @@ def words(schema: dict[str, Any]) -> str:
             return f"a list of {len(schema['prefixItems'])}, each {words(schema['prefixItems'][0])}"
         case "array" if "$ref" not in schema.get("items", {}):
             return f"a list, each {words(schema['items'])}"
-        case "object" if (
-            isinstance(schema.get("additionalProperties"), dict) and "type" in schema["additionalProperties"]
-        ):
-            return "a mapping of keys, each with a list"
+        case "object" if schema.get("additionalProperties", {}) != {}:
+            lists = isinstance(schema["additionalProperties"], dict) and "items" in schema["additionalProperties"]
+            return "a mapping of keys, each with a list" if lists else "a mapping of keys"
     return "a mapping of keys"
 
 

@@ -30,8 +30,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     recipe = load_whole(source, overrides)
     if recipe.sweep:
         raise PeftkitError(
-            f"the recipe has a sweep over {', '.join(recipe.sweep)}, and one recipe is wanted here: add 'sweep={{}}' to "
-            "leave it out, or name a run of it by its own recipe.yaml. `peft train` and `peft validate` take sweeps."
+            f"the recipe has a sweep over {', '.join(recipe.sweep)}, and one recipe is wanted here: add 'sweep={{}}' "
+            "to leave it out, or name a run of it by its own recipe.yaml. `peft train` and `peft validate` take sweeps."
         )
     return recipe
 

@@ -37,11 +37,12 @@ then the overrides. Mappings are merged key by key, anything else is replaced; a
 set, format or other methods replaces the whole section below it.
 
 **Sweeps.** `sweep: {rank: [2, 4, 8], train.learning_rate: [1e-4, 3e-4]}` makes a recipe of each combination; a value
-is the same as an override of its key. `peft train` trains them together over one frozen base, as it does the recipes of
-`peft train a.yaml b.yaml --together`: the tokens of all go through the model in one batch, each adapter on its own. Each
-run has its own folder, named by its values, with the losses of a run by itself (draws of dropout differ), and can be
-resumed by itself. They share `model`, `quantization`, `train.precision` and `train.device`, need `train.packing`, and
-take methods that leave the model's own weights as they are. A micro-batch is as large as those of all runs together.
+is the same as an override of its key. `peft train` trains them together over one frozen base, as it does the recipes
+of `peft train a.yaml b.yaml --together`: the tokens of all runs go through the model in one batch, each adapter on its
+own. Each run has its own folder, those of a sweep named by their values, and the losses of a run by itself (draws of
+dropout differ); a run that diverges leaves the others running, and each can be resumed with the others or by itself.
+Runs of one base share `model`, `quantization`, `train.precision` and `train.device`, need `train.packing`, and take
+methods that leave the model's own weights as they are. In memory a micro-batch is as large as those of all runs.
 
 **Paths** are kept as written: relative ones start at the folder in which the command runs; `~` is your home folder.
 
