@@ -31,7 +31,7 @@ def second(recipe: Path, **words: str) -> Path:
 
 
 def test_recipes_are_trained_together_and_resumed(peft, recipe, tmp_path):
-    other = second(recipe, lora="prompt-tuning").with_name("other.yaml")
+    other = second(recipe, lora="dora")
     done = peft("train", recipe, other, "train.max_steps=3", "--together")
     assert done.code == 0, done.err
     assert "training 2 runs together: small, other" in done.out
@@ -87,13 +87,13 @@ def test_validate_and_dry_run_show_every_run(peft, recipe):
 
 
 def test_mistakes_are_told(peft, recipe):
-    other = second(recipe, lora="bitfit")
+    other = second(recipe, lora="{lora: {init: pissa}}")
     done = peft("train", recipe, other)
     assert (done.code, "with --together the name of another recipe" in done.err) == (2, True)
     done = peft("train", recipe, recipe, "--together")
     assert (done.code, "small and small would both be written to" in done.err) == (2, True)
-    done = peft("train", recipe, other, "--together", "rank=null")
-    assert (done.code, "the method 'bitfit'" in done.err) == (2, True)
+    done = peft("train", recipe, other, "--together")
+    assert (done.code, "the method 'lora' starts by changing" in done.err) == (2, True)
     done = peft("train", recipe, second(recipe, none="nf4"), "--together")
     assert (done.code, "quantization.format is 'none' in small and 'nf4' in other" in done.err) == (2, True)
     done = peft("eval", recipe, "sweep={rank: [2, 3]}", "--base")
