@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from peftkit.errors import PeftkitError
 from peftkit.layout import Rows
 from peftkit.ports.adapter import Adapter, Call
+from peftkit.ports.spans import Offer, Pair, linear_with_pairs
+from peftkit.ports.thin import PLAIN, add_pair
 
 INPUT = "seat_input"
 """The keyword under which a seat hands its input to the adapters within its computation that read it."""
@@ -143,7 +145,7 @@ class Seat(nn.Module):
         for name in dict.fromkeys(rows):
             index = torch.tensor([i for i, row in enumerate(rows) if row == name], device=x.device)
             mine = x.index_select(0, index)
-            call = frozen if y is None else _known(mine, y.index_select(0, index))
+            call = frozen if y is None else _known(mine, partial(y.index_select, 0, index))
             part = self._chain(call, () if name is None else (name,))(mine)
             parts.append((index, part))
         order = torch.cat([index for index, _ in parts]).argsort()
@@ -155,13 +157,37 @@ class Seat(nn.Module):
         Ids may mean another soft prompt in each span, and are looked up one span at a time.
         """
         dim, sizes = _token_dimension(x, spans), [size for _, size in spans]
-        shared = frozen(x).split(sizes, dim) if whole or x.is_floating_point() else [None] * len(spans)
-        parts = []
-        for (name, _), mine, y in zip(spans, x.split(sizes, dim), shared, strict=True):
-            call = partial(self._alone, frozen, name)
-            call = call if y is None else _known(mine, y, None if whole else call)
-            parts.append(self._chain(call, (name,))(mine))
-        return torch.cat(parts, dim)
+        product = cache(lambda: frozen(x).split(sizes, dim))
+        pieces: Sequence[Tensor] = x.split(sizes, dim)
+        calls: list[Call] = [partial(self._alone, frozen, name) for name, _ in spans]
+        plain = None
+        if whole or x.is_floating_point():
+            plain = getattr(frozen, PLAIN)
+            calls = [
+                _known(mine, lambda place=place: product()[place], None if whole else call)
+                for place, (mine, call) in enumerate(zip(pieces, calls, strict=True))
+            ]
+        out = None if plain is None else len(plain[0])
+        parts = [self._part(name, *both, out) for (name, _), *both in zip(spans, calls, pieces, strict=True)]
+        if plain is not None and not any(isinstance(part, Tensor) for part in parts):
+            return linear_with_pairs(x, *plain, sizes, cast(list[Pair | None], parts))
+        done = [
+            part if isinstance(part, Tensor) else call(mine) if part is None else add_pair(call, mine, mine, *part)
+            for part, call, mine in zip(parts, calls, pieces, strict=True)
+        ]
+        return torch.cat(done, dim)
+
+    def _part(self, name: str, call: Call, x: Tensor, out: int | None) -> Tensor | Pair | None:
+        """Return what the chain of a span computes, or the pair that it adds to `call(x)` [..., out], None for none."""
+        adapters = [adapter for adapter in self.running((name,)) if not adapter.inside]
+        if not adapters:
+            return None
+        if out is not None and len(adapters) == 1 and adapters[0].site.rows is None:
+            offer = Offer(call, x, out)
+            part = self._chain(offer, (name,))(x)
+            if part is offer.place or offer.pair is None:
+                return offer.pair or part
+        return self._chain(call, (name,))(x)
 
     def _alone(self, frozen: Call, name: str, x: Tensor) -> Tensor:
         with self.switch.alone(name):
@@ -190,13 +216,13 @@ def _plain(module: Seat) -> tuple[Tensor, Tensor | None] | None:
     return (weight, bias) if frozen else None
 
 
-def _known(x: Tensor, y: Tensor, otherwise: Call | None = None) -> Call:
+def _known(x: Tensor, y: Callable[[], Tensor], otherwise: Call | None = None) -> Call:
     def call(value: Tensor) -> Tensor:
         if value is not x and otherwise is not None:
             return otherwise(value)
         if value is not x:
             raise PeftkitError("an adapter that changes the input of a whole block cannot share a batch with others.")
-        return y
+        return y()
 
     return call
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peftkit.ports.adapter import Call
+from peftkit.ports.spans import Offer
 
 PLAIN = "plain"
 """The attribute of a seat's frozen call that holds the dense frozen weight and bias, where the call is their map."""
@@ -19,6 +20,8 @@ def add_pair(call: Call, x: Tensor, inside: Tensor, down: Tensor, up: Tensor, sc
 
     What is kept are `inside`, if `down` is trained, and its product with `down`; products are in the dtype of x.
     """
+    if isinstance(call, Offer) and inside is x:
+        return call.take(down, up, scale)
     plain = getattr(call, PLAIN, None)
     if plain is not None and inside is x:
         return cast(Tensor, _Whole.apply(x, *plain, down, up, scale))
