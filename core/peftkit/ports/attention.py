@@ -71,8 +71,8 @@ def attention(
     if len(STATE.trees) > 1:
         return _divide(module, query, key, value, attention_mask, x, rest), None
     if STATE.trees:
-        attend = _attend_along(STATE.trees[0], key, rest)
-        call = _chain(module, module.switch.names, attend, x) if isinstance(module, Seat) else attend
+        call = _attend_along(STATE.trees[0], key, rest)
+        call = _chain(module, module.switch.names, call, x) if isinstance(module, Seat) else call
         return call(query, key, value, attention_mask), None
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

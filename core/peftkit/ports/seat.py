@@ -168,11 +168,11 @@ class Seat(nn.Module):
                 for place, (mine, call) in enumerate(zip(pieces, calls, strict=True))
             ]
         out = None if plain is None else len(plain[0])
-        parts = [self._part(name, *both, out) for (name, _), *both in zip(spans, calls, pieces, strict=True)]
+        parts = [self._part(name, call, mine, out) for (name, _), call, mine in zip(spans, calls, pieces, strict=True)]
         if plain is not None and not any(isinstance(part, Tensor) for part in parts):
             return linear_with_pairs(x, *plain, sizes, cast(list[Pair | None], parts))
         done = [
-            part if isinstance(part, Tensor) else call(mine) if part is None else add_pair(call, mine, mine, *part)
+            add_pair(call, mine, mine, *part) if isinstance(part, Pair) else call(mine) if part is None else part
             for part, call, mine in zip(parts, calls, pieces, strict=True)
         ]
         return torch.cat(done, dim)
