@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from benchmark_files import benchmark_files
 
+from peftkit.errors import PeftkitError
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALLEST = ("--rounds", "1", "--width", "64", "--layers", "1", "--rows", "1", "--length", "8")
-MODULES = ("methods", "memory", "workload", "generation")
+MODULES = ("methods", "memory", "workload", "generation", "together", "cases", "profiles")
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +89,16 @@ def test_generation_tells_what_comes_of_what_and_the_texts_are_equal(benchmark, 
     assert [row["candidate"].split(", ")[-1] for row in rows] == ["each row", "distinct", "merged", "peft eval"]
     assert {row["equal"] for row in rows} == {"6"}
     assert "of which the decoder alone" in capsys.readouterr().out
+
+
+def test_runs_together_are_measured_beside_one_after_another(benchmark, capsys):
+    command = ["--jobs", "2", "--sizes", "tiny", "--rounds", "1", "--steps", "1", "--precision", "fp32"]
+    assert benchmark["together"].main(command) == 0
+    assert "tiny e2e fp32, 2 jobs of 2 rows: one after another" in capsys.readouterr().out
+
+
+def test_other_losses_end_the_measurement_of_runs_together(benchmark):
+    one, other = (benchmark["together"].Found([1.0], [[2.0, loss]]) for loss in (3.0, 3.1))
+    assert benchmark["together"].agree(one, one, 1e-4) == 0
+    with pytest.raises(PeftkitError, match="the losses of the sides lie 1.0e-01 apart"):
+        benchmark["together"].agree(one, other, 1e-4)

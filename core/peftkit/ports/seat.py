@@ -171,10 +171,7 @@ class Seat(nn.Module):
         parts = [self._part(name, call, mine, out) for (name, _), call, mine in zip(spans, calls, pieces, strict=True)]
         if plain is not None and not any(isinstance(part, Tensor) for part in parts):
             return linear_with_pairs(x, *plain, sizes, cast(list[Pair | None], parts))
-        done = [
-            add_pair(call, mine, mine, *part) if isinstance(part, Pair) else call(mine) if part is None else part
-            for part, call, mine in zip(parts, calls, pieces, strict=True)
-        ]
+        done = [_settle(part, call, mine) for part, call, mine in zip(parts, calls, pieces, strict=True)]
         return torch.cat(done, dim)
 
     def _part(self, name: str, call: Call, x: Tensor, out: int | None) -> Tensor | Pair | None:
@@ -192,6 +189,13 @@ class Seat(nn.Module):
     def _alone(self, frozen: Call, name: str, x: Tensor) -> Tensor:
         with self.switch.alone(name):
             return frozen(x)
+
+
+def _settle(part: Tensor | Pair | None, call: Call, x: Tensor) -> Tensor:
+    """Return the output of a span from what `Seat._part` returned for it."""
+    if isinstance(part, Pair):
+        return add_pair(call, x, x, part.down, part.up, part.scale)
+    return call(x) if part is None else part
 
 
 def _token_dimension(x: Tensor, spans: Sequence[tuple[str, int]]) -> int:
