@@ -170,7 +170,7 @@ class Seat(nn.Module):
         out = None if plain is None else len(plain[0])
         parts = [self._part(name, call, mine, out) for (name, _), call, mine in zip(spans, calls, pieces, strict=True)]
         if plain is not None and not any(isinstance(part, Tensor) for part in parts):
-            return linear_with_pairs(x, *plain, sizes, cast(list[Pair | None], parts))
+            return linear_with_pairs(x, plain[0], plain[1], sizes, cast(list[Pair | None], parts))
         done = [_settle(part, call, mine) for part, call, mine in zip(parts, calls, pieces, strict=True)]
         return torch.cat(done, dim)
 
