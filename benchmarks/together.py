@@ -23,7 +23,7 @@ from profiles import PROFILES, draw
 from torch import nn
 
 from peftkit import adapt
-from peftkit.engine.engine import Layout, choose
+from peftkit.engine.engine import Arrangement, choose
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.recipe import TrainSection
@@ -54,7 +54,7 @@ def job(case: Case, model: nn.Module, number: int, name: str) -> Loop:
         max_steps=case.steps, batch_examples=case.rows, learning_rate=rate, schedule="constant", warmup=0
     )
     device = torch.device(case.device)
-    engine, told = choose(model, rows, 0, device, Layout())
+    engine, told = choose(model, rows, 0, device, Arrangement())
     if told:
         raise SystemExit(told[0])
     batches = Planned(rows, batch_examples=case.rows)

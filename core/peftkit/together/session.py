@@ -118,8 +118,8 @@ class _Together:
         for number, (job, begun) in enumerate(waiting):
             name = f"job-{number}"
             session = Session(job.recipe, job.run, job.observer, begun, base, name)
-            layout = session.loop.engine.layout
-            if not (layout.flat and layout.apart):
+            arrangement = session.loop.engine.arrangement
+            if not (arrangement.flat and arrangement.apart):
                 # What the engine tells comes last.
                 why = (session.prepared.notices or ["its head cannot be run apart from its body"])[-1]
                 raise PeftkitError(
