@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from peftkit.ports import fused_attention
 from peftkit.ports.tree import QUERIES, Tree, grow
 from peftkit.ports.tree_attention import _Attention, _Blocks, attend
-from peftkit.ports.tree_plan import plan_of
+from peftkit.ports.tree_plan import Plan, plan_of
 
 SIZE, SCALE = 8, 0.3
 
@@ -55,14 +56,21 @@ def drawn(heads: int, groups: int, count: int, keys: int) -> list[Tensor]:
     return [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in shapes]
 
 
-@pytest.mark.parametrize("function", [_Blocks, _Attention])
+def fused(q: Tensor, k: Tensor, v: Tensor, plan: Plan, first: int, scale: float, cap: float | None) -> Tensor:
+    return attend(q[None], k[None], v[None], plan, first=first, scale=scale, cap=cap)[0]
+
+
+FUNCTIONS = {"fused": fused, "blocks": _Blocks.apply, "buckets": _Attention.apply}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=list(FUNCTIONS))
 @pytest.mark.parametrize("rows", TEXTS.values(), ids=list(TEXTS))
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize(("window", "first", "cap"), [(None, 0, None), (None, 3, None), (6, 0, 4.0), (6, 3, None)])
 def test_it_equals_plain_attention(function, rows, groups, window, first, cap):
     tree = grow(rows)
     q, k, v = drawn(4, groups, len(tree.ids), first + len(tree.ids))
-    y = function.apply(q[0], k[0], v[0], plan_of(tree, window), first, SCALE, cap).unsqueeze(0)
+    y = function(q[0], k[0], v[0], plan_of(tree, window), first, SCALE, cap).unsqueeze(0)
     expected = plain(q, k, v, visible(tree, window, first), cap)
     given = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-10)
@@ -70,16 +78,43 @@ def test_it_equals_plain_attention(function, rows, groups, window, first, cap):
         torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-10)
 
 
-@pytest.mark.parametrize("function", [_Blocks, _Attention])
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=list(FUNCTIONS))
 def test_keys_in_front_alone_are_a_softmax_of_their_own(function):
     tree = grow(TEXTS["shared"])
     q, k, v = drawn(4, 2, len(tree.ids), 5)
-    y = function.apply(q[0], k[0], v[0], plan_of(tree), 5, SCALE, None).unsqueeze(0)
+    y = function(q[0], k[0], v[0], plan_of(tree), 5, SCALE, None).unsqueeze(0)
     expected = plain(q, k, v, torch.ones(len(tree.ids), 5, dtype=torch.bool), None)
     torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-10)
     given = torch.ones_like(y)
     for one, two in zip(*(torch.autograd.grad(z, (q, k, v), given) for z in (y, expected)), strict=True):
         torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-10)
+
+
+def test_the_fused_kernel_runs_where_it_can(monkeypatch):
+    tree = grow(TEXTS["shared"])
+    q, k, v = drawn(4, 2, len(tree.ids), len(tree.ids))
+
+    def chosen(**told) -> str:
+        return type(attend(q, k, v, plan_of(tree), scale=SCALE, **told).grad_fn.next_functions[0][0]).__name__
+
+    assert (chosen(), chosen(cap=4.0)) == ("_FusedBackward", "_BlocksBackward")
+    monkeypatch.setattr(fused_attention, "_BACKWARD", None)
+    assert chosen() == "_BlocksBackward"
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_gradients_in_bf16_are_those_of_fp32_rounded(first):
+    tree = grow(TEXTS["shared"])
+    tensors = [tensor.bfloat16().detach() for tensor in drawn(4, 2, len(tree.ids), first + len(tree.ids))]
+    given = torch.randn(1, len(tree.ids), 4, SIZE, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        q, k, v = (tensor.to(dtype).requires_grad_() for tensor in tensors)
+        y = attend(q, k, v, plan_of(tree), first=first, scale=SCALE)
+        found.append([y, *torch.autograd.grad(y, (q, k, v), given.to(dtype))])
+    for one, two in zip(*found, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one.double() - two).norm() < 0.01 * two.norm()
 
 
 def test_dropout_keeps_the_mean_and_sees_no_other_row():

@@ -2,6 +2,7 @@
 
 A processor core does more for the many small operations of this than for the copies that batching them needs; a GPU
 does not (`peftkit.ports.tree_attention`). What is kept for the backward pass is the logarithm of each softmax's sum.
+Plain products: what the fused kernel cannot do (`peftkit.ports.fused_attention`), such as capped scores, runs here.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Span:
     """Positions among the flat tokens."""
     mask: Tensor
     """[Lq, K or Lq] in fp32, added to the last scores of each query: 0 or -inf."""
+    windowed: bool = False
+    """Whether a window hides keys that come before."""
 
 
 def spans(blocks: Sequence[Block], window: int | None) -> list[Span]:
@@ -32,13 +35,14 @@ def spans(blocks: Sequence[Block], window: int | None) -> list[Span]:
     found = []
     for block in blocks:
         length, count = block.length, len(block.keys)
-        shape = (length, count if window is not None else length)
+        windowed = window is not None and count > window
+        shape = (length, count if windowed else length)
         if shape not in made:
             made[shape] = _mask(*shape, window)
         keys: slice | Tensor = torch.from_numpy(block.keys)
         if block.keys[-1] - block.keys[0] == count - 1:
             keys = slice(int(block.keys[0]), int(block.keys[-1]) + 1)
-        found.append(Span(slice(block.start, block.start + length), keys, made[shape]))
+        found.append(Span(slice(block.start, block.start + length), keys, made[shape], windowed))
     return found
 
 
@@ -61,10 +65,10 @@ def forward(
     y = q.new_empty(*q.shape[:2], v.shape[2])
     totals = q.new_empty(*q.shape[:2], 1, dtype=_wide(q))
     for span in spans:
-        scores, _ = _scores(_rows(q, span.queries, groups), _keys(k, span, first), span, text, scale, cap)
+        scores, _ = _scores(_rows(q, span.queries, groups), keys_of(k, span, first), span, text, scale, cap)
         top = scores.amax(-1, keepdim=True)
         total = scores.sub_(top).exp_().sum(-1, keepdim=True)
-        part = (scores.to(v.dtype) @ _keys(v, span, first)).div_(total)
+        part = (scores.to(v.dtype) @ keys_of(v, span, first)).div_(total)
         _put(y, span.queries, part)
         _put(totals, span.queries, total.log_().add_(top))
     return y, totals
@@ -88,15 +92,15 @@ def backward(
     # [heads, N, 1]: what the softmax takes back from each score of a query.
     means = (dy * y).sum(-1, keepdim=True, dtype=_wide(q))
     for span in spans:
-        queries, keys, values = _rows(q, span.queries, groups), _keys(k, span, first), _keys(v, span, first)
+        queries, keys, values = _rows(q, span.queries, groups), keys_of(k, span, first), keys_of(v, span, first)
         given = _rows(dy, span.queries, groups)
         p, slope = _scores(queries, keys, span, text, scale, cap)
         p.sub_(_rows(totals, span.queries, groups)).exp_()
-        _add(dv, span, first, p.to(v.dtype).transpose(-1, -2) @ given)
+        add(dv, span, first, p.to(v.dtype).transpose(-1, -2) @ given)
         ds = (given @ values.transpose(-1, -2)).to(p.dtype).sub_(_rows(means, span.queries, groups)).mul_(p)
         ds = (ds if slope is None else ds.mul_(slope)).mul_(scale).to(q.dtype)
         _put(dq, span.queries, ds @ keys)
-        _add(dk, span, first, ds.transpose(-1, -2) @ queries)
+        add(dk, span, first, ds.transpose(-1, -2) @ queries)
     return dq, dk, dv
 
 
@@ -121,7 +125,7 @@ def _rows(x: Tensor, where: slice, groups: int) -> Tensor:
     return part if x.shape[0] == groups else part.reshape(groups, -1, x.shape[2])
 
 
-def _keys(x: Tensor, span: Span, first: int) -> Tensor:
+def keys_of(x: Tensor, span: Span, first: int) -> Tensor:
     """Return the rows of keys or values [groups, first + K or first, size] that a block sees."""
     if x.shape[1] == first:
         return x
@@ -134,14 +138,16 @@ def _put(x: Tensor, where: slice, part: Tensor) -> None:
     x[:, where] = part.reshape(x.shape[0], -1, x.shape[2])
 
 
-def _add(x: Tensor, span: Span, first: int, part: Tensor) -> None:
-    """Add what came to the keys of a block."""
+def add(x: Tensor, span: Span, first: int, part: Tensor, fresh: bool = False) -> None:
+    """Add what came to the keys of a block; `fresh` says that no other block has them, and nothing is there yet."""
     if first:
         x[:, :first] += part[:, :first]
     if x.shape[1] == first:
         return
     own, mine = x[:, first:], part[:, first:]
-    if isinstance(span.keys, slice):
+    if fresh:
+        own[:, span.keys] = mine.to(own.dtype)
+    elif isinstance(span.keys, slice):
         own[:, span.keys] += mine
     else:
         own.index_add_(1, span.keys, mine)

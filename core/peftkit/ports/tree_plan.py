@@ -46,6 +46,11 @@ class Plan:
         return spans(self.tree.blocks, self.window)
 
     @cached_property
+    def once(self) -> bool:
+        """Whether each token is a key of one block alone."""
+        return sum(len(block.keys) for block in self.tree.blocks) == self.count
+
+    @cached_property
     def groups(self) -> list[list[Block]]:
         """The blocks of each bucket."""
         return _alike(self.tree.blocks)
@@ -63,8 +68,7 @@ class Plan:
     @cached_property
     def origins(self) -> Tensor | None:
         """[N] long: the same among the keys, where each token is a key of one block alone; else None."""
-        once = sum(len(block.keys) for block in self.tree.blocks) == self.count
-        return _places(self.groups, self.count, keys=True).to(self.device) if once else None
+        return _places(self.groups, self.count, keys=True).to(self.device) if self.once else None
 
 
 def plan_of(tree: Tree, window: int | None = None) -> Plan:
