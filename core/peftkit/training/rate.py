@@ -1,0 +1,147 @@
+"""How much of a machine a training step uses: the operations of its products, and the rate at which products run.
+
+A multiplication and an addition are two operations (FLOPs). The products of the model's own linear layers count, dense
+or packed; those of attention and of adapters do not, which are small at the lengths and ranks of fine-tuning.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftkit.engine.laid import Laid
+from peftkit.layout import Layout
+from peftkit.quantization.weight import shape
+from peftkit.training.loss import trained_positions
+
+ROWS = 512
+"""Rows of the product by which the rate is measured."""
+SECONDS = 0.03
+"""How long the rate is measured, after a warm-up."""
+LARGEST = {"cpu": 2**31}
+"""Multiplications of the measured product at most; a larger matrix runs at the same rate."""
+LARGEST_ELSEWHERE = 2**38
+TOGETHER = {"cpu": 1}
+"""Products between two looks at the clock; a GPU is waited for then."""
+TOGETHER_ELSEWHERE = 20
+
+
+@dataclass(frozen=True)
+class Work:
+    """Weights of a model's linear layers: each takes 2 FLOPs a token forward, and as many for every gradient."""
+
+    body: int
+    """Of all layers but the head."""
+    passed: int
+    """Of those whose inputs need a gradient: from the lowest block on in which something is trained."""
+    trained: int
+    """Of those that are trained themselves."""
+    head: int
+    head_passed: int
+    head_trained: int
+    matrix: tuple[int, int]
+    """[in, out] of the largest of `body`, by which the rate is measured."""
+
+    def flops(self, computed: int, predicted: int) -> int:
+        """Return the FLOPs of forward and backward over `computed` tokens, with logits at `predicted` positions."""
+        body = self.body + self.passed + self.trained
+        head = self.head + self.head_passed + self.head_trained
+        return 2 * (body * computed + head * predicted)
+
+
+def work(model: nn.Module) -> Work:
+    """Count the weights of a model to which its adapters are attached.
+
+    Of a mixture of experts every expert counts that is a linear layer.
+    """
+    layout, lowest = Layout(model), lowest_trained(model)
+    sites = [site for site in layout.linears if site.role == "head"]
+    heads = {id(site.module) for site in sites}
+    sums = dict.fromkeys(("body", "passed", "trained", "head", "head_passed", "head_trained"), 0)
+    largest = (0, 0)
+    for path, module in layout.modules.items():
+        sizes = shape(module)
+        if sizes is None:
+            continue
+        size, head = sizes[0] * sizes[1], "head_" if id(module) in heads else ""
+        sums["head" if head else "body"] += size
+        sums[head + "passed"] += size if lowest is not None and (head or _layer(layout, path) >= lowest) else 0
+        weight = module._parameters.get("weight")
+        sums[head + "trained"] += size if weight is not None and weight.requires_grad else 0
+        if not head and size > largest[0] * largest[1]:
+            largest = (sizes[1], sizes[0])
+    return Work(**sums, matrix=largest)
+
+
+def lowest_trained(model: nn.Module) -> int | None:
+    """Return the lowest block that holds something trained; -1 for what is below all blocks, None for the head alone.
+
+    Parameters outside of the blocks and the head count as below: the embedding, soft prompts, shared modules.
+    """
+    layout = Layout(model)
+    heads = {site.path for site in layout.linears if site.role == "head" and not site.tied}
+    found = [
+        _layer(layout, name)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not any(name.startswith(f"{head}.") for head in heads)
+    ]
+    return min(found, default=None)
+
+
+def counts(laid: Any) -> tuple[int, int]:
+    """Return how many tokens are computed, padding among them, and at how many positions there are logits.
+
+    `laid` is what `Engine.lay` returned.
+    """
+    if isinstance(laid, Laid):
+        return laid.inputs["input_ids"].numel(), len(laid.sources)
+    return laid.input_ids.numel(), len(laid.labels) * len(trained_positions(laid.labels))
+
+
+def matrix_rate(matrix: tuple[int, int], dtype: torch.dtype, device: torch.device, seconds: float = SECONDS) -> float:
+    """Measure the FLOPs a second of products [512, in] x [in, out] in `dtype`, the median of what runs in `seconds`.
+
+    The product is made narrower where it would take too long or too much memory.
+    """
+    inputs, outputs = matrix
+    most = LARGEST.get(device.type, LARGEST_ELSEWHERE) // (ROWS * inputs)
+    outputs, together = max(1, min(outputs, most)), TOGETHER.get(device.type, TOGETHER_ELSEWHERE)
+    # Not torch's random numbers, whose state is the run's.
+    x = torch.full((ROWS, inputs), 0.5, dtype=dtype, device=device)
+    weight = torch.full((inputs, outputs), 0.25, dtype=dtype, device=device)
+    into = torch.empty(ROWS, outputs, dtype=dtype, device=device)
+
+    def once() -> float:
+        began = time.perf_counter()
+        for _ in range(together):
+            torch.mm(x, weight, out=into)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - began) / together
+
+    with torch.no_grad():
+        once()
+        once()
+        times = [once()]
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            times.append(once())
+    return 2 * ROWS * inputs * outputs / statistics.median(times)
+
+
+def computes_in(model: nn.Module, precision: str) -> torch.dtype:
+    """Return the dtype of the products: bf16 under autocast or where the weights are held in it."""
+    if precision == "bf16":
+        return torch.bfloat16
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad)
+    return next(floating, torch.float32)
+
+
+def _layer(layout: Layout, path: str) -> int:
+    """Return the block that a path is in; -1 outside of all."""
+    return next((index for index, block in enumerate(layout.blocks) if path.startswith(f"{block}.")), -1)
