@@ -1,7 +1,8 @@
-"""`peft profile`: watch a few training steps and say where their time and memory go."""
+"""`peft profile`: say where the time and the memory of a training step go."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,40 +14,78 @@ from peftkit_cli.terminal import print_json, say, table
 
 if TYPE_CHECKING:
     from peftkit.profiling import Profile
+    from peftkit.profiling.measure import Row
 
-SHOWN = 12
+LARGEST = 5
 
 
 def profile(
     recipe: RecipeArgument,
     overrides: OverrideArgument = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Steps whose time is averaged.")] = 3,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Optimizer steps to measure.")] = 3,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.", show_default="profile")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="The folder; by default profiles/RECIPE."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every module.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; times in seconds, sizes in bytes.")] = False,
 ) -> None:
-    """Watch training steps of a recipe: time by module, memory kept for the backward pass by owner."""
-    from peftkit.profiling import profile as measure
+    """Run a few training steps and say where time and memory go, by module; the run folder is left alone."""
+    from peftkit import profiling
     from peftkit.recipe import load
 
-    found = measure(load(recipe, overrides or ()), steps)
-    paths = found.write(output or Path("profile"))
+    loaded = load(recipe, overrides or ())
+    folder = output or Path("profiles") / Path(recipe).stem
+    profiling.check(folder)
+    found = profiling.profile(loaded, steps)
+    profiling.write(found, folder)
     if as_json:
         print_json(found.as_dict())
-    else:
-        show(found)
-        say(f"\n{', '.join(str(path) for path in paths)} show all of it; chrome://tracing and Perfetto open the trace.")
+        return
+    show(found)
+    say(f"\nThe flame chart and the Chrome trace are in {folder}: flame.html, trace.json.")
 
 
 def show(found: Profile) -> None:
-    """Print the modules that take longest and the owners of most saved memory."""
-    rows = [
-        (line.place, line.kind, str(line.calls), *(f"{1e3 * t:.1f}" for t in (line.own, line.forward, line.backward)))
-        for line in found.lines[:SHOWN]
+    """Print the largest owners of saved memory and of time, and the phases of a step."""
+    from peftkit.profiling.measure import by_saved, by_time
+
+    kinds, batch = found.kinds(), found.batch
+    title = (
+        f"Saved for the backward pass: {figures.size(found.saved)}, of a micro-batch of {batch['rows']} rows, "
+        f"{batch['tokens']:,} tokens ({batch['computed_tokens']:,} computed)"
+    )
+    heads = ("saved", "share", "modules", "owner, over all layers", "place")
+    told = [
+        (figures.size(row.saved), _share(row.saved, found.saved), row.modules, row.label, _first(row.name))
+        for row in by_saved(kinds)[:LARGEST]
     ]
-    table(("module", "class", "calls", "own ms", "forward ms", "backward ms"), rows)
-    say(f"\na step takes {1e3 * found.seconds:.0f} ms (mean of {found.steps})\n")
-    owners = [(place, figures.size(size), f"{size / max(1, found.saved):.0%}") for place, size in found.owners[:5]]
-    table(("owner of saved memory", "bytes", "share"), owners)
-    say(f"\n{figures.size(found.saved)} are saved for the backward pass of a step")
+    table(heads, told, title)
+    say("")
+    single = by_saved(found.paths)[:LARGEST]
+    table(
+        ("saved", "share", "owner, by path", "what"),
+        [(figures.size(row.saved), _share(row.saved, found.saved), row.name, row.label) for row in single],
+    )
+    phases = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in found.phases.items())
+    say(f"\nA step took {found.step_s * 1e3:.1f} ms, the median of {found.steps}. By phase, in ms: {phases}\n")
+    show_times(by_time(kinds)[: 2 * LARGEST], sum(row.own for row in kinds))
+
+
+def show_times(rows: Sequence[Row], whole: float) -> None:
+    """Print what takes most time of its own."""
+    heads = ("own ms", "share", "forward", "backward", "with inner", "modules", "owner, over all layers", "place")
+    told = []
+    for row in rows:
+        times = (f"{seconds * 1e3:.2f}" for seconds in (row.forward, row.backward, row.total))
+        told.append((f"{row.own * 1e3:.2f}", _share(row.own, whole), *times, row.modules, row.label, _first(row.name)))
+    table(heads, told)
+
+
+def _first(places: str) -> str:
+    """Shorten a list of places to the first of them and how many there are more."""
+    first, *others = places.split(", ")
+    return f"{first} and {len(others)} more" if others else first
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.0%}" if whole else "0%"

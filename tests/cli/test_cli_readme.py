@@ -22,6 +22,7 @@ SMALL = {
     "train": ["train.max_steps=2", "train.batch_examples=4", "train.batch_tokens=null", "dataset.limit=16"],
     "compare": ["train.max_steps=2", "dataset.limit=16", "eval.limit=2", "generation.max_new_tokens=4"],
     "eval": ["--limit", "2"],
+    "profile": ["train.max_steps=1", "dataset.limit=32"],
 }
 """What makes a command of the README short enough for a test."""
 

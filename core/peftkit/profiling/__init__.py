@@ -1,5 +1,6 @@
-"""Where the time and the memory of a training step go."""
+"""Where the time and the memory of a training step go: by module, forward and backward."""
 
-from peftkit.profiling.profile import Profile, profile
+from peftkit.profiling.measure import Profile, profile
+from peftkit.profiling.report import check, write
 
-__all__ = ["Profile", "profile"]
+__all__ = ["Profile", "check", "profile", "write"]

@@ -1,0 +1,36 @@
+"""The files of a profile: its figures, the flame charts and the trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from peftkit import files
+from peftkit.errors import PeftkitError
+from peftkit.profiling.flame import html
+from peftkit.profiling.measure import Profile
+from peftkit.profiling.trace import trace
+
+FIGURES, CHART, TRACE = "profile.json", "flame.html", "trace.json"
+FILES = (FIGURES, CHART, TRACE)
+
+
+def check(folder: Path) -> None:
+    """Refuse a folder that holds something else than an earlier profile: PeftkitError."""
+    if folder.exists() and not folder.is_dir():
+        raise PeftkitError(f"{folder} is a file, and a profile needs a folder: name another with --output.")
+    others = sorted(item.name for item in folder.iterdir() if item.name not in FILES) if folder.is_dir() else []
+    if others:
+        raise PeftkitError(
+            f"the folder {folder} holds {', '.join(others[:5])}, which is no part of a profile: name another folder "
+            "with --output. Nothing in it was touched."
+        )
+
+
+def write(profile: Profile, folder: Path) -> None:
+    """Write the folder of a profile whole, in the place of an earlier one."""
+    check(folder)
+    with files.new_folder(folder, replace=True) as temporary:
+        files.write_json(temporary / FIGURES, profile.as_dict())
+        files.write_text(temporary / CHART, html(profile))
+        files.write_text(temporary / TRACE, json.dumps(trace(profile), allow_nan=False))
