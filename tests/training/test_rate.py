@@ -13,7 +13,7 @@ from peftkit.method import METHODS
 from peftkit.models.quantize import Quantization, quantize
 from peftkit.models.tiny import tiny
 from peftkit.quantization.quantizer import QUANTIZERS
-from peftkit.training.rate import computes_in, counts, matrix_rate, work
+from peftkit.training.rate import Meter, computes_in, counts, matrix_rate, work
 
 WIDTH, INNER, GROUPS, VOCABULARY = 32, 64, 16, 96
 LAYER = 2 * WIDTH * WIDTH + 2 * GROUPS * WIDTH + 3 * WIDTH * INNER
@@ -84,6 +84,15 @@ def test_the_rate_is_measured_and_leaves_the_random_state_alone(dtype):
     rate = matrix_rate((64, 128), dtype, torch.device("cpu"), seconds=0.002)
     assert rate > 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_meter_sets_the_operations_of_all_micro_batches_against_the_rate():
+    found = work(attached({"lora": {"rank": 2}}))
+    meter = Meter(found, rate=1e6)
+    assert meter.utilisation([(10, 3), (20, 5)], seconds=2.0) == pytest.approx(4 * (2 * LAYER * 30 + HEAD * 8) / 2e6)
+    measured = Meter.of(attached({"lora": {"rank": 2}}), "fp32", torch.device("cpu"))
+    assert measured.work == found
+    assert measured.rate > 0
 
 
 def test_a_large_matrix_is_cut_for_the_measurement():

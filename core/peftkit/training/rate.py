@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,22 +61,21 @@ def work(model: nn.Module) -> Work:
     Of a mixture of experts every expert counts that is a linear layer.
     """
     layout, lowest = Layout(model), lowest_trained(model)
-    sites = [site for site in layout.linears if site.role == "head"]
-    heads = {id(site.module) for site in sites}
-    sums = dict.fromkeys(("body", "passed", "trained", "head", "head_passed", "head_trained"), 0)
-    largest = (0, 0)
+    heads = {site.path for site in layout.linears if site.role == "head"}
+    body, head, largest = [0, 0, 0], [0, 0, 0], (0, 0)
     for path, module in layout.modules.items():
         sizes = shape(module)
         if sizes is None:
             continue
-        size, head = sizes[0] * sizes[1], "head_" if id(module) in heads else ""
-        sums["head" if head else "body"] += size
-        sums[head + "passed"] += size if lowest is not None and (head or _layer(layout, path) >= lowest) else 0
-        weight = module._parameters.get("weight")
-        sums[head + "trained"] += size if weight is not None and weight.requires_grad else 0
-        if not head and size > largest[0] * largest[1]:
+        size, weight = sizes[0] * sizes[1], module._parameters.get("weight")
+        above = lowest is not None and (path in heads or _layer(layout, path) >= lowest)
+        trained = weight is not None and weight.requires_grad
+        sums = head if path in heads else body
+        for at, counted in enumerate((True, above, trained)):
+            sums[at] += size * counted
+        if sums is body and size > largest[0] * largest[1]:
             largest = (sizes[1], sizes[0])
-    return Work(**sums, matrix=largest)
+    return Work(*body, *head, matrix=largest)
 
 
 def lowest_trained(model: nn.Module) -> int | None:
@@ -132,6 +132,25 @@ def matrix_rate(matrix: tuple[int, int], dtype: torch.dtype, device: torch.devic
         while time.perf_counter() < until:
             times.append(once())
     return 2 * ROWS * inputs * outputs / statistics.median(times)
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Tells what share of the machine's matrix rate the products of a step took."""
+
+    work: Work
+    rate: float
+    """FLOPs a second."""
+
+    @classmethod
+    def of(cls, model: nn.Module, precision: str, device: torch.device) -> Meter:
+        """Count the model's products and measure the machine, which takes some tens of milliseconds."""
+        found = work(model)
+        return cls(found, matrix_rate(found.matrix, computes_in(model, precision), device))
+
+    def utilisation(self, counted: Iterable[tuple[int, int]], seconds: float) -> float:
+        """Return the share, 1 at the most in theory, of micro-batches with these `counts` in `seconds`."""
+        return sum(self.work.flops(*pair) for pair in counted) / seconds / self.rate
 
 
 def computes_in(model: nn.Module, precision: str) -> torch.dtype:
