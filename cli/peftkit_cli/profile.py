@@ -67,7 +67,7 @@ def show(found: Profile) -> None:
         [(figures.size(row.saved), _share(row.saved, found.saved), row.name, row.label) for row in single],
     )
     phases = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in found.phases.items())
-    say(f"\nA step took {found.step_s * 1e3:.1f} ms, the median of {found.steps}. By phase, in ms: {phases}\n")
+    say(f"\nA step took {found.step_s * 1e3:.1f} ms, the median of {found.steps}. Watched, by phase, in ms: {phases}\n")
     show_times(by_time(kinds)[: 2 * LARGEST], sum(row.own for row in kinds))
 
 

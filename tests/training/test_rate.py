@@ -8,7 +8,7 @@ import torch
 from peftkit import adapt
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded
-from peftkit.engine.engine import Engine, Layout
+from peftkit.engine.engine import Arrangement, Engine
 from peftkit.method import METHODS
 from peftkit.models.quantize import Quantization, quantize
 from peftkit.models.tiny import tiny
@@ -71,11 +71,11 @@ def test_tokens_are_counted_as_they_are_computed():
     rows = [shared + [30, 31], shared + [40]]
     batch = collate([Encoded(ids, [-100] * 12 + ids[12:]) for ids in rows], pad_id=0)
     model = tiny("llama")
-    tree = Engine(model, Layout(flat=True, share=True)).lay(batch)
+    tree = Engine(model, Arrangement(flat=True, share=True)).lay(batch)
     assert counts(tree) == (15, 3)
-    assert counts(Engine(model, Layout(flat=True, share=False)).lay(batch)) == (27, 3)
-    assert counts(Engine(model, Layout(flat=False)).lay(batch)) == (28, 3)
-    assert counts(Engine(model, Layout(flat=False, apart=False)).lay(batch)) == (28, 4)
+    assert counts(Engine(model, Arrangement(flat=True, share=False)).lay(batch)) == (27, 3)
+    assert counts(Engine(model, Arrangement(flat=False)).lay(batch)) == (28, 3)
+    assert counts(Engine(model, Arrangement(flat=False, apart=False)).lay(batch)) == (28, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -66,7 +66,7 @@ class Row:
 
 @dataclass
 class Profile:
-    """Where a training step goes. Times are means over the measured steps, `step_s` their median."""
+    """Where a training step goes. Times are means over the watched steps; `step_s` is the median of unwatched ones."""
 
     about: dict[str, Any]
     """The model, methods, data set, device and precision."""
@@ -132,9 +132,10 @@ def by_time(rows: Iterable[Row]) -> list[Row]:
 
 
 def profile(recipe: Recipe, steps: int = 3) -> Profile:
-    """Set up the run of `recipe`, and measure `steps` optimizer steps after one that warms up; writes nothing.
+    """Set up the run of `recipe`, and watch `steps` optimizer steps after one that warms up; writes nothing.
 
-    Raises PeftkitError for what would stop the run at its start.
+    As many steps again are timed as a whole, unwatched: watching takes time of its own. Raises PeftkitError for what
+    would stop the run at its start.
     """
     from peftkit.training.preparation import prepare
 
@@ -142,20 +143,23 @@ def profile(recipe: Recipe, steps: int = 3) -> Profile:
 
 
 def profile_loop(prepared: Prepared, steps: int = 3) -> Profile:
-    """Profile a run that is set up; its adapter has learned `steps` + 1 steps then."""
+    """Profile a run that is set up; its adapter has learned twice `steps` and 1 steps then."""
     loop = prepared.loop
     batch = largest(prepared.loop.batches, loop.model, loop.pad_id)  # type: ignore[arg-type]
     sizes, computed = saved_by(loop, batch)
     # A schedule is not run beyond its end.
-    loop.steps = max(loop.steps, loop.step + steps + 1)
+    loop.steps = max(loop.steps, loop.step + 2 * steps + 1)
     loop.run_step()
-    spans = Spans(loop.model, loop.device)
+    # First, as nodes that add up gradients may outlive a step and with them the hooks that watch.
     seconds = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        loop.run_step()
+        seconds.append(time.perf_counter() - began)
+    spans = Spans(loop.model, loop.device)
     with watched(loop.model, spans), _watched_loop(loop, spans) as step:
         for _ in range(steps):
-            began = time.perf_counter()
             step()
-            seconds.append(time.perf_counter() - began)
     return Profile(
         about={
             "model": prepared.loaded.name,
