@@ -73,6 +73,19 @@ class Progress:
             )
         )
 
+    def savings(self) -> list[str]:
+        """Say how much of the batches packing and shared prompts leave out; nothing that is below a hundredth."""
+        saved = self.info.get("saved", {})
+        told = (
+            ("packing", "padding", "of padded batches would be padding, and is not computed"),
+            (
+                "shared prompts",
+                "shared",
+                "of the tokens are computed once, with an example that begins alike",
+            ),
+        )
+        return [f"{name}: {saved[key]:.0%} {what}" for name, key, what in told if saved.get(key, 0) >= 0.01]
+
     def measures(self) -> list[tuple[str, str]]:
         """Return the latest figures by name."""
         record = self.record
@@ -83,6 +96,7 @@ class Progress:
             ("lr", "learning rate", lambda value: f"{value:.2e}"),
             ("grad_norm", "gradient norm", lambda value: f"{value:.3g}"),
             ("tokens_per_s", "tokens/s", figures.count),
+            ("utilisation", "utilisation", "{:.0%}".format),
             ("memory", "memory", figures.size),
         ):
             if record.get(key) is not None:
@@ -120,7 +134,8 @@ class Lines:
 
     def start(self, info: dict[str, Any]) -> None:
         self.progress.begin(info)
-        self._write(self.progress.headline())
+        for line in (self.progress.headline(), *self.progress.savings()):
+            self._write(line)
         if self.progress.first:
             self._write(f"resumed after step {self.progress.first}")
 
@@ -167,6 +182,8 @@ class Live:
     def start(self, info: dict[str, Any]) -> None:
         self.progress.begin(info)
         self.loading.stop()
+        for line in self.progress.savings():
+            self.console.print(line, style="dim", markup=False, highlight=False)
         self.screen.start()
 
     def step(self, record: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ INFO = {
     "steps": 200,
     "device": "cpu",
     "precision": "fp32",
+    "saved": {"padding": 0.004, "shared": 0.312},
 }
 SUMMARY = {
     "steps": 200,
@@ -60,6 +61,8 @@ def test_a_pipe_gets_about_forty_lines_with_the_first_and_the_last_step(capsys):
     play(display.Lines(), 200)
     lines = capsys.readouterr().out.splitlines()
     assert "lora · bundled/tiny · bundled/e2e, 1,200 examples · 12.3k of 1.5M parameters ·" in lines[0]
+    assert lines[1].startswith("shared prompts: 31% of the tokens are computed once")
+    assert not any("packing" in line for line in lines)
     steps = [line for line in lines if line.startswith("step ") and "validation" not in line]
     assert 40 <= len(steps) <= 42
     assert steps[0].startswith(
@@ -77,7 +80,7 @@ def test_a_terminal_gets_a_picture_with_the_latest_figures():
     watching = display.Live(screen)
     play(watching, 150)
     shown = screen.file.getvalue()  # type: ignore[attr-defined]
-    for text in ("step 150/200", "0.0333", "2.00e-04", "4.32k", "400 MB", "█", "take [note]", "done: 200 steps"):
+    for text in ("step 150/200", "0.0333", "2.00e-04", "4.32k", "400 MB", "█", "31%", "take [note]", "done: 200 steps"):
         assert text in shown
     assert not watching.screen.is_started
 

@@ -18,7 +18,7 @@ from peftkit.method import METHODS
 from peftkit.plan import plan
 from peftkit.training import Interrupted, Silent, checkpoint, events, log, preparation, session, train
 
-TIMES = ("tokens_per_s", "memory", "elapsed_s")
+TIMES = ("tokens_per_s", "trained_tokens_per_s", "utilisation", "memory", "elapsed_s")
 
 
 class Stops(Silent):
@@ -84,7 +84,15 @@ def test_a_run_folder_holds_everything(source: Path, tmp_path: Path):
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in checkpoint.listed(run / "checkpoints")] == ["step-00000003", "step-00000006"]
     assert [name for name, _ in told.events].count("step") == 8
-    assert told.events[0][0] == "start"
+    name, info = told.events[0]
+    assert name == "start"
+    assert set(info["saved"]) == {"padding", "shared"}
+    for key in ("computed_tokens", "padding_tokens_saved", "shared_tokens_saved"):
+        assert getattr(summary, key) == sum(record[key] for record in found)
+    assert summary.computed_tokens == summary.tokens - (summary.shared_tokens_saved or 0)
+    assert summary.padding_tokens_saved
+    assert min(r["utilisation"] for r in found) <= (summary.utilisation or 0) <= max(r["utilisation"] for r in found)
+    assert sum((summary.memory_parts or {}).values()) == summary.peak_memory_bytes
     assert told.events[-1] == ("end", summary.as_dict())
 
 

@@ -20,7 +20,7 @@ from peftkit.together import Failed, Job, Stopped, train_together
 from peftkit.training import Silent, log, session, train
 from peftkit.training.loop import Loop
 
-TIMES = ("tokens_per_s", "memory", "elapsed_s")
+TIMES = ("tokens_per_s", "trained_tokens_per_s", "utilisation", "memory", "elapsed_s")
 MIXED = [
     {"lora": {"rank": 4}},
     {"prefix-tuning": {"length": 5}},

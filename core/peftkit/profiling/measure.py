@@ -15,8 +15,8 @@ from peftkit.estimate import largest
 from peftkit.profiling.owners import LOSS, Owner, ancestors, owners, place, watched
 from peftkit.profiling.saved import Saved
 from peftkit.profiling.spans import BACKWARD, FORWARD, Span, Spans
+from peftkit.training.counts import counts
 from peftkit.training.device import autocast
-from peftkit.training.rate import counts
 
 if TYPE_CHECKING:
     from peftkit.recipe import Recipe
@@ -195,7 +195,7 @@ def saved_by(loop: Loop, batch: Any) -> tuple[dict[str, int], int]:
             loss = engine.loss(laid, loop.device, loop.section.label_smoothing)
         sizes = saved.sizes(loop.model)
     del loss
-    return sizes, counts(laid)[0]
+    return sizes, counts(batch, laid).computed
 
 
 def rows(found: dict[str, Owner], spans: Sequence[Span], sizes: dict[str, int], steps: int) -> list[Row]:

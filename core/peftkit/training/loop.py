@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from peftkit.engine.engine import Arrangement, Engine
 from peftkit.errors import PeftkitError
 from peftkit.optim.build import Optimizers
+from peftkit.training.counts import Counts, counts, total
 from peftkit.training.device import autocast, mixes, peak_memory
 from peftkit.training.schedule import scale
 from peftkit.training.windows import Planned, Position, Window, count_steps, windows
@@ -20,6 +21,7 @@ from peftkit.training.windows import Planned, Position, Window, count_steps, win
 if TYPE_CHECKING:
     from peftkit.adapt import Adaptation
     from peftkit.recipe import TrainSection
+    from peftkit.training.rate import Meter
 
 
 class Diverged(PeftkitError):  # noqa: N818
@@ -35,6 +37,8 @@ class Begun(NamedTuple):
     rate: float
     """The learning rate of the first group."""
     started: float
+    counted: list[Counts]
+    """Of the micro-batches that have been laid out."""
 
 
 class Loop:
@@ -69,11 +73,13 @@ class Loop:
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._windows = None
+        self.meter: Meter | None = None
+        """What the utilisation is told by; without one it is not."""
 
     def run_step(self) -> dict[str, Any]:
         """Do one optimizer step and return its record; a loss or gradient that is not finite is a PeftkitError."""
         begun = self.begin_step()
-        return self.end_step(begun, self._accumulate(begun.batches))
+        return self.end_step(begun, self._accumulate(begun))
 
     def begin_step(self) -> Begun:
         """Set the learning rate of the next optimizer step and collate its micro-batches."""
@@ -85,7 +91,13 @@ class Loop:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         batches = [self.batches.collate(indices, self.pad_id) for indices in window.batches]
-        return Begun(window, batches, self.peaks[0] * factor, started)
+        return Begun(window, batches, self.peaks[0] * factor, started, [])
+
+    def lay(self, begun: Begun, place: int) -> Any:
+        """Lay the micro-batch at `place` of a step out on the device, and count what is computed of it."""
+        laid = self.engine.lay(begun.batches[place])
+        begun.counted.append(counts(begun.batches[place], laid))
+        return laid.to(self.device)
 
     def end_step(self, begun: Begun, loss: float) -> dict[str, Any]:
         """Take the step whose gradients are there, `loss` per trained token; returns its record.
@@ -100,7 +112,13 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.position = begun.window.after
-        tokens = sum(batch.tokens for batch in begun.batches)
+        return self._record(begun, loss, norm)
+
+    def _record(self, begun: Begun, loss: float, norm: float) -> dict[str, Any]:
+        """Return what the log tells of a step that is done."""
+        tokens, trained = (sum(getattr(b, name) for b in begun.batches) for name in ("tokens", "trained"))
+        counted, seconds = total(begun.counted), time.perf_counter() - begun.started
+        used = {} if self.meter is None else {"utilisation": round(self.meter.utilisation(counted, seconds), 4)}
         return {
             "step": self.step,
             "epoch": round(begun.window.epochs, 6),
@@ -108,8 +126,13 @@ class Loop:
             "lr": begun.rate,
             "grad_norm": norm,
             "tokens": tokens,
-            "trained_tokens": sum(batch.trained for batch in begun.batches),
-            "tokens_per_s": round(tokens / (time.perf_counter() - begun.started), 1),
+            "trained_tokens": trained,
+            "computed_tokens": counted.computed,
+            "padding_tokens_saved": counted.padding_saved,
+            "shared_tokens_saved": counted.shared_saved,
+            "tokens_per_s": round(tokens / seconds, 1),
+            "trained_tokens_per_s": round(trained / seconds, 1),
+            **used,
             "memory": peak_memory(self.device),
         }
 
@@ -149,15 +172,15 @@ class Loop:
         if self.device.type == "cuda" and "cuda" in parts["random"]:
             torch.cuda.set_rng_state(parts["random"]["cuda"], self.device)
 
-    def _accumulate(self, batches: Iterable[Any]) -> float:
+    def _accumulate(self, begun: Begun) -> float:
         """Run forward and backward over a window; return its loss per trained token."""
-        batches = list(batches)
+        batches = begun.batches
         trained = max(1, sum(batch.trained for batch in batches))
         total = torch.zeros((), device=self.device)
         self.model.train()
         try:
-            for batch in batches:
-                laid = self.engine.lay(batch).to(self.device)
+            for place in range(len(batches)):
+                laid = self.lay(begun, place)
                 with self.engine.running(laid):
                     with autocast(self.device, self.casts):
                         loss = self.engine.loss(laid, self.device, self.section.label_smoothing)

@@ -10,7 +10,11 @@ class Observer(Protocol):
     """Receives a run's events; every record is a plain dictionary that JSON can hold."""
 
     def start(self, info: dict[str, Any]) -> None:
-        """The run is set up: steps, step (already done), examples, parameters, device, precision, names."""
+        """The run is set up: steps, step (already done), examples, parameters, device, precision, names.
+
+        `saved` tells about which parts, 0 to 1, of padded batches are `padding` that is left out, and of the tokens
+        `shared` ones that are not computed again.
+        """
 
     def step(self, record: dict[str, Any]) -> None:
         """An optimizer step is done: the record that goes to log.jsonl."""

@@ -10,21 +10,23 @@ import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from peftkit.engine.laid import Laid
 from peftkit.layout import Layout
 from peftkit.quantization.weight import shape
-from peftkit.training.loss import trained_positions
+
+if TYPE_CHECKING:
+    from peftkit.training.counts import Counts
+    from peftkit.training.loop import Loop
 
 ROWS = 512
 """Rows of the product by which the rate is measured."""
 SECONDS = 0.03
 """How long the rate is measured, after a warm-up."""
-LARGEST = {"cpu": 2**31}
+LARGEST = {"cpu": 2**29}
 """Multiplications of the measured product at most; a larger matrix runs at the same rate."""
 LARGEST_ELSEWHERE = 2**38
 TOGETHER = {"cpu": 1}
@@ -55,12 +57,13 @@ class Work:
         return 2 * (body * computed + head * predicted)
 
 
-def work(model: nn.Module) -> Work:
-    """Count the weights of a model to which its adapters are attached.
+def work(model: nn.Module, trained: Iterable[Tensor] | None = None) -> Work:
+    """Count the weights of a model to which its adapters are attached, those of `trained` among others.
 
-    Of a mixture of experts every expert counts that is a linear layer.
+    None stands for all parameters that require a gradient. Of a mixture of experts every expert counts that is a linear
+    layer.
     """
-    layout, lowest = Layout(model), lowest_trained(model)
+    layout, lowest = Layout(model), lowest_trained(model, trained)
     heads = {site.path for site in layout.linears if site.role == "head"}
     body, head, largest = [0, 0, 0], [0, 0, 0], (0, 0)
     for path, module in layout.modules.items():
@@ -78,39 +81,31 @@ def work(model: nn.Module) -> Work:
     return Work(*body, *head, matrix=largest)
 
 
-def lowest_trained(model: nn.Module) -> int | None:
+def lowest_trained(model: nn.Module, trained: Iterable[Tensor] | None = None) -> int | None:
     """Return the lowest block that holds something trained; -1 for what is below all blocks, None for the head alone.
 
     Parameters outside of the blocks and the head count as below: the embedding, soft prompts, shared modules.
     """
-    layout = Layout(model)
+    layout, own = Layout(model), None if trained is None else set(map(id, trained))
     heads = {site.path for site in layout.linears if site.role == "head" and not site.tied}
     found = [
         _layer(layout, name)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not any(name.startswith(f"{head}.") for head in heads)
+        if (parameter.requires_grad if own is None else id(parameter) in own)
+        and not any(name.startswith(f"{head}.") for head in heads)
     ]
     return min(found, default=None)
-
-
-def counts(laid: Any) -> tuple[int, int]:
-    """Return how many tokens are computed, padding among them, and at how many positions there are logits.
-
-    `laid` is what `Engine.lay` returned.
-    """
-    if isinstance(laid, Laid):
-        return laid.inputs["input_ids"].numel(), len(laid.sources)
-    return laid.input_ids.numel(), len(laid.labels) * len(trained_positions(laid.labels))
 
 
 def matrix_rate(matrix: tuple[int, int], dtype: torch.dtype, device: torch.device, seconds: float = SECONDS) -> float:
     """Measure the FLOPs a second of products [512, in] x [in, out] in `dtype`, the median of what runs in `seconds`.
 
-    The product is made narrower where it would take too long or too much memory.
+    The product is made smaller where it would take too long or too much memory.
     """
     inputs, outputs = matrix
-    most = LARGEST.get(device.type, LARGEST_ELSEWHERE) // (ROWS * inputs)
-    outputs, together = max(1, min(outputs, most)), TOGETHER.get(device.type, TOGETHER_ELSEWHERE)
+    while ROWS * inputs * outputs > LARGEST.get(device.type, LARGEST_ELSEWHERE):
+        inputs, outputs = (inputs // 2, outputs) if inputs > outputs else (inputs, outputs // 2)
+    together = TOGETHER.get(device.type, TOGETHER_ELSEWHERE)
     # Not torch's random numbers, whose state is the run's.
     x = torch.full((ROWS, inputs), 0.5, dtype=dtype, device=device)
     weight = torch.full((inputs, outputs), 0.25, dtype=dtype, device=device)
@@ -143,14 +138,19 @@ class Meter:
     """FLOPs a second."""
 
     @classmethod
-    def of(cls, model: nn.Module, precision: str, device: torch.device) -> Meter:
-        """Count the model's products and measure the machine, which takes some tens of milliseconds."""
-        found = work(model)
-        return cls(found, matrix_rate(found.matrix, computes_in(model, precision), device))
+    def of(cls, loop: Loop) -> Meter | None:
+        """Count the products of a loop's model and measure the machine, which takes some tens of milliseconds.
 
-    def utilisation(self, counted: Iterable[tuple[int, int]], seconds: float) -> float:
-        """Return the share, 1 at the most in theory, of micro-batches with these `counts` in `seconds`."""
-        return sum(self.work.flops(*pair) for pair in counted) / seconds / self.rate
+        None for a model without linear layers in its body.
+        """
+        found = work(loop.model, loop.parameters)
+        if not found.body:
+            return None
+        return cls(found, matrix_rate(found.matrix, computes_in(loop.model, loop.precision), loop.device))
+
+    def utilisation(self, counted: Counts, seconds: float) -> float:
+        """Return the share, 1 at the most in theory, that what is `counted` took when it ran in `seconds`."""
+        return self.work.flops(counted.computed, counted.predicted) / seconds / self.rate
 
 
 def computes_in(model: nn.Module, precision: str) -> torch.dtype:

@@ -13,6 +13,7 @@ from peftkit.training import checkpoint, events, folder, plot, scoring, summary
 from peftkit.training.best import Best
 from peftkit.training.log import Log
 from peftkit.training.observer import Observer, Silent
+from peftkit.training.parts import memory_parts
 from peftkit.training.signals import Deferred, Interrupted
 from peftkit.training.summary import Summary
 
@@ -56,12 +57,14 @@ class Session:
         name: str = "default",
     ):
         from peftkit.training.preparation import prepare
+        from peftkit.training.rate import Meter
 
         self.run, self.observer, self.resume = run, observer, resume
         self.checkpoints = run / "checkpoints"
         begun = resume and bool(checkpoint.listed(self.checkpoints))
         self.prepared: Prepared = prepare(recipe, resumed=begun, base=base, name=name)
         self.loop = self.prepared.loop
+        self.loop.meter = Meter.of(self.loop)
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
         wanted = recipe.train.keep_best
         self.best = None if wanted is None else Best(wanted, recipe.train.patience)
@@ -86,12 +89,15 @@ class Session:
 
     def open(self) -> None:
         """Tell what there is to tell, restore the run, and open its log."""
+        from peftkit.training.counts import saved_parts
+
         for notice in self.prepared.notices:
             self.observer.notice(notice)
         if self.resume:
             self._restore()
         files.write_text(self.run / "recipe.yaml", self.recipe.to_yaml())
-        self.observer.start(self._info())
+        saved = saved_parts(self.loop.batches, self.loop.engine, self.loop.pad_id)
+        self.observer.start({**self._info(), "saved": saved})
         self.log = Log(self.run / "log.jsonl", self.loop.step)
         self.writer = events.Events(self.run / "tensorboard", self.loop.step) if self.recipe.train.tensorboard else None
         self.earlier = self.log.records[-1]["elapsed_s"] if self.log.records else 0.0
@@ -219,6 +225,7 @@ class Session:
         plot.draw_loss(self.run / "loss.png", log.records, title)
         keys = ("model", "methods", "dataset", "examples", "dropped_examples", "trainable_parameters")
         figures = summary.figures(log.records)
+        figures["memory_parts"] = memory_parts(self.loop, figures["peak_memory_bytes"])
         figures["losses"]["validation"] = kept.get("validation_loss", figures["losses"]["validation"])
         result = Summary(
             **{key: info[key] for key in (*keys, "total_parameters", "device", "precision")},

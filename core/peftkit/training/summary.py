@@ -37,6 +37,17 @@ class Summary:
     versions: dict[str, str]
     scores: dict[str, float] | None = None
     """Of the kept adapter on the part of the validation split that `train.score_every` answers."""
+    trained_tokens_per_second: float | None = None
+    computed_tokens: int | None = None
+    """Tokens that went through the model; padding is among them where examples are padded."""
+    padding_tokens_saved: int | None = None
+    """Padding that the micro-batches would have had, were they not packed."""
+    shared_tokens_saved: int | None = None
+    """Tokens that were not computed, as an example of the same micro-batch began alike."""
+    utilisation: float | None = None
+    """The part of the measured matrix rate that the products of the model's weights took (model FLOPs utilisation)."""
+    memory_parts: dict[str, int] | None = None
+    """The peak memory in bytes by part: weights, adapter, gradients, optimizer, rest (`training.parts`)."""
     best: dict[str, Any] | None = None
     """Where `train.keep_best` chose the adapter: the metric, its value and the step."""
     stopped_early: bool = False
@@ -52,13 +63,25 @@ def figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     losses = [record["loss"] for record in records]
     measured = [record["validation_loss"] for record in records if "validation_loss" in record]
     tokens = sum(record["tokens"] for record in records)
-    busy = sum(record["tokens"] / record["tokens_per_s"] for record in records if record["tokens_per_s"])
+    took = [record["tokens"] / record["tokens_per_s"] if record["tokens_per_s"] else 0.0 for record in records]
+    busy, trained = sum(took), sum(record["trained_tokens"] for record in records)
+    used = [
+        (record["utilisation"], seconds)
+        for record, seconds in zip(records, took, strict=True)
+        if "utilisation" in record
+    ]
+    measured_s = sum(seconds for _, seconds in used)
+    counted = ("computed_tokens", "padding_tokens_saved", "shared_tokens_saved")
     return {
         "steps": len(records),
         "epochs": records[-1]["epoch"],
         "tokens": tokens,
-        "trained_tokens": sum(record["trained_tokens"] for record in records),
+        "trained_tokens": trained,
+        # A record of an earlier version lacks them.
+        **{key: sum(record.get(key, 0) for record in records) for key in counted},
         "tokens_per_second": round(tokens / busy, 1) if busy else 0.0,
+        "trained_tokens_per_second": round(trained / busy, 1) if busy else 0.0,
+        "utilisation": round(sum(share * s for share, s in used) / measured_s, 4) if measured_s else None,
         "peak_memory_bytes": max(record["memory"] for record in records),
         "wall_s": records[-1]["elapsed_s"],
         "losses": {
