@@ -54,7 +54,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found = fused_attention.backward(grads[0], *ctx.saved_tensors, ctx.plan, ctx.first, ctx.scale)
+        q, k, v, y, totals = ctx.saved_tensors
+        found = fused_attention.backward(grads[0], q, k, v, y, totals, ctx.plan, ctx.first, ctx.scale)
         return *found, None, None, None
 
 
