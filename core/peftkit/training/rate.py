@@ -72,9 +72,9 @@ def work(model: nn.Module, trained: Iterable[Tensor] | None = None) -> Work:
             continue
         size, weight = sizes[0] * sizes[1], module._parameters.get("weight")
         above = lowest is not None and (path in heads or _layer(layout, path) >= lowest)
-        trained = weight is not None and weight.requires_grad
+        learns = weight is not None and weight.requires_grad
         sums = head if path in heads else body
-        for at, counted in enumerate((True, above, trained)):
+        for at, counted in enumerate((True, above, learns)):
             sums[at] += size * counted
         if sums is body and size > largest[0] * largest[1]:
             largest = (sizes[1], sizes[0])
