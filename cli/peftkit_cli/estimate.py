@@ -8,6 +8,7 @@ import typer
 
 from peftkit_cli import figures
 from peftkit_cli.arguments import OverrideArgument, RecipeArgument
+from peftkit_cli.planned import rung
 from peftkit_cli.terminal import print_json, say, table
 
 if TYPE_CHECKING:
@@ -38,3 +39,5 @@ def show(memory: Estimate) -> None:
     table(("part", "largest", "at the peak"), rows)
     say(f"\npeak          {figures.size(memory.peak)} {MOMENTS[memory.moment]} ({memory.device}, {memory.precision})")
     say(f"micro-batch   {memory.rows} rows of {memory.tokens} tokens, the largest of an epoch")
+    if memory.rung is not None:
+        say(f"train.memory  {rung(memory)}")

@@ -91,7 +91,7 @@ def explain_fault(error: Exception) -> int:
         return complain(
             f"the memory ran out ({str(error).splitlines()[0] if str(error) else 'no more is known'}). Lower "
             "train.batch_tokens or train.max_length, raise train.accumulation to keep the batch, or set "
-            "train.gradient_checkpointing=true.",
+            "train.gradient_checkpointing=true, or train.memory=auto.",
             2,
         )
     lines = traceback.format_exception(type(error), error, error.__traceback__)

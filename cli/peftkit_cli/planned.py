@@ -30,6 +30,7 @@ def show(plan: Plan, run: Path) -> None:
         ),
         ("steps", f"{plan.steps:,} ({plan.epochs:g} epochs, {figures.count(plan.tokens)} tokens)"),
         ("memory", memory(plan.memory)),
+        *([("", rung(plan.memory))] if plan.memory.rung is not None else []),
         ("run folder", str(run)),
     ]
     for name, value in lines:
@@ -49,6 +50,11 @@ def memory(estimate: Estimate) -> str:
     """Write an estimate of memory as its peak and what is there then."""
     parts = ", ".join(f"{name} {figures.size(size)}" for name, size in estimate.at_peak.items())
     return f"about {figures.size(estimate.peak)} at the peak ({parts})"
+
+
+def rung(estimate: Estimate) -> str:
+    """Write what a run gives up for memory, and how much it may take."""
+    return f"of {figures.size(estimate.allowed or 0)} that may be taken: {estimate.rung}"
 
 
 def masked(example: Sequence[tuple[str, bool]], *, coloured: bool) -> Text:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.engine.cross_entropy import CHUNK
-from peftkit.engine.engine import Engine, possible
+from peftkit.engine.engine import Arrangement, Engine, possible
 from peftkit.layout import Layout, own_parameters
 from peftkit.models.folder import description
 from peftkit.models.tiny import tiny
@@ -21,7 +21,8 @@ from peftkit.quantization.packed import PackedLinear
 from peftkit.training.device import autocast, choose_device, choose_precision, mixes, resident_memory
 from peftkit.training.heap import heap_peak
 from peftkit.training.loss import sum_cross_entropy
-from peftkit.training.preparation import checkpoint_gradients
+from peftkit.training.memory import heaviest, room
+from peftkit.training.rungs import Rung, checkpoint_gradients, rungs
 
 if TYPE_CHECKING:
     from peftkit.adapt import Adaptation
@@ -56,6 +57,10 @@ class Estimate:
     """When the peak is: in `loading`, in a training `step`, or at the `finish`, when the loss curve is drawn."""
     parts: dict[str, int]
     at_peak: dict[str, int]
+    rung: str | None = None
+    """What the run gives up for memory, where the recipe has `train.memory`."""
+    allowed: int | None = None
+    """Bytes that the run may take there."""
 
     @property
     def peak(self) -> int:
@@ -80,6 +85,7 @@ class Estimate:
             "precision": self.precision,
             "micro_batch": {"rows": self.rows, "tokens": self.tokens},
             "parts": {name: {"bytes": size, "at_peak": self.at_peak[name]} for name, size in self.parts.items()},
+            **({} if self.rung is None else {"rung": self.rung, "allowed_bytes": self.allowed}),
         }
 
 
@@ -95,20 +101,32 @@ def estimate(recipe: Recipe, loaded: LoadedModel, adaptation: Adaptation, batche
     )
     if section.gradient_checkpointing:
         checkpoint_gradients(model)
-    batch = largest(batches, model, loaded.tokenizer.pad_token_id)
-    passes = min(2, section.accumulation, len(batches.plan(0)))
-    step = run_step(model, adaptation, batch, section, device, precision, passes=passes)
-    parts = {
-        "process": process,
-        "weights": weights,
-        "optimizer": optimizer,
-        "gradients": sum(_size(parameter) for _, parameter in adaptation.parameters()),
-        "activations": step.activations,
-        "temporary": step.at_peak["temporary"] + step.gaps,
-    }
-    rows, tokens = batch.input_ids.shape
-    at_peak = {**parts, **step.at_peak, "temporary": parts["temporary"]}
-    found = Estimate(device.type, precision, rows, tokens, "step", parts, at_peak)
+    whole = largest(batches, model, loaded.tokenizer.pad_token_id)
+    # What is free is so beside what this process holds.
+    held = resident_memory() if device.type == "cpu" else 0
+    allowed = None if section.memory is None else held + room(section.memory, device, held)
+
+    def on(rung: Rung) -> Estimate:
+        batch, passes = heaviest(rung, whole, min(section.accumulation, len(batches.plan(0))))
+        if section.memory is not None:
+            rung.apply(model)
+        step = run_step(model, adaptation, batch, section, device, precision, passes=passes)
+        step = step.elsewhere() if rung.offloaded else step
+        parts = {
+            "process": process,
+            "weights": weights,
+            "optimizer": optimizer,
+            "gradients": sum(_size(parameter) for _, parameter in adaptation.parameters()),
+            "activations": step.activations,
+            "temporary": step.at_peak["temporary"] + step.gaps,
+        }
+        rows, tokens = batch.input_ids.shape
+        at_peak = {**parts, **step.at_peak, "temporary": parts["temporary"]}
+        name = None if allowed is None else str(rung)
+        return Estimate(device.type, precision, rows, tokens, "step", parts, at_peak, name, allowed)
+
+    ladder = rungs(section, model, batches, device)
+    found = next((one for one in map(on, ladder) if allowed is None or one.peak <= allowed), None) or on(ladder[-1])
     if device.type != "cpu":
         return found
     found = found.or_higher("loading", 0, loading_memory(loaded) - weights)
@@ -126,6 +144,10 @@ class Step:
     gaps: int = 0
     """What the heap of a CPU takes beyond that, in chunks that it does not use again."""
 
+    def elsewhere(self) -> Step:
+        """Return the step with its activations off the device."""
+        return Step(0, {**self.at_peak, "activations": 0}, self.gaps)
+
 
 def run_step(
     model: nn.Module,
@@ -135,16 +157,18 @@ def run_step(
     device: torch.device,
     precision: str,
     passes: int = 1,
+    arrangement: Arrangement | None = None,
 ) -> Step:
     """Run `passes` forward and backward passes on a batch as the training loop does, without storage or computing.
 
-    With more than one, the gradients of the first are there in those that follow.
+    With more than one, the gradients of the first are there in those that follow. Without an `arrangement` it is what
+    the recipe asks for, as far as it is told without running.
     """
     # FakeTensorMode brings libraries along that training does without: not before the process is measured.
     from peftkit.training.live import Live, without_storage
 
     lengths = batch.attention_mask.sum(1).tolist()
-    engine = Engine(model, possible(section, model, lengths, adaptation.methods))
+    engine = Engine(model, arrangement or possible(section, model, lengths, adaptation.methods))
     if bool(batch.attention_mask.all()):
         # transformers leaves out a mask without padding, and can tell that of a boolean one alone, if it has storage.
         batch = replace(batch, attention_mask=batch.attention_mask.bool().to(device))

@@ -76,6 +76,10 @@ def plan(recipe: Recipe) -> Plan:
     steps = count_steps(batches, section.accumulation, section.epochs, section.max_steps)
     per_epoch = -(-len(batches.plan(0)) // section.accumulation)
     epochs = steps / per_epoch
+    memory = estimate(recipe, loaded, adaptation, batches)
+    notices = [] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"]
+    if memory.allowed is not None and memory.peak > memory.allowed:
+        notices.append("train.memory: the estimate is above it on every rung")
     return Plan(
         model=loaded.name,
         architecture=str(getattr(loaded.model.config, "model_type", type(loaded.model).__name__)),
@@ -90,8 +94,8 @@ def plan(recipe: Recipe) -> Plan:
         epochs=epochs,
         tokens=round(epochs * sum(len(row.ids) for row in encoded.rows)),
         example=pieces(encoded.rows[0], loaded.tokenizer),
-        memory=estimate(recipe, loaded, adaptation, batches),
-        notices=[] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"],
+        memory=memory,
+        notices=notices,
     )
 
 

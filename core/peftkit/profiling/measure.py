@@ -139,7 +139,9 @@ def profile(recipe: Recipe, steps: int = 3) -> Profile:
     """
     from peftkit.training.preparation import prepare
 
-    return profile_loop(prepare(recipe), steps)
+    prepared = prepare(recipe)
+    prepared.loop.ladder.begin(prepared.loop)
+    return profile_loop(prepared, steps)
 
 
 def profile_loop(prepared: Prepared, steps: int = 3) -> Profile:

@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from peftkit.recipe.size import check_memory
 from peftkit.recipe.tree import Dumper
 
 if TYPE_CHECKING:
@@ -165,6 +166,9 @@ class TrainSection(Section):
     """What the activations are computed in; `auto` takes bf16 where the hardware is quick at it."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third slower."""
+    memory: Annotated[str | None, BeforeValidator(check_memory)] = None
+    """The memory that the run may take: `auto` for what is free, or a size such as `6GB`; micro-batches are split and
+    activations computed again, as far as it takes. null gives nothing up, and ends where the memory runs out."""
     clip: Positive | None = 1.0
     """The largest norm of the gradient; null leaves it as it is."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -38,6 +38,11 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
                 f"{name} cannot be trained together with others: train.packing is false, and tokens of several runs "
                 f"share a batch without padding only. Set it to true, or leave {name} out."
             )
+        if recipe.train.memory is not None:
+            raise PeftkitError(
+                f"{name} cannot be trained together with others: train.memory is {recipe.train.memory!r}, and the "
+                f"memory of a batch that several runs share cannot be one run's. Set it to null. {ALONE}"
+            )
         methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
         try:
             found = adapt.check(outline.model, methods)

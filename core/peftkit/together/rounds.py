@@ -48,7 +48,7 @@ def _pass(model: nn.Module, present: Mapping[str, tuple[Loop, Begun]], place: in
     """Run the micro-batch at `place` of each window forward and backward; returns the sums of their losses."""
     laid: dict[str, Laid] = {}
     for name, (loop, begun) in present.items():
-        laid[name] = loop.lay(begun, place)
+        laid[name] = loop.lay(begun, begun.batches[place])
     trees = [batch.tree for batch in laid.values() if batch.tree is not None]
     sizes = [len(tree.ids) for tree in trees]
     inputs = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from peftkit.errors import PeftkitError
 from peftkit.optim.build import Optimizers
 from peftkit.training.counts import Counts, counts, total
 from peftkit.training.device import autocast, mixes, peak_memory
+from peftkit.training.memory import Ladder, OutOfMemory
+from peftkit.training.rungs import Rung
 from peftkit.training.schedule import scale
 from peftkit.training.windows import Planned, Position, Window, count_steps, windows
 
@@ -59,7 +61,9 @@ class Loop:
         device: torch.device,
         precision: str = "fp32",
         engine: Engine | None = None,
+        ladder: Ladder | None = None,
     ):
+        self.ladder = ladder or Ladder(None, [Rung()])
         self.engine = engine or Engine(model, Arrangement(flat=False))
         self.model, self.adaptation, self.batches, self.section = model, adaptation, batches, section
         self.pad_id, self.device, self.precision = pad_id, device, precision
@@ -79,7 +83,8 @@ class Loop:
     def run_step(self) -> dict[str, Any]:
         """Do one optimizer step and return its record; a loss or gradient that is not finite is a PeftkitError."""
         begun = self.begin_step()
-        return self.end_step(begun, self._accumulate(begun))
+        record = self.end_step(begun, self.ladder.attempt(self, begun))
+        return record if self.section.memory is None else {**record, "rung": str(self.ladder.rung)}
 
     def begin_step(self) -> Begun:
         """Set the learning rate of the next optimizer step and collate its micro-batches."""
@@ -93,10 +98,10 @@ class Loop:
         batches = [self.batches.collate(indices, self.pad_id) for indices in window.batches]
         return Begun(window, batches, self.peaks[0] * factor, started, [])
 
-    def lay(self, begun: Begun, place: int) -> Any:
-        """Lay the micro-batch at `place` of a step out on the device, and count what is computed of it."""
-        laid = self.engine.lay(begun.batches[place])
-        begun.counted.append(counts(begun.batches[place], laid))
+    def lay(self, begun: Begun, batch: Any) -> Any:
+        """Lay a micro-batch of a step, or a piece of one, out on the device, and count what is computed of it."""
+        laid = self.engine.lay(batch)
+        begun.counted.append(counts(batch, laid))
         return laid.to(self.device)
 
     def end_step(self, begun: Begun, loss: float) -> dict[str, Any]:
@@ -141,8 +146,8 @@ class Loop:
         total, trained = 0.0, 0
         self.model.eval()
         with torch.no_grad(), autocast(self.device, self.casts):
-            for indices in batches.plan(0)[:count]:
-                batch = batches.collate(indices, self.pad_id)
+            planned = batches.plan(0)[:count]
+            for batch in self._pieces(batches.collate(indices, self.pad_id) for indices in planned):
                 laid = self.engine.lay(batch).to(self.device)
                 with self.engine.running(laid):
                     total += self.engine.loss(laid, self.device).item()
@@ -155,12 +160,9 @@ class Loop:
         tensors, plain = {}, {}
         for path, value in self.optimizer.state().items():
             (tensors if isinstance(value, Tensor) else plain)[path] = value
-        random: dict[str, Tensor] = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
-        parts = {"adapter": self.adaptation.state(), "optimizer": tensors, "random": random}
+        parts = {"adapter": self.adaptation.state(), "optimizer": tensors, "random": self.random_state()}
         facts = {"step": self.step, "epoch": self.position.epoch, "batch": self.position.batch, "optimizer": plain}
-        return parts, facts
+        return parts, facts if self.section.memory is None else {**facts, "rung": self.ladder.rung.as_dict()}
 
     def load_state(self, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
@@ -168,21 +170,42 @@ class Loop:
         self.optimizer.load_state({**parts["optimizer"], **facts["optimizer"]})
         self.step, self.position = facts["step"], Position(facts["epoch"], facts["batch"])
         self._windows = None
-        torch.set_rng_state(parts["random"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in parts["random"]:
-            torch.cuda.set_rng_state(parts["random"]["cuda"], self.device)
+        self.set_random_state(parts["random"])
+        if "rung" in facts:
+            self.ladder.resume(self.model, Rung(**facts["rung"]))
 
-    def _accumulate(self, begun: Begun) -> float:
-        """Run forward and backward over a window; return its loss per trained token."""
-        batches = begun.batches
+    def random_state(self) -> dict[str, Tensor]:
+        """Return the state of what draws random numbers, by kind of device."""
+        random: dict[str, Tensor] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        return random
+
+    def set_random_state(self, random: Mapping[str, Tensor]) -> None:
+        """Draw on from what `random_state` returned."""
+        torch.set_rng_state(random["cpu"])
+        if self.device.type == "cuda" and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], self.device)
+
+    def _pieces(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Iterate over what is computed at once, on the rung of the memory ladder."""
+        return (piece for batch in batches for piece in self.ladder.rung.pieces(batch))
+
+    def accumulate(self, begun: Begun) -> float:
+        """Run forward and backward over a window; return its loss per trained token.
+
+        Raises OutOfMemory where the device has too little for it.
+        """
+        batches = list(self._pieces(begun.batches))
+        begun.counted.clear()
         trained = max(1, sum(batch.trained for batch in batches))
         total = torch.zeros((), device=self.device)
         self.model.train()
         try:
-            for place in range(len(batches)):
-                laid = self.lay(begun, place)
+            for batch in batches:
+                laid = self.lay(begun, batch)
                 with self.engine.running(laid):
-                    with autocast(self.device, self.casts):
+                    with autocast(self.device, self.casts), self.ladder.rung.keeping(self.device):
                         loss = self.engine.loss(laid, self.device, self.section.label_smoothing)
                     (loss / trained).backward()
                 total += loss.detach()
@@ -193,11 +216,7 @@ class Loop:
             if not out_of_memory(error):
                 raise
             rows, width = max((tuple(batch.input_ids.shape) for batch in batches), key=math.prod)
-            raise PeftkitError(
-                f"the device ran out of memory at step {self.step + 1} on a batch of {rows} rows of {width} tokens: "
-                "lower train.batch_tokens (and raise train.accumulation), lower train.max_length, or set "
-                "train.gradient_checkpointing=true. The last checkpoint stays as it was."
-            ) from None
+            raise OutOfMemory(self.step + 1, (rows, width), self.ladder.advice) from None
         return total.item() / trained
 
     def _clip(self) -> float:

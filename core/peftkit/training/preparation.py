@@ -25,6 +25,8 @@ from peftkit.models.shardwise import give_back
 from peftkit.quantization.weight import packed_shape
 from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.loop import Loop
+from peftkit.training.memory import Ladder
+from peftkit.training.rungs import checkpoint_gradients, rungs
 from peftkit.training.scoring import Slice, check, load_slice
 
 if TYPE_CHECKING:
@@ -122,6 +124,7 @@ def prepare(
         device=device,
         precision=base.precision,
         engine=engine,
+        ladder=Ladder(section.memory, rungs(section, loaded.model, batches, device)),
     )
     return Prepared(
         loop=loop,
@@ -185,16 +188,6 @@ def check_length(model: Any, encoded: Sequence[Encoded]) -> None:
             f"the longest training example has {longest} tokens, and the model has positions for {positions}: "
             f"set train.max_length to {positions} or less."
         )
-
-
-def checkpoint_gradients(model: Any) -> None:
-    """Recompute activations in the backward pass; the non-reentrant kind works with a frozen base."""
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-        raise PeftkitError(f"train.gradient_checkpointing: {kind} models do not support it; set it to false.")
-    # Newer transformers say activation, older ones gradient, and warn about each other's word.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def nothing_left(dataset: str, count: int, max_length: int) -> str:

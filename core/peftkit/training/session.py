@@ -93,8 +93,9 @@ class Session:
 
         for notice in self.prepared.notices:
             self.observer.notice(notice)
-        if self.resume:
-            self._restore()
+        self.loop.ladder.tell = self.observer.notice
+        if not (self.resume and self._restore()):
+            self.loop.ladder.begin(self.loop)
         files.write_text(self.run / "recipe.yaml", self.recipe.to_yaml())
         saved = saved_parts(self.loop.batches, self.loop.engine, self.loop.pad_id)
         self.observer.start({**self._info(), "saved": saved})
@@ -149,14 +150,14 @@ class Session:
         self.observer.saved(path)
         return path
 
-    def _restore(self) -> None:
-        """Load the newest checkpoint; without one the run begins again."""
+    def _restore(self) -> bool:
+        """Load the newest checkpoint; returns False without one, when the run begins again."""
         for place in (self.run, self.checkpoints):
             checkpoint.sweep(place)
         found = checkpoint.listed(self.checkpoints)
         if not found:
             self.observer.notice("no checkpoint had been written yet: the run begins again from the first step.")
-            return
+            return False
         parts, facts = checkpoint.read(found[-1])
         for key, what in (("data", "training data"), ("base", "base model")):
             if facts[key] != self._origin()[key]:
@@ -174,6 +175,7 @@ class Session:
         if self.best is not None:
             self.best.load(facts["best"], parts["best"])
         forget_originals(self.prepared.loaded.model)
+        return True
 
     def _origin(self) -> dict[str, Any]:
         """What a checkpoint's numbers depend on beside the recipe."""
@@ -234,6 +236,7 @@ class Session:
             scores=kept.get("scores"),
             best=None if self.best is None else self.best.told(),
             stopped_early=self.loop.step < self.loop.steps,
+            rung=None if self.recipe.train.memory is None else str(self.loop.ladder.rung),
         )
         files.write_json(self.run / "summary.json", result.as_dict())
         self.observer.end(result.as_dict())

@@ -52,6 +52,8 @@ class Summary:
     """Where `train.keep_best` chose the adapter: the metric, its value and the step."""
     stopped_early: bool = False
     """Whether `train.patience` ended the run before its last step."""
+    rung: str | None = None
+    """What the run gave up for memory in the end, where the recipe has `train.memory`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as plain JSON values."""

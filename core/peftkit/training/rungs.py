@@ -1,0 +1,180 @@
+"""What a training step can give up for memory without another loss: larger micro-batches, and kept activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from peftkit.data.batches import Batch
+from peftkit.errors import PeftkitError
+from peftkit.layout import Layout
+
+if TYPE_CHECKING:
+    from peftkit.data.batches import Batches
+    from peftkit.recipe import TrainSection
+
+Recomputed = Literal["nothing", "mlps", "layers"]
+ROOMY = {"cpu": 512}
+MANY = 2048
+"""Tokens down to which splitting a micro-batch costs nearly nothing, on a CPU (by device) and elsewhere."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """How a step is computed: its losses and gradients are those of every other rung, but for rounding."""
+
+    tokens: int | None = None
+    """Padded tokens of a micro-batch at most: larger ones are split, a longer example is alone. None splits none."""
+    recomputed: Recomputed = "nothing"
+    """What computes its activations again in the backward pass: the feed-forward part of each layer, or the layers."""
+    offloaded: bool = False
+    """Whether activations that are kept wait in the host's memory for the backward pass."""
+
+    def __str__(self) -> str:
+        told = [] if self.tokens is None else [f"micro-batches of at most {self.tokens:,} tokens"]
+        again = {"mlps": "the MLP of each layer computed again", "layers": "each layer computed again"}
+        told += [again[self.recomputed]] if self.recomputed in again else []
+        told += ["kept activations in the host's memory"] if self.offloaded else []
+        return ", ".join(told) or "as the recipe says"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, which make the rung again."""
+        return asdict(self)
+
+    def apply(self, model: nn.Module) -> None:
+        """Let `model` compute again what this rung says, and nothing else."""
+        recompute(model, self.recomputed)
+
+    def pieces(self, batch: Any) -> list[Any]:
+        """Split a padded batch into those that are computed one after the other."""
+        return [batch] if self.tokens is None else list(split(batch, self.tokens))
+
+    def keeping(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the context in which forward passes run."""
+        if not self.offloaded:
+            return nullcontext()
+        return torch.autograd.graph.save_on_cpu(pin_memory=device.type == "cuda")
+
+
+def rungs(section: TrainSection, model: nn.Module, batches: Batches, device: torch.device) -> list[Rung]:
+    """List the rungs of a run, cheapest first; what the recipe says is the first, and without `train.memory` the last.
+
+    Micro-batches are split as long as that is nearly free, then activations are computed again where the model can,
+    then micro-batches are split down to the size of the longest example, and on a GPU the host keeps activations.
+    """
+    found = [Rung(recomputed="layers" if section.gradient_checkpointing else "nothing")]
+    if section.memory is None:
+        return found
+    sizes = _halves(batches)
+    roomy = ROOMY.get(device.type, MANY)
+    found += [replace(found[0], tokens=size) for size in sizes if size >= roomy]
+    if found[0].recomputed == "nothing":
+        found += [replace(found[-1], recomputed=what) for what in _recomputable(model)]
+    found += [replace(found[-1], tokens=size) for size in sizes if size < roomy]
+    if device.type == "cuda":
+        found.append(replace(found[-1], offloaded=True))
+    return found
+
+
+def _halves(batches: Batches) -> list[int]:
+    """List a half, a quarter, and so on, of the padded tokens of the largest micro-batch, down to its longest row."""
+    longest = max(batches.lengths)
+    size = max(len(indices) * max(batches.lengths[index] for index in indices) for indices in batches.plan(0))
+    found = []
+    while size > longest:
+        size = max(size // 2, longest)
+        found.append(size)
+    return found
+
+
+def split(batch: Batch, tokens: int) -> Iterator[Batch]:
+    """Cut a padded batch into batches of its rows of at most `tokens` padded tokens, a longer row alone.
+
+    Rows that begin alike stay together, as far as they fit. A batch that fits is left as it is.
+    """
+    if batch.input_ids.numel() <= tokens:
+        yield batch
+        return
+    lengths = batch.attention_mask.sum(1).tolist()
+    ids = batch.input_ids.tolist()
+    taken: list[int] = []
+    for row in sorted(range(len(ids)), key=ids.__getitem__):
+        if taken and max(lengths[other] for other in (*taken, row)) * (len(taken) + 1) > tokens:
+            yield _take(batch, taken, lengths)
+            taken = []
+        taken.append(row)
+    yield _take(batch, taken, lengths)
+
+
+def _take(batch: Batch, rows: list[int], lengths: list[int]) -> Batch:
+    width = max(lengths[row] for row in rows)
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[rows, :width]
+
+    labels = cut(batch.labels)
+    trained = int((labels[:, 1:] != -100).sum())
+    mask = cut(batch.attention_mask)
+    return Batch(cut(batch.input_ids), mask, labels, trained, int(mask.sum()), len(rows))
+
+
+# What is computed again ---------------------------------------------------------------------------------------------
+
+
+def checkpoint_gradients(model: Any) -> None:
+    """Recompute activations in the backward pass; the non-reentrant kind works with a frozen base."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        raise PeftkitError(f"train.gradient_checkpointing: {kind} models do not support it; set it to false.")
+    # Newer transformers say activation, older ones gradient, and warn about each other's word.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def recompute(model: Any, what: Recomputed) -> None:
+    """Compute `what` again in backward passes from now on, and nothing else."""
+    if getattr(model, "is_gradient_checkpointing", False):
+        disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+        disable()
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), _Again):
+            del module.forward
+    if what == "layers":
+        checkpoint_gradients(model)
+    elif what == "mlps":
+        for path in _mlps(model):
+            module = model.get_submodule(path)
+            module.forward = _Again(module)
+
+
+class _Again:
+    """In the place of a module's forward: the same, whose activations are computed again in the backward pass."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # By its class, which a module changes when adapters sit down on it.
+        forward = type(self.module).forward
+        if not (self.module.training and torch.is_grad_enabled()):
+            return forward(self.module, *args, **kwargs)
+        return checkpoint(forward, self.module, *args, use_reentrant=False, **kwargs)
+
+
+def _recomputable(model: Any) -> list[Recomputed]:
+    found: list[Recomputed] = ["mlps"] if _mlps(model) else []
+    return [*found, "layers"] if getattr(model, "supports_gradient_checkpointing", False) else found
+
+
+def _mlps(model: nn.Module) -> list[str]:
+    """List the paths of the feed-forward parts; none where the model's family has no module of its own for them."""
+    try:
+        return [site.path for site in Layout(model).hidden("mlp")]
+    except PeftkitError:
+        return []
