@@ -132,16 +132,19 @@ def checkpoint_gradients(model: Any) -> None:
     if not getattr(model, "supports_gradient_checkpointing", False):
         kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise PeftkitError(f"train.gradient_checkpointing: {kind} models do not support it; set it to false.")
-    # Newer transformers say activation, older ones gradient, and warn about each other's word.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    getattr(model, f"{_word(model)}_checkpointing_enable")({"use_reentrant": False})
+
+
+def _word(model: Any) -> str:
+    """Newer transformers say activation, older ones gradient, and warn about each other's word."""
+    return "activation" if hasattr(type(model), "activation_checkpointing_enable") else "gradient"
 
 
 def recompute(model: Any, what: Recomputed) -> None:
     """Compute `what` again in backward passes from now on, and nothing else."""
-    if getattr(model, "is_gradient_checkpointing", False):
-        disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
-        disable()
+    word = _word(model)
+    if getattr(model, f"is_{word}_checkpointing", False):
+        getattr(model, f"{word}_checkpointing_disable")()
     for module in model.modules():
         if isinstance(module.__dict__.get("forward"), _Again):
             del module.forward

@@ -1,0 +1,362 @@
+"""Every rung of the memory ladder trains the same, and a run goes down it instead of ending."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from combinations import decoder
+from small_runs import make_recipe
+from test_loop import make_loop, rows
+from test_session import Stops, Told, records
+from torch._subclasses.fake_tensor import FakeTensor
+
+from peftkit import recipe
+from peftkit.data.batches import Batches
+from peftkit.engine.engine import Arrangement, Engine
+from peftkit.errors import PeftkitError
+from peftkit.method import METHODS
+from peftkit.plan import plan
+from peftkit.recipe import TrainSection
+from peftkit.recipe.size import size_in_bytes
+from peftkit.together import Job, train_together
+from peftkit.training import Interrupted, memory, session, train
+from peftkit.training.free_memory import free_memory
+from peftkit.training.loop import Loop
+from peftkit.training.memory import Ladder
+from peftkit.training.rungs import Rung, rungs, split
+
+CPU = torch.device("cpu")
+RUNGS = [
+    Rung(tokens=16),
+    Rung(tokens=16, recomputed="mlps"),
+    Rung(recomputed="layers"),
+    Rung(tokens=8, recomputed="layers", offloaded=True),
+]
+QUICK = ("lora", "dora", "prefix-tuning", "prompt-tuning", "ia3", "serial-adapter", "bitfit", "full")
+RANDOM = [name for name, cls in METHODS.items() if cls.random_in_training]
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session.plot, "draw_loss", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("source")
+
+
+def plenty(monkeypatch: pytest.MonkeyPatch, size: int = 10**12) -> None:
+    """Let this much memory be free."""
+    monkeypatch.setattr(memory, "free_memory", lambda device: size)
+
+
+def starve(monkeypatch: pytest.MonkeyPatch, tokens: int, first: int = 0) -> None:
+    """Let every loss of more than so many flat tokens run out of memory, but for the `first` that are asked for."""
+    loss, asked = Engine.loss, 0
+
+    def fail(self: Engine, batch: Any, *rest: Any) -> Any:
+        nonlocal asked
+        if isinstance(next(self.model.parameters()), FakeTensor):
+            return loss(self, batch, *rest)
+        asked += 1
+        if asked > first and self.model.training and batch.inputs["input_ids"].numel() > tokens:
+            torch.rand(3)
+            raise torch.OutOfMemoryError("planted")
+        return loss(self, batch, *rest)
+
+    monkeypatch.setattr(Engine, "loss", fail)
+
+
+def stand(method: str, rung: Rung, flat: bool) -> Loop:
+    torch.manual_seed(3)
+    model = decoder((method,))
+    # A large epsilon: Adam makes whole steps of gradients that are nothing but rounding.
+    loop = make_loop(method, model=model, batch_examples=6, max_steps=4, eps=1e-3)
+    loop.engine = Engine(model, Arrangement(flat=flat))
+    loop.ladder = Ladder("auto", [rung])
+    rung.apply(model)
+    return loop
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in METHODS.names()
+        if name not in RANDOM
+    ],
+)
+def test_every_rung_trains_the_same(method: str):
+    flat = not METHODS[method].from_options({}).by_row
+    found = []
+    for rung in (Rung(), *RUNGS):
+        loop = stand(method, rung, flat)
+        found.append(([loop.run_step() for _ in range(3)], loop.adaptation.state()))
+    (first, weights), *others = found
+    for steps, state in others:
+        for one, other in zip(first, steps, strict=True):
+            assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
+            assert (other["tokens"], other["trained_tokens"]) == (one["tokens"], one["trained_tokens"])
+        for key, tensor in weights.items():
+            assert torch.allclose(state[key].float(), tensor.float(), atol=1e-5, rtol=1e-4), key
+
+
+def test_rungs_keep_less(monkeypatch: pytest.MonkeyPatch):
+    loop = make_loop("lora", batch_examples=12, memory="auto")
+    batch = loop.batches.collate(list(range(12)), 0)
+    ladder = rungs(loop.section, loop.model, loop.batches, CPU)
+    # 12 rows of 8 tokens: the largest micro-batch is small already, so that recomputing comes before splitting.
+    assert [rung.tokens for rung in ladder] == [None, None, None, 48, 24, 12, 8]
+    assert [rung.recomputed for rung in ladder] == ["nothing", "mlps", *["layers"] * 5]
+    needs = [memory.needed(loop, rung, batch) for rung in ladder]
+    assert needs == sorted(needs, reverse=True)
+    assert len(set(needs[:5])) == 5
+
+
+def test_splitting_comes_first_while_it_costs_nothing():
+    batches = Batches([*rows(200), *rows(200), *rows(200)], batch_tokens=4096)
+    section = TrainSection(memory="auto", gradient_checkpointing=True)
+    ladder = rungs(section, decoder(("lora",)), batches, CPU)
+    assert [rung.tokens for rung in ladder[:4]] == [None, 2048, 1024, 512]
+    assert {rung.recomputed for rung in ladder} == {"layers"}
+    assert rungs(section.model_copy(update={"memory": None}), decoder(("lora",)), batches, CPU) == ladder[:1]
+
+
+def test_pieces_hold_each_row_once():
+    batches = Batches(rows(12), batch_examples=12)
+    batch = batches.collate(list(range(12)), 0)
+    assert list(split(batch, batch.input_ids.numel())) == [batch]
+    pieces = list(split(batch, 20))
+    assert all(piece.input_ids.numel() <= 20 for piece in pieces)
+    found = [
+        (ids[:length].tolist(), labels[:length].tolist())
+        for piece in pieces
+        for ids, labels, length in zip(piece.input_ids, piece.labels, piece.attention_mask.sum(1), strict=True)
+    ]
+    assert sorted(found) == sorted((list(row.ids), list(row.labels)) for row in rows(12))
+    assert sum(piece.trained for piece in pieces) == batch.trained
+    assert sum(piece.tokens for piece in pieces) == batch.tokens
+    assert len(list(split(batch, 1))) == 12
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix-tuning", "dylora", "ia3", "full"])
+def test_plenty_of_memory_changes_no_bit(method: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plenty(monkeypatch)
+    found = []
+    for wanted in (None, "auto"):
+        told = Told()
+        keys = make_recipe(source, method, max_steps=4, accumulation=2, memory=wanted)
+        summary = train(recipe.load(keys), tmp_path / str(wanted), observer=told)
+        log = records(tmp_path / str(wanted))
+        assert summary.rung == (wanted and "as the recipe says")
+        assert {record.pop("rung", None) for record in log} == {summary.rung}
+        assert not [text for kind, text in told.events if kind == "notice" and "memory" in text]
+        found.append((log, (tmp_path / str(wanted) / "adapter" / "adapter.safetensors").read_bytes()))
+    assert found[0] == found[1]
+
+
+def test_a_step_that_runs_out_of_memory_is_repeated(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plenty(monkeypatch)
+    keys = make_recipe(source, "lora", epochs=2, evaluate_every=4)
+    keys["model"]["init"]["attention_dropout"] = 0.0
+    expected = train(recipe.load(keys), tmp_path / "whole")
+    keys["train"]["memory"] = "auto"
+    told = Told()
+    # The probe and four steps are left alone.
+    starve(monkeypatch, 100, first=5)
+    summary = train(recipe.load(keys), tmp_path / "run", observer=told)
+    whole, log = records(tmp_path / "whole"), records(tmp_path / "run")
+    assert [record["loss"] for record in log] == pytest.approx([record["loss"] for record in whole], abs=1e-5)
+    assert log[-1]["validation_loss"] == pytest.approx(whole[-1]["validation_loss"], abs=1e-5)
+    assert summary.losses["last"] == pytest.approx(expected.losses["last"], abs=1e-5)
+    notices = [text for kind, text in told.events if kind == "notice" and "repeated" in text]
+    assert "ran out of memory at step" in notices[0]
+    assert "the MLP of each layer computed again" in notices[0]
+    assert notices[-1].endswith(f"{summary.rung}.")
+    assert "micro-batches of at most" in str(summary.rung)
+    assert log[0]["rung"] == "as the recipe says"
+    assert log[-1]["rung"] == summary.rung == json.loads((tmp_path / "run" / "summary.json").read_text())["rung"]
+
+
+@pytest.mark.parametrize(("wanted", "told"), [("auto", "no rung of train.memory is left"), (None, "train.memory=auto")])
+def test_a_run_without_a_rung_left_ends(
+    wanted: str | None, told: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plenty(monkeypatch)
+    starve(monkeypatch, 1)
+    with pytest.raises(PeftkitError, match=f"ran out of memory at step 1 on a batch of .*{told}"):
+        train(recipe.load(make_recipe(source, "lora", max_steps=3, memory=wanted)), tmp_path / "run")
+
+
+def test_an_error_of_another_kind_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("another fault")
+
+    loop = stand("lora", Rung(), flat=True)
+    loop.ladder = Ladder("auto", [Rung(), *RUNGS])
+    monkeypatch.setattr(Engine, "loss", fail)
+    with pytest.raises(RuntimeError, match="another fault"):
+        loop.run_step()
+
+
+def test_what_is_drawn_again_is_the_same(monkeypatch: pytest.MonkeyPatch):
+    """A step that failed on the first rung draws the dropout of a run that stood on the second all along."""
+    found = []
+    for fails in (False, True):
+        loop = stand("lora", Rung(), flat=True)
+        for part in loop.adaptation.parts:
+            for adapter in part.adapters.values():
+                adapter.dropout = 0.5
+        loop.ladder = Ladder("auto", [Rung(), Rung(tokens=16)] if fails else [Rung(tokens=16)])
+        with monkeypatch.context() as patched:
+            if fails:
+                starve(patched, 16)
+            torch.manual_seed(1)
+            found.append([loop.run_step()["loss"] for _ in range(3)])
+        assert loop.ladder.rung == Rung(tokens=16)
+    assert found[0] == found[1]
+
+
+def test_resumed_on_its_rung_bit_for_bit(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plenty(monkeypatch)
+    keys = recipe.load(make_recipe(source, {"lora": {"dropout": 0.1}}, epochs=1, accumulation=2, memory="auto"))
+    with monkeypatch.context() as patched:
+        starve(patched, 100, first=4)
+        whole = train(keys, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        starve(patched, 100, first=4)
+        with pytest.raises(Interrupted):
+            train(keys, tmp_path / "parts", observer=Stops(3, signal.SIGINT))
+    # There is memory enough now, and the rung stays.
+    monkeypatch.setattr(Ladder, "begin", lambda *_: pytest.fail("a rung is chosen anew"))
+    assert train(keys, tmp_path / "parts", resume=True).rung == whole.rung != "as the recipe says"
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
+    adapters = [(tmp_path / name / "adapter" / "adapter.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert adapters[0] == adapters[1]
+
+
+def test_the_rung_is_chosen_by_what_is_free(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    keys = make_recipe(source, "lora", max_steps=2, memory="auto")
+    needs: dict[Rung, int] = {}
+    find = memory.needed
+
+    def once(loop: Loop, rung: Rung, batch: Any) -> int:
+        if rung not in needs:
+            needs[rung] = find(loop, rung, batch)
+        return needs[rung]
+
+    monkeypatch.setattr(memory, "needed", once)
+    monkeypatch.setattr(memory, "peak_memory", lambda device: 0)
+    seen = []
+    for free in (10**12, 0):
+        plenty(monkeypatch, free)
+        seen.append(str(train(recipe.load(keys), tmp_path / f"run-{free}").rung))
+    ladder = list(needs)
+    assert seen == [str(ladder[0]), str(ladder[-1])]
+    plenty(monkeypatch, int(needs[ladder[3]] / memory.SPARE) + 2)
+    told = Told()
+    summary = train(recipe.load(keys), tmp_path / "run", observer=told)
+    assert summary.rung == str(next(rung for rung in ladder if needs[rung] <= needs[ladder[3]]))
+    assert any(kind == "notice" and summary.rung in text for kind, text in told.events)
+
+
+def test_a_measured_peak_corrects_the_estimate(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The estimate fits exactly; what is measured is higher by as much as the next rung saves, and some more."""
+    keys = make_recipe(source, "lora", max_steps=2, memory="auto")
+    needs = {}
+    monkeypatch.setattr(memory, "needed", lambda loop, rung, batch: needs.setdefault(rung, 10000 - 1000 * len(needs)))
+    monkeypatch.setattr(memory, "_held", lambda device: 0)
+    monkeypatch.setattr(memory, "_states", lambda loop: 0)
+    plenty(monkeypatch, 11112)
+    peaks = iter((5000, 11500))
+    monkeypatch.setattr(memory, "peak_memory", lambda device: next(peaks))
+    told = Told()
+    summary = train(recipe.load(keys), tmp_path / "run", observer=told)
+    assert summary.rung == str(list(needs)[2])
+    assert any("were taken" in str(text) for kind, text in told.events if kind == "notice")
+
+
+def test_the_probe_leaves_the_run_alone(monkeypatch: pytest.MonkeyPatch):
+    plenty(monkeypatch)
+    loop = make_loop("dylora", memory="auto")
+    loop.ladder = Ladder("auto", rungs(loop.section, loop.model, Batches(rows(), batch_examples=2), CPU))
+    before = {name: value.clone() for name, value in loop.model.state_dict().items()}
+    random = torch.get_rng_state()
+    loop.ladder.begin(loop)
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in loop.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in loop.model.parameters())
+    assert (loop.step, loop.ladder.rung) == (0, Rung())
+
+
+def test_the_plan_shows_the_rung(source: Path):
+    shown = [plan(recipe.load(make_recipe(source, "lora", memory=wanted))) for wanted in (None, "100GB", "1MB")]
+    assert [planned.memory.rung is None for planned in shown] == [True, False, False]
+    assert shown[1].memory.rung == "as the recipe says"
+    assert shown[1].memory.allowed == 100 * 10**9
+    assert "each layer computed again" in str(shown[2].memory.rung)
+    assert shown[2].memory.parts["activations"] < shown[1].memory.parts["activations"]
+    assert any("on every rung" in notice for notice in shown[2].notices)
+
+
+@pytest.mark.parametrize("value", ["6", "-1GB", "0GB", "6gb", "GB", "6 gigs", "0.1B", ""])
+def test_other_sizes_are_refused(value: str, source: Path):
+    with pytest.raises(PeftkitError, match=r"train\.memory: found .*allowed: auto, or a size such as 6GB"):
+        recipe.load(make_recipe(source, memory=value))
+
+
+@pytest.mark.parametrize("value", [6, 2.5, True, ["auto"], {"auto": 1}])
+def test_other_kinds_of_values_are_refused(value: Any, source: Path):
+    with pytest.raises(PeftkitError, match=r"train\.memory: found .*allowed: auto"):
+        recipe.load(make_recipe(source, memory=value))
+
+
+def test_a_wrong_spelling_is_corrected(source: Path):
+    with pytest.raises(PeftkitError, match="did you mean 'auto'"):
+        recipe.load(make_recipe(source, memory="atuo"))
+
+
+def test_sizes():
+    assert [size_in_bytes(text) for text in ("6GB", "1.5 MiB", "800MB")] == [6 * 10**9, 3 * 2**19, 8 * 10**8]
+
+
+def test_runs_together_refuse_it(source: Path, tmp_path: Path):
+    jobs = [
+        Job(name, recipe.load(make_recipe(source, "lora", max_steps=1, memory=wanted)), tmp_path / name)
+        for name, wanted in (("a", None), ("b", "auto"))
+    ]
+    with pytest.raises(PeftkitError, match=r"b cannot be trained together with others: train\.memory is 'auto'"):
+        train_together(jobs)
+
+
+def machine(root: Path, available: int, groups: dict[str, str], lines: str) -> Path:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:   {available} kB\n")
+    (root / "proc/self/cgroup").write_text(lines)
+    for name, text in groups.items():
+        (root / "sys/fs/cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "sys/fs/cgroup" / name).write_text(text)
+    return root
+
+
+def test_free_memory_is_what_the_tightest_group_leaves(tmp_path: Path):
+    second = {
+        "jobs/memory.max": "9000\n",
+        "jobs/memory.current": "5000\n",
+        "jobs/memory.stat": "anon 1\ninactive_file 700\n",
+        "jobs/one/memory.max": "max\n",
+        "jobs/one/memory.current": "100\n",
+    }
+    assert free_memory(CPU, machine(tmp_path / "two", 1000, second, "0::/jobs/one\n")) == 4700
+    first = {"memory/a/memory.limit_in_bytes": "6000", "memory/a/memory.usage_in_bytes": "7000"}
+    assert free_memory(CPU, machine(tmp_path / "one", 1000, first, "4:memory:/a\n3:cpu:/\n")) == 0
+    assert free_memory(CPU, machine(tmp_path / "none", 3, {}, "0::/\n")) == 3072
+    assert free_memory(CPU) > 0
+    with pytest.raises(PeftkitError, match="does not tell how much memory is free"):
+        free_memory(CPU, tmp_path / "nowhere")
