@@ -14,10 +14,11 @@ from peftkit.recipe.size import AUTO, size_in_bytes
 from peftkit.training.device import peak_memory, resident_memory
 from peftkit.training.free_memory import free_memory
 from peftkit.training.rungs import Rung
+from peftkit.training.windows import Window
 
 if TYPE_CHECKING:
     from peftkit.data.batches import Batches
-    from peftkit.training.loop import Loop
+    from peftkit.training.loop import Begun, Loop
 
 SPARE = 0.9
 """The part of the free memory that `auto` takes: estimates are true to about a tenth."""
@@ -67,6 +68,8 @@ class Ladder:
 
         Neither the state of the run nor what it draws is touched. Without `train.memory` there is nothing to choose.
         """
+        from peftkit.training.loop import Begun
+
         if self.memory is None:
             return
         batch = _largest(loop)
@@ -85,7 +88,8 @@ class Ladder:
         if expected[rung] > free:
             self.tell(f"train.memory: no rung fits; the last is estimated at {_gb(expected[rung])}.")
         before = peak_memory(loop.device)
-        self.attempt(loop, [batch] * min(2, loop.section.accumulation))
+        batches = [batch] * min(2, loop.section.accumulation)
+        self.attempt(loop, Begun(Window([], loop.position, 0.0), batches, 0.0, 0.0, []))
         loop.optimizer.zero_grad(set_to_none=True)
         loop.set_random_state(random)
         after = peak_memory(loop.device)
@@ -94,7 +98,7 @@ class Ladder:
         if after > before and taken > free:
             self._correct(loop, batch, taken, free)
 
-    def attempt(self, loop: Loop, batches: Sequence[Any]) -> float:
+    def attempt(self, loop: Loop, begun: Begun) -> float:
         """Find the gradients of a step, on a lower rung where the memory runs out; returns the loss per trained token.
 
         The step is repeated as if nothing had been, with the same state of what draws random numbers. Raises
@@ -103,7 +107,7 @@ class Ladder:
         random = loop.random_state()
         while True:
             try:
-                return loop.accumulate(batches)
+                return loop.accumulate(begun)
             except OutOfMemory as error:
                 if not self.below:
                     raise
