@@ -148,6 +148,7 @@ def profile_loop(prepared: Prepared, steps: int = 3) -> Profile:
     """Profile a run that is set up; its adapter has learned twice `steps` and 1 steps then."""
     loop = prepared.loop
     batch = largest(prepared.loop.batches, loop.model, loop.pad_id)  # type: ignore[arg-type]
+    batch = max(loop.ladder.rung.pieces(batch), key=lambda piece: piece.tokens)
     sizes, computed = saved_by(loop, batch)
     # A schedule is not run beyond its end.
     loop.steps = max(loop.steps, loop.step + 2 * steps + 1)
