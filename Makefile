@@ -53,7 +53,7 @@ format: $(VENV)/.ready-dev
 
 # Two checks of one commit give one answer: random examples are drawn anew in test-all alone.
 test: lint
-	$(PYTEST) --hypothesis-profile=ci
+	$(PYTEST) --hypothesis-profile=ci -m "not thorough"
 
 test-all: lint
 	PEFTKIT_KILLS=20 $(PYTEST)

@@ -87,7 +87,7 @@ def stand(method: str, rung: Rung, flat: bool) -> Loop:
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.thorough)
         for name in METHODS.names()
         if name not in RANDOM
     ],
