@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from small_runs import make_recipe, write_documents
+from test_session import Stops
 
 from peftkit import adapt, recipe
 from peftkit.errors import PeftkitError
@@ -32,19 +32,11 @@ MIXED = [
 ]
 
 
-class Told(Silent):
-    """Remembers notices, and sends a signal to its own process after a step."""
+class Told(Stops):
+    """Remembers notices, and interrupts its own process after a step, if one is given."""
 
-    def __init__(self, after: int | None = None):
-        self.after = after
-        self.notices: list[str] = []
-
-    def step(self, record: dict[str, Any]) -> None:
-        if record["step"] == self.after:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def notice(self, text: str) -> None:
-        self.notices.append(text)
+    def __init__(self, after: int = -1):
+        super().__init__(after, signal.SIGINT)
 
 
 @pytest.fixture(autouse=True)
