@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from peftkit.ports import fused_attention
+from peftkit.ports import fused_attention, varlen_attention
 from peftkit.ports.tree import QUERIES, Tree, grow
-from peftkit.ports.tree_attention import _Attention, _Blocks, attend
+from peftkit.ports.tree_attention import _Attention, _Blocks, _Kernel, attend
 from peftkit.ports.tree_plan import Plan, plan_of
 
 SIZE, SCALE = 8, 0.3
@@ -43,9 +43,9 @@ def visible(tree: Tree, window: int | None, first: int) -> Tensor:
     return torch.cat([torch.ones(len(tree.ids), first, dtype=torch.bool), seen], dim=1)
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, cap: float | None) -> Tensor:
+def plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, cap: float | None, scale: float = SCALE) -> Tensor:
     repeats = q.shape[1] // k.shape[1]
-    scores = (q @ k.repeat_interleave(repeats, 1).transpose(-1, -2)) * SCALE
+    scores = (q @ k.repeat_interleave(repeats, 1).transpose(-1, -2)) * scale
     scores = scores if cap is None else cap * torch.tanh(scores / cap)
     return (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v.repeat_interleave(repeats, 1)).transpose(1, 2)
 
@@ -97,9 +97,90 @@ def test_the_fused_kernel_runs_where_it_can(monkeypatch):
     def chosen(**told) -> str:
         return type(attend(q, k, v, plan_of(tree), scale=SCALE, **told).grad_fn.next_functions[0][0]).__name__
 
-    assert (chosen(), chosen(cap=4.0)) == ("_FusedBackward", "_BlocksBackward")
+    assert (chosen(), chosen(cap=4.0)) == ("_KernelBackward", "_BlocksBackward")
     monkeypatch.setattr(fused_attention, "_BACKWARD", None)
     assert chosen() == "_BlocksBackward"
+
+
+def flash(q, k, v, queries, keys, longest_query, longest_key, dropout, causal, debug, *, scale, **window):
+    """What torch's kernel for rows of many lengths computes: of each run, the last query sees all keys."""
+    assert (longest_query, longest_key) == (int(queries.diff().max()), int(keys.diff().max()))
+    assert not dropout
+    assert not debug
+    assert queries.dtype == keys.dtype == torch.int32
+    left, parts = window.get("window_size_left", -1), []
+    for a, b, c, d in zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True):
+        at, key = torch.arange(b - a)[:, None] + (d - c) - (b - a), torch.arange(d - c)
+        seen = (key <= at if causal else key >= 0) & ((key >= at - left) | (left < 0))
+        query, own, value = (x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d]))
+        parts.append(plain(query, own, value, seen.expand(b - a, -1), None, scale)[0])
+    return torch.cat(parts), torch.zeros(q.shape[1], len(q))
+
+
+def flash_backward(dy, q, k, v, y, totals, *told, scale, **window):
+    assert totals.shape == (q.shape[1], len(q))
+    assert torch.are_deterministic_algorithms_enabled()
+    queries, keys, longest_query, longest_key, dropout, causal, *_ = told
+    edges = queries, keys, longest_query, longest_key
+    with torch.enable_grad():
+        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+        y, _ = flash(q, k, v, *edges, dropout, causal, False, scale=scale, **window)
+        return torch.autograd.grad(y, (q, k, v), dy)
+
+
+@pytest.mark.parametrize("rows", TEXTS.values(), ids=list(TEXTS))
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize(
+    ("window", "first", "text"), [(None, 0, True), (None, 3, True), (6, 0, True), (None, 5, False)]
+)
+def test_runs_of_queries_equal_plain_attention(monkeypatch, rows, groups, window, first, text):
+    monkeypatch.setattr(varlen_attention, "_FORWARD", flash)
+    monkeypatch.setattr(varlen_attention, "_BACKWARD", flash_backward)
+    tree = grow(rows)
+    q, k, v = drawn(4, groups, len(tree.ids), first + (len(tree.ids) if text else 0))
+    y = _Kernel.apply(varlen_attention, q[0], k[0], v[0], plan_of(tree, window), first, SCALE).unsqueeze(0)
+    seen = visible(tree, window, first)
+    expected = plain(q, k, v, seen if text else seen[:, :first], None)
+    torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-10)
+    given = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+    for one, two in zip(*(torch.autograd.grad(z, (q, k, v), given) for z in (y, expected)), strict=True):
+        # What came to the copies of a key is added up in fp32.
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_texts_that_go_on_are_one_run():
+    chain_ = texts(30)[0]
+    turns = grow([chain_[:10], chain_[:20], chain_])
+    plan = plan_of(turns)
+    assert plan.runs(0).queries.tolist() == [0, 30] == plan.runs(0).keys.tolist()
+    assert plan.runs(0).index is None
+    assert plan_of(grow(TEXTS["long"])).runs(0).longest == (QUERIES + 90, QUERIES + 90)
+    assert plan_of(grow(TEXTS["shared"])).runs(0).index is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rows", TEXTS.values(), ids=list(TEXTS))
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize(
+    ("window", "first", "text"), [(None, 0, True), (None, 3, True), (6, 0, True), (None, 5, False)]
+)
+def test_a_gpu_equals_plain_attention(rows, groups, window, first, text):
+    tree = grow(rows).to(torch.device("cuda"))
+    exact = [x.detach().cuda() for x in drawn(4, groups, len(tree.ids), first + (len(tree.ids) if text else 0))]
+    q, k, v = (x.bfloat16().requires_grad_() for x in exact)
+    plan = plan_of(tree, window)
+    assert varlen_attention.possible(q, v, plan, first, None)
+    y = attend(q, k, v, plan, first=first, scale=SCALE)
+    seen = visible(tree, window, first).cuda()
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = plain(wide[0], wide[1], wide[2], seen if text else seen[:, :first], None)
+    given = torch.randn_like(expected).bfloat16()
+    found = torch.autograd.grad(y, (q, k, v), given, retain_graph=True)
+    for one, two in zip((y, *found), (expected, *torch.autograd.grad(expected, wide, given.double())), strict=True):
+        assert (one.double() - two).norm() < 0.01 * two.norm()
+    for one, two in zip(found, torch.autograd.grad(y, (q, k, v), given), strict=True):
+        assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("first", [0, 3])

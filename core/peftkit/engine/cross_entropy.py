@@ -13,7 +13,7 @@ from peftkit.engine.head import Head
 CHUNK = 512
 """Hidden states whose logits are there at one time; bf16 products of fewer rows take several times as long for each."""
 ROWS = 64
-"""Rows of logits that are exponentiated together, so that they stay in the cache of the processor."""
+"""Rows of logits that a processor exponentiates together, so that they stay in its cache."""
 
 
 def cross_entropy(head: Head, hidden: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
@@ -84,8 +84,9 @@ def _plain(
     kind = torch.promote_types(logits.dtype, torch.float32)
     chosen = logits.gather(1, targets[:, None]).squeeze(1).to(kind)
     tops, sums, means = (torch.empty(len(logits), dtype=kind, device=logits.device) for _ in range(3))
-    for start in range(0, len(logits), ROWS):
-        part = slice(start, start + ROWS)
+    together = ROWS if logits.device.type == "cpu" else len(logits)
+    for start in range(0, len(logits), together):
+        part = slice(start, start + together)
         rows = logits[part]
         wide = rows if rows.dtype == kind else head.scratch("wide", rows.shape, kind).copy_(rows)
         torch.amax(wide, 1, out=tops[part])

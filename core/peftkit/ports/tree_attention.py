@@ -1,18 +1,20 @@
 """Attention over the flat tokens of a tree: products of blocks, forward and backward, with nothing kept but sums.
 
 Nothing is masked over all pairs of tokens or padded to the longest row. A processor core goes block by block, through
-torch's fused kernel where that can do it; elsewhere blocks of like shape are batched. What is kept for the backward
+torch's fused kernel where that can do it, and a GPU through its kernel for rows of many lengths; what those cannot do
+goes in blocks of like shape, batched. What is kept for the backward
 pass is the logarithm of each softmax's sum; the scores are computed again.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from peftkit.ports import block_attention, fused_attention
+from peftkit.ports import block_attention, fused_attention, varlen_attention
 from peftkit.ports.tree_plan import Bucket, Plan
 
 
@@ -39,24 +41,30 @@ def attend(
     # Measured on a processor core: of the time of buckets the fused kernel takes 0.4 in fp32 and 0.6 in bf16, and
     # blocks of plain products 0.7 in fp32, in bf16 as long or longer.
     if fused_attention.possible(q, v, cap):
-        return cast(Tensor, _Fused.apply(q[0], k[0], v[0], plan, first, scale)).unsqueeze(0)
+        return cast(Tensor, _Kernel.apply(fused_attention, q[0], k[0], v[0], plan, first, scale)).unsqueeze(0)
+    if varlen_attention.possible(q, v, plan, first, cap):
+        return cast(Tensor, _Kernel.apply(varlen_attention, q[0], k[0], v[0], plan, first, scale)).unsqueeze(0)
     function = _Blocks if q.device.type == "cpu" and q.dtype != torch.bfloat16 else _Attention
     return cast(Tensor, function.apply(q[0], k[0], v[0], plan, first, scale, cap)).unsqueeze(0)
 
 
-class _Fused(torch.autograd.Function):
+class _Kernel(torch.autograd.Function):
+    """Attention through one of torch's kernels, a module that has both passes."""
+
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, first: int, scale: float) -> Tensor:
-        y, totals = fused_attention.forward(q, k, v, plan, first, scale)
+    def forward(
+        ctx: Any, kernel: ModuleType, q: Tensor, k: Tensor, v: Tensor, plan: Plan, first: int, scale: float
+    ) -> Tensor:
+        y, totals = kernel.forward(q, k, v, plan, first, scale)
         ctx.save_for_backward(q, k, v, y, totals)
-        ctx.plan, ctx.first, ctx.scale = plan, first, scale
+        ctx.kernel, ctx.plan, ctx.first, ctx.scale = kernel, plan, first, scale
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, y, totals = ctx.saved_tensors
-        found = fused_attention.backward(grads[0], q, k, v, y, totals, ctx.plan, ctx.first, ctx.scale)
-        return *found, None, None, None
+        found = ctx.kernel.backward(grads[0], q, k, v, y, totals, ctx.plan, ctx.first, ctx.scale)
+        return None, *found, None, None, None
 
 
 class _Blocks(torch.autograd.Function):

@@ -1,0 +1,178 @@
+"""Attention along a tree on a GPU: all runs of queries in one call of torch's flash kernel for rows of many lengths.
+
+Queries that follow each other on one path are a run, whose keys are that path; a run reads keys of its own, so that
+what several paths have in common is copied for each. Both passes give the same bits each time: the kernel's backward
+pass is asked for that, and what came to the copies of a key is added up in one order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from peftkit.ports.tree import Block
+    from peftkit.ports.tree_plan import Plan
+
+_FORWARD: Any = getattr(torch.ops.aten, "_flash_attention_forward", None)
+_BACKWARD: Any = getattr(torch.ops.aten, "_flash_attention_backward", None)
+LARGEST = 256
+"""The largest size of a head that the kernel takes."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """R runs of queries with their keys, as the kernel wants them."""
+
+    queries: Tensor
+    """[R + 1] int32: where each run's queries begin among the flat tokens, and the end of the last."""
+    keys: Tensor
+    """[R + 1] int32: the same among the keys of all runs."""
+    longest: tuple[int, int]
+    """The most queries and the most keys of a run."""
+    index: Tensor | None
+    """[K] long: which key each one is, those in front counted first; None where all keys stand in order, once."""
+    copies: Sequence[tuple[Tensor, Tensor]]
+    """For each number c of copies that keys have: those keys [M], and where their copies stand [M, c]."""
+
+
+def runs(blocks: Sequence[Block], first: int, device: torch.device) -> Runs:
+    """Put blocks that go on where another ended into one run, and `first` keys in front of every run's own."""
+    paths: list[np.ndarray] = []
+    lengths: list[int] = []
+    for block in blocks:
+        if paths and _goes_on(paths[-1], block):
+            lengths[-1] += block.length
+            paths[-1] = block.keys
+        else:
+            lengths.append(block.length)
+            paths.append(block.keys)
+    front = np.arange(first)
+    index = np.concatenate([part for path in paths for part in (front, path + first)])
+    count = sum(lengths) + first
+    plain = len(index) == count and bool((index == np.arange(count)).all())
+    sizes = [len(path) + first for path in paths]
+    return Runs(
+        _edges(lengths, device),
+        _edges(sizes, device),
+        (max(lengths), max(sizes)),
+        None if plain else torch.from_numpy(index).to(device),
+        [] if plain else list(_copies(index, count, device)),
+    )
+
+
+def run_over(queries: int, first: int, device: torch.device) -> Runs:
+    """Put all queries into one run over the `first` keys alone."""
+    return Runs(_edges([queries], device), _edges([first], device), (queries, first), None, [])
+
+
+def _goes_on(path: np.ndarray, block: Block) -> bool:
+    """Say whether a block's queries follow the last token of a path, which was the last that was laid out."""
+    kept = len(block.keys) - block.length
+    return kept == len(path) and path[-1] == block.keys[kept - 1] == block.start - 1
+
+
+def _edges(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(device)
+
+
+def _copies(index: np.ndarray, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (keys [M], places [M, c]) for each number c of places that keys have in `index`."""
+    order, times = np.argsort(index, kind="stable"), np.bincount(index, minlength=count)
+    starts = np.cumsum(times) - times
+    for number in np.unique(times):
+        keys = np.flatnonzero(times == number)
+        places = order[starts[keys][:, None] + np.arange(number)]
+        yield torch.from_numpy(keys).to(device), torch.from_numpy(places).to(device)
+
+
+def possible(q: Tensor, v: Tensor, plan: Plan, first: int, cap: float | None) -> bool:
+    """Say whether the kernel can do it: half precision on CUDA, no cap, no window over keys in front."""
+    there = _FORWARD is not None and _BACKWARD is not None and q.device.type == "cuda"
+    fits = q.shape[-1] == v.shape[-1] <= LARGEST and q.shape[-1] % 8 == 0
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    return there and fits and half and cap is None and (plan.window is None or not first)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, first: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Return y [N, heads, size] and the logarithms of the softmaxes' sums of q [heads, N, size].
+
+    k and v are [groups, first + N or first, size]: each token sees the `first` keys and those of its path.
+    """
+    text = k.shape[1] > first
+    told = _told(plan, first, text)
+    given = _flat(q), _rows(k, told), _rows(v, told), *_given(told)
+    y, totals, *_ = _FORWARD(*given, 0.0, text, False, scale=scale, **_window(plan))
+    return y, totals
+
+
+def backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, totals: Tensor, plan: Plan, first: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v from that of y [N, heads, size], all in the shapes of `forward`."""
+    text = k.shape[1] > first
+    told = _told(plan, first, text)
+    keys, values = (_rows(x, told) for x in (k, v))
+    given = dy.contiguous(), _flat(q), keys, values, y, totals, *_given(told)
+    undrawn = torch.zeros(2, dtype=torch.uint64, device=q.device), q.new_empty(0)
+    with _repeatable():
+        dq, *others = _BACKWARD(*given, 0.0, text, *undrawn, scale=scale, **_window(plan))
+    dk, dv = (_gathered(part, x, told) for part, x in zip(others, (k, v), strict=True))
+    return dq.transpose(0, 1), dk, dv
+
+
+def _told(plan: Plan, first: int, text: bool) -> Runs:
+    return plan.runs(first) if text else plan.run_over(first)
+
+
+def _given(told: Runs) -> tuple[Tensor, Tensor, int, int]:
+    return told.queries, told.keys, *told.longest
+
+
+def _window(plan: Plan) -> dict[str, int]:
+    """Return the kernel's bounds: a window of w keys is the query's own and w - 1 before it."""
+    return {} if plan.window is None else {"window_size_left": plan.window - 1, "window_size_right": 0}
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Return x [heads, N, size] as [N, heads, size] whose last dimension is dense."""
+    x = x.transpose(0, 1)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _rows(x: Tensor, told: Runs) -> Tensor:
+    """Return the keys or values of all runs [K, groups, size]."""
+    x = _flat(x)
+    return x if told.index is None else x.index_select(0, told.index)
+
+
+def _gathered(part: Tensor, like: Tensor, told: Runs) -> Tensor:
+    """Add up what came to the copies of each key: [groups, keys, size]."""
+    if told.index is None:
+        return part.transpose(0, 1)
+    found = part.new_empty(like.shape[1], like.shape[0], like.shape[2])
+    for keys, places in told.copies:
+        rows = part.index_select(0, places.flatten())
+        if places.shape[1] > 1:
+            rows = rows.view(*places.shape, *part.shape[1:]).sum(1, dtype=torch.float32).to(part.dtype)
+        found[keys] = rows
+    return found.transpose(0, 1)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Ask torch's kernels for the same bits each time, as far as they can."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
