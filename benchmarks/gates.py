@@ -1,9 +1,10 @@
 """Processes that take turns: one for each side of a benchmark, of which one runs at a time and the others wait.
 
 The time of a turn is measured in the side's own process, from the word to go to the report of its last step. Memory is
-measured apart, in processes that run three steps and nothing beside them: the highest resident size of the process, or
-what the device's allocator held at most. A step of a tiny model comes first there, so that code loaded on the way does
-not count, and the allocator is told to give large blocks back at once, so that what it would keep does not either.
+measured apart, in processes that run three steps and nothing beside them: the highest resident size of the process. A
+step of a tiny model comes first there, so that code loaded on the way does not count, and the allocator is told to give
+large blocks back at once, so that what it would keep does not either. On a GPU memory is what the allocator of a side's
+own process held at most in all its turns.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -30,19 +32,14 @@ from peftkit.errors import PeftkitError
 from peftkit.models.load import quiet
 
 STEPS_OF_MEMORY = 3
-LOADED = ("torch", "transformers", "transformers.trainer", "peft")
-"""What the process that starts the others imports once for all of them."""
+LOADED = {
+    "cpu": ("torch", "transformers", "transformers.trainer", "peft"),
+    "cuda": ("torch", "transformers.models.llama.modeling_llama"),
+}
+"""What the process that starts the others imports once for all of them: nothing that begins to use a GPU."""
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # or asking whether there is a GPU would begin to use it
 MMAP_THRESHOLD = -3
 """glibc's name of the size from which a block is given back at once."""
-
-
-@dataclass
-class Found:
-    """What a side reported: for each step the loss and the norm of the gradient, for each turn its seconds."""
-
-    seconds: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -53,23 +50,39 @@ class Memory:
     above: int
 
 
+@dataclass
+class Found:
+    """What a side reported: for each step the loss and the norm of the gradient, for each turn its seconds."""
+
+    seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    memory: Memory | None = None
+    """On a GPU."""
+
+
 # In a side's own process --------------------------------------------------------------------------------------------
 
 
 class Turns:
     """A gate that waits for a word before each turn of `steps` steps and answers with its seconds, losses and norms."""
 
-    def __init__(self, pipe: Connection, steps: int, wall: bool):
+    def __init__(self, pipe: Connection, steps: int, wall: bool, device: str):
         self.pipe, self.steps = pipe, steps
+        self.peak = Peak(device) if device != "cpu" else None
         self.clock = time.perf_counter if wall else time.process_time
         self.began = 0.0
         self.found: list[tuple[float, float]] = []
 
     def loaded(self) -> None:
-        """Nothing is measured here."""
+        """Note what the loaded model takes of a GPU."""
+        if self.peak:
+            self.peak.loaded()
 
     def begin(self) -> None:
         """Say that the side is built, and wait."""
+        if self.peak:
+            self.peak.begin()
         self.pipe.send(None)
         self._wait()
 
@@ -77,7 +90,7 @@ class Turns:
         """Take a step's report; at the end of a turn pass it on and wait for the next."""
         self.found.append((loss, norm))
         if len(self.found) == self.steps:
-            self.pipe.send((self.clock() - self.began, self.found))
+            self.pipe.send((self.clock() - self.began, self.found, self.peak and self.peak.read()))
             self.found = []
             self._wait()
 
@@ -141,7 +154,7 @@ def take_turns(case: Case, pipe: Connection, steps: int, wall: bool, threads: in
     torch.set_num_threads(threads)
     try:
         with quiet():
-            SIDES[case.side](case, Turns(pipe, steps, wall))
+            SIDES[case.side](case, Turns(pipe, steps, wall, case.device))
     except EOFError:
         pass  # who gave the turns has seen enough
     except Exception:
@@ -209,10 +222,8 @@ class Player:
     """The process of one side, and the pipe to it; leaving its context ends it."""
 
     def __init__(self, case: Case, work: Any, *given: Any):
-        # A process that has begun to use a GPU cannot be forked.
-        context: Any = multiprocessing.get_context("forkserver" if case.device == "cpu" else "spawn")
-        if case.device == "cpu":
-            context.set_forkserver_preload(list(LOADED))
+        context: Any = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(LOADED[case.device]))
         self.case = case
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=work, args=(case, other, *given), daemon=True)
@@ -259,7 +270,7 @@ def time_turns(
             order = list(zip(players, found, strict=True))
             for player, reported in order if number % 2 else reversed(order):
                 player.pipe.send(None)
-                seconds, pairs = player.hear()
+                seconds, pairs, reported.memory = player.hear()
                 reported.seconds += [seconds / steps] if number else []
                 reported.losses += [loss for loss, _ in pairs]
                 reported.norms += [norm for _, norm in pairs]

@@ -8,6 +8,7 @@
 | `coqa` | CoQA turn by turn: 8 turns of one story of 300 to 350 tokens, each behind what was said (15 to 20 a turn) |
 | `coqa-chat` | CoQA as conversations: a story and its 16 turns in one row, which is trained on all answers |
 | `gsm8k` | GSM8K: prompts of 60 to 100 tokens, answers of 100 to 130 |
+| `long` | documents of 1,536 to 2,048 tokens, all trained on |
 """
 
 from __future__ import annotations
@@ -130,6 +131,12 @@ def gsm8k(tokens: Tokens, rows: int) -> Iterator[list[Encoded]]:
         yield [row(tokens.run(60, 100), tokens.run(100, 130)) for _ in range(rows)]
 
 
+def long(tokens: Tokens, rows: int) -> Iterator[list[Encoded]]:
+    """Yield batches of long documents."""
+    while True:
+        yield [row([], tokens.run(1536, 2048)) for _ in range(rows)]
+
+
 PROFILES: dict[str, tuple[Callable[[Tokens, int], Iterator[list[Encoded]]], int]] = {
     "e2e": (e2e, 16),
     "e2e-grouped": (e2e_grouped, 16),
@@ -137,6 +144,7 @@ PROFILES: dict[str, tuple[Callable[[Tokens, int], Iterator[list[Encoded]]], int]
     "coqa": (coqa, 8),
     "coqa-chat": (coqa_chat, 1),
     "gsm8k": (gsm8k, 8),
+    "long": (long, 8),
 }
 """Each profile with the rows of its batches."""
 

@@ -1,6 +1,6 @@
 """A packed layer beside bitsandbytes' and the dense one, interleaved in one run; whole steps; loading; bits on disk.
 
-Run it as `python benchmarks/quantization.py [--device cuda] [--threads N] [--csv FILE]`. Times are of one forward and
+Run it as `python benchmarks/quantization.py [--device cuda] [--threads N] [--parts layers steps]`. Times are of one forward and
 backward pass, medians of rounds in which every candidate has its turn; ratios are to bitsandbytes' Linear4bit.
 """
 
@@ -32,6 +32,7 @@ MODEL = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6,
 BATCHES = ((2, 256), (4, 512))
 ROUNDS = 7
 FORMAT = "nf4"
+PARTS = ("layers", "steps", "loading")
 
 LOADING = """
 import sys
@@ -181,6 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; all by default")
     parser.add_argument("--csv", type=Path, default=None)
     chosen = parser.parse_args(arguments)
     if chosen.threads:
@@ -192,9 +194,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
 
     print(f"{FORMAT} on {chosen.device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    compare_layers(chosen.device, say)
-    compare_steps(chosen.device, say)
-    compare_loading(say)
+    if "layers" in chosen.parts:
+        compare_layers(chosen.device, say)
+    if "steps" in chosen.parts:
+        compare_steps(chosen.device, say)
+    if "loading" in chosen.parts:
+        compare_loading(say)
     if chosen.csv:
         with chosen.csv.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")

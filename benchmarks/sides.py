@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -16,14 +17,18 @@ from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
 from peftkit.training.loop import Loop
+from peftkit.training.replays import Replays
 
 ARRANGEMENTS = {
     "ours": Arrangement(),
+    "ours-unrecorded": Arrangement(),
     "ours-unshared": Arrangement(share=False),
     "ours-padded": Arrangement(flat=False),
     "ours-whole": Arrangement(flat=False, share=False, apart=False),
 }
-"""Ours with everything on, and with its switches off one after another: what each is worth."""
+"""Ours with everything on, and with its switches off one after another: what each is worth.
+
+`ours-unrecorded` starts every kernel by itself, which is another thing on a GPU alone."""
 
 
 def ours(case: Case, gate: Gate) -> None:
@@ -54,7 +59,12 @@ def our_loop(case: Case, model: nn.Module) -> Loop:
     engine, told = choose(model, rows, 0, device, ARRANGEMENTS[case.side])
     if told:
         raise SystemExit(f"ours: {told[0]}")
-    return Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision, engine=engine)
+    loop = Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision, engine=engine)
+    if case.side != "ours-unrecorded":
+        loop.replays = Replays.of(loop)
+    if loop.replays is not None:
+        loop.replays.tell = lambda text: print(f"{case.side}: {text}", file=sys.stderr)
+    return loop
 
 
 SIDES: dict[str, Callable[[Case, Gate], None]] = {

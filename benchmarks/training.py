@@ -15,11 +15,11 @@ tolerance that is printed, else the benchmark ends with an error. Each side is a
 over the turns are told, ratios as medians of the ratios within a turn. On a CPU the time is what one thread spends on
 the processor, so that other work disturbs it little; `--wall --threads N` takes the clock, as on a GPU.
 
-Memory is measured apart (`gates.py`): `whole` is the peak of the process, and `above` what came on top of the loaded
-model. The limit is the time that the frozen weights' products take at the rate of one such product [512, width] x
-[width, inner], measured in the same run: 4 operations for each weight of the blocks' linear layers and each token
-without padding (2 forward, 2 for the gradient of the inputs), the head's at trained positions alone. Tokens that rows
-of a batch have in common from their start on count once.
+Memory is measured apart on a CPU (`gates.py`): `whole` is the peak of the process, and `above` what came on top of the
+loaded model. The limit is the time that the frozen weights' products take at the rate of one such product [512, width]
+x [width, inner] (8,192 rows on a GPU), measured in the same run: 4 operations for each weight of the blocks' linear
+layers and each token without padding (2 forward, 2 for the gradient of the inputs), the head's at trained positions
+alone. Tokens that rows of a batch have in common from their start on count once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pathlib import Path
 import torch
 from cases import SIZES, TECHNIQUES, Case
 from gates import Found, Memory, Rate, time_turns, weigh_sides
-from goals import GOALS, WORDS, Cell
+from goals import CPU_GOALS, GPU_GOALS, WORDS, Cell, Goal
 from profiles import PROFILES
 from sides import SIDES, available
 
@@ -48,6 +48,8 @@ TOLERANCES = {"fp32": (1e-5, 1e-3), "bf16": (5e-3, 5e-2)}
 """The relative differences that rounding explains: of the losses, and of the norms of the gradients."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 MEBI = 2**20
+ROWS_OF_RATE = {"cpu": 512, "cuda": 8192}
+"""Rows of the product whose rate the limit is told by."""
 
 
 @dataclass
@@ -147,10 +149,12 @@ def measure(cell: Cell, given: argparse.Namespace) -> list[Row]:
     cases = cases_of(cell, given)
     size = SIZES[cell.size]
     dtype = DTYPES[cell.precision]
-    rate = Rate(512, size.width, size.inner, dtype, given.device, given.wall)
+    rate = Rate(ROWS_OF_RATE[given.device.partition(":")[0]], size.width, size.inner, dtype, given.device, given.wall)
     found = time_turns(cases, given.rounds, given.steps, given.wall, given.threads, rate.measure)
     told = agree(cases, found)
-    peaks: Sequence[Memory | None] = [None] * len(cases) if given.no_memory else weigh_sides(cases, given.threads)
+    peaks: Sequence[Memory | None] = [report.memory for report in found]
+    if given.device == "cpu" and not given.no_memory:
+        peaks = weigh_sides(cases, given.threads)
     rows = table(cell, cases, found, peaks, given.steps, rate.median)
     print(
         f"\n{cell.size} {cell.profile} {cell.method} {cell.precision}, batch {cases[0].rows}, {cases[0].dtype} weights"
@@ -236,11 +240,11 @@ def print_rows(rows: Sequence[Row]) -> None:
         )
 
 
-def print_goals(rows: Sequence[Row]) -> None:
+def print_goals(rows: Sequence[Row], goals: Sequence[Goal]) -> None:
     """Print each goal that was measured beside what was reached."""
     print(f"\n{'work':<34}{'figure':<50}{'goal':>8}{'reached':>9}")
     ours = {Cell(row.size, row.profile, row.method, row.precision): row for row in rows if row.side == "ours"}
-    for goal in GOALS:
+    for goal in goals:
         cell, row = goal.cell, ours.get(goal.cell)
         value = None if row is None else getattr(row, goal.figure)
         work = f"{cell.size} {cell.profile} {cell.method} {cell.precision}"
@@ -325,11 +329,16 @@ def machine(device: str) -> str:
     return (named[0] if named else platform.machine()) + kind
 
 
+def goals_of(given: argparse.Namespace) -> Sequence[Goal]:
+    """Return the goals of the device."""
+    return CPU_GOALS if given.device == "cpu" else GPU_GOALS
+
+
 def cells_of(given: argparse.Namespace) -> list[Cell]:
     """List the work that the command line asks for."""
     sizes, precisions = chosen("size", given.sizes, list(SIZES)), chosen("precision", given.precision, list(TOLERANCES))
     if given.goals:
-        cells = dict.fromkeys(goal.cell for goal in GOALS)
+        cells = dict.fromkeys(goal.cell for goal in goals_of(given))
         return [cell for cell in cells if cell.size in sizes and cell.precision in precisions]
     profiles, methods = (
         chosen("profile", given.profiles, list(PROFILES)),
@@ -342,6 +351,19 @@ def cells_of(given: argparse.Namespace) -> list[Cell]:
         for profile in profiles
         for method in methods
     ]
+
+
+def measure_all(cells: Sequence[Cell], given: argparse.Namespace) -> tuple[list[Row], bool]:
+    """Return the rows of all cells, and whether a cell failed, which is told of and leaves the others running."""
+    rows: list[Row] = []
+    failed = False
+    for cell in cells:
+        try:
+            rows += measure(cell, given)
+        except PeftkitError as error:
+            failed = True
+            print(f"benchmarks/training.py: {error}", file=sys.stderr, flush=True)
+    return rows, failed
 
 
 def main(command: Sequence[str] | None = None) -> int:
@@ -357,16 +379,16 @@ def main(command: Sequence[str] | None = None) -> int:
         timed = f"the clock, {given.threads} threads" if given.wall else "time on the processor"
         turns = f"medians of {given.rounds} turns of {given.steps} optimizer steps"
         print(f"{machine(given.device)}, torch {torch.__version__}, {timed}, {turns}")
-        rows = [row for cell in cells for row in measure(cell, given)]
     except PeftkitError as error:
         print(f"benchmarks/training.py: {error}", file=sys.stderr)
         return 2
+    rows, failed = measure_all(cells, given)
     print_turns(rows)
     if given.goals:
-        print_goals(rows)
-    if given.csv:
+        print_goals(rows, goals_of(given))
+    if given.csv and rows:
         write_csv(given.csv, rows)
-    return 0
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from itertools import chain
 
+import flash_kernel
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from peftkit.ports import fused_attention, varlen_attention
 from peftkit.ports.tree import QUERIES, Tree, grow
 from peftkit.ports.tree_attention import _Attention, _Blocks, _Kernel, attend
 from peftkit.ports.tree_plan import Plan, plan_of
+from peftkit.ports.varlen_attention import runs_of
 
 SIZE, SCALE = 8, 0.3
 
@@ -43,9 +45,9 @@ def visible(tree: Tree, window: int | None, first: int) -> Tensor:
     return torch.cat([torch.ones(len(tree.ids), first, dtype=torch.bool), seen], dim=1)
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, cap: float | None, scale: float = SCALE) -> Tensor:
+def plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, cap: float | None) -> Tensor:
     repeats = q.shape[1] // k.shape[1]
-    scores = (q @ k.repeat_interleave(repeats, 1).transpose(-1, -2)) * scale
+    scores = (q @ k.repeat_interleave(repeats, 1).transpose(-1, -2)) * SCALE
     scores = scores if cap is None else cap * torch.tanh(scores / cap)
     return (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v.repeat_interleave(repeats, 1)).transpose(1, 2)
 
@@ -102,40 +104,14 @@ def test_the_fused_kernel_runs_where_it_can(monkeypatch):
     assert chosen() == "_BlocksBackward"
 
 
-def flash(q, k, v, queries, keys, longest_query, longest_key, dropout, causal, debug, *, scale, **window):
-    """What torch's kernel for rows of many lengths computes: of each run, the last query sees all keys."""
-    assert (longest_query, longest_key) == (int(queries.diff().max()), int(keys.diff().max()))
-    assert not dropout
-    assert not debug
-    assert queries.dtype == keys.dtype == torch.int32
-    left, parts = window.get("window_size_left", -1), []
-    for a, b, c, d in zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True):
-        at, key = torch.arange(b - a)[:, None] + (d - c) - (b - a), torch.arange(d - c)
-        seen = (key <= at if causal else key >= 0) & ((key >= at - left) | (left < 0))
-        query, own, value = (x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d]))
-        parts.append(plain(query, own, value, seen.expand(b - a, -1), None, scale)[0])
-    return torch.cat(parts), torch.zeros(q.shape[1], len(q))
-
-
-def flash_backward(dy, q, k, v, y, totals, *told, scale, **window):
-    assert totals.shape == (q.shape[1], len(q))
-    assert torch.are_deterministic_algorithms_enabled()
-    queries, keys, longest_query, longest_key, dropout, causal, *_ = told
-    edges = queries, keys, longest_query, longest_key
-    with torch.enable_grad():
-        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
-        y, _ = flash(q, k, v, *edges, dropout, causal, False, scale=scale, **window)
-        return torch.autograd.grad(y, (q, k, v), dy)
-
-
 @pytest.mark.parametrize("rows", TEXTS.values(), ids=list(TEXTS))
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize(
     ("window", "first", "text"), [(None, 0, True), (None, 3, True), (6, 0, True), (None, 5, False)]
 )
 def test_runs_of_queries_equal_plain_attention(monkeypatch, rows, groups, window, first, text):
-    monkeypatch.setattr(varlen_attention, "_FORWARD", flash)
-    monkeypatch.setattr(varlen_attention, "_BACKWARD", flash_backward)
+    monkeypatch.setattr(varlen_attention, "_FORWARD", flash_kernel.forward)
+    monkeypatch.setattr(varlen_attention, "_BACKWARD", flash_kernel.backward)
     tree = grow(rows)
     q, k, v = drawn(4, groups, len(tree.ids), first + (len(tree.ids) if text else 0))
     y = _Kernel.apply(varlen_attention, q[0], k[0], v[0], plan_of(tree, window), first, SCALE).unsqueeze(0)
@@ -151,12 +127,11 @@ def test_runs_of_queries_equal_plain_attention(monkeypatch, rows, groups, window
 
 def test_texts_that_go_on_are_one_run():
     chain_ = texts(30)[0]
-    turns = grow([chain_[:10], chain_[:20], chain_])
-    plan = plan_of(turns)
-    assert plan.runs(0).queries.tolist() == [0, 30] == plan.runs(0).keys.tolist()
-    assert plan.runs(0).index is None
-    assert plan_of(grow(TEXTS["long"])).runs(0).longest == (QUERIES + 90, QUERIES + 90)
-    assert plan_of(grow(TEXTS["shared"])).runs(0).index is not None
+    told = runs_of(grow([chain_[:10], chain_[:20], chain_]), 0)
+    assert told.queries.tolist() == [0, 30] == told.keys.tolist()
+    assert told.index is None
+    assert runs_of(grow(TEXTS["long"]), 0).longest == (QUERIES + 90, QUERIES + 90)
+    assert runs_of(grow(TEXTS["shared"]), 0).index is not None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peftkit.ports import varlen_attention
 from peftkit.ports.block_attention import Span, spans
 from peftkit.ports.tree import Block, Tree
-from peftkit.ports.varlen_attention import Runs
 
 WASTE = 1.5
 """How many times its own scores a block may take where it is padded to the shape of others."""
@@ -41,7 +39,6 @@ class Plan:
     def __init__(self, tree: Tree, window: int | None):
         self.tree, self.window, self.device = tree, window, tree.ids.device
         self.count = len(tree.ids)
-        self._runs: dict[tuple[int, bool], Runs] = {}
 
     @cached_property
     def spans(self) -> list[Span]:
@@ -52,18 +49,6 @@ class Plan:
     def once(self) -> bool:
         """Whether each token is a key of one block alone."""
         return sum(len(block.keys) for block in self.tree.blocks) == self.count
-
-    def runs(self, first: int) -> Runs:
-        """Return the runs of queries, each with `first` keys in front of its path."""
-        if (first, True) not in self._runs:
-            self._runs[first, True] = varlen_attention.runs(self.tree.blocks, first, self.device)
-        return self._runs[first, True]
-
-    def run_over(self, first: int) -> Runs:
-        """Return the one run of all queries over `first` keys alone."""
-        if (first, False) not in self._runs:
-            self._runs[first, False] = varlen_attention.run_over(self.count, first, self.device)
-        return self._runs[first, False]
 
     @cached_property
     def groups(self) -> list[list[Block]]:

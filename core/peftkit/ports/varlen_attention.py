@@ -19,7 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from peftkit.ports.tree import Block
+    from peftkit.ports.tree import Block, Tree
     from peftkit.ports.tree_plan import Plan
 
 _FORWARD: Any = getattr(torch.ops.aten, "_flash_attention_forward", None)
@@ -72,6 +72,23 @@ def runs(blocks: Sequence[Block], first: int, device: torch.device) -> Runs:
 def run_over(queries: int, first: int, device: torch.device) -> Runs:
     """Put all queries into one run over the `first` keys alone."""
     return Runs(_edges([queries], device), _edges([first], device), (queries, first), None, [])
+
+
+def runs_of(tree: Tree, first: int) -> Runs:
+    """Return the runs of a tree, made once for each number of keys in front."""
+    kept = _kept(tree)
+    if first not in kept:
+        kept[first] = runs(tree.blocks, first, tree.ids.device)
+    return kept[first]
+
+
+def with_runs(tree: Tree, told: Runs) -> None:
+    """Have a tree without keys in front attended along `told`."""
+    _kept(tree)[0] = told
+
+
+def _kept(tree: Tree) -> dict[int, Runs]:
+    return tree.__dict__.setdefault("runs", {})
 
 
 def _goes_on(path: np.ndarray, block: Block) -> bool:
@@ -130,7 +147,7 @@ def backward(
 
 
 def _told(plan: Plan, first: int, text: bool) -> Runs:
-    return plan.runs(first) if text else plan.run_over(first)
+    return runs_of(plan.tree, first) if text else run_over(plan.count, first, plan.device)
 
 
 def _given(told: Runs) -> tuple[Tensor, Tensor, int, int]:

@@ -32,9 +32,9 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return wanted
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which forward passes run."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+def autocast(device: torch.device, precision: str, cached: bool = True) -> torch.autocast:
+    """Return the context in which forward passes run; `cached` weights are cast once in it."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=cached)
 
 
 def mixes(model: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from peftkit.adapt import Adaptation
     from peftkit.recipe import TrainSection
     from peftkit.training.rate import Meter
+    from peftkit.training.replays import Replays
 
 
 class Diverged(PeftkitError):  # noqa: N818
@@ -79,6 +80,8 @@ class Loop:
         self._windows = None
         self.meter: Meter | None = None
         """What the utilisation is told by; without one it is not."""
+        self.replays: Replays | None = None
+        """What runs the passes where they are recorded; without it they all run as they are."""
 
     def run_step(self) -> dict[str, Any]:
         """Do one optimizer step and return its record; a loss or gradient that is not finite is a PeftkitError."""
@@ -100,9 +103,12 @@ class Loop:
 
     def lay(self, begun: Begun, batch: Any) -> Any:
         """Lay a micro-batch of a step, or a piece of one, out on the device, and count what is computed of it."""
+        return self._lay(begun, batch).to(self.device)
+
+    def _lay(self, begun: Begun, batch: Any) -> Any:
         laid = self.engine.lay(batch)
         begun.counted.append(counts(batch, laid))
-        return laid.to(self.device)
+        return laid
 
     def end_step(self, begun: Begun, loss: float) -> dict[str, Any]:
         """Take the step whose gradients are there, `loss` per trained token; returns its record.
@@ -203,12 +209,9 @@ class Loop:
         self.model.train()
         try:
             for batch in batches:
-                laid = self.lay(begun, batch)
-                with self.engine.running(laid):
-                    with autocast(self.device, self.casts), self.ladder.rung.keeping(self.device):
-                        loss = self.engine.loss(laid, self.device, self.section.label_smoothing)
-                    (loss / trained).backward()
-                total += loss.detach()
+                laid = self._lay(begun, batch)
+                loss = None if self.replays is None else self.replays.run(laid, trained)
+                total += self.passes(laid.to(self.device), trained) if loss is None else loss
             penalty = self.adaptation.penalty()
             if penalty is not None:
                 penalty.backward()
@@ -218,6 +221,24 @@ class Loop:
             rows, width = max((tuple(batch.input_ids.shape) for batch in batches), key=math.prod)
             raise OutOfMemory(self.step + 1, (rows, width), self.ladder.advice) from None
         return total.item() / trained
+
+    def passes(self, laid: Any, trained: int) -> Tensor:
+        """Add the gradients of a micro-batch on the device, divided by `trained`; return the sum of its losses."""
+        with self.engine.running(laid):
+            loss = self._loss(laid)
+            (loss / trained).backward()
+        return loss.detach()
+
+    def gradients(self, laid: Any, trained: Tensor, wanted: Sequence[nn.Parameter]) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return what `passes` does and the gradients that it adds to the `wanted` parameters; nothing is changed."""
+        with self.engine.running(laid):
+            loss = self._loss(laid, cached=False)
+            found = torch.autograd.grad(loss / trained, wanted)
+        return loss.detach(), found
+
+    def _loss(self, laid: Any, cached: bool = True) -> Tensor:
+        with autocast(self.device, self.casts, cached), self.ladder.rung.keeping(self.device):
+            return self.engine.loss(laid, self.device, self.section.label_smoothing)
 
     def _clip(self) -> float:
         """Clip the gradients in place where the recipe says so; return their norm before."""

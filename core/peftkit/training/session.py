@@ -58,6 +58,7 @@ class Session:
     ):
         from peftkit.training.preparation import prepare
         from peftkit.training.rate import Meter
+        from peftkit.training.replays import Replays
 
         self.run, self.observer, self.resume = run, observer, resume
         self.checkpoints = run / "checkpoints"
@@ -65,6 +66,7 @@ class Session:
         self.prepared: Prepared = prepare(recipe, resumed=begun, base=base, name=name)
         self.loop = self.prepared.loop
         self.loop.meter = Meter.of(self.loop)
+        self.loop.replays = Replays.of(self.loop)
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
         wanted = recipe.train.keep_best
         self.best = None if wanted is None else Best(wanted, recipe.train.patience)
@@ -94,6 +96,8 @@ class Session:
         for notice in self.prepared.notices:
             self.observer.notice(notice)
         self.loop.ladder.tell = self.observer.notice
+        if self.loop.replays is not None:
+            self.loop.replays.tell = self.observer.notice
         if not (self.resume and self._restore()):
             self.loop.ladder.begin(self.loop)
         files.write_text(self.run / "recipe.yaml", self.recipe.to_yaml())

@@ -1,0 +1,209 @@
+"""Forward and backward passes that are recorded once as a CUDA graph and played again, without Python between kernels.
+
+A small model or a small batch keeps a GPU waiting for the host, which has thousands of kernels to start in a step. What
+is recorded are the passes over micro-batches of one shape (`peftkit.engine.steady`); the kernels and their inputs are
+the same, and so are losses and gradients. The first recording of each shape is compared with the passes themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.engine.steady import Steady, steady
+from peftkit.method import Method
+from peftkit.training.rungs import Rung
+
+if TYPE_CHECKING:
+    from peftkit.engine.laid import Laid
+    from peftkit.training.loop import Loop
+
+SEEN = 2
+"""Times that a shape is there before its passes are recorded."""
+MOST = 16
+"""Shapes that are recorded at most; others run as they are."""
+FAR = 1e-3
+"""How far a played loss or gradient may be from the one computed, relative to it: the kernels are the same."""
+
+
+@dataclass
+class Recorded:
+    """The passes over one shape: `play` reads `inputs` and adds to the gradients and to `loss`."""
+
+    inputs: Steady
+    trained: Tensor
+    """The trained tokens of the step, by which the loss is divided."""
+    loss: Tensor
+    play: Callable[[], None]
+
+
+class Replays:
+    """Runs the passes of a loop, recorded where their shape came before.
+
+    Only for loops that `possible` allows. What the methods keep outside of tensors must not change from step to step.
+    """
+
+    def __init__(self, loop: Loop):
+        self.loop = loop
+        self.recorded: dict[tuple[int, ...], Recorded] = {}
+        self.counts: dict[tuple[int, ...], int] = {}
+        self.grads: dict[nn.Parameter, Tensor] = {}
+        """Where recorded passes add gradients; the same tensors in all of them."""
+        self.rung: Rung = loop.ladder.rung
+        self.pool: Any = None
+        self.off = False
+        self.tell: Callable[[str], None] = lambda text: None
+
+    @classmethod
+    def of(cls, loop: Loop) -> Replays | None:
+        """Return what runs the passes of a loop; None where the recipe or `possible` says no."""
+        return cls(loop) if loop.section.cuda_graphs and possible(loop) is None else None
+
+    def run(self, laid: Laid, trained: int) -> Tensor | None:
+        """Add the gradients of a micro-batch, laid out on the host, and return its loss; None where it cannot."""
+        self._follow(self.loop.ladder.rung)
+        if self.off or self.rung.recomputed != "nothing" or self.rung.offloaded:
+            return None
+        filled = steady(laid, self.loop.device)
+        if filled is None:
+            return None
+        self.counts[filled.shape] = seen = self.counts.get(filled.shape, 0) + 1
+        found = self.recorded.get(filled.shape)
+        if found is not None:
+            return self._play(found, filled, trained)
+        if seen < SEEN or len(self.recorded) == MOST:
+            return self.loop.passes(filled.laid, trained)
+        return self._record(filled, trained)
+
+    def _follow(self, rung: Rung) -> None:
+        """Forget what was recorded on another rung of the memory ladder."""
+        if rung != self.rung:
+            self.rung = rung
+            self.recorded.clear()
+
+    def _play(self, found: Recorded, given: Steady, trained: int) -> Tensor:
+        found.inputs.copy_from(given)
+        found.trained.fill_(trained)
+        self._take_gradients()
+        found.play()
+        return found.loss.clone()
+
+    def _take_gradients(self) -> None:
+        """Let recorded passes add to what the parameters have already."""
+        fresh = [grad for parameter, grad in self.grads.items() if parameter.grad is None]
+        if fresh:
+            torch._foreach_zero_(fresh)
+        for parameter, grad in self.grads.items():
+            if parameter.grad is not None and parameter.grad is not grad:
+                grad.copy_(parameter.grad)
+            parameter.grad = grad
+
+    def _record(self, given: Steady, trained: int) -> Tensor:
+        """Compute a micro-batch as it is, record its passes, and compare what they give with what was computed."""
+        loop = self.loop
+        before = _kept(loop.parameters)
+        random = loop.random_state()
+        loss = loop.passes(given.laid, trained)
+        after = loop.random_state()
+        expected = _kept(loop.parameters)
+        if not torch.equal(random["cpu"], after["cpu"]):
+            return self._give_up("the method draws random numbers on the host", loss)
+        self._prepare()
+        _put(loop.parameters, before)
+        try:
+            found = self._recording(given.clone())
+        except Exception as error:  # a pass that cannot be recorded fails in every way
+            _put(loop.parameters, expected)
+            loop.set_random_state(after)
+            return self._give_up(str(error).splitlines()[0][:200] if str(error) else type(error).__name__, loss)
+        loop.set_random_state(random)
+        played = self._play(found, given, trained)
+        told = _far([loss, *_given(expected)], [played, *_given(_kept(loop.parameters))])
+        _put(loop.parameters, expected)
+        loop.set_random_state(after)
+        if told:
+            return self._give_up("what is played differs from what is computed", loss)
+        self.recorded[given.shape] = found
+        return loss
+
+    def _prepare(self) -> None:
+        """Make the place of each gradient; what is kept for other shapes goes back to the device first."""
+        for parameter in self.loop.parameters:
+            if parameter.grad is not None and parameter not in self.grads:
+                self.grads[parameter] = torch.zeros_like(parameter.grad)
+        empty_cache()
+
+    def _recording(self, inputs: Steady) -> Recorded:
+        device = self.loop.device
+        trained, loss = torch.ones((), device=device), torch.zeros((), device=device)
+        parameters = list(self.grads)
+
+        def work() -> None:
+            value, found = self.loop.gradients(inputs.laid, trained, parameters)
+            torch._foreach_add_(list(self.grads.values()), list(found))
+            loss.copy_(value)
+
+        # Memory that the head uses again would be played into when something else stands there.
+        self.loop.engine.release()
+        play, self.pool = record(work, self.pool)
+        self.loop.engine.release()
+        return Recorded(inputs, trained, loss, play)
+
+    def _give_up(self, why: str, loss: Tensor) -> Tensor:
+        self.off = True
+        self.recorded.clear()
+        self.tell(f"train.cuda_graphs: steps run kernel by kernel, since {why}.")
+        return loss
+
+
+def possible(loop: Loop) -> str | None:
+    """Say why the passes of a loop cannot be recorded, as far as is told without running; None where they may."""
+    if loop.device.type != "cuda":
+        return "the device is no GPU"
+    if not loop.engine.arrangement.flat:
+        return "examples are padded"
+    hooks = ("after_step", "after_backward", "penalty", "finish")
+    changing = [m.name for m in loop.adaptation.methods if any(_own(m, hook) for hook in hooks)]
+    return f"{changing[0]} changes with the steps" if changing else None
+
+
+def _own(method: Method, hook: str) -> bool:
+    return getattr(type(method), hook) is not getattr(Method, hook)
+
+
+def record(work: Callable[[], None], pool: Any) -> tuple[Callable[[], None], Any]:
+    """Record what `work` starts on the GPU; return what plays it, and the memory that further recordings share."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        work()
+    return graph.replay, graph.pool()
+
+
+def empty_cache() -> None:
+    """Give memory that is kept for reuse back to the device: a recording has its own."""
+    torch.cuda.empty_cache()
+
+
+def _kept(parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    return [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
+
+
+def _put(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = None if grad is None else grad.clone()
+
+
+def _given(grads: Sequence[Tensor | None]) -> list[Tensor]:
+    return [grad for grad in grads if grad is not None]
+
+
+def _far(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    """Say whether some tensor is not what is expected; one that is not a number never is."""
+    if len(expected) != len(found):
+        return True
+    apart = [(a.float() - b.float()).norm() - FAR * b.float().norm() for a, b in zip(found, expected, strict=True)]
+    return not bool((torch.stack(apart) <= 1e-12).all())

@@ -1,0 +1,197 @@
+"""Recorded passes: micro-batches of a few shapes, played with the losses of those that are computed one by one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import flash_kernel
+import pytest
+import torch
+
+from peftkit import adapt
+from peftkit.data.batches import Batches
+from peftkit.data.encode import Encoded
+from peftkit.engine.engine import Arrangement, Engine
+from peftkit.engine.steady import PREDICTIONS, TOKENS, steady
+from peftkit.method import METHODS
+from peftkit.models.tiny import tiny
+from peftkit.ports import fused_attention, varlen_attention
+from peftkit.recipe import TrainSection
+from peftkit.training import replays
+from peftkit.training.loop import Loop
+from peftkit.training.replays import Replays, possible
+
+CPU = torch.device("cpu")
+
+
+def rows(count: int = 48) -> list[Encoded]:
+    """Texts of 10 to 30 tokens whose beginnings differ."""
+    draw = torch.Generator().manual_seed(5)
+    found = []
+    for number in range(count):
+        ids = torch.randint(3, 90, (10 + number * 7 % 21,), generator=draw).tolist()
+        found.append(Encoded(ids, [-100] * 4 + ids[4:]))
+    return found
+
+
+def make_loop(method: str, **train: Any) -> Loop:
+    torch.manual_seed(0)
+    model = tiny("llama")
+    adaptation = adapt.attach(model, [METHODS[method].from_options({})], seed=3)
+    section = TrainSection(learning_rate=0.01, max_steps=12, batch_examples=4, **train)
+    batches, engine = Batches(rows(), batch_examples=4), Engine(model, Arrangement())
+    return Loop(model, adaptation, batches, section, pad_id=0, device=CPU, engine=engine)
+
+
+@pytest.fixture(autouse=True)
+def _kernel(monkeypatch):
+    """Attend as on a GPU, where what is seen is read from tensors."""
+    monkeypatch.setattr(varlen_attention, "_FORWARD", flash_kernel.forward)
+    monkeypatch.setattr(varlen_attention, "_BACKWARD", flash_kernel.backward)
+    monkeypatch.setattr(varlen_attention, "possible", lambda *given: True)
+    monkeypatch.setattr(fused_attention, "possible", lambda *given: False)
+    monkeypatch.setattr(replays, "empty_cache", lambda: None)
+
+
+def recorder(monkeypatch, play: Any = lambda work: work) -> list[int]:
+    """Record by keeping the work, and play it by doing it on what its inputs hold then; returns what counts plays."""
+    played: list[int] = []
+
+    def record(work, pool):
+        again = play(work)
+
+        def counted() -> None:
+            played.append(1)
+            again()
+
+        return counted, pool
+
+    monkeypatch.setattr(replays, "record", record)
+    return played
+
+
+@pytest.mark.parametrize(
+    ("method", "accumulation"),
+    [("lora", 1), ("lora", 3), ("dora", 1), ("ia3", 1), ("layernorm-tuning", 1), ("serial-adapter", 1), ("lora-fa", 1)],
+)
+def test_losses_are_those_of_computed_passes(monkeypatch, method, accumulation):
+    played = recorder(monkeypatch)
+    plain, fast = (make_loop(method, accumulation=accumulation) for _ in range(2))
+    fast.replays = Replays(fast)
+    told: list[str] = []
+    fast.replays.tell = told.append
+    for step in range(8):
+        one, two = plain.run_step(), fast.run_step()
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5), step
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4), step
+    assert not told
+    assert len(played) > 3
+    assert 1 <= len(fast.replays.recorded) <= 3
+
+
+def test_a_step_may_have_played_and_computed_passes(monkeypatch):
+    recorder(monkeypatch)
+    plain, fast = (make_loop("lora", accumulation=4) for _ in range(2))
+    fast.replays = Replays(fast)
+    chosen = fast.replays.run
+    turn = iter([True, True, True, False, True, False, False, True] * 20)
+    monkeypatch.setattr(fast.replays, "run", lambda laid, trained: chosen(laid, trained) if next(turn) else None)
+    for _ in range(8):
+        assert fast.run_step()["loss"] == pytest.approx(plain.run_step()["loss"], rel=1e-5)
+
+
+def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once(monkeypatch):
+    def refuse(work, pool):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(replays, "record", refuse)
+    plain, fast = (make_loop("lora") for _ in range(2))
+    fast.replays = Replays(fast)
+    told: list[str] = []
+    fast.replays.tell = told.append
+    for _ in range(8):
+        assert fast.run_step()["loss"] == pytest.approx(plain.run_step()["loss"], rel=1e-5)
+    assert len(told) == 1
+    assert "not permitted when stream is capturing" in told[0]
+
+
+def test_a_recording_that_plays_something_else_is_not_used(monkeypatch):
+    def wrong(work):
+        def again() -> None:
+            work()
+            work()
+
+        return again
+
+    recorder(monkeypatch, wrong)
+    plain, fast = (make_loop("lora") for _ in range(2))
+    fast.replays = Replays(fast)
+    told: list[str] = []
+    fast.replays.tell = told.append
+    for _ in range(8):
+        assert fast.run_step()["loss"] == pytest.approx(plain.run_step()["loss"], rel=1e-5)
+    assert len(told) == 1
+    assert "differs" in told[0]
+
+
+def test_beginnings_in_common_are_computed_as_they_are(monkeypatch):
+    played = recorder(monkeypatch)
+    loop = make_loop("lora")
+    begun = [Encoded([5] * 20 + row.ids, [-100] * 20 + row.labels) for row in rows()]
+    loop.batches = Batches(begun, batch_examples=4)
+    loop.replays = Replays(loop)
+    for _ in range(4):
+        loop.run_step()
+    assert not played
+
+
+@pytest.mark.parametrize("method", ["adalora", "diff-pruning"])
+def test_methods_that_change_with_the_steps_are_left_alone(method):
+    loop = make_loop(method)
+    assert possible(loop) == "the device is no GPU"
+    loop.device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
+    why = possible(loop)
+    assert why is not None
+    assert "changes with the steps" in why
+
+
+def test_filling_up_changes_neither_loss_nor_gradient():
+    loop = make_loop("lora")
+    batch = loop.batches.collate([0, 1, 2, 3], 0)
+    laid = loop.engine.lay(batch)
+    filled = steady(laid, CPU)
+    assert filled is not None
+    assert filled.laid.inputs["input_ids"].shape[1] % TOKENS == 0
+    assert len(filled.laid.targets) % PREDICTIONS == 0
+    found = []
+    for one in (laid, filled.laid):
+        found.append([loop.passes(one, 7), *(parameter.grad.clone() for parameter in loop.parameters)])
+        loop.optimizer.zero_grad(set_to_none=True)
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "layernorm-tuning", "serial-adapter", "lora-fa"])
+def test_a_gpu_plays_what_it_computes(monkeypatch, method):
+    monkeypatch.undo()
+    device, found = torch.device("cuda"), []
+    for fast in (False, True):
+        loop = make_loop(method)
+        loop.model.to(device, torch.bfloat16)
+        for _, parameter in loop.adaptation.parameters():
+            parameter.data = parameter.data.float()
+        loop.device = device
+        loop.optimizer = type(loop.optimizer)(
+            loop.adaptation.groups(0.01, 0.0), betas=(0.9, 0.999), eps=1e-8, default="adamw"
+        )
+        told: list[str] = []
+        if fast:
+            loop.replays = Replays(loop)
+            loop.replays.tell = told.append
+        found.append([loop.run_step()["loss"] for _ in range(12)])
+        assert not told
+        assert not fast or loop.replays.recorded
+    for one, two in zip(*found, strict=True):
+        assert two == pytest.approx(one, rel=2e-2)
