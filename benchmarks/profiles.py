@@ -144,7 +144,7 @@ PROFILES: dict[str, tuple[Callable[[Tokens, int], Iterator[list[Encoded]]], int]
     "coqa": (coqa, 8),
     "coqa-chat": (coqa_chat, 1),
     "gsm8k": (gsm8k, 8),
-    "long": (long, 8),
+    "long": (long, 4),
 }
 """Each profile with the rows of its batches."""
 

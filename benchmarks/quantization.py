@@ -1,6 +1,6 @@
 """A packed layer beside bitsandbytes' and the dense one, interleaved in one run; whole steps; loading; bits on disk.
 
-Run it as `python benchmarks/quantization.py [--device cuda] [--threads N] [--parts layers steps]`. Times are of one forward and
+`python benchmarks/quantization.py [--device cuda] [--threads N] [--parts layers steps]`. Times are of one forward and
 backward pass, medians of rounds in which every candidate has its turn; ratios are to bitsandbytes' Linear4bit.
 """
 

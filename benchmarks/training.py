@@ -83,7 +83,7 @@ class Row:
 
 
 def cases_of(cell: Cell, given: argparse.Namespace) -> list[Case]:
-    """List the sides of a cell, and our LoRA behind them where the method is another."""
+    """List the sides of a cell, and on a CPU our LoRA behind them where the method is another."""
     size, rows = SIZES[cell.size], PROFILES[cell.profile][1]
     case = Case(
         side="ours",
@@ -97,7 +97,8 @@ def cases_of(cell: Cell, given: argparse.Namespace) -> list[Case]:
         device=given.device,
     )
     cases = [replace(case, side=side) for side in given.sides]
-    return cases if cell.method == OWN or "ours" not in given.sides else [*cases, replace(case, method=OWN)]
+    alone = cell.method == OWN or "ours" not in given.sides or given.device != "cpu"
+    return cases if alone else [*cases, replace(case, method=OWN)]
 
 
 def agree(cases: Sequence[Case], found: Sequence[Found]) -> str:

@@ -159,7 +159,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(benchmark, command, capsys)
 
 
 def test_the_goals_can_be_narrowed_to_a_size_and_a_precision(benchmark):
-    given = argparse.Namespace(goals=True, sizes="350m", precision="bf16")
+    given = argparse.Namespace(goals=True, sizes="350m", precision="bf16", device="cpu")
     cells = benchmark["training"].cells_of(given)
     assert {(cell.size, cell.precision) for cell in cells} == {("350m", "bf16")}
     assert [cell.profile for cell in cells] == ["e2e", "e2e-grouped", "e2e-template"]

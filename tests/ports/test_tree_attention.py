@@ -129,9 +129,9 @@ def test_texts_that_go_on_are_one_run():
     chain_ = texts(30)[0]
     told = runs_of(grow([chain_[:10], chain_[:20], chain_]), 0)
     assert told.queries.tolist() == [0, 30] == told.keys.tolist()
-    assert told.index is None
+    assert told.copied is None
     assert runs_of(grow(TEXTS["long"]), 0).longest == (QUERIES + 90, QUERIES + 90)
-    assert runs_of(grow(TEXTS["shared"]), 0).index is not None
+    assert runs_of(grow(TEXTS["shared"]), 0).copied is not None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -86,6 +86,13 @@ def take_over(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
     _forget(model)
 
 
+def _element_size(quantizer: Any) -> float:
+    """Return the bytes of a packed weight; transformers before 5.18 says it in the configuration alone."""
+    told = getattr(quantizer, "quantized_element_size", None)
+    config = quantizer.quantization_config
+    return told or (0.5 if getattr(config, "load_in_4bit", False) else getattr(config, "bits", 8) / 8)
+
+
 def outline(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Put layers of the packed size where the checkpoint of a model on the meta device has packed ones.
 
@@ -94,7 +101,7 @@ def outline(model: PreTrainedModel, dtype: torch.dtype) -> None:
     quantizer: Any = AutoHfQuantizer.from_config(cast(Any, model.config).quantization_config, pre_quantized=True)
     quantizer.preprocess_model(model=model, dtype=dtype, device_map=None, checkpoint_files=None)
     usual: list[Reader] = [r for _, r in READERS.items() if r.method == method_of(model.config)]
-    size = quantizer.quantized_element_size or getattr(quantizer.quantization_config, "bits", 8) / 8
+    size = _element_size(quantizer)
     for path, layer in list(cast(nn.Module, model).named_modules()):
         sizes, reader = shape(layer), reader_of(layer)
         if sizes is not None and quantizer.param_needs_quantization(model, f"{path}.weight"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,10 +38,28 @@ class Runs:
     """[R + 1] int32: the same among the keys of all runs."""
     longest: tuple[int, int]
     """The most queries and the most keys of a run."""
-    index: Tensor | None
-    """[K] long: which key each one is, those in front counted first; None where all keys stand in order, once."""
-    copies: Sequence[tuple[Tensor, Tensor]]
-    """For each number c of copies that keys have: those keys [M], and where their copies stand [M, c]."""
+    copied: Copied | None
+    """Where the keys come from; None where all keys stand in order, once."""
+
+
+@dataclass(frozen=True)
+class Copied:
+    """How the keys of all runs are copies of S keys: those in front, and the tokens'."""
+
+    index: Tensor
+    """[K] long: the key that each one is."""
+    firsts: Tensor
+    """[S] long: where the first copy of each key stands."""
+    shared: Tensor
+    """[M] long: the keys that have more copies than one."""
+    places: Tensor
+    """[M, C] long: where their copies stand; any place where a key has fewer than C."""
+    present: Tensor
+    """[M, C] of 1, and 0 where a key has fewer copies."""
+
+    def to(self, device: torch.device) -> Copied:
+        """Return it with its tensors on `device`."""
+        return Copied(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def runs(blocks: Sequence[Block], first: int, device: torch.device) -> Runs:
@@ -60,18 +78,25 @@ def runs(blocks: Sequence[Block], first: int, device: torch.device) -> Runs:
     count = sum(lengths) + first
     plain = len(index) == count and bool((index == np.arange(count)).all())
     sizes = [len(path) + first for path in paths]
-    return Runs(
-        _edges(lengths, device),
-        _edges(sizes, device),
-        (max(lengths), max(sizes)),
-        None if plain else torch.from_numpy(index).to(device),
-        [] if plain else list(_copies(index, count, device)),
-    )
+    copied = None if plain else copies(index, count).to(device)
+    return Runs(_edges(lengths, device), _edges(sizes, device), (max(lengths), max(sizes)), copied)
+
+
+def copies(index: np.ndarray, count: int) -> Copied:
+    """Say where the copies of each of `count` keys stand in `index` [K], which has all of them."""
+    order, times = np.argsort(index, kind="stable"), np.bincount(index, minlength=count)
+    starts = np.cumsum(times) - times
+    shared = np.flatnonzero(times > 1)
+    most = np.arange(times.max())
+    present = most < times[shared][:, None]
+    places = order[starts[shared][:, None] + most * present]
+    found = index, order[starts], shared, places, present.astype(np.float32)
+    return Copied(*map(torch.from_numpy, found))
 
 
 def run_over(queries: int, first: int, device: torch.device) -> Runs:
     """Put all queries into one run over the `first` keys alone."""
-    return Runs(_edges([queries], device), _edges([first], device), (queries, first), None, [])
+    return Runs(_edges([queries], device), _edges([first], device), (queries, first), None)
 
 
 def runs_of(tree: Tree, first: int) -> Runs:
@@ -99,16 +124,6 @@ def _goes_on(path: np.ndarray, block: Block) -> bool:
 
 def _edges(lengths: Sequence[int], device: torch.device) -> Tensor:
     return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)).to(device)
-
-
-def _copies(index: np.ndarray, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (keys [M], places [M, c]) for each number c of places that keys have in `index`."""
-    order, times = np.argsort(index, kind="stable"), np.bincount(index, minlength=count)
-    starts = np.cumsum(times) - times
-    for number in np.unique(times):
-        keys = np.flatnonzero(times == number)
-        places = order[starts[keys][:, None] + np.arange(number)]
-        yield torch.from_numpy(keys).to(device), torch.from_numpy(places).to(device)
 
 
 def possible(q: Tensor, v: Tensor, plan: Plan, first: int, cap: float | None) -> bool:
@@ -142,7 +157,7 @@ def backward(
     undrawn = torch.zeros(2, dtype=torch.uint64, device=q.device), q.new_empty(0)
     with _repeatable():
         dq, *others = _BACKWARD(*given, 0.0, text, *undrawn, scale=scale, **_window(plan))
-    dk, dv = (_gathered(part, x, told) for part, x in zip(others, (k, v), strict=True))
+    dk, dv = (_gathered(part, told) for part in others)
     return dq.transpose(0, 1), dk, dv
 
 
@@ -168,19 +183,18 @@ def _flat(x: Tensor) -> Tensor:
 def _rows(x: Tensor, told: Runs) -> Tensor:
     """Return the keys or values of all runs [K, groups, size]."""
     x = _flat(x)
-    return x if told.index is None else x.index_select(0, told.index)
+    return x if told.copied is None else x.index_select(0, told.copied.index)
 
 
-def _gathered(part: Tensor, like: Tensor, told: Runs) -> Tensor:
+def _gathered(part: Tensor, told: Runs) -> Tensor:
     """Add up what came to the copies of each key: [groups, keys, size]."""
-    if told.index is None:
+    copied = told.copied
+    if copied is None:
         return part.transpose(0, 1)
-    found = part.new_empty(like.shape[1], like.shape[0], like.shape[2])
-    for keys, places in told.copies:
-        rows = part.index_select(0, places.flatten())
-        if places.shape[1] > 1:
-            rows = rows.view(*places.shape, *part.shape[1:]).sum(1, dtype=torch.float32).to(part.dtype)
-        found[keys] = rows
+    found = part.index_select(0, copied.firsts)
+    if len(copied.shared):
+        rows = part.index_select(0, copied.places.flatten()).view(*copied.places.shape, *part.shape[1:])
+        found[copied.shared] = (rows * copied.present[..., None, None]).sum(1).to(part.dtype)
     return found.transpose(0, 1)
 
 

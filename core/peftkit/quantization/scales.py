@@ -33,6 +33,18 @@ def _dynamic_values() -> Tensor:
 DYNAMIC = _dynamic_values()
 
 
+_THERE: dict[torch.device, Tensor] = {}
+
+
+def dynamic(like: Tensor) -> Tensor:
+    """Return the dynamic code on the device of `like`; a GPU is sent it once, as sending waits for the GPU."""
+    if type(like) is not Tensor or not like.is_cuda:
+        return DYNAMIC.to(like.device)
+    if like.device not in _THERE:
+        _THERE[like.device] = DYNAMIC.to(like.device)
+    return _THERE[like.device]
+
+
 def nearest(values: Tensor, code: Tensor) -> Tensor:
     """Return the position in the rising `code` nearest to each value, the lower one half-way, as uint8."""
     return torch.bucketize(values, (code[1:] + code[:-1]) / 2, out_int32=True).to(torch.uint8)
@@ -51,7 +63,7 @@ def encode(scales: Tensor, double_quant: bool) -> dict[str, Tensor]:
     mean = scales.mean()
     blocks = _blocks(scales - mean)
     peak = largest(blocks)
-    code = DYNAMIC.to(scales.device)
+    code = dynamic(scales)
     codes = nearest(blocks / peak.clamp(min=torch.finfo(torch.float32).tiny)[:, None], code)
     return {"scale_code": codes.flatten()[: scales.numel()], "scale_scale": peak, "scale_mean": mean.view(1)}
 
@@ -62,11 +74,11 @@ def decode(parts: Mapping[str, Tensor], operators: Any = None) -> Tensor:
         return parts["scale"]
     codes = parts["scale_code"]
     if operators is not None:
-        code = DYNAMIC.to(codes.device)
+        code = dynamic(codes)
         return operators.dequantize_blockwise(codes, parts["scale_scale"], code, BLOCK, torch.float32).add_(
             parts["scale_mean"]
         )
-    values = DYNAMIC.to(codes.device)[codes.long()]
+    values = dynamic(codes)[codes.long()]
     return (_blocks(values) * parts["scale_scale"][:, None]).flatten()[: codes.numel()] + parts["scale_mean"]
 
 

@@ -2,7 +2,7 @@
 
 A small model or a small batch keeps a GPU waiting for the host, which has thousands of kernels to start in a step. What
 is recorded are the passes over micro-batches of one shape (`peftkit.engine.steady`); the kernels and their inputs are
-the same, and so are losses and gradients. The first recording of each shape is compared with the passes themselves.
+the same, and so are losses and gradients. The first recording is compared with the passes themselves.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from peftkit.engine.laid import Laid
     from peftkit.training.loop import Loop
 
-SEEN = 2
-"""Times that a shape is there before its passes are recorded."""
-MOST = 16
+MOST = 64
 """Shapes that are recorded at most; others run as they are."""
 FAR = 1e-3
 """How far a played loss or gradient may be from the one computed, relative to it: the kernels are the same."""
@@ -42,15 +40,16 @@ class Recorded:
 
 
 class Replays:
-    """Runs the passes of a loop, recorded where their shape came before.
+    """Runs the passes of a loop, recorded from the second micro-batch on.
 
     Only for loops that `possible` allows. What the methods keep outside of tensors must not change from step to step.
     """
 
     def __init__(self, loop: Loop):
         self.loop = loop
-        self.recorded: dict[tuple[int, ...], Recorded] = {}
-        self.counts: dict[tuple[int, ...], int] = {}
+        self.recorded: dict[tuple[Any, ...], Recorded] = {}
+        self.begun = self.sound = False
+        """Whether a micro-batch has been computed, and a recording has been compared."""
         self.grads: dict[nn.Parameter, Tensor] = {}
         """Where recorded passes add gradients; the same tensors in all of them."""
         self.rung: Rung = loop.ladder.rung
@@ -71,13 +70,13 @@ class Replays:
         filled = steady(laid, self.loop.device)
         if filled is None:
             return None
-        self.counts[filled.shape] = seen = self.counts.get(filled.shape, 0) + 1
+        begun, self.begun = self.begun, True
         found = self.recorded.get(filled.shape)
         if found is not None:
             return self._play(found, filled, trained)
-        if seen < SEEN or len(self.recorded) == MOST:
+        if not begun or len(self.recorded) == MOST:
             return self.loop.passes(filled.laid, trained)
-        return self._record(filled, trained)
+        return self._record(filled, trained) if self.sound else self._compare(filled, trained)
 
     def _follow(self, rung: Rung) -> None:
         """Forget what was recorded on another rung of the memory ladder."""
@@ -103,39 +102,39 @@ class Replays:
             parameter.grad = grad
 
     def _record(self, given: Steady, trained: int) -> Tensor:
+        """Record the passes over another shape and play them."""
+        random = self.loop.random_state()
+        try:
+            found = self.recorded[given.shape] = self._recording(given.clone())
+        except Exception as error:  # a pass that cannot be recorded fails in every way
+            self.loop.set_random_state(random)
+            self._give_up(_cause(error))
+            return self.loop.passes(given.laid, trained)
+        self.loop.set_random_state(random)
+        return self._play(found, given, trained)
+
+    def _compare(self, given: Steady, trained: int) -> Tensor:
         """Compute a micro-batch as it is, record its passes, and compare what they give with what was computed."""
         loop = self.loop
-        before = _kept(loop.parameters)
-        random = loop.random_state()
+        before, random = _kept(loop.parameters), loop.random_state()
         loss = loop.passes(given.laid, trained)
-        after = loop.random_state()
-        expected = _kept(loop.parameters)
+        expected, after = _kept(loop.parameters), loop.random_state()
         if not torch.equal(random["cpu"], after["cpu"]):
-            return self._give_up("the method draws random numbers on the host", loss)
-        self._prepare()
+            self._give_up("the method draws random numbers on the host")
+            return loss
+        for parameter in loop.parameters:
+            if parameter.grad is not None:
+                self.grads[parameter] = torch.zeros_like(parameter.grad)
         _put(loop.parameters, before)
-        try:
-            found = self._recording(given.clone())
-        except Exception as error:  # a pass that cannot be recorded fails in every way
-            _put(loop.parameters, expected)
-            loop.set_random_state(after)
-            return self._give_up(str(error).splitlines()[0][:200] if str(error) else type(error).__name__, loss)
         loop.set_random_state(random)
-        played = self._play(found, given, trained)
-        told = _far([loss, *_given(expected)], [played, *_given(_kept(loop.parameters))])
+        played = self._record(given, trained)
+        found = _kept(loop.parameters)
+        self.sound = not self.off and not _far([loss, *_given(expected)], [played, *_given(found)])
         _put(loop.parameters, expected)
         loop.set_random_state(after)
-        if told:
-            return self._give_up("what is played differs from what is computed", loss)
-        self.recorded[given.shape] = found
+        if not self.off and not self.sound:
+            self._give_up("what is played differs from what is computed")
         return loss
-
-    def _prepare(self) -> None:
-        """Make the place of each gradient; what is kept for other shapes goes back to the device first."""
-        for parameter in self.loop.parameters:
-            if parameter.grad is not None and parameter not in self.grads:
-                self.grads[parameter] = torch.zeros_like(parameter.grad)
-        empty_cache()
 
     def _recording(self, inputs: Steady) -> Recorded:
         device = self.loop.device
@@ -153,11 +152,10 @@ class Replays:
         self.loop.engine.release()
         return Recorded(inputs, trained, loss, play)
 
-    def _give_up(self, why: str, loss: Tensor) -> Tensor:
+    def _give_up(self, why: str) -> None:
         self.off = True
         self.recorded.clear()
         self.tell(f"train.cuda_graphs: steps run kernel by kernel, since {why}.")
-        return loss
 
 
 def possible(loop: Loop) -> str | None:
@@ -176,16 +174,31 @@ def _own(method: Method, hook: str) -> bool:
 
 
 def record(work: Callable[[], None], pool: Any) -> tuple[Callable[[], None], Any]:
-    """Record what `work` starts on the GPU; return what plays it, and the memory that further recordings share."""
+    """Record what `work` starts on the GPU; return what plays it, and the memory that further recordings share.
+
+    Without a `pool` it is the first one: the work is done once before, as libraries set themselves up on a stream in
+    ways that cannot be recorded.
+    """
+    stream = torch.cuda.Stream()
+    if pool is None:
+        torch.cuda.empty_cache()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            work()
+        torch.cuda.current_stream().wait_stream(stream)
+    # What is kept for reuse goes back to the device: a recording has memory of its own.
+    torch.cuda.empty_cache()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
         work()
     return graph.replay, graph.pool()
 
 
-def empty_cache() -> None:
-    """Give memory that is kept for reuse back to the device: a recording has its own."""
-    torch.cuda.empty_cache()
+def _cause(error: BaseException) -> str:
+    """Say what was raised first: the end of a recording that failed raises once more."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _kept(parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
