@@ -19,9 +19,8 @@ from peftkit.models.tiny import tiny
 from peftkit.optim.build import Optimizers
 from peftkit.ports import fused_attention, varlen_attention
 from peftkit.recipe import TrainSection
-from peftkit.training import replays
 from peftkit.training.loop import Loop
-from peftkit.training.replays import Replays, possible
+from peftkit.training.replays import Recorder, Replays, possible
 
 CPU = torch.device("cpu")
 
@@ -58,16 +57,16 @@ def recorder(monkeypatch, play: Any = lambda work: work) -> list[int]:
     """Record by keeping the work, and play it by doing it on what its inputs hold then; returns what counts plays."""
     played: list[int] = []
 
-    def record(work, pool):
+    def record(self, work):
         again = play(work)
 
         def counted() -> None:
             played.append(1)
             again()
 
-        return counted, pool
+        return counted
 
-    monkeypatch.setattr(replays, "record", record)
+    monkeypatch.setattr(Recorder, "record", record)
     return played
 
 
@@ -102,10 +101,10 @@ def test_a_step_may_have_played_and_computed_passes(monkeypatch):
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once(monkeypatch):
-    def refuse(work, pool):
+    def refuse(self, work):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(replays, "record", refuse)
+    monkeypatch.setattr(Recorder, "record", refuse)
     plain, fast = (make_loop("lora") for _ in range(2))
     fast.replays = Replays(fast)
     told: list[str] = []
@@ -160,6 +159,24 @@ def test_methods_that_change_with_the_steps_are_left_alone(method):
     why = possible(loop)
     assert why is not None
     assert "changes with the steps" in why
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "lora-fa"])
+def test_no_graph_of_a_pass_is_left_behind(method):
+    """What adds a gradient belongs to the stream of the pass in whose graph it was made."""
+    loop = make_loop(method)
+    batch = loop.engine.lay(loop.batches.collate([0, 1, 2, 3], 0))
+    for work in (lambda: loop.passes(batch, 7), lambda: loop.gradients(batch, torch.ones(()), loop.parameters)):
+        work()
+        nodes = [torch.autograd.graph.get_gradient_edge(parameter).node for parameter in loop.parameters]
+        for node in nodes:
+            node.metadata["mark"] = True
+        del node, nodes
+        edges = (torch.autograd.graph.get_gradient_edge(parameter) for parameter in loop.parameters)
+        assert not any("mark" in edge.node.metadata for edge in edges)
+        work()
+        edges = (torch.autograd.graph.get_gradient_edge(parameter) for parameter in loop.parameters)
+        assert not any("mark" in edge.node.metadata for edge in edges)
 
 
 @pytest.mark.parametrize("shared", [0, 20])

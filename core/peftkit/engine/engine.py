@@ -78,6 +78,14 @@ class Engine:
         chosen = hidden.flatten(0, 1).index_select(0, batch.sources)
         return cross_entropy(self.head, chosen, batch.targets, batch.weights, smoothing)
 
+    def forget(self) -> None:
+        """Let go of the last forward pass, whose graph would stand until the next one is made.
+
+        What adds gradients to a parameter belongs to that graph and to the stream of its pass.
+        """
+        if self.head is not None:
+            self.head.output = None
+
     def release(self) -> None:
         """Give back the memory that is kept from step to step."""
         if self.head is not None:

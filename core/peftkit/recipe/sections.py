@@ -160,8 +160,8 @@ class TrainSection(Section):
     """Compute examples without padding, each by itself; a model that cannot is told of and gets padded rows."""
     shared_prefixes: bool = True
     """Compute once what examples of a micro-batch have in common at their start; losses and gradients stay the same."""
-    cuda_graphs: bool = True
-    """On a GPU, record the passes over micro-batches and play them again, where losses stay the same."""
+    cuda_graphs: bool = False
+    """On a GPU, record the passes over micro-batches of a shape and play them again, without Python between kernels."""
     max_length: Annotated[int, Field(ge=2, le=10**9)] = 512
     """Tokens of an example; longer ones are cut without emptying their target."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

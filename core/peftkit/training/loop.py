@@ -227,6 +227,7 @@ class Loop:
         with self.engine.running(laid):
             loss = self._loss(laid)
             (loss / trained).backward()
+        self.engine.forget()
         return loss.detach()
 
     def gradients(self, laid: Any, trained: Tensor, wanted: Sequence[nn.Parameter]) -> tuple[Tensor, Sequence[Tensor]]:
@@ -234,6 +235,7 @@ class Loop:
         with self.engine.running(laid):
             loss = self._loss(laid, cached=False)
             found = torch.autograd.grad(loss / trained, wanted)
+        self.engine.forget()
         return loss.detach(), found
 
     def _loss(self, laid: Any, cached: bool = True) -> Tensor:

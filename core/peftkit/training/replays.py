@@ -39,6 +39,34 @@ class Recorded:
     play: Callable[[], None]
 
 
+class Recorder:
+    """Records work on a GPU; all recordings share memory, as one of them plays at a time, and a stream."""
+
+    def __init__(self) -> None:
+        self.pool: Any = None
+        self.stream: Any = None
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record what `work` starts and return what plays it; before the first recording the work is done once.
+
+        Libraries set themselves up on a stream in ways that cannot be recorded.
+        """
+        if self.stream is None:
+            self.stream = torch.cuda.Stream()
+            torch.cuda.empty_cache()
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                work()
+            torch.cuda.current_stream().wait_stream(self.stream)
+        # What is kept for reuse goes back to the device: a recording has memory of its own.
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            work()
+        self.pool = graph.pool()
+        return graph.replay
+
+
 class Replays:
     """Runs the passes of a loop, recorded from the second micro-batch on.
 
@@ -53,7 +81,7 @@ class Replays:
         self.grads: dict[nn.Parameter, Tensor] = {}
         """Where recorded passes add gradients; the same tensors in all of them."""
         self.rung: Rung = loop.ladder.rung
-        self.pool: Any = None
+        self.recorder = Recorder()
         self.off = False
         self.tell: Callable[[str], None] = lambda text: None
 
@@ -148,13 +176,15 @@ class Replays:
 
         # Memory that the head uses again would be played into when something else stands there.
         self.loop.engine.release()
-        play, self.pool = record(work, self.pool)
+        play = self.recorder.record(work)
         self.loop.engine.release()
         return Recorded(inputs, trained, loss, play)
 
     def _give_up(self, why: str) -> None:
         self.off = True
         self.recorded.clear()
+        self.grads.clear()
+        self.recorder = Recorder()
         self.tell(f"train.cuda_graphs: steps run kernel by kernel, since {why}.")
 
 
@@ -171,27 +201,6 @@ def possible(loop: Loop) -> str | None:
 
 def _own(method: Method, hook: str) -> bool:
     return getattr(type(method), hook) is not getattr(Method, hook)
-
-
-def record(work: Callable[[], None], pool: Any) -> tuple[Callable[[], None], Any]:
-    """Record what `work` starts on the GPU; return what plays it, and the memory that further recordings share.
-
-    Without a `pool` it is the first one: the work is done once before, as libraries set themselves up on a stream in
-    ways that cannot be recorded.
-    """
-    stream = torch.cuda.Stream()
-    if pool is None:
-        torch.cuda.empty_cache()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            work()
-        torch.cuda.current_stream().wait_stream(stream)
-    # What is kept for reuse goes back to the device: a recording has memory of its own.
-    torch.cuda.empty_cache()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
-        work()
-    return graph.replay, graph.pool()
 
 
 def _cause(error: BaseException) -> str:
