@@ -86,6 +86,14 @@ class Progress:
         )
         return [f"{name}: {saved[key]:.0%} {what}" for name, key, what in told if saved.get(key, 0) >= 0.01]
 
+    def peak(self) -> list[str]:
+        """Say which step of the first epoch takes most memory, where it is still to come and not the next."""
+        largest = self.info.get("largest")
+        if largest is None or largest["step"] <= self.first + 1:
+            return []
+        size = f"{largest['tokens']:,} tokens"
+        return [f"memory: the largest micro-batch of the first epoch, {size}, comes in step {largest['step']:,}"]
+
     def measures(self) -> list[tuple[str, str]]:
         """Return the latest figures by name."""
         record = self.record
@@ -134,7 +142,7 @@ class Lines:
 
     def start(self, info: dict[str, Any]) -> None:
         self.progress.begin(info)
-        for line in (self.progress.headline(), *self.progress.savings()):
+        for line in (self.progress.headline(), *self.progress.savings(), *self.progress.peak()):
             self._write(line)
         if self.progress.first:
             self._write(f"resumed after step {self.progress.first}")
@@ -182,7 +190,7 @@ class Live:
     def start(self, info: dict[str, Any]) -> None:
         self.progress.begin(info)
         self.loading.stop()
-        for line in self.progress.savings():
+        for line in (*self.progress.savings(), *self.progress.peak()):
             self.console.print(line, style="dim", markup=False, highlight=False)
         self.screen.start()
 

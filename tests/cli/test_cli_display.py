@@ -21,6 +21,7 @@ INFO = {
     "device": "cpu",
     "precision": "fp32",
     "saved": {"padding": 0.004, "shared": 0.312},
+    "largest": {"tokens": 1016, "step": 37},
 }
 SUMMARY = {
     "steps": 200,
@@ -62,6 +63,7 @@ def test_a_pipe_gets_about_forty_lines_with_the_first_and_the_last_step(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "lora · bundled/tiny · bundled/e2e, 1,200 examples · 12.3k of 1.5M parameters ·" in lines[0]
     assert lines[1].startswith("shared prompts: 31% of the tokens are computed once")
+    assert lines[2] == "memory: the largest micro-batch of the first epoch, 1,016 tokens, comes in step 37"
     assert not any("packing" in line for line in lines)
     steps = [line for line in lines if line.startswith("step ") and "validation" not in line]
     assert 40 <= len(steps) <= 42
@@ -73,6 +75,14 @@ def test_a_pipe_gets_about_forty_lines_with_the_first_and_the_last_step(capsys):
     assert "take [note]" in lines
     assert lines[-1].startswith("done: 200 steps in 1:23 · loss 5.0000 → 1.2500 · validation 1.3000 · 4.32k tokens/s")
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    "other", [{"step": 37}, {"largest": {"tokens": 9, "step": 1}}, {"largest": None}], ids=["behind", "next", "tried"]
+)
+def test_a_largest_micro_batch_that_is_seen_is_not_told(other, capsys):
+    display.Lines().start({**INFO, **other})
+    assert "largest" not in capsys.readouterr().out
 
 
 def test_a_terminal_gets_a_picture_with_the_latest_figures():

@@ -15,7 +15,7 @@ from peftkit.models.quantize import Quantization, quantize
 from peftkit.models.tiny import tiny
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
-from peftkit.training.counts import Counts, counts, saved_parts, total
+from peftkit.training.counts import Counts, counts, largest_batch, saved_parts, total
 from peftkit.training.loop import Loop
 from peftkit.training.parts import memory_parts
 from peftkit.training.rate import Meter, computes_in, matrix_rate, work
@@ -111,6 +111,25 @@ def test_what_is_saved_is_told_of_the_first_batches():
         "shared": round(30 / 50, 4),
     }
     assert saved_parts(batches, Engine(model, Arrangement(flat=False)), 0) == {"padding": 0.0, "shared": 0.0}
+
+
+@pytest.mark.parametrize("arrangement", [Arrangement(), Arrangement(share=False), Arrangement(flat=False)], ids=str)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_largest_micro_batch_and_its_step_are_told(arrangement, grouped):
+    prompts = [[10 + number] * (8 + number) for number in range(6)]
+    rows = [Encoded(p + [40] * (turn + 1), [-100] * len(p) + [40] * (turn + 1)) for turn in range(4) for p in prompts]
+    loop = looped(attached({"lora": {"rank": 2}}))
+    loop.batches = batches = Batches(rows, batch_tokens=60, seed=1, group_prompts=grouped)
+    loop.section = TrainSection(batch_tokens=60, accumulation=2, epochs=1)
+    loop.engine = Engine(loop.model, arrangement)
+    for steps in (5, 2):
+        loop.steps, sizes = steps, []
+        for indices in batches.plan(0)[: 2 * steps]:
+            batch = batches.collate(indices, 0)
+            sizes.append(counts(batch, loop.engine.lay(batch)).computed)
+        found = largest_batch(loop)
+        assert found["tokens"] == max(sizes)
+        assert max(sizes[2 * found["step"] - 2 : 2 * found["step"]]) == max(sizes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

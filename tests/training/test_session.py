@@ -87,6 +87,8 @@ def test_a_run_folder_holds_everything(source: Path, tmp_path: Path):
     name, info = told.events[0]
     assert name == "start"
     assert set(info["saved"]) == {"padding", "shared"}
+    assert 0 < info["largest"]["tokens"] <= max(record["computed_tokens"] for record in found[:4])
+    assert 1 <= info["largest"]["step"] <= 4
     for key in ("computed_tokens", "padding_tokens_saved", "shared_tokens_saved"):
         assert getattr(summary, key) == sum(record[key] for record in found)
     assert summary.computed_tokens == summary.tokens - (summary.shared_tokens_saved or 0)

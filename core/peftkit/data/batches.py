@@ -11,6 +11,7 @@ from torch import Tensor
 
 from peftkit.data.encode import IGNORED, Encoded
 from peftkit.errors import PeftkitError
+from peftkit.ports.tree import SHARED
 
 WINDOW = 16
 """Micro-batches' worth of shuffled examples that are sorted by length together: little padding, yet random company."""
@@ -40,7 +41,11 @@ class Batch:
 
 
 class Batches:
-    """Cuts encoded examples into micro-batches by padded tokens (`batch_tokens`) or by number (`batch_examples`)."""
+    """Cuts encoded examples into micro-batches by padded tokens (`batch_tokens`) or by number (`batch_examples`).
+
+    With `group_prompts` the examples of one prompt follow each other, so that a micro-batch computes it once; only the
+    border between two micro-batches parts them.
+    """
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class Batches:
         batch_tokens: int | None = None,
         batch_examples: int | None = None,
         seed: int = 0,
+        group_prompts: bool = False,
     ):
         if (batch_tokens is None) == (batch_examples is None):
             raise PeftkitError("give exactly one of batch_tokens and batch_examples.")
@@ -59,26 +65,39 @@ class Batches:
         self.encoded = encoded
         self.batch_tokens = batch_tokens
         self.batch_examples = batch_examples
-        self.seed = seed
+        self.seed, self.group_prompts = seed, group_prompts
         self.lengths = [len(row.ids) for row in encoded]
+        self.groups = by_prompt(encoded) if group_prompts else [[index] for index in range(len(encoded))]
+        """Positions of the examples that follow each other."""
 
     def __len__(self) -> int:
         return len(self.encoded)
 
+    def notices(self) -> list[str]:
+        """Say in a sentence where nothing is grouped although it is asked for."""
+        if not self.group_prompts or len(self.groups) < len(self):
+            return []
+        return [
+            "train.group_prompts changes nothing here: no prompt has several examples (prompts below "
+            f"{SHARED} tokens, and one prompt for all, do not count)."
+        ]
+
     def plan(self, epoch: int) -> list[list[int]]:
         """Return the micro-batches of an epoch as lists of example positions, each position exactly once.
 
-        A pure function of the examples' lengths, the limits, seed and epoch. An example longer than `batch_tokens` is
-        alone.
+        A pure function of the examples' lengths and groups, the limits, seed and epoch. An example longer than
+        `batch_tokens` is alone.
         """
         generator = torch.Generator().manual_seed(_seed(self.seed, epoch))
-        order = torch.randperm(len(self.encoded), generator=generator).tolist()
+        order = torch.randperm(len(self.groups), generator=generator).tolist()
+        longest = [max(self.lengths[index] for index in group) for group in self.groups]
         per_batch = self.batch_examples or max(1, (self.batch_tokens or 1) * len(self) // max(1, sum(self.lengths)))
-        window = WINDOW * per_batch
+        window = max(1, WINDOW * per_batch * len(order) // len(self))
         in_windows: list[int] = []
         for number, start in enumerate(range(0, len(order), window)):
             # Every second window runs from long to short, so that a micro-batch over a border still holds like lengths.
-            in_windows += sorted(order[start : start + window], key=self.lengths.__getitem__, reverse=number % 2 == 1)
+            for at in sorted(order[start : start + window], key=longest.__getitem__, reverse=number % 2 == 1):
+                in_windows += _shuffled(self.groups[at], generator)
         batches = self._cut(in_windows)
         return [batches[at] for at in torch.randperm(len(batches), generator=generator).tolist()]
 
@@ -113,6 +132,27 @@ class Epoch:
     def __iter__(self) -> Iterator[Batch]:
         for indices in self.batches.plan(self.number):
             yield self.batches.collate(indices, self.pad_id)
+
+
+def by_prompt(rows: Sequence[Encoded]) -> list[list[int]]:
+    """List the positions of the examples that have the same prompt, the ids before the first trained one.
+
+    An example is by itself where its prompt is too short to be shared, and where all examples have one prompt, which
+    every micro-batch shares as it is.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        length = next((at for at, label in enumerate(row.labels) if label != IGNORED), len(row.ids))
+        key = tuple(row.ids[:length]) if length >= SHARED else (-1, index)
+        groups.setdefault(key, []).append(index)
+    return list(groups.values()) if len(groups) > 1 else [[index] for index in range(len(rows))]
+
+
+def _shuffled(group: list[int], generator: torch.Generator) -> list[int]:
+    """Shuffle a group; one example draws nothing."""
+    if len(group) == 1:
+        return group
+    return [group[at] for at in torch.randperm(len(group), generator=generator).tolist()]
 
 
 def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:

@@ -162,6 +162,9 @@ class TrainSection(Section):
     """Compute once what examples of a micro-batch have in common at their start; losses and gradients stay the same."""
     cuda_graphs: bool = False
     """On a GPU, record the passes over micro-batches of a shape and play them again, without Python between kernels."""
+    group_prompts: bool = False
+    """Keep examples that have the same prompt beside each other, so that they share it in a micro-batch; other examples
+    share a step then, and the losses are others."""
     max_length: Annotated[int, Field(ge=2, le=10**9)] = 512
     """Tokens of an example; longer ones are cut without emptying their target."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

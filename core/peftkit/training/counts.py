@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from peftkit.engine.laid import Laid
 from peftkit.training.loss import trained_positions
 
 if TYPE_CHECKING:
+    from peftkit.data.batches import Batches
     from peftkit.engine.engine import Engine
+    from peftkit.training.loop import Loop
     from peftkit.training.windows import Planned
 
 SAMPLED = 32
-"""Micro-batches that are looked at to tell how much examples share."""
+"""Micro-batches that are looked at to tell how much examples share, or which is the largest."""
 
 
 class Counts(NamedTuple):
@@ -56,3 +58,26 @@ def saved_parts(batches: Planned, engine: Engine, pad_id: int) -> dict[str, floa
         tokens, padded = tokens + batch.tokens, padded + batch.input_ids.numel()
     found = total(counted)
     return {"padding": round(found.padding_saved / padded, 4), "shared": round(found.shared_saved / tokens, 4)}
+
+
+def largest_batch(loop: Loop) -> dict[str, int]:
+    """Return the most `tokens` that are computed at once in the first epoch, and the optimizer `step` that does it.
+
+    At most SAMPLED micro-batches are laid out: those with the most tokens before shared ones are left out.
+    """
+    batches, engine, accumulation = cast("Batches", loop.batches), loop.engine, loop.section.accumulation
+    plan = batches.plan(0)[: loop.steps * accumulation]
+
+    def bound(at: int) -> int:
+        lengths = [batches.lengths[index] for index in plan[at]]
+        return sum(lengths) if engine.arrangement.flat else max(lengths) * len(lengths)
+
+    tokens = place = 0
+    for at in sorted(range(len(plan)), key=bound, reverse=True)[:SAMPLED]:
+        if bound(at) <= tokens:
+            break
+        batch = batches.collate(plan[at], loop.pad_id)
+        computed = counts(batch, engine.lay(batch)).computed
+        if computed > tokens:
+            tokens, place = computed, at
+    return {"tokens": tokens, "step": place // accumulation + 1}

@@ -13,7 +13,8 @@ class Observer(Protocol):
         """The run is set up: steps, step (already done), examples, parameters, device, precision, names.
 
         `saved` tells about which parts, 0 to 1, of padded batches are `padding` that is left out, and of the tokens
-        `shared` ones that are not computed again.
+        `shared` ones that are not computed again. `largest` has the `tokens` of the largest micro-batch of the first
+        epoch and the `step` that computes it; None where `train.memory` has tried it already.
         """
 
     def step(self, record: dict[str, Any]) -> None:

@@ -102,9 +102,9 @@ def prepare(
     if not encoded.rows:
         raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
     check_length(loaded.model, encoded.rows)
-    notices = encoded.notices(section.max_length)
-    measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, notices)
     batches, pad_id = batched(encoded.rows, section), loaded.tokenizer.pad_token_id
+    notices = encoded.notices(section.max_length) + batches.notices()
+    measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, notices)
     torch.manual_seed(section.seed)
     if not resumed:
         adaptation.prepare(Epoch(batches, 0, pad_id))
@@ -153,7 +153,13 @@ def weights_dtype(recipe: Recipe, precision: str, outline: nn.Module, *, own: bo
 
 def batched(encoded: Sequence[Encoded], section: TrainSection) -> Batches:
     """Batch encoded examples as the recipe says, by padded tokens or by examples."""
-    return Batches(encoded, batch_tokens=section.batch_tokens, batch_examples=section.batch_examples, seed=section.seed)
+    return Batches(
+        encoded,
+        batch_tokens=section.batch_tokens,
+        batch_examples=section.batch_examples,
+        seed=section.seed,
+        group_prompts=section.group_prompts,
+    )
 
 
 def validation(recipe: Recipe, dataset: str, template: Any, tokenizer: Any) -> Batches | None:

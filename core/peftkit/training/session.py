@@ -91,7 +91,7 @@ class Session:
 
     def open(self) -> None:
         """Tell what there is to tell, restore the run, and open its log."""
-        from peftkit.training.counts import saved_parts
+        from peftkit.training.counts import largest_batch, saved_parts
 
         for notice in self.prepared.notices:
             self.observer.notice(notice)
@@ -102,7 +102,9 @@ class Session:
             self.loop.ladder.begin(self.loop)
         files.write_text(self.run / "recipe.yaml", self.recipe.to_yaml())
         saved = saved_parts(self.loop.batches, self.loop.engine, self.loop.pad_id)
-        self.observer.start({**self._info(), "saved": saved})
+        # With train.memory the largest micro-batch has been tried before the first step.
+        largest = largest_batch(self.loop) if self.recipe.train.memory is None else None
+        self.observer.start({**self._info(), "saved": saved, "largest": largest})
         self.log = Log(self.run / "log.jsonl", self.loop.step)
         self.writer = events.Events(self.run / "tensorboard", self.loop.step) if self.recipe.train.tensorboard else None
         self.earlier = self.log.records[-1]["elapsed_s"] if self.log.records else 0.0
