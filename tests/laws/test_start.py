@@ -151,6 +151,7 @@ def fewest_layers(name: str, position: int, architecture: str) -> tuple[Any, Ada
     return attached(name, position, architecture)
 
 
+@pytest.mark.costly
 def test_it_compiles(name, position, architecture):
     model, adaptation = fewest_layers(name, position, architecture)
     randomise(adaptation)
