@@ -16,6 +16,7 @@ from peftkit.engine.engine import Arrangement, choose
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
+from peftkit.training.compiled import CompiledBlocks
 from peftkit.training.loop import Loop
 from peftkit.training.replays import Replays
 
@@ -25,8 +26,9 @@ ARRANGEMENTS = {
     "ours-unshared": Arrangement(share=False),
     "ours-padded": Arrangement(flat=False),
     "ours-whole": Arrangement(flat=False, share=False, apart=False),
+    "ours-compiled": Arrangement(),
 }
-"""Ours with everything on, and with its switches off one after another: what each is worth.
+"""Ours as it is by default, with its switches off one after another, and with compiled blocks: what each is worth.
 
 `ours-unrecorded` starts every kernel by itself, which is another thing on a GPU alone."""
 
@@ -40,9 +42,15 @@ def ours(case: Case, gate: Gate) -> None:
     model = llama(case, pack if case.technique.packed else None)
     gate.loaded()
     loop = our_loop(case, model)
+    told: list[str] = []
+    if case.side == "ours-compiled":
+        loop.compiled = CompiledBlocks(model, told.append)
+        loop.compiled.begin(loop)
     gate.begin()
     for _ in range(case.steps):
         record = loop.run_step()
+        if loop.compiled is not None and not loop.compiled.blocks:
+            raise SystemExit(f"ours-compiled: {told[-1]}")
         gate.passed(record["loss"], record["grad_norm"])
 
 
@@ -60,7 +68,7 @@ def our_loop(case: Case, model: nn.Module) -> Loop:
     if told:
         raise SystemExit(f"ours: {told[0]}")
     loop = Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision, engine=engine)
-    if case.side != "ours-unrecorded":
+    if case.side not in ("ours-unrecorded", "ours-compiled"):
         loop.replays = Replays.of(loop)
     if loop.replays is not None:
         loop.replays.tell = lambda text: print(f"{case.side}: {text}", file=sys.stderr)

@@ -7,6 +7,7 @@ list may be `all`. `--goals` measures the work that has goals and prints them be
 - `trainer`: Hugging Face peft with transformers' Trainer and a collator that pads, as a user gets it ("usual");
 - `bare`: a plain loop over Hugging Face peft;
 - `trl`, `unsloth`: where they are installed;
+- `ours-compiled`: ours with `train.compile`, once the blocks are compiled;
 - `own lora`: our LoRA on all linear layers beside another method of ours.
 
 All have the same weights of the model and of the adapter, the same batches in the same order, the same optimizer and

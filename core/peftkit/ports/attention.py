@@ -68,12 +68,6 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attend as transformers' registry asks it, through the adapters of `module`."""
     x = rest.pop(INPUT, None)
-    if len(STATE.trees) > 1:
-        return _divide(module, query, key, value, attention_mask, x, rest), None
-    if STATE.trees:
-        call = _attend_along(STATE.trees[0], key, rest)
-        call = _chain(module, module.switch.names, call, x) if isinstance(module, Seat) else call
-        return call(query, key, value, attention_mask), None
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         return ALL_ATTENTION_FUNCTIONS[KERNEL](module, q, k, v, mask, **rest)[0]
@@ -92,6 +86,20 @@ def attention(
         parts.append((index, call(query[index], key[index], value[index], mask[index])))
     order = torch.cat([index for index, _ in parts]).argsort()
     return torch.cat([part for _, part in parts]).index_select(0, order), None
+
+
+@torch.compiler.disable
+def attention_along(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **rest: Any
+) -> tuple[Tensor, None]:
+    """Attend as `attention` does, along the trees, which are others in each step: no compiler looks inside."""
+    x = rest.pop(INPUT, None)
+    tree, *others = STATE.trees
+    if others:
+        return _divide(module, query, key, value, attention_mask, x, rest), None
+    call = _attend_along(tree, key, rest)
+    call = _chain(module, module.switch.names, call, x) if isinstance(module, Seat) else call
+    return call(query, key, value, attention_mask), None
 
 
 def _divide(
@@ -195,6 +203,6 @@ def tree_mask(*args: Any, **kwargs: Any) -> Tensor:
 
 
 AttentionInterface.register(NAME, attention)
-AttentionInterface.register(TREE, attention)
+AttentionInterface.register(TREE, attention_along)
 AttentionMaskInterface.register(NAME, full_mask)
 AttentionMaskInterface.register(TREE, tree_mask)

@@ -43,6 +43,11 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
                 f"{name} cannot be trained together with others: train.memory is {recipe.train.memory!r}, and the "
                 f"memory of a batch that several runs share cannot be one run's. Set it to null. {ALONE}"
             )
+        if recipe.train.compile:
+            raise PeftkitError(
+                f"{name} cannot be trained together with others: train.compile is true, and the code of a base that "
+                f"several runs share would be compiled anew in each step. Set it to false. {ALONE}"
+            )
         methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
         try:
             found = adapt.check(outline.model, methods)

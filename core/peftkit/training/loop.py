@@ -23,6 +23,7 @@ from peftkit.training.windows import Planned, Position, Window, count_steps, win
 if TYPE_CHECKING:
     from peftkit.adapt import Adaptation
     from peftkit.recipe import TrainSection
+    from peftkit.training.compiled import CompiledBlocks
     from peftkit.training.rate import Meter
     from peftkit.training.replays import Replays
 
@@ -78,6 +79,7 @@ class Loop:
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._windows = None
+        self.compiled: CompiledBlocks | None = None
         self.meter: Meter | None = None
         """What the utilisation is told by; without one it is not."""
         self.replays: Replays | None = None
@@ -86,7 +88,7 @@ class Loop:
     def run_step(self) -> dict[str, Any]:
         """Do one optimizer step and return its record; a loss or gradient that is not finite is a PeftkitError."""
         begun = self.begin_step()
-        record = self.end_step(begun, self.ladder.attempt(self, begun))
+        record = self.end_step(begun, (self.compiled or self.ladder).attempt(self, begun))
         return record if self.section.memory is None else {**record, "rung": str(self.ladder.rung)}
 
     def begin_step(self) -> Begun:

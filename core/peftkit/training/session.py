@@ -100,6 +100,8 @@ class Session:
             self.loop.replays.tell = self.observer.notice
         if not (self.resume and self._restore()):
             self.loop.ladder.begin(self.loop)
+        if self.recipe.train.compile:
+            self._compile()
         files.write_text(self.run / "recipe.yaml", self.recipe.to_yaml())
         saved = saved_parts(self.loop.batches, self.loop.engine, self.loop.pad_id)
         # With train.memory the largest micro-batch has been tried before the first step.
@@ -110,8 +112,16 @@ class Session:
         self.earlier = self.log.records[-1]["elapsed_s"] if self.log.records else 0.0
         self.started = self.saved = time.monotonic()
 
+    def _compile(self) -> None:
+        from peftkit.training.compiled import CompiledBlocks
+
+        self.loop.compiled = CompiledBlocks(self.loop.model, self.observer.notice)
+        self.loop.compiled.begin(self.loop)
+
     def close(self) -> None:
         """Close the log."""
+        if self.loop.compiled is not None:
+            self.loop.compiled.stop()
         self.log.close()
         if self.writer is not None:
             self.writer.close()
