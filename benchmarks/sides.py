@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import hugging_face
 import torch
+import torch.nn.functional as F
 from cases import RATE, Case, Gate, Planned, llama, started
 from torch import Tensor, nn
 
 from peftkit.data.encode import IGNORED, Encoded
 from peftkit.engine.engine import Arrangement, choose
+from peftkit.ports import thin
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
@@ -22,15 +25,28 @@ from peftkit.training.replays import Replays
 
 ARRANGEMENTS = {
     "ours": Arrangement(),
-    "ours-unrecorded": Arrangement(),
     "ours-unshared": Arrangement(share=False),
     "ours-padded": Arrangement(flat=False),
     "ours-whole": Arrangement(flat=False, share=False, apart=False),
+    "ours-unfused": Arrangement(),
     "ours-compiled": Arrangement(),
+    "ours-recorded": Arrangement(),
 }
-"""Ours as it is by default, with its switches off one after another, and with compiled blocks: what each is worth.
+"""Ours as it is by default, with its switches off one after another, and with those on that are off by default.
 
-`ours-unrecorded` starts every kernel by itself, which is another thing on a GPU alone."""
+`ours-unfused` leaves the derivative of LoRA's pair to torch, `ours-compiled` has compiled blocks, and `ours-recorded`
+plays recorded passes, on a GPU alone.
+"""
+
+
+class Unfused:
+    """In the place of the functions of `peftkit.ports.thin`: the same, written out."""
+
+    @staticmethod
+    def apply(y: Tensor, inside: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        """Return y + scale up down inside."""
+        inside = inside.to(y.dtype)
+        return y + F.linear(F.linear(inside, down.to(y.dtype)), up.to(y.dtype)) * scale
 
 
 def ours(case: Case, gate: Gate) -> None:
@@ -39,6 +55,9 @@ def ours(case: Case, gate: Gate) -> None:
     def pack(weight: Tensor) -> nn.Module:
         return PackedLinear.of(weight, None, QUANTIZERS["nf4"]())
 
+    if case.side == "ours-unfused":
+        given: Any = thin
+        given.PLAIN, given._Beside = "not there", Unfused
     model = llama(case, pack if case.technique.packed else None)
     gate.loaded()
     loop = our_loop(case, model)
@@ -60,7 +79,12 @@ def our_loop(case: Case, model: nn.Module) -> Loop:
     soft = list(adaptation.soft_ids)
     rows = [Encoded([*soft, *row.ids], [*[IGNORED] * len(soft), *row.labels]) for row in case.work().rows]
     section = TrainSection(
-        max_steps=case.steps, batch_examples=case.rows, learning_rate=RATE, schedule="constant", warmup=0
+        max_steps=case.steps,
+        batch_examples=case.rows,
+        learning_rate=RATE,
+        schedule="constant",
+        warmup=0,
+        cuda_graphs=case.side == "ours-recorded",
     )
     batches = Planned(rows, batch_examples=case.rows)
     device = torch.device(case.device)
@@ -68,8 +92,7 @@ def our_loop(case: Case, model: nn.Module) -> Loop:
     if told:
         raise SystemExit(f"ours: {told[0]}")
     loop = Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision, engine=engine)
-    if case.side not in ("ours-unrecorded", "ours-compiled"):
-        loop.replays = Replays.of(loop)
+    loop.replays = Replays.of(loop)
     if loop.replays is not None:
         loop.replays.tell = lambda text: print(f"{case.side}: {text}", file=sys.stderr)
     return loop
