@@ -92,9 +92,7 @@ def our_loop(case: Case, model: nn.Module) -> Loop:
     if told:
         raise SystemExit(f"ours: {told[0]}")
     loop = Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision, engine=engine)
-    loop.replays = Replays.of(loop)
-    if loop.replays is not None:
-        loop.replays.tell = lambda text: print(f"{case.side}: {text}", file=sys.stderr)
+    loop.replays = Replays.of(loop, lambda text: print(f"{case.side}: {text}", file=sys.stderr))
     return loop
 
 

@@ -209,7 +209,8 @@ def test_a_recipe_that_asks_for_both_is_refused(source, keys, told):
         recipe.load(make_recipe(source, "lora", **{"compile": True, **keys}))
 
 
-def test_runs_together_are_not_compiled(source):
-    asked = recipe.load(make_recipe(source, "lora", compile=True))
-    with pytest.raises(PeftkitError, match=r"b cannot be trained together .* train\.compile is true"):
+@pytest.mark.parametrize("key", ["compile", "cuda_graphs"])
+def test_runs_together_are_neither_compiled_nor_recorded(source, key):
+    asked = recipe.load(make_recipe(source, "lora", **{key: True}))
+    with pytest.raises(PeftkitError, match=rf"b cannot be trained together .* train\.{key} is true"):
         check([("a", asked.model_copy(update={"train": TrainSection(device="cpu")})), ("b", asked)])

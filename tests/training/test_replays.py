@@ -161,6 +161,13 @@ def test_methods_that_change_with_the_steps_are_left_alone(method):
     assert "changes with the steps" in why
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_recipe_that_asks_in_vain_is_told_why(wanted):
+    loop, told = make_loop("lora", cuda_graphs=wanted), []
+    assert Replays.of(loop, told.append) is None
+    assert told == (["train.cuda_graphs: steps run as without it, since the device is no GPU."] if wanted else [])
+
+
 @pytest.mark.parametrize("method", ["lora", "dora", "lora-fa"])
 def test_no_graph_of_a_pass_is_left_behind(method):
     """What adds a gradient belongs to the stream of the pass in whose graph it was made."""

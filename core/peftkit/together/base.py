@@ -43,10 +43,11 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
                 f"{name} cannot be trained together with others: train.memory is {recipe.train.memory!r}, and the "
                 f"memory of a batch that several runs share cannot be one run's. Set it to null. {ALONE}"
             )
-        if recipe.train.compile:
+        prepared = [key for key in ("compile", "cuda_graphs") if getattr(recipe.train, key)]
+        if prepared:
             raise PeftkitError(
-                f"{name} cannot be trained together with others: train.compile is true, and the code of a base that "
-                f"several runs share would be compiled anew in each step. Set it to false. {ALONE}"
+                f"{name} cannot be trained together with others: train.{prepared[0]} is true, and the passes over a base "
+                f"that several runs share are others in each step. Set it to false. {ALONE}"
             )
         methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
         try:

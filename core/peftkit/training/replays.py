@@ -86,9 +86,16 @@ class Replays:
         self.tell: Callable[[str], None] = lambda text: None
 
     @classmethod
-    def of(cls, loop: Loop) -> Replays | None:
-        """Return what runs the passes of a loop; None where the recipe or `possible` says no."""
-        return cls(loop) if loop.section.cuda_graphs and possible(loop) is None else None
+    def of(cls, loop: Loop, tell: Callable[[str], None]) -> Replays | None:
+        """Return what runs the passes of a loop; None where the recipe says no, or `possible`, whose reason is told."""
+        if not loop.section.cuda_graphs:
+            return None
+        found, why = cls(loop), possible(loop)
+        found.tell = tell
+        if why is None:
+            return found
+        found.tell_off(why)
+        return None
 
     def run(self, laid: Laid, trained: int) -> Tensor | None:
         """Add the gradients of a micro-batch, laid out on the host, and return its loss; None where it cannot."""
@@ -185,7 +192,11 @@ class Replays:
         self.recorded.clear()
         self.grads.clear()
         self.recorder = Recorder()
-        self.tell(f"train.cuda_graphs: steps run kernel by kernel, since {why}.")
+        self.tell_off(why)
+
+    def tell_off(self, why: str) -> None:
+        """Tell why nothing is recorded."""
+        self.tell(f"train.cuda_graphs: steps run as without it, since {why}.")
 
 
 def possible(loop: Loop) -> str | None:

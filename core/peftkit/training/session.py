@@ -58,7 +58,6 @@ class Session:
     ):
         from peftkit.training.preparation import prepare
         from peftkit.training.rate import Meter
-        from peftkit.training.replays import Replays
 
         self.run, self.observer, self.resume = run, observer, resume
         self.checkpoints = run / "checkpoints"
@@ -66,7 +65,6 @@ class Session:
         self.prepared: Prepared = prepare(recipe, resumed=begun, base=base, name=name)
         self.loop = self.prepared.loop
         self.loop.meter = Meter.of(self.loop)
-        self.loop.replays = Replays.of(self.loop)
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
         wanted = recipe.train.keep_best
         self.best = None if wanted is None else Best(wanted, recipe.train.patience)
@@ -92,12 +90,12 @@ class Session:
     def open(self) -> None:
         """Tell what there is to tell, restore the run, and open its log."""
         from peftkit.training.counts import largest_batch, saved_parts
+        from peftkit.training.replays import Replays
 
         for notice in self.prepared.notices:
             self.observer.notice(notice)
         self.loop.ladder.tell = self.observer.notice
-        if self.loop.replays is not None:
-            self.loop.replays.tell = self.observer.notice
+        self.loop.replays = Replays.of(self.loop, self.observer.notice)
         if not (self.resume and self._restore()):
             self.loop.ladder.begin(self.loop)
         if self.recipe.train.compile:
