@@ -43,18 +43,18 @@ class _Whole(torch.autograd.Function):
         a, b = down.to(y.dtype), (up * scale).to(y.dtype)
         flat = flat.to(y.dtype)
         thin = flat @ a.T
-        ctx.save_for_backward(flat if ctx.needs_input_grad[3] else None, thin, weight, a, b)
-        ctx.scale, ctx.shape, ctx.dtype, ctx.kept = scale, x.shape, x.dtype, (down.dtype, up.dtype)
+        ctx.save_for_backward(flat if ctx.needs_input_grad[3] else None, thin, weight, down, up)
+        ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
         return y.addmm_(thin, b.T).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat, thin, weight, a, b = ctx.saved_tensors
+        flat, thin, weight, down, up = ctx.saved_tensors
         given = grads[0].flatten(0, -2)
-        inner, of_down, of_up = _inner(ctx, given, flat, thin, b, 3)
+        inner, of_down, of_up = _inner(ctx, given, flat, thin, down, up, 3)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (given @ weight.to(given.dtype)).addmm_(inner, a.to(given.dtype)).view(ctx.shape).to(ctx.dtype)
+            of_x = (given @ weight.to(given.dtype)).addmm_(inner, down.to(given.dtype)).view(ctx.shape).to(ctx.dtype)
         return of_x, None, None, of_down, of_up, None
 
 
@@ -62,29 +62,25 @@ class _Beside(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, inside: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
         flat = inside.flatten(0, -2).to(y.dtype)
-        a, b = down.to(y.dtype), (up * scale).to(y.dtype)
-        thin = flat @ a.T
-        ctx.save_for_backward(flat if ctx.needs_input_grad[2] else None, thin, a, b)
-        ctx.scale, ctx.shape, ctx.dtype, ctx.kept = scale, inside.shape, inside.dtype, (down.dtype, up.dtype)
-        return torch.addmm(y.flatten(0, -2), thin, b.T).view(y.shape)
+        thin = flat @ down.to(y.dtype).T
+        ctx.save_for_backward(flat if ctx.needs_input_grad[2] else None, thin, down, up)
+        ctx.scale, ctx.shape, ctx.dtype = scale, inside.shape, inside.dtype
+        return torch.addmm(y.flatten(0, -2), thin, (up * scale).to(y.dtype).T).view(y.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat, thin, a, b = ctx.saved_tensors
+        flat, thin, down, up = ctx.saved_tensors
         given = grads[0].flatten(0, -2)
-        inner, of_down, of_up = _inner(ctx, given, flat, thin, b, 2)
-        of_inside = (inner @ a.to(given.dtype)).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[1] else None
+        inner, of_down, of_up = _inner(ctx, given, flat, thin, down, up, 2)
+        of_inside = (inner @ down.to(given.dtype)).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[1] else None
         return grads[0], of_inside, of_down, of_up, None
 
 
 def _inner(
-    ctx: Any, given: Tensor, flat: Tensor | None, thin: Tensor, b: Tensor, at: int
+    ctx: Any, given: Tensor, flat: Tensor | None, thin: Tensor, down: Tensor, up: Tensor, at: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the gradient of the product with `down` [tokens, rank], and those of `down` and `up`, inputs from `at`.
-
-    b [out, rank] is `up` with its scale.
-    """
-    inner = given @ b.to(given.dtype)
-    of_down = None if flat is None else (inner.T @ flat).to(ctx.kept[0])
-    of_up = (thin.T @ given).T.to(ctx.kept[1]).mul_(ctx.scale) if ctx.needs_input_grad[at + 1] else None
+    """Return the gradient of the product with `down` [tokens, rank], and those of `down` and `up`, inputs from `at`."""
+    inner = given @ (up * ctx.scale).to(given.dtype)
+    of_down = None if flat is None else (inner.T @ flat).to(down.dtype)
+    of_up = (thin.T @ given).T.to(up.dtype).mul_(ctx.scale) if ctx.needs_input_grad[at + 1] else None
     return inner, of_down, of_up
