@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import packed_layouts
 import pytest
@@ -289,3 +290,18 @@ def test_the_layout_of_awq_is_read():
     for key, tensor in packed_layouts.gptq(weight)[0].items():
         layer.register_buffer(key, tensor)
     assert layers.reader_of(layer) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "settings", "expected"),
+    [
+        ({"quantized_element_size": 0.25}, {"load_in_4bit": True}, 0.25),
+        ({"quantized_element_size": None}, {"bits": 4}, 0.5),
+        ({}, {"load_in_4bit": True}, 0.5),
+        ({}, {"load_in_4bit": False}, 1.0),
+        ({}, {"bits": 3}, 0.375),
+    ],
+)
+def test_the_size_of_a_packed_weight_is_known_without_being_told(told, settings, expected):
+    quantizer = SimpleNamespace(quantization_config=SimpleNamespace(**settings), **told)
+    assert foreign._element_size(quantizer) == expected

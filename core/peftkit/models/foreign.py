@@ -87,7 +87,7 @@ def take_over(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
 
 
 def _element_size(quantizer: Any) -> float:
-    """Return the bytes of a packed weight; transformers before 5.18 says it in the configuration alone."""
+    """Return the bytes of a packed weight; older versions of transformers, such as 5.17, leave it to the kind."""
     told = getattr(quantizer, "quantized_element_size", None)
     config = quantizer.quantization_config
     return told or (0.5 if getattr(config, "load_in_4bit", False) else getattr(config, "bits", 8) / 8)

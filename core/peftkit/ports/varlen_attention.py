@@ -1,5 +1,6 @@
 """Attention along a tree on a GPU: all runs of queries in one call of torch's flash kernel for rows of many lengths.
 
+The kernel is FlashAttention-2 (Dao 2023, arXiv:2307.08691), which torch calls private outside its padded attention.
 Queries that follow each other on one path are a run, whose keys are that path; a run reads keys of its own, so that
 what several paths have in common is copied for each. Both passes give the same bits each time: the kernel's backward
 pass is asked for that, and what came to the copies of a key is added up in one order.
