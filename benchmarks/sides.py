@@ -28,14 +28,15 @@ ARRANGEMENTS = {
     "ours-unshared": Arrangement(share=False),
     "ours-padded": Arrangement(flat=False),
     "ours-whole": Arrangement(flat=False, share=False, apart=False),
-    "ours-unfused": Arrangement(),
+    "ours-separate": Arrangement(together=False),
+    "ours-unfused": Arrangement(together=False),
     "ours-compiled": Arrangement(),
     "ours-recorded": Arrangement(),
 }
 """Ours as it is by default, with its switches off one after another, and with those on that are off by default.
 
-`ours-unfused` leaves the derivative of LoRA's pair to torch, `ours-compiled` has compiled blocks, and `ours-recorded`
-plays recorded passes, on a GPU alone.
+`ours-separate` computes layers that read the same input one by one, `ours-unfused` leaves the derivative of LoRA's pair
+to torch too, `ours-compiled` has compiled blocks, and `ours-recorded` plays recorded passes, on a GPU alone.
 """
 
 

@@ -22,6 +22,7 @@ METHODS_HELD = ["lora", "dora", "prefix-tuning", "prompt-tuning", "ia3", "serial
 SWITCHES = [
     Arrangement(),
     Arrangement(share=False),
+    Arrangement(together=False),
     Arrangement(flat=False),
     Arrangement(flat=False, share=False, apart=False),
 ]
@@ -47,7 +48,8 @@ def losses(method: str, layout: Arrangement, steps: int = 50) -> list[float]:
     given = [insert(row, adaptation.soft_ids, 0) for row in examples()]
     section = TrainSection(batch_examples=6, max_steps=steps, learning_rate=1e-3, schedule="constant")
     batches = Batches(given, batch_examples=6, seed=0)
-    engine = Engine(model, layout)
+    engine, told = choose(model, given, 0, CPU, layout)
+    assert not told
     loop = Loop(model, adaptation, batches, section, pad_id=0, device=CPU, engine=engine)
     return [loop.run_step()["loss"] for _ in range(steps)]
 

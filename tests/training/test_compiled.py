@@ -13,7 +13,7 @@ from small_runs import make_recipe
 from peftkit import adapt, recipe
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded, insert
-from peftkit.engine.engine import Arrangement, Engine
+from peftkit.engine.engine import Arrangement, choose
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
@@ -49,16 +49,17 @@ def _forgotten() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def built(method: str, layers: int, **options: Any) -> Loop:
+def built(method: str, layers: int, compile: bool | str = False, **options: Any) -> Loop:
     """Build the loop of a tiny Llama, with micro-batches of another number of tokens in each step."""
     model = tiny("llama", num_hidden_layers=layers)
     adaptation = adapt.attach(model, [METHODS[method].from_options(options)], seed=1)
     generator = torch.Generator().manual_seed(5)
     rows = [torch.randint(3, 96, (6 + 5 * number % 17,), generator=generator).tolist() for number in range(24)]
     given = [insert(Encoded(ids, ids), adaptation.soft_ids, 0) for ids in rows]
-    section = TrainSection(batch_examples=5, max_steps=STEPS, learning_rate=1e-2, schedule="constant")
+    section = TrainSection(batch_examples=5, max_steps=STEPS, learning_rate=1e-2, schedule="constant", compile=compile)
     batches = Batches(given, batch_examples=5, seed=0)
-    engine = Engine(model, Arrangement())
+    engine, told = choose(model, given, 0, torch.device("cpu"), Arrangement())
+    assert not told
     torch.manual_seed(3)
     return Loop(model, adaptation, batches, section, pad_id=0, device=torch.device("cpu"), engine=engine)
 
@@ -196,12 +197,81 @@ def test_a_run_goes_on_without_a_compiler(source, tmp_path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
+    ("times", "steps", "told"),
+    [
+        ([1.0], 1199, ["the run takes about 1199 s as it is, and nothing is compiled."]),
+        (
+            [1.0, 0.9],
+            1200,
+            ["1 blocks compiled in", "a pass takes 0.9 s compiled and 1 s as it is: blocks stay compiled."],
+        ),
+        (
+            [1.0, 0.97],
+            1200,
+            ["1 blocks compiled in", "a pass takes 0.97 s compiled and 1 s as it is: nothing is compiled."],
+        ),
+    ],
+)
+def test_auto_compiles_long_runs_and_keeps_it_where_it_is_quicker(
+    times: list[float], steps: int, told: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compiled, "COMPILER", TRACED)
+    given, heard = iter(times), []
+    monkeypatch.setattr(CompiledBlocks, "_seconds", lambda self, loop: next(given))
+    loop = built("lora", 1, compile="auto", targets=("q",))
+    loop.steps, loop.compiled = steps, CompiledBlocks(loop.model, heard.append)
+    loop.compiled.settle(loop)
+    assert len(heard) == len(told)
+    assert all(part in text for part, text in zip(told, heard, strict=True))
+    kept = heard[-1].endswith("stay compiled.")
+    assert bool(loop.compiled.blocks) == loop.engine.compiled == kept
+    assert any("forward" in module.__dict__ for module in loop.model.modules()) == kept
+    assert loop.state()[1]["compiled"] == kept
+
+
+@pytest.mark.parametrize("decided", [True, False])
+def test_a_resumed_run_is_compiled_as_it_was(decided: bool, monkeypatch: pytest.MonkeyPatch):
+    """What the first part of a run has measured counts: another measurement could go the other way."""
+    monkeypatch.setattr(compiled, "COMPILER", TRACED)
+    monkeypatch.delattr(CompiledBlocks, "_seconds")
+    first = built("lora", 1, compile="auto", targets=("q",))
+    first.compiled = CompiledBlocks(first.model)
+    first.compiled.settle(first, decided)
+    losses(first, 2)
+    parts, facts = first.state()
+    parts = {part: {name: value.clone() for name, value in tensors.items()} for part, tensors in parts.items()}
+    rest = losses(first, 3)
+    again = built("lora", 1, compile="auto", targets=("q",))
+    again.load_state(parts, facts)
+    assert again.settled is decided
+    again.compiled = CompiledBlocks(again.model)
+    again.compiled.settle(again, again.settled)
+    assert bool(again.compiled.blocks) == decided
+    assert losses(again, 3) == rest
+
+
+def test_passes_are_timed_without_a_trace():
+    expected = losses(built("lora", 1, targets=("q",), dropout=0.2), 4)
+    loop = built("lora", 1, targets=("q",), dropout=0.2)
+    assert CompiledBlocks(loop.model)._seconds(loop) > 0
+    assert losses(loop, 4) == expected
+
+
+def test_a_run_too_short_for_auto_is_told_of(source, tmp_path):
+    observer = Told()
+    asked = recipe.load(make_recipe(source, "lora", max_steps=2, compile="auto"))
+    train(asked, tmp_path / "asked", observer=observer)
+    assert sum("and nothing is compiled" in text for text in observer.notices) == 1
+
+
+@pytest.mark.parametrize(
     ("keys", "told"),
     [
+        ({"memory": "auto", "compile": "auto"}, "found compile auto and memory 'auto'; allowed: one of them"),
         ({"memory": "auto"}, "found compile true and memory 'auto'; allowed: one of them"),
         ({"gradient_checkpointing": True}, "found compile true and gradient_checkpointing true; allowed: one of them"),
         ({"cuda_graphs": True}, "found compile true and cuda_graphs true; allowed: one of them"),
-        ({"compile": "fast"}, "train.compile"),
+        ({"compile": "fast"}, "train.compile: found .fast. .text.; allowed: false, true, auto"),
     ],
 )
 def test_a_recipe_that_asks_for_both_is_refused(source, keys, told):

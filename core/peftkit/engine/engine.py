@@ -6,8 +6,8 @@ cannot be run apart from its body, gives other logits there, and is computed as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +22,7 @@ from peftkit.engine.head import Head
 from peftkit.engine.laid import Laid
 from peftkit.errors import PeftkitError
 from peftkit.ports.attention import along
+from peftkit.ports.shared_input import SharedInput, observed, shared
 from peftkit.training.loss import batch_loss
 
 if TYPE_CHECKING:
@@ -46,13 +47,17 @@ class Arrangement:
     """What rows have in common is computed once."""
     apart: bool = True
     """The head runs apart from the body, on what is trained alone and in chunks; else the model runs as a whole."""
+    together: bool = True
+    """Linear layers that read the same input, each with a low-rank pair, are one function."""
 
 
 class Engine:
     """Computes the losses of micro-batches of one model, as `layout` says."""
 
-    def __init__(self, model: nn.Module, layout: Arrangement):
-        self.model, self.arrangement = model, layout
+    def __init__(self, model: nn.Module, layout: Arrangement, groups: Sequence[SharedInput] = ()):
+        self.model, self.arrangement, self.groups = model, layout, groups if layout.together else ()
+        self.compiled = False
+        """Whether the blocks are compiled, one code for all: which layers go together is known of each by itself."""
         self.head = Head(model) if layout.apart else None
 
     def lay(self, batch: Any) -> Any:
@@ -61,10 +66,13 @@ class Engine:
             return batch
         return laid.flat(batch, self.arrangement.share) if self.arrangement.flat else laid.padded(batch)
 
-    def running(self, batch: Any) -> Any:
+    @contextmanager
+    def running(self, batch: Any) -> Iterator[None]:
         """Return the context in which forward and backward passes of what `lay` returned run."""
         tree = batch.tree if isinstance(batch, Laid) else None
-        return nullcontext() if tree is None else along(self.model, tree)
+        groups = () if self.compiled else self.groups
+        with shared(groups), nullcontext() if tree is None else along(self.model, tree):
+            yield
 
     def loss(self, batch: Any, device: torch.device, smoothing: float = 0.0) -> Tensor:
         """Sum the next-token cross-entropies of what `lay` returned, within `running`."""
@@ -120,18 +128,19 @@ def choose(
     try:
         with torch.no_grad():
             at = laid.padded(batch).to(device)
-            own = cast(Any, model)(**at.inputs, use_cache=False).logits.flatten(0, 1)[at.sources]
+            with observed(model) as groups:
+                own = cast(Any, model)(**at.inputs, use_cache=False).logits.flatten(0, 1)[at.sources]
             if wanted.flat:
                 why = refusal(model, lengths, methods) or _differs(model, batch, own, device, wanted)
                 if why is None:
-                    return Engine(model, wanted), told
+                    return Engine(model, wanted, groups), told
                 told.append(f"examples are padded, not packed: {why}.")
             rest = replace(wanted, flat=False)
             why = _differs(model, batch, own, device, rest)
             if why is None:
-                return Engine(model, rest), told
+                return Engine(model, rest, groups), told
             told.append(f"the logits of whole micro-batches are held at once: {why}.")
-            return Engine(model, Arrangement(flat=False, share=False, apart=False)), told
+            return Engine(model, replace(rest, share=False, apart=False)), told
     finally:
         model.train(training)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from peftkit.layout import Rows
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.spans import Offer, Pair, linear_with_pairs
 from peftkit.ports.thin import PLAIN, add_pair
+
+if TYPE_CHECKING:
+    from peftkit.ports.shared_input import Plain, SharedInput
 
 INPUT = "seat_input"
 """The keyword under which a seat hands its input to the adapters within its computation that read it."""
@@ -94,12 +97,18 @@ class Seat(nn.Module):
 
     seated: nn.ModuleDict
     switch: Switch
+    sharing: SharedInput | None = None
+    """The modules that read the same input, while they are computed together."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module inside the chain of its adapters: tensor in, tensor out; the rest passes by."""
         switch = self.switch
         if switch.rows is None and switch.spans is None and switch.merged.issuperset(switch.active):
             return super().forward(*args, **kwargs)
+        if self.sharing is not None and len(args) == 1 and not kwargs:
+            shared = self.sharing.output(self, args[0])
+            if shared is not None:
+                return shared
         kwargs = dict(kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs.pop(_first_parameter(self.__class__)), None)
         others: list[Any] = []
@@ -117,7 +126,7 @@ class Seat(nn.Module):
                 return output[0]
             return output
 
-        frozen.plain = None if kwargs else _plain(self)
+        frozen.plain = None if kwargs else self.plain()
         if switch.spans is not None:
             y = self._divide(frozen, x, switch.spans, bool(rest or kwargs))
         elif switch.rows is not None:
@@ -130,6 +139,30 @@ class Seat(nn.Module):
         """Return the adapters of these adaptations that are switched on, innermost first."""
         seated = (self.seated[name] for name in names if name in self.seated)
         return [adapter for adapters in seated for adapter in cast(list[Adapter], adapters) if adapter.enabled]
+
+    def plain(self) -> Plain | None:
+        """Return the weight [out, in] and bias of a linear layer of torch's own class, if both are frozen."""
+        if type(self).__mro__[2] is not nn.Linear:
+            return None
+        weight, bias = cast(nn.Linear, self).weight, cast(nn.Linear, self).bias
+        frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+        return (weight, bias) if frozen else None
+
+    def pair(self, x: Tensor) -> Pair | None:
+        """Return the pair that the adapters add to the frozen product of x; None where they do anything else."""
+        switch, plain = self.switch, self.plain()
+        if plain is None or switch.rows is not None or switch.spans is not None:
+            return None
+        names = [name for name in switch.active if name not in switch.merged]
+        adapters = self.running(names)
+        if len(adapters) != 1 or adapters[0].inside or adapters[0].site.rows is not None:
+            return None
+        offer = Offer(_declined, x, len(plain[0]))
+        try:
+            part = self._chain(offer, names)(x)
+        except DeclinedError:
+            return None
+        return offer.pair if part is offer.place else None
 
     def _chain(self, call: Call, active: Sequence[str]) -> Call:
         for adapter in self.running([name for name in active if name not in self.switch.merged]):
@@ -211,13 +244,12 @@ def _token_dimension(x: Tensor, spans: Sequence[tuple[str, int]]) -> int:
     )
 
 
-def _plain(module: Seat) -> tuple[Tensor, Tensor | None] | None:
-    """Return the weight and bias of a seated linear layer of torch's own class, if both are frozen."""
-    if type(module).__mro__[2] is not nn.Linear:
-        return None
-    weight, bias = cast(nn.Linear, module).weight, cast(nn.Linear, module).bias
-    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
-    return (weight, bias) if frozen else None
+class DeclinedError(Exception):
+    """Raised in the place of a frozen product that was asked for where a pair alone would do."""
+
+
+def _declined(value: Tensor) -> Tensor:
+    raise DeclinedError
 
 
 def _known(x: Tensor, y: Callable[[], Tensor], otherwise: Call | None = None) -> Call:

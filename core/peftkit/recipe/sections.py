@@ -171,9 +171,10 @@ class TrainSection(Section):
     """What the activations are computed in; `auto` takes bf16 where the hardware is quick at it."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third slower."""
-    compile: bool = False
+    compile: Literal[False, True, "auto"] = False
     """Compile each block for training steps (`torch.compile`): a minute at the start of a run, then quicker steps in
-    bf16; needs a C++ compiler on a CPU, and what cannot be compiled runs as it is."""
+    bf16; needs a C++ compiler on a CPU, and what cannot be compiled runs as it is. `auto` does so in runs of more than
+    twenty minutes, and keeps it where a pass is quicker then."""
     memory: Annotated[str | None, BeforeValidator(check_memory)] = None
     """The memory that the run may take: `auto` for what is free, or a size such as `6GB`; micro-batches are split and
     activations computed again, as far as it takes. null gives nothing up, and ends where the memory runs out."""
@@ -225,8 +226,8 @@ class TrainSection(Section):
         if self.compile and others:
             found = f"{others[0]} '{self.memory}'" if others[0] == "memory" else f"{others[0]} true"
             raise ValueError(
-                f"found compile true and {found}; allowed: one of them, as passes that are recorded or computed again "
-                "are not compiled"
+                f"found compile {str(self.compile).lower()} and {found}; allowed: one of them, as passes that are "
+                "recorded or computed again are not compiled"
             )
         if self.warmup > 1 and self.warmup != int(self.warmup):
             raise ValueError(f"found warmup {self.warmup}; allowed: a fraction below 1, or a whole number of steps")

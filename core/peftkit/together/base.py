@@ -46,8 +46,9 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
         prepared = [key for key in ("compile", "cuda_graphs") if getattr(recipe.train, key)]
         if prepared:
             raise PeftkitError(
-                f"{name} cannot be trained together with others: train.{prepared[0]} is true, and passes over a base "
-                f"that several runs share are others in each step. Set it to false. {ALONE}"
+                f"{name} cannot be trained together with others: train.{prepared[0]} is "
+                f"{str(getattr(recipe.train, prepared[0])).lower()}, and passes over a base that several runs share "
+                f"are others in each step. Set it to false. {ALONE}"
             )
         methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
         try:

@@ -21,10 +21,17 @@ from peftkit.training.windows import Window
 
 if TYPE_CHECKING:
     from peftkit.data.batches import Batches
+    from peftkit.engine.engine import Engine
     from peftkit.training.loop import Begun, Loop
 
 COMPILER: dict[str, Any] = {"backend": "inductor", "options": {"fallback_random": True}}
 """Dropout draws the numbers that it draws without a compiler."""
+WORTH = 1200.0
+"""Seconds that the steps of a run have to take for `train.compile: auto` to compile, which takes one or two minutes."""
+QUICKER = 0.95
+"""What of the time of a pass a compiled one may take at most, for it to stay compiled then."""
+TIMED = 3
+"""Passes of which the quickest is compared."""
 KINDS = 16
 """Variants of one piece of code that are compiled, such as blocks with and without adapters, before it is given up."""
 
@@ -36,6 +43,31 @@ class CompiledBlocks:
         self.tell = tell
         """Receives what a person should know."""
         self.blocks = [model.get_submodule(path) for path in Layout(model).blocks]
+        self.engine: Engine | None = None
+
+    def settle(self, loop: Loop, decided: bool | None = None) -> None:
+        """Compile where the run is long enough and its passes are quicker then, or as was `decided` before; tell why.
+
+        What was decided is in `blocks`: they are empty where nothing is compiled.
+        """
+        plain = None
+        if decided is None:
+            plain = self._seconds(loop)
+            planned = plain * (loop.steps - loop.step) * loop.section.accumulation
+            decided = planned >= WORTH
+            if not decided:
+                self.tell(f"train.compile: the run takes about {planned:.0f} s as it is, and nothing is compiled.")
+        if not decided:
+            self.blocks = []
+            return
+        self.begin(loop)
+        if plain is not None and self.blocks:
+            found = self._seconds(loop)
+            left = found <= QUICKER * plain
+            if not left:
+                self.stop()
+            what = "blocks stay compiled" if left else "nothing is compiled"
+            self.tell(f"train.compile: a pass takes {found:.3g} s compiled and {plain:.3g} s as it is: {what}.")
 
     def begin(self, loop: Loop) -> None:
         """Compile, on the first micro-batch of the run's first epoch, and tell how long it took.
@@ -43,22 +75,38 @@ class CompiledBlocks:
         A resumed run takes the same one, so that its code is the same. Neither the state of the run nor what it draws
         is touched.
         """
-        from peftkit.training.loop import Begun
-
         if not self.blocks:
             self.tell("train.compile: no blocks are found in this model, and nothing is compiled.")
             return
+        started = time.monotonic()
         torch.compiler.reset()
         run = torch.compile(_forward, dynamic=True, **COMPILER)
         for block in self.blocks:
             cast(Any, block).forward = _InSteps(block, run)
-        batches, started, random = cast("Batches", loop.batches), time.monotonic(), loop.random_state()
-        batch = batches.collate(batches.plan(0)[0], loop.pad_id)
-        self.attempt(loop, Begun(Window([], loop.position, 0.0), [batch], 0.0, started, []))
-        loop.optimizer.zero_grad(set_to_none=True)
-        loop.set_random_state(random)
+        self.engine = loop.engine
+        self.engine.compiled = True
+        self._pass(loop)
         if self.blocks:
             self.tell(f"train.compile: {len(self.blocks)} blocks compiled in {time.monotonic() - started:.0f} s.")
+
+    def _pass(self, loop: Loop) -> None:
+        """Compute the first micro-batch of the first epoch, and leave everything as it was."""
+        from peftkit.training.loop import Begun
+
+        batches, random = cast("Batches", loop.batches), loop.random_state()
+        batch = batches.collate(batches.plan(0)[0], loop.pad_id)
+        self.attempt(loop, Begun(Window([], loop.position, 0.0), [batch], 0.0, time.monotonic(), []))
+        loop.optimizer.zero_grad(set_to_none=True)
+        loop.set_random_state(random)
+
+    def _seconds(self, loop: Loop) -> float:
+        """Return how long that takes, the quickest of a few times."""
+        found = []
+        for _ in range(TIMED):
+            started = time.perf_counter()
+            self._pass(loop)
+            found.append(time.perf_counter() - started)
+        return min(found)
 
     def attempt(self, loop: Loop, begun: Begun) -> float:
         """Find the gradients of a step, compiled; returns the loss per trained token.
@@ -88,6 +136,8 @@ class CompiledBlocks:
         for block in self.blocks:
             block.__dict__.pop("forward", None)
         self.blocks = []
+        if self.engine is not None:
+            self.engine.compiled = False
         torch.compiler.reset()
 
 

@@ -80,6 +80,8 @@ class Loop:
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._windows = None
         self.compiled: CompiledBlocks | None = None
+        self.settled: bool | None = None
+        """Whether the run of a checkpoint was compiled, where its recipe left that open."""
         self.meter: Meter | None = None
         """What the utilisation is told by; without one it is not."""
         self.replays: Replays | None = None
@@ -170,6 +172,8 @@ class Loop:
             (tensors if isinstance(value, Tensor) else plain)[path] = value
         parts = {"adapter": self.adaptation.state(), "optimizer": tensors, "random": self.random_state()}
         facts = {"step": self.step, "epoch": self.position.epoch, "batch": self.position.batch, "optimizer": plain}
+        if self.section.compile == "auto":
+            facts["compiled"] = self.compiled is not None and bool(self.compiled.blocks)
         return parts, facts if self.section.memory is None else {**facts, "rung": self.ladder.rung.as_dict()}
 
     def load_state(self, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
@@ -179,6 +183,7 @@ class Loop:
         self.step, self.position = facts["step"], Position(facts["epoch"], facts["batch"])
         self._windows = None
         self.set_random_state(parts["random"])
+        self.settled = facts.get("compiled")
         if "rung" in facts:
             self.ladder.resume(self.model, Rung(**facts["rung"]))
 

@@ -114,7 +114,10 @@ class Session:
         from peftkit.training.compiled import CompiledBlocks
 
         self.loop.compiled = CompiledBlocks(self.loop.model, self.observer.notice)
-        self.loop.compiled.begin(self.loop)
+        if self.recipe.train.compile == "auto":
+            self.loop.compiled.settle(self.loop, self.loop.settled)
+        else:
+            self.loop.compiled.begin(self.loop)
 
     def close(self) -> None:
         """Close the log."""
