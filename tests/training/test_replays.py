@@ -12,13 +12,14 @@ import torch
 from peftkit import adapt
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded
-from peftkit.engine.engine import Arrangement, Engine
+from peftkit.engine.engine import Arrangement, choose
 from peftkit.engine.steady import PREDICTIONS, TOKENS, steady
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
 from peftkit.optim.build import Optimizers
 from peftkit.ports import fused_attention, varlen_attention
 from peftkit.recipe import TrainSection
+from peftkit.training import replays
 from peftkit.training.loop import Loop
 from peftkit.training.replays import Recorder, Replays, possible
 
@@ -40,7 +41,8 @@ def make_loop(method: str, **train: Any) -> Loop:
     model = tiny("llama")
     adaptation = adapt.attach(model, [METHODS[method].from_options({})], seed=3)
     section = TrainSection(learning_rate=0.01, max_steps=12, batch_examples=4, **train)
-    batches, engine = Batches(rows(), batch_examples=4), Engine(model, Arrangement())
+    batches, (engine, told) = Batches(rows(), batch_examples=4), choose(model, rows(), 0, CPU, Arrangement())
+    assert not told
     return Loop(model, adaptation, batches, section, pad_id=0, device=CPU, engine=engine)
 
 
@@ -98,6 +100,19 @@ def test_a_step_may_have_played_and_computed_passes(monkeypatch):
     monkeypatch.setattr(fast.replays, "run", lambda laid, trained: chosen(laid, trained) if next(turn) else None)
     for _ in range(8):
         assert fast.run_step()["loss"] == pytest.approx(plain.run_step()["loss"], rel=1e-5)
+
+
+def test_shapes_beyond_the_most_run_as_they_are_and_it_is_said_once(monkeypatch):
+    played = recorder(monkeypatch)
+    monkeypatch.setattr(replays, "MOST", 0)
+    plain, fast = (make_loop("lora") for _ in range(2))
+    fast.replays = Replays(fast)
+    told: list[str] = []
+    fast.replays.tell = told.append
+    for _ in range(4):
+        assert fast.run_step()["loss"] == plain.run_step()["loss"]
+    assert not played
+    assert told == ["train.cuda_graphs: 0 shapes of micro-batches are recorded, and others run as they are."]
 
 
 def refusing(work):

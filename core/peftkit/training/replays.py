@@ -82,7 +82,8 @@ class Replays:
         """Where recorded passes add gradients; the same tensors in all of them."""
         self.rung: Rung = loop.ladder.rung
         self.recorder = Recorder()
-        self.off = False
+        self.off = self.full = False
+        """Whether nothing is recorded, and whether it has been told that nothing more is."""
         self.tell: Callable[[str], None] = lambda text: None
 
     @classmethod
@@ -110,8 +111,14 @@ class Replays:
         if found is not None:
             return self._play(found, filled, trained)
         if not begun or len(self.recorded) == MOST:
+            self.full = self.full or self._tell_full(begun)
             return self.loop.passes(filled.laid, trained)
         return self._record(filled, trained) if self.sound else self._compare(filled, trained)
+
+    def _tell_full(self, begun: bool) -> bool:
+        if begun:
+            self.tell(f"train.cuda_graphs: {MOST} shapes of micro-batches are recorded, and others run as they are.")
+        return begun
 
     def _follow(self, rung: Rung) -> None:
         """Forget what was recorded on another rung of the memory ladder."""
