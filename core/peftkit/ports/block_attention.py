@@ -38,7 +38,7 @@ def spans(blocks: Sequence[Block], window: int | None) -> list[Span]:
         windowed = window is not None and count > window
         shape = (length, count if windowed else length)
         if shape not in made:
-            made[shape] = _mask(*shape, window)
+            made[shape] = mask_of(*shape, window)
         keys: slice | Tensor = torch.from_numpy(block.keys)
         if block.keys[-1] - block.keys[0] == count - 1:
             keys = slice(int(block.keys[0]), int(block.keys[-1]) + 1)
@@ -46,7 +46,8 @@ def spans(blocks: Sequence[Block], window: int | None) -> list[Span]:
     return found
 
 
-def _mask(length: int, count: int, window: int | None) -> Tensor:
+def mask_of(length: int, count: int, window: int | None) -> Tensor:
+    """Return what is added to the scores [length, count] of the last tokens of a path, in fp32: 0 or -inf."""
     at, keys = torch.arange(count - length, count)[:, None], torch.arange(count)
     hidden = keys > at
     if window is not None:
@@ -65,10 +66,10 @@ def forward(
     y = q.new_empty(*q.shape[:2], v.shape[2])
     totals = q.new_empty(*q.shape[:2], 1, dtype=_wide(q))
     for span in spans:
-        scores, _ = _scores(_rows(q, span.queries, groups), keys_of(k, span, first), span, text, scale, cap)
+        scores, _ = _scores(_rows(q, span.queries, groups), _keys(k, span, first), span, text, scale, cap)
         top = scores.amax(-1, keepdim=True)
         total = scores.sub_(top).exp_().sum(-1, keepdim=True)
-        part = (scores.to(v.dtype) @ keys_of(v, span, first)).div_(total)
+        part = (scores.to(v.dtype) @ _keys(v, span, first)).div_(total)
         _put(y, span.queries, part)
         _put(totals, span.queries, total.log_().add_(top))
     return y, totals
@@ -92,15 +93,15 @@ def backward(
     # [heads, N, 1]: what the softmax takes back from each score of a query.
     means = (dy * y).sum(-1, keepdim=True, dtype=_wide(q))
     for span in spans:
-        queries, keys, values = _rows(q, span.queries, groups), keys_of(k, span, first), keys_of(v, span, first)
+        queries, keys, values = _rows(q, span.queries, groups), _keys(k, span, first), _keys(v, span, first)
         given = _rows(dy, span.queries, groups)
         p, slope = _scores(queries, keys, span, text, scale, cap)
         p.sub_(_rows(totals, span.queries, groups)).exp_()
-        add(dv, span, first, p.to(v.dtype).transpose(-1, -2) @ given)
+        _add(dv, span, first, p.to(v.dtype).transpose(-1, -2) @ given)
         ds = (given @ values.transpose(-1, -2)).to(p.dtype).sub_(_rows(means, span.queries, groups)).mul_(p)
         ds = (ds if slope is None else ds.mul_(slope)).mul_(scale).to(q.dtype)
         _put(dq, span.queries, ds @ keys)
-        add(dk, span, first, ds.transpose(-1, -2) @ queries)
+        _add(dk, span, first, ds.transpose(-1, -2) @ queries)
     return dq, dk, dv
 
 
@@ -125,7 +126,7 @@ def _rows(x: Tensor, where: slice, groups: int) -> Tensor:
     return part if x.shape[0] == groups else part.reshape(groups, -1, x.shape[2])
 
 
-def keys_of(x: Tensor, span: Span, first: int) -> Tensor:
+def _keys(x: Tensor, span: Span, first: int) -> Tensor:
     """Return the rows of keys or values [groups, first + K or first, size] that a block sees."""
     if x.shape[1] == first:
         return x
@@ -138,16 +139,14 @@ def _put(x: Tensor, where: slice, part: Tensor) -> None:
     x[:, where] = part.reshape(x.shape[0], -1, x.shape[2])
 
 
-def add(x: Tensor, span: Span, first: int, part: Tensor, fresh: bool = False) -> None:
-    """Add what came to the keys of a block; `fresh` says that no other block has them, and nothing is there yet."""
+def _add(x: Tensor, span: Span, first: int, part: Tensor) -> None:
+    """Add what came to the keys of a block."""
     if first:
         x[:, :first] += part[:, :first]
     if x.shape[1] == first:
         return
     own, mine = x[:, first:], part[:, first:]
-    if fresh:
-        own[:, span.keys] = mine.to(own.dtype)
-    elif isinstance(span.keys, slice):
+    if isinstance(span.keys, slice):
         own[:, span.keys] += mine
     else:
         own.index_add_(1, span.keys, mine)

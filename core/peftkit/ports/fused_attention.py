@@ -1,19 +1,18 @@
-"""Attention along a tree block by block, each through the fused kernel that torch has for processors.
+"""Attention along a tree run by run, each through the fused kernel that torch has for processors.
 
-The kernel is called block by block and not on rows padded to one length, where it takes up to twice as long. Its
-backward pass is slow in bf16 at the lengths of fine-tuning (four times the fp32 one), so that runs in fp32 always.
+The kernel is called run by run and not on rows padded to one length, where it takes up to twice as long. Its backward
+pass is slow in bf16 at the lengths of fine-tuning (four times the fp32 one), so that runs in fp32 always.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from peftkit.ports.block_attention import Span, add, keys_of
-from peftkit.ports.tree_plan import Plan
+from peftkit.ports.tree_plan import Plan, Run
 
 _FORWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
@@ -30,59 +29,68 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, first: int, scale: floa
 
     k and v are [groups, first + N or first, size]: each token sees the `first` keys and those of its path.
     """
-    text, repeat = k.shape[1] > first, len(q) // len(k)
-    y = q.new_empty(q.shape[1], q.shape[0], v.shape[2])
-    totals = q.new_empty(*q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
-    for span in plan.spans:
-        keys, values = (_repeated(keys_of(x, span, first), repeat, x.dtype) for x in (k, v))
-        causal, bias = _seen(span, first, keys.shape[2], text, q.dtype)
-        out, total = _FORWARD(q[None, :, span.queries], keys, values, 0.0, causal, attn_mask=bias, scale=scale)
-        y[span.queries] = out[0].transpose(0, 1)
-        totals[:, span.queries] = total[0]
-    return y, totals
+    if k.shape[1] == first:
+        y, totals = _FORWARD(q[None], k[None], v[None], 0.0, False, scale=scale)
+        return y[0].transpose(0, 1).contiguous(), totals[0]
+    runs = plan.runs(first > 0)
+    lengths = [run.length for run in runs]
+    ys, totals = [], []
+    keys, values = (_seen(x, first, runs, lengths) for x in (k, v))
+    for run, part, *given in zip(runs, q[None].split(lengths, 2), keys, values, strict=True):
+        causal, mask = plan.mask(run, first, q.dtype)
+        y, total = _FORWARD(part, *given, 0.0, causal, attn_mask=mask, scale=scale)
+        ys.append(y[0].transpose(0, 1))
+        totals.append(total[0].T)
+    return torch.cat(ys), torch.cat(totals).T
 
 
 def backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, totals: Tensor, plan: Plan, first: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v from that of y [N, heads, size], all in the shapes of `forward`."""
-    text, repeat, wide = k.shape[1] > first, len(q) // len(k), totals.dtype
-    dy, y = dy.transpose(0, 1), y.transpose(0, 1)
-    dq = torch.empty_like(q)
-    dk, dv = (_room(x, first, plan.once, wide) for x in (k, v))
-    for span in plan.spans:
-        given, queries, out = (x[None, :, span.queries].to(wide) for x in (dy, q, y))
-        keys, values = (_repeated(keys_of(x, span, first), repeat, wide) for x in (k, v))
-        causal, bias = _seen(span, first, keys.shape[2], text, wide)
-        total = totals[None, :, span.queries]
-        found = _BACKWARD(given, queries, keys, values, out, total, 0.0, causal, attn_mask=bias, scale=scale)
-        dq[:, span.queries] = found[0][0]
-        for x, part in zip((dk, dv), found[1:], strict=True):
-            part = part[0] if repeat == 1 else part[0].unflatten(0, (-1, repeat)).sum(1)
-            add(x, span, first, part, fresh=plan.once)
-    return dq, dk.to(k.dtype), dv.to(v.dtype)
+    wide = totals.dtype
+    dy, y, dtype = dy.transpose(0, 1), y.transpose(0, 1), q.dtype
+    q, k, v, dy, y = (x.to(wide) for x in (q, k, v, dy, y))
+    if k.shape[1] == first:
+        found = _BACKWARD(dy[None], q[None], k[None], v[None], y[None], totals[None], 0.0, False, scale=scale)
+        dq, dk, dv = (x[0].to(dtype) for x in found)
+        return dq, dk, dv
+    runs = plan.runs(first > 0)
+    lengths = [run.length for run in runs]
+    parts = zip(*(x[None].split(lengths, 2) for x in (dy, q, y, totals)), strict=True)
+    keys, values = (_seen(x, first, runs, lengths) for x in (k, v))
+    found = []
+    for run, (given, queries, out, total), key, value in zip(runs, parts, keys, values, strict=True):
+        causal, mask = plan.mask(run, first, wide)
+        found.append(_BACKWARD(given, queries, key, value, out, total, 0.0, causal, attn_mask=mask, scale=scale))
+    dqs, dks, dvs = zip(*found, strict=True)
+    dq, dk, dv = _joined(dqs, 0, [], dtype), _joined(dks, first, runs, dtype), _joined(dvs, first, runs, dtype)
+    return dq, dk, dv
 
 
-def _seen(span: Span, first: int, count: int, text: bool, dtype: torch.dtype) -> tuple[bool, Tensor | None]:
-    """Return whether queries see their own tokens and those before alone, or else what is added to the scores."""
-    if not text:
-        return False, None
-    length, masked = span.mask.shape
-    if not span.windowed and count == length:
-        return True, None
-    return False, F.pad(span.mask.to(dtype), (count - masked, 0))
+def _seen(x: Tensor, first: int, runs: Sequence[Run], lengths: Sequence[int]) -> list[Tensor]:
+    """Return of keys or values [groups, first + N, size] those that each run sees, [1, groups, K, size]."""
+    front, own = x[:, :first], x[:, first:]
+    found = []
+    for run, part in zip(runs, own.split(lengths, 1), strict=True):
+        ahead = [front] if first else []
+        if run.ahead is not None:
+            ahead.append(own[:, run.ahead] if isinstance(run.ahead, slice) else own.index_select(1, run.ahead))
+        found.append((torch.cat([*ahead, part], 1) if ahead else part)[None])
+    return found
 
 
-def _repeated(x: Tensor, repeat: int, dtype: torch.dtype) -> Tensor:
-    """Return keys or values [groups, K, size] for each head: [1, groups * repeat, K, size]."""
-    x = x.to(dtype)
-    return (x if repeat == 1 else x[:, None].expand(-1, repeat, -1, -1).flatten(0, 1))[None]
-
-
-def _room(x: Tensor, first: int, once: bool, wide: torch.dtype) -> Tensor:
-    """Return a place for the gradient of keys or values; sums of several blocks are held in `wide`."""
-    if not once:
-        return torch.zeros_like(x, dtype=wide)
-    room = torch.empty_like(x, dtype=wide if first else x.dtype)
-    room[:, :first] = 0
-    return room
+def _joined(parts: Sequence[Tensor], first: int, runs: Sequence[Run], dtype: torch.dtype) -> Tensor:
+    """Add up what came to queries or keys, [heads, first + N, size] in `dtype`, from that of each run."""
+    rows = [part[0].transpose(0, 1) for part in parts]
+    if not first and all(run.ahead is None for run in runs):
+        return torch.cat(rows).to(dtype).transpose(0, 1)
+    own = torch.cat([rows[0][:first], *(part[-run.length :] for part, run in zip(rows, runs, strict=True))])
+    for number, (part, run) in enumerate(zip(rows, runs, strict=True)):
+        if first and number:
+            own[:first] += part[:first]
+        if isinstance(run.ahead, slice):
+            own[first:][run.ahead] += part[first : -run.length]
+        elif run.ahead is not None:
+            own[first:].index_add_(0, run.ahead, part[first : -run.length])
+    return own.to(dtype).transpose(0, 1)

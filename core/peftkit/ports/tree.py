@@ -75,6 +75,12 @@ def grow(rows: Sequence[Sequence[int]], share: bool = True) -> Tree:
     return Tree(torch.from_numpy(np.concatenate(ids)), torch.from_numpy(np.concatenate(positions)), places, blocks)
 
 
+def goes_on(path: np.ndarray, block: Block) -> bool:
+    """Say whether a block's queries follow the last token of a path, which was the last that was laid out."""
+    kept = len(block.keys) - block.length
+    return kept == len(path) and path[-1] == block.keys[kept - 1] == block.start - 1
+
+
 def _common(a: np.ndarray, b: np.ndarray) -> int:
     """Count the tokens with which both rows begin; 0 where they are too few to share."""
     shorter = min(len(a), len(b))

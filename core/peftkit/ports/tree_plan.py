@@ -8,10 +8,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from peftkit.ports.block_attention import Span, spans
-from peftkit.ports.tree import Block, Tree
+from peftkit.ports.block_attention import Span, mask_of, spans
+from peftkit.ports.tree import QUERIES, Block, Tree, goes_on
 
 WASTE = 1.5
 """How many times its own scores a block may take where it is padded to the shape of others."""
@@ -33,12 +34,48 @@ class Bucket:
     """[S, 1, Lq, 1] of 1, and 0 for queries that are padding; None where none is."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """Queries that follow each other on one path, and where the keys of that path ahead of them stand."""
+
+    start: int
+    length: int
+    ahead: slice | Tensor | None
+    """Positions among the flat tokens; None where there are none."""
+    count: int
+    """How many those are."""
+
+
 class Plan:
     """What attention along a tree reads, each part made when it is asked for: which, its function says."""
 
     def __init__(self, tree: Tree, window: int | None):
         self.tree, self.window, self.device = tree, window, tree.ids.device
         self.count = len(tree.ids)
+        self._runs: dict[bool, list[Run]] = {}
+        self._masks: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
+
+    def runs(self, front: bool) -> list[Run]:
+        """Return the blocks, those that go on where another ended as one; `front`: there are keys in front of all.
+
+        A run that sees all tokens before its own needs no mask and may have any length.
+        """
+        if front not in self._runs:
+            self._runs[front] = _runs(self.tree.blocks, front or self.window is not None)
+        return self._runs[front]
+
+    def mask(self, run: Run, first: int, dtype: torch.dtype) -> tuple[bool, Tensor | None]:
+        """Return whether queries see their own tokens up to each alone, or what is added to scores: 0 or -inf.
+
+        [length, first + count + length] in `dtype`, the same tensor for the same shape.
+        """
+        count = run.count + run.length
+        if not first and not run.count and (self.window is None or count <= self.window):
+            return True, None
+        shape = run.length, count, first, dtype
+        if shape not in self._masks:
+            self._masks[shape] = F.pad(mask_of(run.length, count, self.window).to(dtype), (first, 0))
+        return False, self._masks[shape]
 
     @cached_property
     def spans(self) -> list[Span]:
@@ -77,6 +114,29 @@ def plan_of(tree: Tree, window: int | None = None) -> Plan:
     if window not in plans:
         plans[window] = Plan(tree, window)
     return plans[window]
+
+
+def _runs(blocks: Sequence[Block], masked: bool) -> list[Run]:
+    found: list[list[Block]] = []
+    for block in blocks:
+        before = found[-1] if found else []
+        length = block.length + sum(part.length for part in before)
+        free = not masked and bool(before) and before[0].length == len(before[0].keys)
+        if before and goes_on(before[-1].keys, block) and (free or length <= QUERIES):
+            before.append(block)
+        else:
+            found.append([block])
+    return [_run(parts) for parts in found]
+
+
+def _run(blocks: Sequence[Block]) -> Run:
+    head = blocks[0]
+    count = len(head.keys) - head.length
+    ahead: slice | Tensor | None = None
+    if count:
+        low, high = int(head.keys[0]), int(head.keys[count - 1])
+        ahead = slice(low, high + 1) if high - low == count - 1 else torch.from_numpy(head.keys[:count])
+    return Run(head.start, sum(block.length for block in blocks), ahead, count)
 
 
 def _alike(blocks: Sequence[Block]) -> list[list[Block]]:

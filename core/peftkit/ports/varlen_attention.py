@@ -18,6 +18,8 @@ import torch
 import torch.utils.deterministic
 from torch import Tensor
 
+from peftkit.ports.tree import goes_on
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -69,7 +71,7 @@ def runs(blocks: Sequence[Block], first: int, device: torch.device) -> Runs:
     paths: list[np.ndarray] = []
     lengths: list[int] = []
     for block in blocks:
-        if paths and _goes_on(paths[-1], block):
+        if paths and goes_on(paths[-1], block):
             lengths[-1] += block.length
             paths[-1] = block.keys
         else:
@@ -116,12 +118,6 @@ def with_runs(tree: Tree, told: Runs) -> None:
 
 def _kept(tree: Tree) -> dict[int, Runs]:
     return tree.__dict__.setdefault("runs", {})
-
-
-def _goes_on(path: np.ndarray, block: Block) -> bool:
-    """Say whether a block's queries follow the last token of a path, which was the last that was laid out."""
-    kept = len(block.keys) - block.length
-    return kept == len(path) and path[-1] == block.keys[kept - 1] == block.start - 1
 
 
 def _edges(lengths: Sequence[int], device: torch.device) -> Tensor:
