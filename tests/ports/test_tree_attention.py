@@ -134,6 +134,37 @@ def test_texts_that_go_on_are_one_run():
     assert runs_of(grow(TEXTS["shared"]), 0).copied is not None
 
 
+def test_a_processor_goes_run_by_run():
+    def runs(rows: list[list[int]], window: int | None = None, first: int = 0) -> list[tuple[int, int]]:
+        return [(run.length, run.count) for run in Plan(grow(rows), window).runs(first)]
+
+    chain_ = texts(30)[0]
+    assert runs([chain_[:10], chain_[:20], chain_]) == [(30, 0)] == runs([chain_[:10], chain_], first=3)
+    # Without a mask a run may have any length.
+    assert runs(TEXTS["long"]) == [(6, 0), (QUERIES + 90, 0)]
+    assert runs(TEXTS["long"], first=3) == [(6, 0), (QUERIES, 0), (90, QUERIES)] == runs(TEXTS["long"], window=9)
+    assert runs(texts(4, 9, shared=20)) in ([(24, 0), (9, 20)], [(29, 0), (4, 20)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "first"), [("apart", 0), ("apart", 3), ("shared", 0)])
+def test_tokens_that_stand_behind_a_row_do_not_touch_it(dtype, rows, first):
+    tree = grow(TEXTS[rows])
+    own, given = torch.from_numpy(tree.rows[0]), torch.ones(1, len(tree.ids), 4, SIZE, dtype=dtype)
+    others = torch.ones(len(tree.ids), dtype=torch.bool).index_fill_(0, own, False).nonzero().flatten()
+    found = []
+    for factor in (1.0, 1e4):
+        q, k, v = (x.detach().to(dtype) for x in drawn(4, 2, len(tree.ids), first + len(tree.ids)))
+        for x in (k, v):
+            x[:, :, first + others] *= factor
+        q.requires_grad_()
+        y = attend(q, k, v, plan_of(tree), first=first, scale=SCALE)
+        (of_q,) = torch.autograd.grad(y, q, given)
+        found.append((y[:, own], of_q[:, :, own]))
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("rows", TEXTS.values(), ids=list(TEXTS))
 @pytest.mark.parametrize("groups", [4, 2])

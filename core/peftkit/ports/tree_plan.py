@@ -18,6 +18,8 @@ WASTE = 1.5
 """How many times its own scores a block may take where it is padded to the shape of others."""
 SMALL = 4096
 """Scores so few that padding by that many costs less than another product."""
+STEP = 16
+"""The kernel for processors takes up to three times as long in bf16 where keys are no multiple of this many."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Run:
     """Positions among the flat tokens; None where there are none."""
     count: int
     """How many those are."""
+    spare: int
+    """How many keys that nobody may see follow the run's own, so that their number suits the kernel."""
 
 
 class Plan:
@@ -52,29 +56,31 @@ class Plan:
     def __init__(self, tree: Tree, window: int | None):
         self.tree, self.window, self.device = tree, window, tree.ids.device
         self.count = len(tree.ids)
-        self._runs: dict[bool, list[Run]] = {}
-        self._masks: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
+        self._runs: dict[int, list[Run]] = {}
+        self._masks: dict[tuple[int, int, int, int, torch.dtype], Tensor] = {}
 
-    def runs(self, front: bool) -> list[Run]:
-        """Return the blocks, those that go on where another ended as one; `front`: there are keys in front of all.
+    def runs(self, first: int) -> list[Run]:
+        """Return the blocks, those that go on where another ended as one, behind `first` keys in front of all.
 
-        A run that sees all tokens before its own needs no mask and may have any length.
+        A run that sees all tokens up to its own, and no others, needs no mask and may have any length.
         """
-        if front not in self._runs:
-            self._runs[front] = _runs(self.tree.blocks, front or self.window is not None)
-        return self._runs[front]
+        if first not in self._runs:
+            joined = _joined(self.tree.blocks, first > 0 or self.window is not None)
+            self._runs[first] = [_run(blocks, first) for blocks in joined]
+        return self._runs[first]
 
     def mask(self, run: Run, first: int, dtype: torch.dtype) -> tuple[bool, Tensor | None]:
-        """Return whether queries see their own tokens up to each alone, or what is added to scores: 0 or -inf.
+        """Return whether the queries of a run see its own tokens in order, or else what is added to their scores.
 
-        [length, first + count + length] in `dtype`, the same tensor for the same shape.
+        That is 0 or -inf, [length, first + count + length + spare] in `dtype`, the same tensor for the same shape.
         """
         count = run.count + run.length
         if not first and not run.count and (self.window is None or count <= self.window):
             return True, None
-        shape = run.length, count, first, dtype
+        shape = run.length, count, run.spare, first, dtype
         if shape not in self._masks:
-            self._masks[shape] = F.pad(mask_of(run.length, count, self.window).to(dtype), (first, 0))
+            mask = F.pad(mask_of(run.length, count, self.window), (0, run.spare), value=-torch.inf)
+            self._masks[shape] = F.pad(mask, (first, 0)).to(dtype)
         return False, self._masks[shape]
 
     @cached_property
@@ -116,27 +122,28 @@ def plan_of(tree: Tree, window: int | None = None) -> Plan:
     return plans[window]
 
 
-def _runs(blocks: Sequence[Block], masked: bool) -> list[Run]:
+def _joined(blocks: Sequence[Block], masked: bool) -> list[list[Block]]:
+    """Put blocks together that go on where the one before ended; as many as `QUERIES` allows where there are masks."""
     found: list[list[Block]] = []
     for block in blocks:
         before = found[-1] if found else []
-        length = block.length + sum(part.length for part in before)
         free = not masked and bool(before) and before[0].length == len(before[0].keys)
-        if before and goes_on(before[-1].keys, block) and (free or length <= QUERIES):
+        fits = free or block.length + sum(part.length for part in before) <= QUERIES
+        if before and fits and goes_on(before[-1].keys, block):
             before.append(block)
         else:
             found.append([block])
-    return [_run(parts) for parts in found]
+    return found
 
 
-def _run(blocks: Sequence[Block]) -> Run:
-    head = blocks[0]
+def _run(blocks: Sequence[Block], first: int) -> Run:
+    head, length = blocks[0], sum(block.length for block in blocks)
     count = len(head.keys) - head.length
     ahead: slice | Tensor | None = None
     if count:
         low, high = int(head.keys[0]), int(head.keys[count - 1])
         ahead = slice(low, high + 1) if high - low == count - 1 else torch.from_numpy(head.keys[:count])
-    return Run(head.start, sum(block.length for block in blocks), ahead, count)
+    return Run(head.start, length, ahead, count, -(first + count + length) % STEP)
 
 
 def _alike(blocks: Sequence[Block]) -> list[list[Block]]:
