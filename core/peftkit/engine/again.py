@@ -17,8 +17,9 @@ from torch import Tensor
 class Recipe:
     """How a tensor was made; holds what is kept for the backward pass anyway."""
 
-    make: Callable[[], Tensor]
-    """Makes it again by the same operations, and so with the same bits."""
+    function: Callable[..., Tensor]
+    """Makes it again of the `inputs` by the same operations, and so with the same bits."""
+    inputs: tuple[Tensor, ...]
     readers: int = 0
     """How often it was saved and has not been read yet."""
 
@@ -43,11 +44,12 @@ class Again:
         self._known: dict[int, tuple[weakref.ref[Any], int, Recipe]] = {}
         self._last: tuple[Recipe, Tensor] | None = None
 
-    def remember(self, made: Tensor, make: Callable[[], Tensor]) -> None:
-        """Keep `make` for `made`, a contiguous tensor that is alone in its storage."""
+    def remember(self, made: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> None:
+        """Know `made`, which is alone in its storage, as what `function(*inputs)` makes again with the same strides."""
+        recipe = Recipe(function, tuple(tensor.detach() for tensor in inputs))
         storage = made.untyped_storage()
         key = storage._cdata
-        self._known[key] = weakref.ref(storage, partial(_forget, self._known, key)), made._version, Recipe(make)
+        self._known[key] = weakref.ref(storage, partial(_forget, self._known, key)), made._version, recipe
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -82,7 +84,7 @@ class Again:
                 raise RuntimeError("a tensor that is needed for the gradient has been changed by an inplace operation")
             return saved.tensor
         recipe = saved.recipe
-        made = self._last[1] if self._last is not None and self._last[0] is recipe else recipe.make()
+        made = self._last[1] if self._last is not None and self._last[0] is recipe else recipe.function(*recipe.inputs)
         recipe.readers -= 1
         self._last = (recipe, made) if recipe.readers > 0 else None
         return made.as_strided(*saved.part)

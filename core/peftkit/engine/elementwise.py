@@ -19,7 +19,7 @@ from peftkit.engine.again import Again
 def norm(again: Again, x: Tensor, factor: Tensor, eps: float) -> Tensor:
     """Return factor x / sqrt(mean(x²) + eps), [..., width], for x [..., width] and a frozen factor [width]."""
     y, squares = cast(tuple[Tensor, Tensor], _Norm.apply(x, factor, eps))
-    again.remember(y, partial(_scaled, x.detach(), squares, factor, eps))
+    again.remember(y, partial(_scaled, eps), x, squares, factor)
     return y
 
 
@@ -27,7 +27,7 @@ def gated(again: Again, gate: Tensor, up: Tensor, activation: Callable[[Tensor],
     """Return activation(gate) * up, of the shape of both."""
     held = _Held(activation)
     y = cast(Tensor, _Gated.apply(gate, up, held))
-    again.remember(y, partial(held.product, gate.detach(), up.detach()))
+    again.remember(y, held.product, gate, up)
     return y
 
 
@@ -45,7 +45,7 @@ class _Norm(torch.autograd.Function):
         ctx.eps = eps
         ctx.mark_non_differentiable(squares)
         ctx.set_materialize_grads(False)
-        return _scaled(x, squares, factor, eps), squares
+        return _scaled(eps, x, squares, factor), squares
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -61,7 +61,7 @@ class _Norm(torch.autograd.Function):
         return found.add_(means.to(found.dtype)[:, None]).view(x.shape), None, None
 
 
-def _scaled(x: Tensor, squares: Tensor, factor: Tensor, eps: float) -> Tensor:
+def _scaled(eps: float, x: Tensor, squares: Tensor, factor: Tensor) -> Tensor:
     # torch has the product of rows in bf16 and numbers in fp32 as one kernel: a batch norm whose channels are the rows.
     rows, mean = x.reshape(1, len(squares), -1), torch.zeros_like(squares)
     return torch.ops.aten.native_batch_norm(rows, None, None, mean, squares, False, 0.0, eps)[0].view(x.shape) * factor

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded
 from peftkit.engine import laid
+from peftkit.engine.again import Again
 from peftkit.engine.cross_entropy import cross_entropy
 from peftkit.engine.head import Head
 from peftkit.engine.laid import Laid
@@ -77,6 +78,11 @@ class Engine:
         groups = () if self.compiled else self.groups
         with shared(groups), nullcontext() if tree is None else along(self.model, tree), self.fused():
             yield
+
+    @property
+    def again(self) -> Again | None:
+        """What makes tensors again instead of keeping them, where something does."""
+        return None if self.stand_ins is None else self.stand_ins.again
 
     def fused(self) -> AbstractContextManager[None]:
         """Return the context in which elementwise work is ours; compiled blocks are the model's own code."""

@@ -179,15 +179,24 @@ def _gated(layout: Layout, path: str) -> _Gated | None:
     activation = children[found.activation]
     if isinstance(activation, Seat) or next(activation.parameters(), None) is not None:
         return None
+    return found if _is_gated(found, activation) else None
+
+
+def _is_gated(place: _Gated, activation: nn.Module) -> bool:
     draw = _Draw()
-    linears = [nn.Linear(WIDTH, WIDTH, device="meta") for _ in names]
-    for linear in linears:
-        linear.weight, linear.bias = (nn.Parameter(draw(*size), requires_grad=False) for size in ((WIDTH, WIDTH), (WIDTH,)))
-    gate, up, down = linears
-    twin = _twin(module, modules={**dict(zip(names, linears, strict=True)), found.activation: activation})
+    gate, up, down = (_linear(draw) for _ in range(3))
+    children = dict(zip(place[1:], (gate, up, down, activation), strict=True))
+    twin = _twin(place.module, modules=children)
+    # What is left out at random is left out of training alone.
     twin.training = True
-    own = partial(type(module).forward, twin)
-    return found if _same(own, lambda x: down(gated(Again(), gate(x), up(x), activation)), draw(1, TOKENS, WIDTH)) else None
+    own = partial(type(place.module).forward, twin)
+    return _same(own, lambda x: down(gated(Again(), gate(x), up(x), activation)), draw(1, TOKENS, WIDTH))
+
+
+def _linear(draw: _Draw) -> nn.Linear:
+    linear = nn.Linear(WIDTH, WIDTH, device="meta")
+    linear.weight, linear.bias = (nn.Parameter(draw(*size), False) for size in ((WIDTH, WIDTH), (WIDTH,)))
+    return linear
 
 
 def _rotary(modules: Sequence[nn.Module]) -> list[tuple[dict[str, Any], Callable[..., Any]]]:
