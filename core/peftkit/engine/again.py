@@ -30,7 +30,7 @@ class Saved(NamedTuple):
     tensor: Tensor | None
     version: int
     recipe: Recipe | None = None
-    part: tuple[Any, Any, int] = ((), (), 0)
+    part: tuple[Any, Any, Any] = ((), (), 0)
 
 
 class Again:

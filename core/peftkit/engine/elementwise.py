@@ -49,6 +49,8 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if grads[0] is None:
+            return None, None, None
         x, squares, factor = ctx.saved_tensors
         width = len(factor)
         flat, given = x.reshape(-1, width), grads[0].reshape(-1, width).contiguous()
