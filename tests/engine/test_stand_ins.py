@@ -104,7 +104,7 @@ def test_what_is_made_again_has_the_same_bits(dtype: torch.dtype, monkeypatch: p
     def check(self: Again, tensor: Tensor) -> Any:
         recipe = self.recipe(tensor)
         if recipe is not None:
-            made = recipe.function(*recipe.inputs)
+            made = recipe.make()
             part = made.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
             seen.append(torch.equal(part, tensor) and part.dtype == tensor.dtype)
         return pack(self, tensor)
@@ -114,6 +114,25 @@ def test_what_is_made_again_has_the_same_bits(dtype: torch.dtype, monkeypatch: p
     # Of each layer q, k, v, gate, up and down; o reads what attention makes.
     assert len(seen) == 2 * 6
     assert all(seen)
+
+
+def test_what_is_made_again_is_cast_as_it_was():
+    """Autocast runs some functions in another precision, and a backward pass knows nothing of it."""
+    draw = torch.Generator().manual_seed(1)
+    mix = torch.randn(8, 8, generator=draw)
+    gate, up = (torch.randn(3, 8, generator=draw).requires_grad_() for _ in range(2))
+    again, found = Again(), []
+    with again.running():
+        for function in (lambda: (gate @ mix) * up, lambda: gated(again, gate, up, lambda x: x @ mix)):
+            with torch.autocast("cpu", torch.bfloat16):
+                assert (gate @ mix).dtype == torch.bfloat16
+                y = function()
+                loss = (y * y).sum()
+            found.append((y.detach(), *torch.autograd.grad(loss, (gate, up))))
+    for own, mine in zip(*found, strict=True):
+        assert own.dtype == mine.dtype
+        assert (own - mine).norm() <= 1e-2 * own.norm()
+    assert torch.equal(found[0][0], found[1][0])
 
 
 def test_readers_that_follow_each_other_share_what_is_made():
@@ -163,6 +182,13 @@ def test_a_write_between_the_passes_is_refused():
         y.detach().add_(1)
         with pytest.raises(RuntimeError, match="changed by an inplace operation"):
             z.backward()
+    x = torch.ones(3)
+    y = x * 2
+    again.remember(y, torch.neg, x)
+    saved = again.pack(y)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="changed by an inplace operation"):
+        again.unpack(saved)
 
 
 def test_less_is_kept_and_all_of_it_is_let_go():
@@ -335,6 +361,21 @@ def test_other_feed_forward_parts_keep_their_own_code(forward: Callable[..., Ten
     assert len(StandIns(model).gated) == 2
     monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", forward)
     assert not StandIns(model).gated
+
+
+def test_what_is_called_in_another_way_runs_its_own_code(monkeypatch: pytest.MonkeyPatch):
+    model = tiny("llama").requires_grad_(False)
+    layer, found = model.model.layers[0], StandIns(model)
+    x = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(1))
+    expected = layer.input_layernorm(x), layer.mlp(x)
+    monkeypatch.delattr(stand_ins, "norm")
+    monkeypatch.delattr(stand_ins, "gated")
+    with found.running():
+        assert torch.equal(layer.input_layernorm(hidden_states=x), expected[0])
+        assert torch.equal(layer.mlp(x=x), expected[1])
+        assert layer.input_layernorm(x.double()).dtype == torch.float64
+        with pytest.raises(NameError):
+            layer.mlp(x)
 
 
 def interleaved(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

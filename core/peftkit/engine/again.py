@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,15 @@ class Recipe:
     function: Callable[..., Tensor]
     """Makes it again of the `inputs` by the same operations, and so with the same bits."""
     inputs: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+    """Of the inputs, which count what is written to them."""
     readers: int = 0
     """How often it was saved and has not been read yet."""
+
+    def make(self) -> Tensor:
+        """Make it again; RuntimeError where an input has been written to."""
+        _unwritten(self.inputs, self.versions)
+        return self.function(*self.inputs)
 
 
 class Saved(NamedTuple):
@@ -46,7 +53,9 @@ class Again:
 
     def remember(self, made: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> None:
         """Know `made`, which is alone in its storage, as what `function(*inputs)` makes again with the same strides."""
-        recipe = Recipe(function, tuple(tensor.detach() for tensor in inputs))
+        recipe = Recipe(
+            function, tuple(tensor.detach() for tensor in inputs), tuple(tensor._version for tensor in inputs)
+        )
         storage = made.untyped_storage()
         key = storage._cdata
         self._known[key] = weakref.ref(storage, partial(_forget, self._known, key)), made._version, recipe
@@ -80,14 +89,19 @@ class Again:
         """Return the tensor for which `saved` was kept."""
         if saved.recipe is None:
             assert saved.tensor is not None
-            if saved.tensor._version != saved.version:
-                raise RuntimeError("a tensor that is needed for the gradient has been changed by an inplace operation")
+            _unwritten((saved.tensor,), (saved.version,))
             return saved.tensor
         recipe = saved.recipe
-        made = self._last[1] if self._last is not None and self._last[0] is recipe else recipe.function(*recipe.inputs)
+        made = self._last[1] if self._last is not None and self._last[0] is recipe else recipe.make()
         recipe.readers -= 1
         self._last = (recipe, made) if recipe.readers > 0 else None
         return made.as_strided(*saved.part)
+
+
+def _unwritten(tensors: Sequence[Tensor], versions: Sequence[int]) -> None:
+    # With hooks autograd leaves this to them.
+    if any(tensor._version != version for tensor, version in zip(tensors, versions, strict=True)):
+        raise RuntimeError("a tensor that is needed for the gradient has been changed by an inplace operation")
 
 
 def _forget(known: dict[int, Any], key: int, _: Any) -> None:

@@ -7,6 +7,7 @@ read and hand a recipe for what they make (`peftkit.engine.again`). Sums are in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ def norm(again: Again, x: Tensor, factor: Tensor, eps: float) -> Tensor:
 
 def gated(again: Again, gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     """Return activation(gate) * up, of the shape of both."""
-    held = _Held(activation)
+    held = _Held(activation, gate.device.type)
     y = cast(Tensor, _Gated.apply(gate, up, held))
     again.remember(y, held.product, gate, up)
     return y
@@ -72,8 +73,11 @@ def _scaled(eps: float, x: Tensor, squares: Tensor, factor: Tensor) -> Tensor:
 class _Held:
     """An activation whose output waits from where the product is made again until its derivative is wanted."""
 
-    def __init__(self, activation: Callable[[Tensor], Tensor]):
+    def __init__(self, activation: Callable[[Tensor], Tensor], device: str):
         self.activation = activation
+        # What is made again is cast as it was, though backward passes run without autocast.
+        on, kind = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        self._casts = torch.autocast(device, kind) if on else nullcontext()
         self._made: tuple[Tensor, Tensor] | None = None
 
     def product(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -87,7 +91,7 @@ class _Held:
         return made or self._run(gate)
 
     def _run(self, gate: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
+        with torch.enable_grad(), self._casts:
             leaf = gate.detach().requires_grad_()
             return leaf, self.activation(leaf)
 

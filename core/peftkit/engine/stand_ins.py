@@ -88,15 +88,19 @@ class StandIns:
             for names, own in turned:
                 names[ROTARY] = own
 
-    def _norm(self, place: _Norm, x: Tensor) -> Tensor:
+    def _norm(self, place: _Norm, *args: Any, **named: Any) -> Any:
         weight = cast(Tensor, place.module.weight)
-        if x.dtype != weight.dtype:
-            return type(place.module).forward(place.module, x)
-        return norm(self.again, x, place.factor(weight), place.eps)
+        if named or len(args) != 1 or args[0].dtype != weight.dtype:
+            return type(place.module).forward(place.module, *args, **named)
+        return norm(self.again, args[0], place.factor(weight), place.eps)
 
-    def _gated(self, place: _Gated, x: Tensor) -> Tensor:
+    def _gated(self, place: _Gated, *args: Any, **named: Any) -> Any:
+        if named or len(args) != 1:
+            return type(place.module).forward(place.module, *args, **named)
         gate, up, down, activation = (getattr(place.module, name) for name in place[1:])
-        return down(gated(self.again, gate(x), up(x), activation))
+        one, other = gate(args[0]), up(args[0])
+        alike = one.dtype == other.dtype and one.shape == other.shape
+        return down(gated(self.again, one, other, activation) if alike else activation(one) * other)
 
 
 def _rotate(own: Callable[..., Any], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **named: Any) -> Any:
