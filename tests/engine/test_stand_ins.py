@@ -18,7 +18,7 @@ from peftkit.data.encode import Encoded
 from peftkit.engine import stand_ins
 from peftkit.engine.again import Again
 from peftkit.engine.elementwise import gated, norm
-from peftkit.engine.engine import Arrangement, Engine, asked_for
+from peftkit.engine.engine import Arrangement, Engine, asked_for, choose
 from peftkit.engine.stand_ins import StandIns
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
@@ -424,7 +424,30 @@ def test_functions_have_the_derivatives_that_differences_tell(activation: nn.Mod
 def test_a_recipe_may_say_no_and_compiled_blocks_do():
     assert asked_for(TrainSection()).fused
     assert not asked_for(TrainSection(fused_elementwise=False)).fused
-    assert not asked_for(TrainSection(compile=True)).fused
+    model, own = tiny("llama"), modeling_llama.apply_rotary_pos_emb
+    engine = Engine(model, Arrangement())
+    with engine.fused():
+        assert modeling_llama.apply_rotary_pos_emb is not own
+    engine.compiled = True
+    with engine.fused():
+        assert modeling_llama.apply_rotary_pos_emb is own
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_layers_that_read_the_same_input_read_what_is_made_again(together: bool):
+    found = []
+    for fused in (False, True):
+        model, adaptation = adapted()
+        engine, told = choose(model, rows(), 0, CPU, Arrangement(fused=fused, together=together))
+        assert not told
+        assert bool(engine.groups) == together
+        laid = engine.lay(collate(rows(), 0))
+        with engine.running(laid):
+            loss = engine.loss(laid, CPU)
+            wanted = [parameter for _, parameter in adaptation.parameters()]
+            found.append([loss.detach(), *torch.autograd.grad(loss, wanted)])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 1e-5 * one.norm()
 
 
 def test_evaluation_is_by_the_models_own_code():
