@@ -28,6 +28,7 @@ ARRANGEMENTS = {
     "ours-unshared": Arrangement(share=False),
     "ours-padded": Arrangement(flat=False),
     "ours-whole": Arrangement(flat=False, share=False, apart=False),
+    "ours-plain": Arrangement(fused=False),
     "ours-separate": Arrangement(together=False),
     "ours-unfused": Arrangement(together=False),
     "ours-compiled": Arrangement(),
@@ -35,8 +36,9 @@ ARRANGEMENTS = {
 }
 """Ours as it is by default, with its switches off one after another, and with those on that are off by default.
 
-`ours-separate` computes layers that read the same input one by one, `ours-unfused` leaves the derivative of LoRA's pair
-to torch too, `ours-compiled` has compiled blocks, and `ours-recorded` plays recorded passes, on a GPU alone.
+`ours-plain` has the model's own norms, activations and rotary positions, `ours-separate` computes layers that read the
+same input one by one, `ours-unfused` leaves the derivative of LoRA's pair to torch too, `ours-compiled` has compiled
+blocks, and `ours-recorded` plays recorded passes, on a GPU alone.
 """
 
 

@@ -23,6 +23,7 @@ from peftkit.models.quantize import Quantization, quantize
 from peftkit.models.tiny import tiny
 from peftkit.plan import plan
 from peftkit.ports.tree_plan import plan_of
+from peftkit.profiling.saved import Saved
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
@@ -91,11 +92,11 @@ def test_a_tensor_that_a_module_keeps_is_seen():
             super().__init__()
             self.inner = inner
 
-        def forward(self, x):
+        def forward(self, *args, **kwargs):
             kept.append(torch.zeros(1000))
-            return self.inner(x)
+            return self.inner(*args, **kwargs)
 
-    model.model.layers[0].mlp = Hoards(model.model.layers[0].mlp)
+    model.model.layers[0].self_attn = Hoards(model.model.layers[0].self_attn)
     after = step(model, adaptation)
     assert len(kept) == 1
     assert after.activations == before.activations + 1000 * FLOAT
@@ -126,26 +127,18 @@ def hold_activations(model, adaptation, precision, padded):
     if padded:
         given.attention_mask[0, 15:] = 0
     model.train()
-    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    saved = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = (storage.nbytes(), storage)
-        return tensor
-
+    engine = Engine(model, possible(ONE_STEP, model, [20], adaptation.methods))
+    laid, saved = engine.lay(given), Saved(engine.again)
     with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        engine.running(laid),
+        saved.watching(model),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
-        engine = Engine(model, possible(ONE_STEP, model, [20], adaptation.methods))
-        laid = engine.lay(given)
-        with engine.running(laid):
-            loss = engine.loss(laid, CPU)
+        loss = engine.loss(laid, CPU)
+        measured = sum(saved.sizes(model).values())
     held = [*engine.head._kept.values(), *(kept_by(plan_of(laid.tree)) if laid.tree is not None else ())]
     del loss
-    measured = sum(size for size, _ in saved.values()) + sum(part.nbytes for part in held)
+    measured += sum(part.nbytes for part in held)
     assert abs(step(model, adaptation, given, precision=precision).activations / measured - 1) < 0.05
 
 

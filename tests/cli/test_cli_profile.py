@@ -44,7 +44,7 @@ def test_quickstart_names_five_owners_and_an_earlier_profile_gives_way(peft, tmp
         assert done.code == 0, done.err
     lines = done.out.splitlines()
     (start,) = [number for number, line in enumerate(lines) if line.startswith("saved") and "over all layers" in line]
-    assert [line.split()[1] for line in lines[start + 2 : start + 7]] == ["MB"] * 5
+    assert {line.split()[1] for line in lines[start + 2 : start + 7]} <= {"MB", "kB"}
     assert lines[start + 7].strip() == ""
     assert lines[start + 2].split()[4:6] == ["LlamaMLP", "(mlp)"]
     assert sorted(path.name for path in (tmp_path / "profile").iterdir()) == FILES

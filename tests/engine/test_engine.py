@@ -24,7 +24,8 @@ SWITCHES = [
     Arrangement(share=False),
     Arrangement(together=False),
     Arrangement(flat=False),
-    Arrangement(flat=False, share=False, apart=False),
+    Arrangement(fused=False),
+    Arrangement(flat=False, share=False, apart=False, fused=False),
 ]
 
 

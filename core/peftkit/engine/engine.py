@@ -7,7 +7,7 @@ cannot be run apart from its body, gives other logits there, and is computed as 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded
 from peftkit.engine import laid
+from peftkit.engine.again import Again
 from peftkit.engine.cross_entropy import cross_entropy
 from peftkit.engine.head import Head
 from peftkit.engine.laid import Laid
+from peftkit.engine.stand_ins import StandIns
 from peftkit.errors import PeftkitError
 from peftkit.ports.attention import along
 from peftkit.ports.shared_input import SharedInput, observed, shared
@@ -49,6 +51,8 @@ class Arrangement:
     """The head runs apart from the body, on what is trained alone and in chunks; else the model runs as a whole."""
     together: bool = True
     """Linear layers that read the same input, each with a low-rank pair, are one function."""
+    fused: bool = True
+    """Norms, gated activations and rotary positions run as functions of our own, which keep less."""
 
 
 class Engine:
@@ -59,6 +63,7 @@ class Engine:
         self.compiled = False
         """Whether the blocks are compiled, one code for all: which layers go together is known of each by itself."""
         self.head = Head(model) if layout.apart else None
+        self.stand_ins = StandIns(model) if layout.fused else None
 
     def lay(self, batch: Any) -> Any:
         """Bring a padded batch into the form in which it is computed; `to(device)` moves that."""
@@ -68,11 +73,20 @@ class Engine:
 
     @contextmanager
     def running(self, batch: Any) -> Iterator[None]:
-        """Return the context in which forward and backward passes of what `lay` returned run."""
+        """Run forward and backward passes of what `lay` returned inside."""
         tree = batch.tree if isinstance(batch, Laid) else None
         groups = () if self.compiled else self.groups
-        with shared(groups), nullcontext() if tree is None else along(self.model, tree):
+        with shared(groups), nullcontext() if tree is None else along(self.model, tree), self.fused():
             yield
+
+    @property
+    def again(self) -> Again | None:
+        """What makes tensors again instead of keeping them, where something does."""
+        return None if self.stand_ins is None else self.stand_ins.again
+
+    def fused(self) -> AbstractContextManager[None]:
+        """Return the context in which elementwise work is ours; compiled blocks are the model's own code."""
+        return nullcontext() if self.stand_ins is None or self.compiled else self.stand_ins.running()
 
     def loss(self, batch: Any, device: torch.device, smoothing: float = 0.0) -> Tensor:
         """Sum the next-token cross-entropies of what `lay` returned, within `running`."""
@@ -145,9 +159,14 @@ def choose(
         model.train(training)
 
 
+def asked_for(section: TrainSection) -> Arrangement:
+    """Return what a recipe asks for."""
+    return Arrangement(section.packing, section.shared_prefixes, fused=section.fused_elementwise)
+
+
 def possible(section: TrainSection, model: nn.Module, lengths: Sequence[int], methods: Sequence[Method]) -> Arrangement:
     """Return what a recipe asks for, as far as the model's configuration and the methods allow it."""
-    asked = Arrangement(section.packing, section.shared_prefixes)
+    asked = asked_for(section)
     return replace(asked, flat=asked.flat and refusal(model, lengths, methods) is None)
 
 

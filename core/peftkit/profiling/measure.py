@@ -190,10 +190,11 @@ def profile_loop(prepared: Prepared, steps: int = 3) -> Profile:
 
 def saved_by(loop: Loop, batch: Any) -> tuple[dict[str, int], int]:
     """Run the loss of a micro-batch; return the bytes saved for its backward pass by path, and the tokens computed."""
-    saved, engine = Saved(), loop.engine
+    engine = loop.engine
+    saved = Saved(engine.again)
     loop.model.train()
     laid = engine.lay(batch).to(loop.device)
-    with saved.watching(loop.model), engine.running(laid):
+    with engine.running(laid), saved.watching(loop.model):
         with autocast(loop.device, loop.casts):
             loss = engine.loss(laid, loop.device, loop.section.label_smoothing)
         sizes = saved.sizes(loop.model)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import nn
 
@@ -87,9 +87,13 @@ def watched(model: nn.Module, watcher: Watcher) -> Iterator[None]:
     """
     handles = []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(_begin(module, name or WHOLE, watcher), prepend=True))
+        begin, end = _begin(module, name or WHOLE, watcher), _end(watcher)
+        for hook in (begin, end):
+            # What runs a module in another way may pass such hooks by (`peftkit.engine.stand_ins`).
+            cast(Any, hook).watches = True
+        handles.append(module.register_forward_pre_hook(begin, prepend=True))
         # Also where a pass is broken off, as recomputation does once it has what it wants.
-        handles.append(module.register_forward_hook(_end(watcher), always_call=True))
+        handles.append(module.register_forward_hook(end, always_call=True))
     try:
         yield
     finally:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from peftkit.engine.again import Again
 from peftkit.profiling.owners import LOSS, watched
 
 
@@ -16,10 +18,12 @@ class Saved:
     """Sees every tensor that autograd saves while `watching`, and whose it is.
 
     What a function keeps in another way than `save_for_backward`, or in hooks of its own as checkpointing and
-    offloading do, is not seen; such hooks hand on the inputs of what they compute again.
+    offloading do, is not seen; such hooks hand on the inputs of what they compute again. Of what the engine
+    makes `again`, what it is made of is seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, again: Again | None = None) -> None:
+        self._again = again
         self._paths: list[str] = []
         self._kept: list[tuple[str, weakref.ref[_Packed]]] = []
 
@@ -33,8 +37,8 @@ class Saved:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """See what is saved inside."""
-        with watched(model, self), torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack):
+        """See what is saved inside; within the engine's `running`, whose hooks these go before."""
+        with watched(model, self), torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
             yield
 
     def sizes(self, model: nn.Module) -> dict[str, int]:
@@ -55,7 +59,19 @@ class Saved:
                 found[path] = found.get(path, 0) + storage.nbytes()
         return found
 
-    def _pack(self, tensor: Tensor) -> _Packed:
+    def _pack(self, tensor: Tensor) -> Any:
+        recipe = None if self._again is None else self._again.recipe(tensor)
+        if self._again is None or recipe is None:
+            return self._note(tensor)
+        return self._again.pack(tensor), [self._note(given) for given in recipe.inputs]
+
+    def _unpack(self, packed: Any) -> Tensor:
+        if isinstance(packed, _Packed):
+            return packed.tensor
+        assert self._again is not None
+        return self._again.unpack(packed[0])
+
+    def _note(self, tensor: Tensor) -> _Packed:
         packed = _Packed(tensor)
         self._kept.append((self._paths[-1] if self._paths else LOSS, weakref.ref(packed)))
         return packed
@@ -68,10 +84,6 @@ class _Packed:
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
-
-
-def _unpack(packed: _Packed) -> Tensor:
-    return packed.tensor
 
 
 def _storages(tensors: Iterable[Tensor]) -> set[tuple[torch.device, int]]:

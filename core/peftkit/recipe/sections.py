@@ -160,6 +160,9 @@ class TrainSection(Section):
     """Compute examples without padding, each by itself; a model that cannot is told of and gets padded rows."""
     shared_prefixes: bool = True
     """Compute once what examples of a micro-batch have in common at their start; losses and gradients stay the same."""
+    fused_elementwise: bool = True
+    """Compute norms, gated activations and rotary positions in fewer operations, and again in the backward pass instead
+    of keeping them; not with `compile`."""
     cuda_graphs: bool = False
     """On a GPU, record the passes over micro-batches of a shape and play them again, without Python between kernels."""
     group_prompts: bool = False

@@ -60,6 +60,8 @@ def _pass(model: nn.Module, present: Mapping[str, tuple[Loop, Begun]], place: in
     with ExitStack() as stack:
         stack.enter_context(switch.divided(list(zip(laid, sizes, strict=True))))
         stack.enter_context(along(model, *trees))
+        if all(loop.engine.arrangement.fused for loop, _ in present.values()):
+            stack.enter_context(lead.engine.fused())
         with autocast(lead.device, lead.casts):
             assert lead.engine.head is not None
             hidden = lead.engine.head.hidden(**inputs).split(sizes, 1)

@@ -16,7 +16,7 @@ from peftkit.data.batches import Batches, Epoch
 from peftkit.data.encode import EncodedExamples, encode
 from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
-from peftkit.engine.engine import Arrangement
+from peftkit.engine.engine import asked_for
 from peftkit.engine.engine import choose as choose_engine
 from peftkit.errors import PeftkitError
 from peftkit.models.load import load as load_model
@@ -110,7 +110,7 @@ def prepare(
         adaptation.prepare(Epoch(batches, 0, pad_id))
     if section.gradient_checkpointing:
         checkpoint_gradients(loaded.model)
-    asked = Arrangement(section.packing, section.shared_prefixes)
+    asked = asked_for(section)
     engine, told = choose_engine(loaded.model, encoded.rows, pad_id, device, asked, adaptation.methods)
     notices += told
     give_back()
