@@ -106,6 +106,7 @@ def test_a_tensor_that_a_module_keeps_is_seen():
 def kept_by(plan):
     """The index tensors and masks that attention along a tree has made."""
     parts = [vars(plan), *map(vars, vars(plan).get("buckets", [])), *map(vars, vars(plan).get("spans", []))]
+    parts += [plan._masks, *(vars(run) for runs in plan._runs.values() for run in runs)]
     found = {id(value): value for part in parts for value in part.values() if isinstance(value, torch.Tensor)}
     return list(found.values())
 
