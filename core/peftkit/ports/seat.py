@@ -149,7 +149,10 @@ class Seat(nn.Module):
         return (weight, bias) if frozen else None
 
     def pair(self, x: Tensor) -> Pair | None:
-        """Return the pair that the adapters add to the frozen product of x; None where they do anything else."""
+        """Return the pair that the adapters add to the frozen product of x; None where they do anything else.
+
+        None too where hooks stand between an adapter and the product, as those of a profile do.
+        """
         switch, plain = self.switch, self.plain()
         if plain is None or switch.rows is not None or switch.spans is not None:
             return None
