@@ -15,7 +15,6 @@ from peftkit.method import Learns, Method, Targets
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import LinearAdapter
 from peftkit.ports.low_rank import PREFIX
-from peftkit.ports.scaled import scale_input
 from peftkit.quantization.weight import shape
 
 SUFFIX = ".ia3_l"
@@ -120,7 +119,7 @@ class Scale(LinearAdapter):
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         if self.before:
-            return scale_input(call, x, self.scale)
+            return call(x * self.scale.to(x.dtype))
         y = call(x)
         return y * self.scale.to(y.dtype)
 
