@@ -70,12 +70,12 @@ parity: $(VENV)/.ready-dev $(HUB)/.ready
 	$(PYTEST) -n 0 tests/parity
 
 tiny: $(VENV)/.ready
-	$(BIN)/python -m peftkit.data.synthetic corpus
-	$(BIN)/python -m peftkit.data.synthetic tokenizer
+	PYTHONPATH=tools $(BIN)/python -m synthetic corpus
+	PYTHONPATH=tools $(BIN)/python -m synthetic tokenizer
 	$(BIN)/peft train recipes/bundled/tiny.yaml --output $(TINY)/run
-	$(BIN)/python -m peftkit.export.pack $(TINY)/run $(TINY)/model
+	PYTHONPATH=tools $(BIN)/python -m pack_model $(TINY)/run $(TINY)/model
 	@echo "The model is in $(TINY)/model; the package holds its own in core/peftkit/models/bundled."
 
 clean:
 	rm -rf $(VENV) $(HUB) build dist .pytest_cache .ruff_cache .hypothesis
-	find core cli tests benchmarks -name __pycache__ -type d -exec rm -rf {} +
+	find core cli tests benchmarks tools -name __pycache__ -type d -exec rm -rf {} +

@@ -15,12 +15,12 @@ import torch
 from profiles import Work, draw
 from torch import Tensor, nn
 
-from peftkit import adapt
+from peftkit.adaptation import Adaptation, attach
 from peftkit.data.batches import Batches
 from peftkit.layout import GROUPS, Layout
 from peftkit.method import METHODS, Method
+from peftkit.models.layerwise import without_weights
 from peftkit.models.load import quiet
-from peftkit.models.shardwise import without_weights
 
 RATE, SEED, DEVIATION = 1e-4, 0, 0.03
 RANK, ALPHA = 8, 16.0
@@ -160,9 +160,9 @@ def llama(case: Case, pack: Callable[[Tensor], nn.Module] | None) -> nn.Module:
     return model.to(case.device)
 
 
-def started(case: Case, model: nn.Module, *, keep_base: bool) -> adapt.Adaptation:
+def started(case: Case, model: nn.Module, *, keep_base: bool) -> Adaptation:
     """Attach our method at its seeded start; the keys of a prefix are zero, which is the same at any position."""
-    adaptation = adapt.attach(model, [case.technique.build()], seed=SEED, keep_base=keep_base)
+    adaptation = attach(model, [case.technique.build()], seed=SEED, keep_base=keep_base)
     if case.method == "prefix":
         for name, parameter in adaptation.parameters():
             if name.endswith("/K"):

@@ -32,7 +32,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "core")]
 
-from peftkit import adapt  # noqa: E402
+from peftkit.adaptation import load_adapter  # noqa: E402
 from peftkit.data import source  # noqa: E402
 from peftkit.data.template import Template  # noqa: E402
 from peftkit.errors import PeftkitError  # noqa: E402
@@ -103,7 +103,7 @@ def train_run(folder: Path, data: Sequence[str], steps: int) -> Path:
 def attached(run: Path, subject: Subject) -> Any:
     """Load the run's model with its adapter beside the weights."""
     loaded = load_model(subject.recipe.model, device="cpu", quantization=subject.recipe.quantization)
-    adapt.load(loaded.model, run / "adapter", loaded.fingerprint, quantization=loaded.storage)
+    load_adapter(loaded.model, run / "adapter", loaded.fingerprint, quantization=loaded.storage)
     return loaded.model.eval()
 
 

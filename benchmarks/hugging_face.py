@@ -9,7 +9,7 @@ import torch
 from cases import ALPHA, RANK, RATE, Case, Gate, Planned, llama, started
 from torch import Tensor, nn
 
-from peftkit import adapt
+from peftkit.adaptation import Adaptation
 from peftkit.errors import PeftkitError
 from peftkit.models.load import load_tokenizer
 from peftkit.recipe import ModelSection
@@ -51,7 +51,7 @@ def start(case: Case, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tenso
     return config, tensors
 
 
-def prefix(adaptation: adapt.Adaptation) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def prefix(adaptation: Adaptation) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Write our prefix as Hugging Face peft has it: for each position the keys and values of all layers in turn."""
     adapters: list[Any] = list(adaptation.parts[0].adapters.values())
     rows = torch.cat([part for adapter in adapters for part in adapter.prefix()], dim=1)

@@ -57,14 +57,14 @@ class Row:
 
 def suitable(cases: Sequence[Case], model: Any) -> list[Case]:
     """Return the cases that suit the model; the others are told with the reason."""
-    from peftkit import adapt
+    from peftkit.adaptation import check_methods
     from peftkit.errors import PeftkitError
 
     kept = []
     for case in cases:
         method = case.build()
         try:
-            adapt.check(model, [method])
+            check_methods(model, [method])
             kept.append(case)
         except PeftkitError as error:
             print(f"{case.label} is left out: {error}", flush=True)

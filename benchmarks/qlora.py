@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded
 from peftkit.layout import GROUPS, Layout
 from peftkit.method import METHODS
+from peftkit.models.layerwise import without_weights
 from peftkit.models.load import quiet
-from peftkit.models.shardwise import without_weights
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
@@ -76,7 +76,7 @@ def ours(chosen: argparse.Namespace) -> Step:
     """Return our training loop's step."""
     model = llama(chosen, lambda weight: PackedLinear.of(weight, None, QUANTIZERS["nf4"]()))
     method = METHODS["lora"].from_options({"rank": RANK, "alpha": ALPHA, "targets": "linear"})
-    adaptation = adapt.attach(model, [method], keep_base=False)
+    adaptation = attach(model, [method], keep_base=False)
     rows = [Encoded(ids, ids) for ids in tokens(chosen).tolist()]
     steps = chosen.rounds + 2
     section = TrainSection(max_steps=steps, batch_examples=chosen.rows, learning_rate=RATE, schedule="constant")

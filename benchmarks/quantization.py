@@ -111,7 +111,7 @@ def compare_layers(device: str, say: Callable[[dict[str, Any]], None]) -> None:
 
 def compare_steps(device: str, say: Callable[[dict[str, Any]], None]) -> None:
     """Time whole training steps of LoRA on all linear maps, on packed and on dense weights in turns."""
-    from peftkit import adapt
+    from peftkit.adaptation import attach
     from peftkit.data.batches import Batches
     from peftkit.data.encode import Encoded
     from peftkit.method import METHODS
@@ -128,7 +128,7 @@ def compare_steps(device: str, say: Callable[[dict[str, Any]], None]) -> None:
             loops: dict[str, Loop] = {}
             for name, chosen in (("dense", None), ("ours", QuantizationSection(format=FORMAT))):
                 loaded = load(section, device=device, dtype=dtype, quantization=chosen)
-                adaptation = adapt.attach(loaded.model, [method], keep_base=False)
+                adaptation = attach(loaded.model, [method], keep_base=False)
                 settings = TrainSection(max_steps=1000, batch_examples=rows, learning_rate=1e-4)
                 where = torch.device(device)
                 loops[name] = Loop(

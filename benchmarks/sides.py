@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from peftkit.data.encode import IGNORED, Encoded
 from peftkit.engine.engine import Arrangement, choose
-from peftkit.ports import thin
+from peftkit.kernels import low_rank
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
@@ -43,7 +43,7 @@ blocks, and `ours-recorded` plays recorded passes, on a GPU alone.
 
 
 class Unfused:
-    """In the place of the functions of `peftkit.ports.thin`: the same, written out."""
+    """In the place of the functions of `peftkit.kernels.low_rank`: the same, written out."""
 
     @staticmethod
     def apply(y: Tensor, inside: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
@@ -59,7 +59,7 @@ def ours(case: Case, gate: Gate) -> None:
         return PackedLinear.of(weight, None, QUANTIZERS["nf4"]())
 
     if case.side == "ours-unfused":
-        given: Any = thin
+        given: Any = low_rank
         given.PLAIN, given._Beside = "not there", Unfused
     model = llama(case, pack if case.technique.packed else None)
     gate.loaded()

@@ -22,7 +22,7 @@ from cases import RATE, SIZES, Case, Planned, llama
 from profiles import PROFILES, draw
 from torch import nn
 
-from peftkit import adapt
+from peftkit.adaptation import activate, attach
 from peftkit.engine.engine import Arrangement, choose
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
@@ -47,7 +47,7 @@ class Found:
 def job(case: Case, model: nn.Module, number: int, name: str) -> Loop:
     """Attach the adapter of one job and build its loop over data of its own."""
     method = METHODS["lora"].from_options({"rank": 2 + 2 * number, "targets": "linear"})
-    adaptation = adapt.attach(model, [method], name=name, seed=number, keep_base=False)
+    adaptation = attach(model, [method], name=name, seed=number, keep_base=False)
     rows = draw(case.profile, case.steps, case.rows, case.measures.vocabulary, seed=number).rows
     rate = RATE * (1 + number)
     section = TrainSection(
@@ -65,7 +65,7 @@ def one_after_another(model: nn.Module, loops: dict[str, Loop], steps: int) -> l
     """Take the steps of each job by itself; returns its losses."""
     found = []
     for name, loop in loops.items():
-        adapt.activate(model, name)
+        activate(model, name)
         found.append([loop.run_step()["loss"] for _ in range(steps)])
     return found
 

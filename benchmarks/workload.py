@@ -76,13 +76,13 @@ def make_loop(case: Case, model: Any, tokenizer: Any, size: Size, steps: int) ->
     """Attach the method and build the training loop over one batch of random tokens, all of which are trained on."""
     import torch
 
-    from peftkit import adapt
+    from peftkit.adaptation import attach
     from peftkit.data.batches import Batches, Epoch
     from peftkit.data.encode import IGNORED, Encoded
     from peftkit.recipe import TrainSection
     from peftkit.training.loop import Loop
 
-    adaptation = adapt.attach(model, [case.build()], keep_base=False)
+    adaptation = attach(model, [case.build()], keep_base=False)
     for part in adaptation.parts:
         for parameter in part.own.values():  # what is trained must not stand in memory that other models share
             parameter.data = parameter.data.clone()

@@ -9,7 +9,7 @@ from typing import Any
 
 from storages import stored
 
-from peftkit import adapt
+from peftkit.adaptation import check_methods
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS, Method
 
@@ -35,7 +35,7 @@ def build(names: tuple[str, ...]) -> list[Method]:
 def refusal(names: tuple[str, ...]) -> str | None:
     """Return why these methods do not go together; None where they do."""
     try:
-        adapt.check(_shape(tuple(name for name in names if METHODS[name].needs)), build(names))
+        check_methods(_shape(tuple(name for name in names if METHODS[name].needs)), build(names))
     except (PeftkitError, LookupError) as error:
         return str(error)
     return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from peftkit import adapt
+from peftkit.adaptation import attach, save_adapter
 from peftkit.models.load import load as load_model
 from peftkit.recipe import Recipe
 
@@ -16,10 +16,10 @@ def write_random_run(folder: Path, recipe: Recipe, deviation: float) -> Path:
     folder.mkdir()
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     loaded = load_model(recipe.model)
-    adaptation = adapt.attach(loaded.model, recipe.methods())
+    adaptation = attach(loaded.model, recipe.methods())
     torch.manual_seed(1)
     with torch.no_grad():
         for _, parameter in adaptation.parameters():
             parameter.normal_(std=deviation)
-    adapt.save(adaptation, folder / "adapter", {"name": loaded.name, "fingerprint": loaded.fingerprint})
+    save_adapter(adaptation, folder / "adapter", {"name": loaded.name, "fingerprint": loaded.fingerprint})
     return folder

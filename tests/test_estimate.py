@@ -13,16 +13,16 @@ import torch
 from model_folders import write_model
 from torch import nn
 
-from peftkit import adapt
 from peftkit import recipe as recipes
+from peftkit.adaptation import attach
 from peftkit.data.batches import Batch
 from peftkit.engine.engine import Engine, possible
 from peftkit.estimate import loading_memory, run_step
+from peftkit.kernels.tree_plan import plan_of
 from peftkit.method import METHODS
 from peftkit.models.quantize import Quantization, quantize
 from peftkit.models.tiny import tiny
 from peftkit.plan import plan
-from peftkit.ports.tree_plan import plan_of
 from peftkit.profiling.saved import Saved
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
@@ -45,7 +45,7 @@ def adapted(method="lora", storage=None, architecture="llama", **options):
     model = tiny(architecture)
     if storage is not None:
         quantize(model, Quantization(QUANTIZERS[storage].from_options({"block_size": 32})))
-    return model, adapt.attach(model, [METHODS[method].from_options(options)], keep_base=False)
+    return model, attach(model, [METHODS[method].from_options(options)], keep_base=False)
 
 
 def step(model, adaptation, given=None, **options):
@@ -145,7 +145,7 @@ def hold_activations(model, adaptation, precision, padded):
 
 def test_the_logits_of_what_is_trained_on_are_there_at_the_peak():
     model = tiny("llama", vocab_size=4096)
-    adaptation = adapt.attach(model, [METHODS["lora"].from_options({})], keep_base=False)
+    adaptation = attach(model, [METHODS["lora"].from_options({})], keep_base=False)
     few, many = batch(2, 60), batch(2, 60)
     few.labels[:, :50] = -100
     saved = 2 * 49 * 4096 * FLOAT

@@ -16,7 +16,7 @@ import pytest
 import torch
 from model_folders import write_model
 
-from peftkit import adapt
+from peftkit.adaptation import attach, save_adapter
 from peftkit.generation.asking import BATCHES
 from peftkit.models.load import load as load_model
 from peftkit.recipe import load as load_recipe
@@ -79,7 +79,7 @@ def make_run(folder: Path) -> Path:
         }
     )
     loaded = load_model(recipe.model)
-    adaptation = adapt.attach(loaded.model, recipe.methods())
+    adaptation = attach(loaded.model, recipe.methods())
     torch.manual_seed(1)
     with torch.no_grad():
         for _, parameter in adaptation.parameters():
@@ -87,7 +87,7 @@ def make_run(folder: Path) -> Path:
     run = folder / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text(recipe.to_yaml())
-    adapt.save(adaptation, run / "adapter", {"name": loaded.name, "fingerprint": loaded.fingerprint})
+    save_adapter(adaptation, run / "adapter", {"name": loaded.name, "fingerprint": loaded.fingerprint})
     return run
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site, own_parameters
 from peftkit.methods.lora import LoRA
@@ -44,7 +44,7 @@ def test_counts_of_llama_2_7b_are_the_published_ones():
 def test_patterns_give_modules_their_own_rank_and_alpha():
     model = tiny("llama")
     method = LoRA(targets="linear", rank_pattern={"mlp": 2, "model.layers.1.*": 3}, alpha_pattern={"q": 8.0})
-    adaptation = adapt.attach(model, [method])
+    adaptation = attach(model, [method])
     ranks = {key: adapter.A.shape[0] for key, adapter in adaptation.parts[0].adapters.items()}
     assert ranks["model.layers.0.mlp.up_proj"] == 2
     assert ranks["model.layers.1.self_attn.q_proj"] == 3
@@ -60,7 +60,7 @@ def test_rank_stabilised_scale():
 
 def test_dropout_acts_in_training_on_the_adapter_alone():
     model = tiny("llama")
-    adaptation = adapt.attach(model, [LoRA(dropout=0.5, targets="linear")])
+    adaptation = attach(model, [LoRA(dropout=0.5, targets="linear")])
     with torch.no_grad():
         for _, parameter in adaptation.parameters():
             parameter.normal_(0, 0.1)
@@ -76,7 +76,7 @@ def test_dropout_acts_in_training_on_the_adapter_alone():
 @pytest.mark.parametrize(("bias", "expected"), [("none", 0), ("adapted", 2 * 32), ("all", None)])
 def test_biases(bias, expected):
     model = tiny("opt")
-    own = [name for name, _ in adapt.attach(model, [LoRA(targets=("q",), bias=bias)]).parameters() if "/own/" in name]
+    own = [name for name, _ in attach(model, [LoRA(targets=("q",), bias=bias)]).parameters() if "/own/" in name]
     every = [name for name, _ in own_parameters(model) if name.endswith("bias")]
     assert len(own) == (len(every) if expected is None else expected / 32)
 
@@ -101,7 +101,7 @@ def test_wrong_options_are_told(options, told):
 
 def test_the_start_depends_on_the_site_and_the_seed_alone():
     def start(targets, seed):
-        adaptation = adapt.attach(tiny("llama"), [LoRA(targets=targets)], seed=seed)
+        adaptation = attach(tiny("llama"), [LoRA(targets=targets)], seed=seed)
         return adaptation.state()["0/model.layers.1.self_attn.v_proj/A"]
 
     assert torch.equal(start(("q", "v"), 1), start(("v",), 1))

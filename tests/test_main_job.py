@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peftkit import adapt, resources
+from peftkit import resources
+from peftkit.adaptation import load_adapter
 from peftkit.models.load import load as load_model
 from peftkit.models.samples import logits
 from peftkit.recipe import load as load_recipe
@@ -46,7 +47,7 @@ def test_from_the_official_files_to_models_that_other_programs_open(folder, tmp_
     assert len((run / "log.jsonl").read_text().splitlines()) == STEPS
 
     loaded = load_model(load_recipe(run / "recipe.yaml").model)
-    adapt.load(loaded.model, run / "adapter", loaded.fingerprint)
+    load_adapter(loaded.model, run / "adapter", loaded.fingerprint)
     expected = logits(loaded.model, loaded.tokenizer)
 
     assert main(["merge", str(run), "--output", str(tmp_path / "merged")]) == 0
@@ -71,7 +72,7 @@ def test_a_base_in_fp32_merges_to_equal_logits(tmp_path, capsys):
     assert main(["train", *given, "--output", str(run)]) == 0
     assert main(["merge", str(run), "--output", str(tmp_path / "merged")]) == 0
     loaded = load_model(load_recipe(run / "recipe.yaml").model)
-    adapt.load(loaded.model, run / "adapter", loaded.fingerprint)
+    load_adapter(loaded.model, run / "adapter", loaded.fingerprint)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     difference = logits(merged, loaded.tokenizer) - logits(loaded.model, loaded.tokenizer)
     assert difference.abs().max() <= 1e-4

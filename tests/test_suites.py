@@ -11,7 +11,8 @@ import pytest
 import torch
 from random_runs import write_random_run
 
-from peftkit import adapt, suites
+from peftkit import suites
+from peftkit.adaptation import load_adapter
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import prepare
 from peftkit.models.load import load as load_model
@@ -130,7 +131,7 @@ def test_the_adapted_model_answers_as_the_merged_one(run):
     recipe = load_recipe(run / "recipe.yaml")
     loaded = load_model(recipe.model)
     base = requests(adapted(loaded), "loglikelihood", PAIRS)
-    adaptation = adapt.load(loaded.model, run / "adapter", loaded.fingerprint)
+    adaptation = load_adapter(loaded.model, run / "adapter", loaded.fingerprint)
     found = requests(adapted(loaded), "loglikelihood", PAIRS)
     adaptation.merge_()
     merged = requests(plain(loaded), "loglikelihood", PAIRS)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peftkit import adapt
+from peftkit.adaptation import check_methods
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site, matched
 from peftkit.method import Method
@@ -32,7 +32,7 @@ def solve(cls: type[Method], layout: Layout, budget: float, options: Mapping[str
     if not 1 <= budget < math.inf:
         raise PeftkitError(f"budget: {budget:g} is no number of values to store: choose 1 or more, such as 2e6.")
     method = cls.from_options(options) if cls.size is None else _Search(cls, cls.size, layout, budget, options).run()
-    adapt.check(layout.model, [method], layout)
+    check_methods(layout.model, [method], layout)
     return method, method.stored(layout) / budget - 1
 
 

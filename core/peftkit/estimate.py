@@ -25,7 +25,7 @@ from peftkit.training.memory import heaviest, room
 from peftkit.training.rungs import Rung, checkpoint_gradients, rungs
 
 if TYPE_CHECKING:
-    from peftkit.adapt import Adaptation
+    from peftkit.adaptation import Adaptation
     from peftkit.data.batches import Batch, Batches
     from peftkit.models.load import LoadedModel
     from peftkit.recipe import Recipe, TrainSection

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftkit import adapt, files
+from peftkit import files
+from peftkit.adaptation import DESCRIPTION, load_adapter
 from peftkit.data import source
 from peftkit.data.example import Example, Turn
 from peftkit.data.template import Template, choose
@@ -190,7 +191,7 @@ def read_recipe(run: Path, *, adapter: bool) -> Recipe:
     """Read the recipe of a run folder; with `adapter`, a run without one is refused."""
     if not (run / "recipe.yaml").is_file():
         raise PeftkitError(f"{run} is not a run folder: there is no recipe.yaml in it. Name one that training wrote.")
-    if adapter and not (run / "adapter" / adapt.DESCRIPTION).is_file():
+    if adapter and not (run / "adapter" / DESCRIPTION).is_file():
         raise PeftkitError(
             f"the run {run} has no adapter: its training has not ended. Resume it, or evaluate its base model instead."
         )
@@ -205,7 +206,7 @@ def prepare(recipe: Recipe, adapter: Path | None) -> Subject:
     template = choose(recipe.dataset.template, loaded.tokenizer)
     if adapter is None:
         return Subject(recipe, loaded, template, None, device, precision)
-    adaptation = adapt.load(loaded.model, adapter, loaded.fingerprint, quantization=loaded.storage, keep_base=False)
+    adaptation = load_adapter(loaded.model, adapter, loaded.fingerprint, quantization=loaded.storage, keep_base=False)
     forget_originals(loaded.model)
     loaded.model.eval()
     if merges_exactly(adaptation):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftkit import adapt
+from peftkit.adaptation import Adaptation, attach, check_methods
 from peftkit.data.encode import Encoded, encode
 from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
@@ -56,12 +56,12 @@ def plan(recipe: Recipe) -> Plan:
     dtype = torch.float32 if recipe.model.dtype == "auto" and choose_device(section.device).type == "cpu" else None
     loaded = load_model(recipe.model, device="meta", dtype=dtype, weights=False, quantization=recipe.quantization)
     methods = [method.with_tokenizer(loaded.tokenizer) for method in recipe.methods()]
-    own = any(names for _, names in adapt.check(loaded.model, methods))
+    own = any(names for _, names in check_methods(loaded.model, methods))
     precision = choose_precision(section.precision, choose_device(section.device))
     lean = weights_dtype(recipe, precision, loaded.model, own=own)
     for parameter in loaded.model.parameters() if lean is not None else ():
         parameter.data = parameter.data.to(lean)
-    adaptation = adapt.attach(loaded.model, methods, seed=section.seed, keep_base=False)
+    adaptation = attach(loaded.model, methods, seed=section.seed, keep_base=False)
     data = load_data(recipe.dataset, "train")
     encoded = encode(
         data.examples,
@@ -110,7 +110,7 @@ def pieces(row: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
     return [(tokenizer.decode(ids, skip_special_tokens=False), trained) for ids, trained in runs]
 
 
-def _matched(adaptation: adapt.Adaptation) -> dict[str, tuple[int, str]]:
+def _matched(adaptation: Adaptation) -> dict[str, tuple[int, str]]:
     matched: dict[str, tuple[int, str]] = {}
     for part in adaptation.parts:
         sites = [(adapter.site.role or adapter.site.path.split(".")[-1], key) for key, adapter in part.adapters.items()]

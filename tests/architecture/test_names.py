@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "core" / "peftkit"
 ORDINARY = {"text", "full"}
 """Names that are also everyday words or keys of a format; they are looked for in comparisons alone."""
-OWN = {"methods", "tasks", "metrics", "export", "synthetic", "inits", "formats"}
+OWN = {"methods", "tasks", "metrics", "export", "inits", "formats"}
 """Folders whose files each belong to one name."""
 REGISTRIES = (METHODS, TASKS, METRICS, FORMATS, INITS, OPTIMIZERS, QUANTIZERS)
 NAMES = {name for registry in REGISTRIES for name in registry.names()} - {DEFAULT}

@@ -85,7 +85,7 @@ sys.path.insert(0, sys.argv[1])
 import shift, capitals, length
 import torch
 from pathlib import Path
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.method import METHODS
 from peftkit.metrics import METRICS
 from peftkit.models.tiny import tiny
@@ -94,7 +94,7 @@ from peftkit.tasks import TASKS
 model = tiny("llama")
 ids = torch.arange(3, 12)[None]
 before = model(input_ids=ids).logits
-adaptation = adapt.attach(model, [METHODS["output_shift"].from_options({})])
+adaptation = attach(model, [METHODS["output_shift"].from_options({})])
 assert torch.equal(model(input_ids=ids).logits, before)
 assert adaptation.trainable == 2 * (32 + 16)
 with torch.no_grad():

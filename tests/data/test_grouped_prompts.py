@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from peftkit.data.batches import Batches
 from peftkit.data.encode import IGNORED, Encoded
-from peftkit.ports.tree import SHARED, grow
+from peftkit.kernels.tree import SHARED, grow
 
 
 def answers(sizes, prompt=SHARED):

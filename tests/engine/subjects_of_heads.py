@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.method import METHODS
 from peftkit.models.quantize import Quantization, quantize
 from peftkit.models.tiny import tiny
@@ -30,7 +30,7 @@ def headed(kind: str) -> tuple[Any, dict[str, Tensor]]:
         quantize(model, Quantization(quantizer, {"lm_head": quantizer}))
         return frozen(model), {}
     if kind == "adapted":
-        adaptation = adapt.attach(model, [METHODS["lora"].from_options({"targets": "head", "rank": 3})])
+        adaptation = attach(model, [METHODS["lora"].from_options({"targets": "head", "rank": 3})])
         for _, parameter in adaptation.parameters():
             nn.init.normal_(parameter, std=0.1)
         return model, dict(adaptation.parameters())

@@ -7,7 +7,7 @@ import torch
 from storages import stored
 from torch import nn
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.data.batches import Batches, collate
 from peftkit.data.encode import Encoded, insert
 from peftkit.engine.engine import Arrangement, Engine, choose, possible, refusal
@@ -45,7 +45,7 @@ def losses(method: str, layout: Arrangement, steps: int = 50) -> list[float]:
     """Train a tiny model in one layout and return the losses."""
     architecture = "gpt2" if method == "bitfit" else "llama"
     model = stored([method], architecture)
-    adaptation = adapt.attach(model, [METHODS[method].from_options({})], seed=1)
+    adaptation = attach(model, [METHODS[method].from_options({})], seed=1)
     given = [insert(row, adaptation.soft_ids, 0) for row in examples()]
     section = TrainSection(batch_examples=6, max_steps=steps, learning_rate=1e-3, schedule="constant")
     batches = Batches(given, batch_examples=6, seed=0)

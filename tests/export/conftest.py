@@ -11,8 +11,9 @@ import pytest
 import torch
 from model_folders import write_model
 
-from peftkit import adapt, files
+from peftkit import files
 from peftkit import recipe as recipes
+from peftkit.adaptation import attach, save_adapter
 from peftkit.models.load import LoadedModel, load
 
 IDS = torch.arange(3, 40)[None]
@@ -52,13 +53,13 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         recipe = recipes.load({**sections, "dataset": dataset, "quantization": quantization})
         files.write_text(tmp_path / "run" / "recipe.yaml", recipe.to_yaml())
         loaded = load(recipe.model, quantization=recipe.quantization)
-        adaptation = adapt.attach(loaded.model, recipe.methods())
+        adaptation = attach(loaded.model, recipe.methods())
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for _, parameter in adaptation.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
         told = {"name": loaded.name, "fingerprint": loaded.fingerprint, "quantization": loaded.storage}
-        adapt.save(adaptation, tmp_path / "run" / "adapter", told)
+        save_adapter(adaptation, tmp_path / "run" / "adapter", told)
         return Run(tmp_path / "run", loaded)
 
     return make

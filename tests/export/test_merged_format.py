@@ -13,7 +13,8 @@ from model_folders import write_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peftkit import adapt, tensor_file
+from peftkit import tensor_file
+from peftkit.adaptation import DESCRIPTION, TENSORS
 from peftkit.errors import PeftkitError
 from peftkit.export import FORMATS, export, merge
 from peftkit.models import samples
@@ -73,7 +74,7 @@ def test_weights_keep_their_stored_dtype_and_are_rounded_once(
     assert report["dtype"] == str(dtype).removeprefix("torch.")
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     before = load_file(tmp_path / "base" / "model.safetensors")
-    state = tensor_file.read_tensors(run.folder / "adapter" / adapt.TENSORS)
+    state = tensor_file.read_tensors(run.folder / "adapter" / TENSORS)
     assert {tensor.dtype for tensor in merged.values()} == {dtype}
     for name, tensor in merged.items():
         if "q_proj" not in name:
@@ -107,18 +108,18 @@ def other_base(run: Path) -> None:
 
 
 def not_finite(run: Path) -> None:
-    path = run / "adapter" / adapt.TENSORS
+    path = run / "adapter" / TENSORS
     tensors = load_file(path)
     tensors["0/model.layers.1.self_attn.v_proj/A"][0, 0] = float("nan")
     save_file(tensors, path)
 
 
 def not_finished(run: Path) -> None:
-    (run / "adapter" / adapt.DESCRIPTION).unlink()
+    (run / "adapter" / DESCRIPTION).unlink()
 
 
 def truncated(run: Path) -> None:
-    path = run / "adapter" / adapt.TENSORS
+    path = run / "adapter" / TENSORS
     path.write_bytes(path.read_bytes()[:-9])
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from model_folders import write_model
 
-from peftkit import adapt
+from peftkit.adaptation import attach, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.export.packed import quantize
 from peftkit.method import METHODS
@@ -50,10 +50,10 @@ def test_a_packed_folder_is_the_model_packed_at_loading(original, packed):
 
 def test_an_adapter_of_one_is_an_adapter_of_the_other(original, packed, tmp_path):
     one, other = load(ModelSection(name=str(packed))), load(ModelSection(name=str(original)), quantization=NF4)
-    adaptation = adapt.attach(one.model, [METHODS["lora"].from_options({})])
+    adaptation = attach(one.model, [METHODS["lora"].from_options({})])
     base = {"name": one.name, "fingerprint": one.fingerprint, "quantization": one.storage}
-    adapt.save(adaptation, tmp_path / "adapter", base)
-    adapt.load(other.model, tmp_path / "adapter", other.fingerprint, quantization=other.storage)
+    save_adapter(adaptation, tmp_path / "adapter", base)
+    load_adapter(other.model, tmp_path / "adapter", other.fingerprint, quantization=other.storage)
 
 
 def test_what_is_told_is_what_lies_there(original, tmp_path):
@@ -86,7 +86,7 @@ def test_a_recipe_that_asks_for_another_storage_is_refused(packed):
 def test_loftq_needs_the_original(packed):
     model = load(ModelSection(name=str(packed))).model
     with pytest.raises(PeftkitError, match=r"the original weight of .* is not there"):
-        adapt.attach(model, [METHODS["lora"].from_options({"init": "loftq"})])
+        attach(model, [METHODS["lora"].from_options({"init": "loftq"})])
 
 
 @pytest.mark.parametrize(

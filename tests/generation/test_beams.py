@@ -9,7 +9,7 @@ import pytest
 import torch
 from letters import PROMPTS, Letters, alone, by_transformers
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.generation import Settings, generate
 from peftkit.method import METHODS
 from peftkit.models.tiny import ARCHITECTURES, tiny
@@ -81,7 +81,7 @@ def test_the_prompt_can_be_left_out_of_what_may_not_come_again():
 @pytest.mark.parametrize("beams", [1, 3])
 def test_with_a_method_attached(name, beams):
     model = tiny("llama")
-    adaptation = adapt.attach(model, [METHODS[name].from_options({})])
+    adaptation = attach(model, [METHODS[name].from_options({})])
     torch.manual_seed(3)
     with torch.no_grad():
         for _, parameter in adaptation.parameters():

@@ -11,8 +11,7 @@ import torch
 from storages import stored
 from torch import Tensor
 
-from peftkit import adapt
-from peftkit.adaptation import ATTRIBUTE, Adaptation
+from peftkit.adaptation import ATTRIBUTE, Adaptation, attach, check_methods
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS, Method
@@ -48,7 +47,7 @@ def suits(name: str, position: int, architecture: str) -> bool:
     """Say whether the method takes the architecture; one that suits neither fails a law of its own."""
     model, layout = looked_at(METHODS[name].needs, architecture)
     try:
-        adapt.check(model, [build(name, position)], layout)
+        check_methods(model, [build(name, position)], layout)
     except PeftkitError:
         return False
     return True
@@ -99,7 +98,7 @@ def randomise(adaptation: Adaptation, seed: int = 0, scale: float = 0.1) -> None
 def attached(name: str, position: int, architecture: str, **changes: Any) -> tuple[Any, Adaptation]:
     """Attach one subject to a fresh tiny model, stored as the method needs it."""
     model = stored([name], architecture, **changes)
-    return model, adapt.attach(model, [build(name, position)])
+    return model, attach(model, [build(name, position)])
 
 
 @contextmanager
@@ -120,7 +119,7 @@ def hold_equal_to_dense(model: Any, twin: Any, method: str, layers: Mapping[str,
     frozen = {name: dense(module).clone() for name, module in layers.items()}
     results = []
     for one in (model, twin):
-        adaptation = adapt.attach(one, [build(method, 0)])
+        adaptation = attach(one, [build(method, 0)])
         torch.manual_seed(0)
         adaptation.prepare([])
         randomise(adaptation)

@@ -13,7 +13,7 @@ import torch
 from combinations import COMBINATIONS, MERGING, build, decoder, refusal
 from subjects import logits, loss, randomise, tokens
 
-from peftkit import adapt
+from peftkit.adaptation import attach, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS, expand
 from peftkit.methods.lora import LoRA
@@ -24,7 +24,7 @@ from peftkit.optim.build import Optimizers
 @pytest.mark.parametrize("names", COMBINATIONS, ids="+".join)
 def test_parts_train_save_and_load_together(names, tmp_path):
     model = decoder(names)
-    adaptation = adapt.attach(model, build(names))
+    adaptation = attach(model, build(names))
     assert adaptation.trainable == sum(method.count(adaptation.layout) for method in build(names))
     optimizer = Optimizers(adaptation.groups(1e-3, 0.0))
     before = {key: parameter.detach().clone() for key, parameter in adaptation.parameters()}
@@ -40,9 +40,9 @@ def test_parts_train_save_and_load_together(names, tmp_path):
     assert moved == {str(position) for position in range(len(expand(build(names))))}
     adaptation.finish()
     expected = logits(model)
-    adapt.save(adaptation, tmp_path / "adapter", {"name": "llama", "fingerprint": None})
+    save_adapter(adaptation, tmp_path / "adapter", {"name": "llama", "fingerprint": None})
     fresh = decoder(names)
-    loaded = adapt.load(fresh, tmp_path / "adapter", None)
+    loaded = load_adapter(fresh, tmp_path / "adapter", None)
     assert loaded.trainable == adaptation.trainable
     assert torch.equal(logits(fresh), expected)
 
@@ -50,14 +50,14 @@ def test_parts_train_save_and_load_together(names, tmp_path):
 @pytest.mark.parametrize("names", COMBINATIONS, ids="+".join)
 def test_with_a_part_switched_off_the_others_are_as_attached_alone(names):
     model = decoder(names)
-    adaptation = adapt.attach(model, build(names))
+    adaptation = attach(model, build(names))
     randomise(adaptation)
     together, soft = logits(model), adaptation.soft_ids
     parts = expand(build(names))
     for off in range(len(parts)):
         kept = [position for position in range(len(parts)) if position != off]
         alone = decoder(names)
-        adapt.attach(alone, [parts[position] for position in kept]).load_state(moved(adaptation.state(), kept))
+        attach(alone, [parts[position] for position in kept]).load_state(moved(adaptation.state(), kept))
         with adaptation.without([off]):
             assert torch.equal(logits(model), logits(alone)), parts[off].name
             assert len(adaptation.soft_ids) == len(alone.__dict__["_peftkit"].adaptations["default"].soft_ids)
@@ -76,7 +76,7 @@ def moved(state, kept):
 def test_with_every_part_switched_off_it_is_the_base(names):
     model = decoder(names)
     base = logits(model)
-    adaptation = adapt.attach(model, build(names))
+    adaptation = attach(model, build(names))
     randomise(adaptation)
     with adaptation.without(range(len(adaptation.parts))):
         assert torch.equal(logits(model), base)
@@ -89,7 +89,7 @@ def test_with_every_part_switched_off_it_is_the_base(names):
 def test_parts_that_merge_are_merged_together(names):
     model = decoder(names)
     base = logits(model)
-    adaptation = adapt.attach(model, build(names))
+    adaptation = attach(model, build(names))
     randomise(adaptation)
     expected = logits(model)
     adaptation.merge_()
@@ -103,7 +103,7 @@ def test_parts_that_merge_are_merged_together(names):
 
 def test_a_part_that_does_not_merge_keeps_all_from_merging():
     model = decoder()
-    adaptation = adapt.attach(model, build(("lora", "serial-adapter")))
+    adaptation = attach(model, build(("lora", "serial-adapter")))
     randomise(adaptation)
     expected = logits(model)
     with pytest.raises(PeftkitError, match="'serial-adapter' cannot be merged"):
@@ -115,7 +115,7 @@ def test_a_part_that_does_not_merge_keeps_all_from_merging():
     "names", [("lora", "prompt-tuning"), ("lora", "serial-adapter"), ("lora", "mam-adapter")], ids="+".join
 )
 def test_each_part_keeps_its_own_learning_rate(names):
-    adaptation = adapt.attach(decoder(), build(names))
+    adaptation = attach(decoder(), build(names))
     rates = {group["lr"] for group in adaptation.groups(None, 0.0)}
     assert rates == {method.default_learning_rate for method in expand(build(names))}
 
@@ -123,11 +123,11 @@ def test_each_part_keeps_its_own_learning_rate(names):
 def test_a_named_combination_is_its_parts_and_sets_their_rate():
     combination = MamAdapter(prefix_length=3, projection=None, bottleneck=8, learning_rate=0.5)
     model, other = decoder(), decoder()
-    adaptation = adapt.attach(model, [LoRA(), combination])
+    adaptation = attach(model, [LoRA(), combination])
     assert adaptation.chosen == (LoRA(), combination)
     assert adaptation.methods == (LoRA(), *combination.parts())
     assert {group["lr"] for group in adaptation.groups(1e-3, 0.0)} == {1e-3, 0.5}
-    listed = adapt.attach(other, [LoRA(), *combination.parts()])
+    listed = attach(other, [LoRA(), *combination.parts()])
     assert all(torch.equal(tensor, listed.state()[key]) for key, tensor in adaptation.state().items())
     assert torch.equal(logits(model), logits(other))
 
@@ -150,14 +150,14 @@ def test_pairs_are_refused_for_a_weight_that_both_train_alone():
 
 
 def test_a_position_that_is_not_there_is_refused():
-    adaptation = adapt.attach(decoder(), build(("lora", "ia3")))
+    adaptation = attach(decoder(), build(("lora", "ia3")))
     with pytest.raises(PeftkitError, match=r"position 2: there are 0 \(lora\), 1 \(ia3\)"), adaptation.without([2]):
         pass
 
 
 def test_two_soft_prompts_stand_one_behind_the_other():
     model = decoder()
-    adaptation = adapt.attach(model, build(("prompt-tuning", "p-tuning")))
+    adaptation = attach(model, build(("prompt-tuning", "p-tuning")))
     randomise(adaptation)
     both = adaptation.soft_ids
     assert both == tuple(range(both[0], both[0] + len(both)))

@@ -8,7 +8,7 @@ from storages import stored
 from subjects import logits, loss, randomise, tokens
 from transformers import AutoModelForCausalLM
 
-from peftkit import adapt
+from peftkit.adaptation import attach, check_methods
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS
@@ -26,7 +26,7 @@ def test_one_step_and_a_merge(method, family, tmp_path):
     base = logits(model)
     if not takes(method, model):
         pytest.skip(f"{method} refuses {family}")
-    adaptation = adapt.attach(model, [METHODS[method].from_options({})])
+    adaptation = attach(model, [METHODS[method].from_options({})])
     optimizer = Optimizers(adaptation.groups(1e-2, 0.0))
     ids = tokens(3, 8)
     model.train()
@@ -49,7 +49,7 @@ def test_one_step_and_a_merge(method, family, tmp_path):
 def takes(method, model):
     """Say whether the method suits the model; its refusal is held by its own tests."""
     try:
-        adapt.check(model, [METHODS[method].from_options({})])
+        check_methods(model, [METHODS[method].from_options({})])
     except PeftkitError:
         return False
     return True
@@ -95,7 +95,7 @@ def test_the_parts_of_a_fused_module_are_the_q_k_v_that_the_model_uses(family):
 
     record("base")
     for position, role in enumerate("qkv"):
-        adaptation = adapt.attach(model, [METHODS["lora"].from_options({"targets": role, "layers": "0"})])
+        adaptation = attach(model, [METHODS["lora"].from_options({"targets": role, "layers": "0"})])
         randomise(adaptation)
         record(role)
         adaptation.remove()

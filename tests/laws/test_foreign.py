@@ -11,7 +11,7 @@ from model_folders import section
 from quantized_checkpoints import write_bitsandbytes
 from subjects import build, hold_equal_to_dense, randomise, tokens
 
-from peftkit import adapt
+from peftkit.adaptation import attach, check_methods, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.models.load import load
@@ -54,7 +54,7 @@ def taken(method: str) -> str | None:
         model = tiny(architecture)
         quantize(model, Quantization(QUANTIZERS["nf4"]()))
         try:
-            adapt.check(model, [build(method, 0)])
+            check_methods(model, [build(method, 0)])
         except PeftkitError:
             continue
         return architecture
@@ -67,7 +67,7 @@ def test_what_trains_the_packed_weights_is_refused(checkpoint, method):
     with pytest.raises(
         PeftkitError, match="without quantization" if METHODS[method].needs is None else "is not stored as"
     ):
-        adapt.check(model, [build(method, 0)])
+        check_methods(model, [build(method, 0)])
 
 
 @pytest.mark.parametrize(
@@ -88,20 +88,20 @@ def test_it_is_saved_and_loaded_and_merges_and_unmerges(checkpoint, method, tmp_
     architecture = taken(method)
     loaded = load(section(checkpoint("nf4", architecture)))
     with torch.no_grad():
-        adaptation = adapt.attach(loaded.model, [build(method, 0)])
+        adaptation = attach(loaded.model, [build(method, 0)])
         adaptation.prepare([])
         randomise(adaptation)
         adapted = loaded.model(input_ids=tokens()).logits
-        adapt.save(adaptation, tmp_path / "adapter", {"name": "base", "fingerprint": loaded.fingerprint})
+        save_adapter(adaptation, tmp_path / "adapter", {"name": "base", "fingerprint": loaded.fingerprint})
         if METHODS[method].mergeable:
             adaptation.merge_()
             assert (loaded.model(input_ids=tokens()).logits - adapted).abs().max() <= 1e-4
             adaptation.unmerge_()
             assert torch.equal(loaded.model(input_ids=tokens()).logits, adapted)
         again = load(section(checkpoint("nf4", architecture)))
-        adapt.load(again.model, tmp_path / "adapter", again.fingerprint)
+        load_adapter(again.model, tmp_path / "adapter", again.fingerprint)
         again.model.eval()
         assert torch.equal(again.model(input_ids=tokens()).logits, adapted)
         other = load(section(checkpoint("fp4", architecture)))
         with pytest.raises(PeftkitError, match="made for another base model"):
-            adapt.load(other.model, tmp_path / "adapter", other.fingerprint)
+            load_adapter(other.model, tmp_path / "adapter", other.fingerprint)

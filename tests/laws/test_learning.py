@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from storages import stored
 from subjects import SUBJECTS, attached, build, logits, loss, randomise, tokens
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS
@@ -63,7 +63,7 @@ def test_parity_with_hugging_face_peft_both_ways(name, position, architecture, t
     method, state = type(chosen).from_hf_peft(
         config, load_file(tmp_path / "back" / "adapter_model.safetensors"), Layout(back)
     )
-    adapt.attach(back, [method]).load_state({f"0/{key}": tensor for key, tensor in state.items()})
+    attach(back, [method]).load_state({f"0/{key}": tensor for key, tensor in state.items()})
     assert (logits(back) - expected).abs().max() <= 1e-5
 
 

@@ -9,7 +9,7 @@ import torch
 from storages import SIZES, needed, small
 from subjects import build, hold_equal_to_dense, randomise, tokens
 
-from peftkit import adapt
+from peftkit.adaptation import attach, check_methods
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.models.quantize import Quantization, quantize
@@ -27,7 +27,7 @@ def packs(method: str) -> str:
         model = tiny(architecture)
         quantize(model, Quantization(needed([method]) or QUANTIZERS["nf4"]()))
         try:
-            adapt.check(model, [build(method, 0)])
+            check_methods(model, [build(method, 0)])
         except PeftkitError as error:
             reasons.append(str(error))
         else:
@@ -76,7 +76,7 @@ def test_it_merges_into_the_dequantized_weights_and_out_again(method, format_nam
     model = tiny(architecture)
     quantize(model, Quantization(small(format_name)))
     with torch.no_grad():
-        adaptation = adapt.attach(model, [build(method, 0)])
+        adaptation = attach(model, [build(method, 0)])
         adaptation.prepare([])
         randomise(adaptation)
         model.eval()

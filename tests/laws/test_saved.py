@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from storages import stored
 from subjects import ARCHITECTURES, IDS, SUBJECTS, attached, logits, randomise
 
-from peftkit import adapt
+from peftkit.adaptation import DESCRIPTION, TENSORS, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.models.fingerprint import fingerprint
 from peftkit.models.tiny import tiny
@@ -28,12 +28,12 @@ from safetensors.torch import save_file
 sys.path.insert(0, sys.argv[2])
 from storages import stored
 from subjects import logits
-from peftkit import adapt
+from peftkit.adaptation import DESCRIPTION, TENSORS, load_adapter, save_adapter
 from peftkit.models.fingerprint import fingerprint
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     subject = json.loads((folder / "subject.json").read_text())
     model = stored([subject["name"]], subject["architecture"])
-    adapt.load(model, folder / "adapter", fingerprint(model))
+    load_adapter(model, folder / "adapter", fingerprint(model))
     save_file({"logits": logits(model).contiguous()}, folder / "loaded.safetensors")
 """
 
@@ -41,7 +41,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 def write(folder: Path, name: str, position: int, architecture: str) -> torch.Tensor:
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
-    adapt.save(
+    save_adapter(
         adaptation, folder / "adapter", {"name": architecture, "fingerprint": fingerprint(stored([name], architecture))}
     )
     (folder / "subject.json").write_text(json.dumps({"name": name, "architecture": architecture}))
@@ -62,12 +62,12 @@ def test_a_fresh_process_gives_equal_logits(tmp_path):
 
 def test_the_file_holds_the_adapter_alone_and_is_read_strictly(name, position, architecture, tmp_path):
     write(tmp_path, name, position, architecture)
-    path = tmp_path / "adapter" / adapt.TENSORS
+    path = tmp_path / "adapter" / TENSORS
     tensors = load_file(path)
     model, adaptation = attached(name, position, architecture)
     assert set(tensors) == set(adaptation.state())
     assert all(tensor.numel() for tensor in tensors.values())
-    assert sorted(item.name for item in (tmp_path / "adapter").iterdir()) == [adapt.DESCRIPTION, adapt.TENSORS]
+    assert sorted(item.name for item in (tmp_path / "adapter").iterdir()) == [DESCRIPTION, TENSORS]
     first = sorted(tensors)[0]
     damages = {
         "lacks": {key: value for key, value in tensors.items() if key != first},
@@ -78,11 +78,11 @@ def test_the_file_holds_the_adapter_alone_and_is_read_strictly(name, position, a
     for word, damaged in damages.items():
         save_file(damaged, path)
         with pytest.raises(PeftkitError, match=word):
-            adapt.load(model, tmp_path / "adapter", None)
+            load_adapter(model, tmp_path / "adapter", None)
     save_file(tensors, path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(PeftkitError, match="truncated or damaged"):
-        adapt.load(model, tmp_path / "adapter", None)
+        load_adapter(model, tmp_path / "adapter", None)
 
 
 def test_another_base_is_refused(name, position, architecture, tmp_path):
@@ -90,7 +90,7 @@ def test_another_base_is_refused(name, position, architecture, tmp_path):
     other = stored([name], architecture, seed=1)
     before = logits(other)
     with pytest.raises(PeftkitError, match="another base model"):
-        adapt.load(other, tmp_path / "adapter", fingerprint(other))
+        load_adapter(other, tmp_path / "adapter", fingerprint(other))
     assert torch.equal(logits(other), before)
 
 

@@ -9,10 +9,10 @@ import torch
 from storages import stored
 from torch import Tensor
 
-from peftkit import adapt
+from peftkit.adaptation import activate, attach, attached
+from peftkit.kernels.tree import grow
 from peftkit.method import METHODS
 from peftkit.ports.attention import along
-from peftkit.ports.tree import grow
 
 ROWS = {
     "one": [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14, 15, 16, 17]],
@@ -24,13 +24,13 @@ BARE = [("bitfit", "llama")]
 CASES = [(method, family) for method in METHODS.names() for family in ("llama", "gpt2")]
 
 
-def attached(architecture: str, method: str) -> Any:
+def model_of_three(architecture: str, method: str) -> Any:
     """A model with the method and two LoRAs, one of which stands twice on the same layers; none starts at zero."""
     model = stored([method], architecture)
     chosen = {"one": [method], "two": ["lora"], "three": ["lora", "ia3"]}
     for number, (name, methods) in enumerate(chosen.items()):
         built = [METHODS[each].from_options({}) for each in methods]
-        adaptation = adapt.attach(model, built, name=name, seed=number)
+        adaptation = attach(model, built, name=name, seed=number)
         adaptation.prepare([])
         if any(part.changed for part in adaptation.parts):
             pytest.skip("changes the model's own weights")
@@ -43,14 +43,14 @@ def attached(architecture: str, method: str) -> Any:
 
 def run(model: Any, names: list[str]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """Return the logits of each adaptation's tokens, and its gradients, in one batch of these."""
-    root = adapt.attached(model)
+    root = attached(model)
     trees = []
     for name in names:
         soft = list(root.adaptations[name].soft_ids)
         trees.append(grow([[*soft, *row] for row in ROWS[name]]))
     sizes = [len(tree.ids) for tree in trees]
     ids, positions = (torch.cat([getattr(tree, key) for tree in trees])[None] for key in ("ids", "positions"))
-    adapt.activate(model, names[0])
+    activate(model, names[0])
     with root.switch.divided(list(zip(names, sizes, strict=True))), along(model, *trees):
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         (logits.square().mean() * logits.numel()).backward()
@@ -66,7 +66,7 @@ def run(model: Any, names: list[str]) -> tuple[dict[str, Tensor], dict[str, dict
 
 @pytest.mark.parametrize(("method", "architecture"), [case for case in CASES if case not in BARE])
 def test_each_computes_what_it_does_alone(method: str, architecture: str):
-    model = attached(architecture, method)
+    model = model_of_three(architecture, method)
     logits, gradients = run(model, list(ROWS))
     for name in ROWS:
         own, expected = run(model, [name])
@@ -79,11 +79,11 @@ def test_each_computes_what_it_does_alone(method: str, architecture: str):
 
 @pytest.mark.parametrize("method", ["lora", "prefix-tuning"])
 def test_one_span_is_what_runs_without_spans(method: str):
-    model = attached("llama", method)
+    model = model_of_three("llama", method)
     logits, _ = run(model, list(ROWS))
     for name, rows in ROWS.items():
-        adapt.activate(model, name)
-        soft = list(adapt.attached(model).adaptations[name].soft_ids)
+        activate(model, name)
+        soft = list(attached(model).adaptations[name].soft_ids)
         tree = grow([[*soft, *row] for row in rows])
         with torch.no_grad(), along(model, tree):
             own = model(input_ids=tree.ids[None], position_ids=tree.positions[None], use_cache=False).logits

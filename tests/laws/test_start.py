@@ -12,8 +12,7 @@ from storages import stored
 from subjects import attached, build, logits, loss, options, randomise, soft_ids, tokens
 from torch import Tensor, nn
 
-from peftkit import adapt
-from peftkit.adaptation import Adaptation
+from peftkit.adaptation import Adaptation, attach
 from peftkit.errors import PeftkitError
 from peftkit.ports.embedding import SoftPrompt
 
@@ -186,7 +185,7 @@ def test_zero_rows_and_columns_give_no_nan(name, position, architecture):
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter[0], parameter[:, 0] = 0, 0
-    adaptation = adapt.attach(model, [build(name, position)])
+    adaptation = attach(model, [build(name, position)])
     assert torch.isfinite(logits(model)).all()
     step(model.train(), adaptation, None)
     assert all(torch.isfinite(parameter.grad).all() for _, parameter in adaptation.parameters())
@@ -198,7 +197,7 @@ def test_a_rank_above_the_layer_is_refused(name, position, architecture):
         pytest.skip(f"{name} has no rank")
     model = stored([name], architecture)
     with unchanged_classes(model), pytest.raises(PeftkitError, match=r"rank 33 is larger than .* choose at most"):
-        adapt.attach(model, [type(method).from_options({"rank": 33})])
+        attach(model, [type(method).from_options({"rank": 33})])
 
 
 class unchanged_classes:  # noqa: N801

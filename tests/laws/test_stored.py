@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from subjects import attached, loss, randomise, tokens
 
-from peftkit import adapt
+from peftkit.adaptation import TENSORS, save_adapter
 from peftkit.optim.build import Optimizers
 
 STEPS = 20
@@ -29,8 +29,8 @@ def test_the_saved_file_holds_the_numbers_that_are_stated(name, position, archit
         adaptation.after_step(index, STEPS)
         optimizer.zero_grad()
     adaptation.finish()
-    adapt.save(adaptation, tmp_path / "adapter", {"name": architecture})
-    saved = sum(tensor.numel() for tensor in load_file(tmp_path / "adapter" / adapt.TENSORS).values())
+    save_adapter(adaptation, tmp_path / "adapter", {"name": architecture})
+    saved = sum(tensor.numel() for tensor in load_file(tmp_path / "adapter" / TENSORS).values())
     assert saved > 0
     stated = method.stored(layout)
     assert saved <= stated if method.stored_at_most else saved == stated

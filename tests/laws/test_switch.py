@@ -7,7 +7,7 @@ import torch
 from storages import stored
 from subjects import attached, build, logits, randomise, tokens, unchanged
 
-from peftkit import adapt
+from peftkit.adaptation import activate, attach, route
 from peftkit.errors import PeftkitError
 
 
@@ -48,7 +48,7 @@ def test_disabled_and_removed_are_the_base(name, position, architecture):
     model = stored([name], architecture)
     base, keys, classes = logits(model), list(model.state_dict()), [type(m) for m in model.modules()]
     trainable = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
-    adaptation = adapt.attach(model, [build(name, position)])
+    adaptation = attach(model, [build(name, position)])
     randomise(adaptation)
     adapted = logits(model)
     with adaptation.disabled():
@@ -70,33 +70,33 @@ def test_switching_between_two_is_exact(name, position, architecture):
     base = logits(stored([name], architecture))
     model = stored([name], architecture)
     for seed, label in enumerate("ab"):
-        randomise(adapt.attach(model, [build(name, position)], name=label), seed)
+        randomise(attach(model, [build(name, position)], name=label), seed)
     for label in ("a", "b", "a"):
-        adapt.activate(model, label)
+        activate(model, label)
         assert torch.equal(logits(model), alone[label])
-    adapt.activate(model, None)
+    activate(model, None)
     assert torch.equal(logits(model), base)
 
 
 def test_two_in_one_batch_equal_each_alone(name, position, architecture):
     model = stored([name], architecture)
-    first, second = (adapt.attach(model, [build(name, position)], name=label) for label in "ab")
+    first, second = (attach(model, [build(name, position)], name=label) for label in "ab")
     randomise(second, 2)
     ids = tokens(3)
     expected = [logits(model, ids)]
-    adapt.activate(model, "a")
+    activate(model, "a")
     randomise(first, 1)
     expected.append(logits(model, ids))
-    adapt.activate(model, None)
+    activate(model, None)
     expected.append(logits(model, ids))
     if any(part.changed for part in first.parts):
         with pytest.raises(PeftkitError, match="cannot share a batch"):
-            adapt.route(model, ["a", "b", None])
+            route(model, ["a", "b", None])
         return
     soft = list(first.soft_ids)
     count = 2 if soft else 3
     prompted = torch.cat([torch.tensor([soft] * count, dtype=torch.long), ids[:count]], 1)
-    with adapt.route(model, ["b", "a", None][:count]), torch.no_grad():
+    with route(model, ["b", "a", None][:count]), torch.no_grad():
         mixed = model(input_ids=prompted).logits[:, len(soft) :]
     for row in range(count):
         assert (mixed[row] - expected[row][row]).abs().max() <= 1e-5

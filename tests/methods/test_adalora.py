@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftkit import adapt
+from peftkit.adaptation import attach, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.layout import Site
 from peftkit.methods.adalora import AdaLoRA
@@ -58,7 +58,7 @@ def test_the_budget_is_the_cubic():
 
 def test_exactly_the_target_is_left_and_the_rest_is_gone_from_the_saved_adapter(tmp_path):
     model = tiny("llama")
-    adaptation = adapt.attach(model, [AdaLoRA(rank=4, interval=2)])
+    adaptation = attach(model, [AdaLoRA(rank=4, interval=2)])
     train(adaptation, 20, 20)
     adapters = adaptation.parts[0].adapters.values()
     assert sum(int((adapter.l != 0).sum()) for adapter in adapters) == 4 * 4
@@ -68,19 +68,19 @@ def test_exactly_the_target_is_left_and_the_rest_is_gone_from_the_saved_adapter(
         assert (model(IDS).logits - before).abs().max() <= 1e-5
     assert {key.rsplit("/")[-1] for key in adaptation.state()} == {"P", "l", "Q"}
     assert sum(len(adapter.l) for adapter in adapters) == 16
-    adapt.save(adaptation, tmp_path / "adapter", {"name": "tiny", "fingerprint": None})
+    save_adapter(adaptation, tmp_path / "adapter", {"name": "tiny", "fingerprint": None})
     other = tiny("llama")
-    adapt.load(other, tmp_path / "adapter", None)
+    load_adapter(other, tmp_path / "adapter", None)
     with torch.no_grad():
         assert torch.equal(other(IDS).logits, model(IDS).logits)
 
 
 def test_a_resumed_run_allocates_as_an_unbroken_one():
-    whole = adapt.attach(tiny("llama"), [AdaLoRA(rank=4, interval=3)])
+    whole = attach(tiny("llama"), [AdaLoRA(rank=4, interval=3)])
     train(whole, 20, 20)
-    first = adapt.attach(tiny("llama"), [AdaLoRA(rank=4, interval=3)])
+    first = attach(tiny("llama"), [AdaLoRA(rank=4, interval=3)])
     optimizer = train(first, 11, 20)
-    second = adapt.attach(tiny("llama"), [AdaLoRA(rank=4, interval=3)], seed=9)
+    second = attach(tiny("llama"), [AdaLoRA(rank=4, interval=3)], seed=9)
     second.load_state({key: tensor.clone() for key, tensor in first.state().items()})
     other = torch.optim.AdamW(second.groups(1e-2, 0.0))
     other.load_state_dict(optimizer.state_dict())
@@ -95,7 +95,7 @@ def test_uneven_ranks_travel_to_hugging_face_peft(tmp_path):
     from safetensors.torch import save_file
 
     model = tiny("llama")
-    adaptation = adapt.attach(model, [AdaLoRA(rank=4)])
+    adaptation = attach(model, [AdaLoRA(rank=4)])
     with torch.no_grad():
         for adapter, rank in zip(adaptation.parts[0].adapters.values(), (6, 0, 3, 1), strict=True):
             adapter.l[:rank] = 0.7

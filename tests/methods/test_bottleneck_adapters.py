@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site
 from peftkit.methods.compacter import Compacter
@@ -75,7 +75,7 @@ def test_the_published_starts_are_near_the_base_and_not_on_it():
     base = tiny("llama")(input_ids=IDS).logits
     for method in (SerialAdapter(init="houlsby"), Compacter(init="published")):
         model = tiny("llama")
-        adaptation = adapt.attach(model, [method])
+        adaptation = attach(model, [method])
         difference = (model(input_ids=IDS).logits - base).abs().max()
         assert 0 < difference < 0.05 * base.abs().max(), method.name
         adaptation.remove()
@@ -87,7 +87,7 @@ def test_the_published_starts_are_near_the_base_and_not_on_it():
 
 
 def test_compacter_is_the_dense_adapter_of_its_kronecker_sums():
-    adaptation = adapt.attach(tiny("llama"), [Compacter(bottleneck=8, init="published", activation="relu")])
+    adaptation = attach(tiny("llama"), [Compacter(bottleneck=8, init="published", activation="relu")])
     shared, adapters = adaptation.parts[0].shared, list(adaptation.parts[0].adapters.values())
     assert all(adapter.shared is shared for adapter in adapters)
     assert [key for key, _ in adaptation.parameters() if key.endswith("/A")] == ["0/shared/A"]
@@ -105,4 +105,4 @@ def test_compacter_is_the_dense_adapter_of_its_kronecker_sums():
 def test_compacter_wants_sizes_that_divide():
     for options, what in (({"bottleneck": 6}, "the bottleneck is 6"), ({"division": 5, "bottleneck": 5}, "is 32")):
         with pytest.raises(PeftkitError, match=what):
-            adapt.attach(tiny("llama"), [Compacter(**options)])
+            attach(tiny("llama"), [Compacter(**options)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from peftkit import adapt
+from peftkit.adaptation import check_methods
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS, TUNED_WIDTH, expand
 from peftkit.models.load import load
@@ -36,7 +36,7 @@ def test_every_method_that_suits_the_model_was_searched_with_as_many_trials(foun
     suitable = set()
     for name, cls in METHODS.items():
         try:
-            adapt.check(model(cls.needs), [cls.from_options({})])
+            check_methods(model(cls.needs), [cls.from_options({})])
         except PeftkitError:
             continue
         suitable.add(name)

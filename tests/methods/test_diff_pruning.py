@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftkit import adapt
+from peftkit.adaptation import attach, load_adapter, save_adapter
 from peftkit.layout import Site
 from peftkit.methods.diff_pruning import DiffPruning
 from peftkit.models.tiny import tiny
@@ -52,7 +52,7 @@ def test_the_drawn_gates_are_closed_as_often_as_the_penalty_says():
 def test_the_projection_keeps_exactly_the_share_and_saves_it_alone(tmp_path):
     model = tiny("llama")
     method = DiffPruning(density=0.02, targets=("q", "v"), final=0.5)
-    adaptation = adapt.attach(model, [method])
+    adaptation = attach(model, [method])
     train(adaptation, 6, 6)
     budget = 2 * (round(0.02 * 32 * 32) + round(0.02 * 16 * 32))
     adapters = list(adaptation.parts[0].adapters.values())
@@ -67,9 +67,9 @@ def test_the_projection_keeps_exactly_the_share_and_saves_it_alone(tmp_path):
     assert {key.rsplit("/")[-1] for key in state} == {"sparse.indices", "sparse.values"}
     assert adaptation.trainable == budget
     assert sum(tensor.numel() * tensor.element_size() for tensor in state.values()) == 8 * budget
-    adapt.save(adaptation, tmp_path / "adapter", {"name": "tiny", "fingerprint": None})
+    save_adapter(adaptation, tmp_path / "adapter", {"name": "tiny", "fingerprint": None})
     other = tiny("llama")
-    loaded = adapt.load(other, tmp_path / "adapter", None)
+    loaded = load_adapter(other, tmp_path / "adapter", None)
     with torch.no_grad():
         assert torch.equal(other(IDS).logits, model(IDS).logits)
         loaded.merge_()
@@ -80,13 +80,13 @@ def test_the_projection_keeps_exactly_the_share_and_saves_it_alone(tmp_path):
 def test_a_resumed_run_keeps_the_same_entries(stop):
     method = DiffPruning(density=0.02, targets="q", final=0.5)
     torch.manual_seed(1)
-    whole = adapt.attach(tiny("llama"), [method])
+    whole = attach(tiny("llama"), [method])
     train(whole, 10, 10)
     torch.manual_seed(1)
-    first = adapt.attach(tiny("llama"), [method])
+    first = attach(tiny("llama"), [method])
     optimizer = train(first, 10, stop)
     random = torch.get_rng_state()
-    second = adapt.attach(tiny("llama"), [method])
+    second = attach(tiny("llama"), [method])
     second.load_state({key: tensor.clone() for key, tensor in first.state().items()})
     other = torch.optim.AdamW(second.groups(1e-2, 0.0))
     other.load_state_dict(optimizer.state_dict())
@@ -96,6 +96,6 @@ def test_a_resumed_run_keeps_the_same_entries(stop):
 
 
 def test_gates_have_a_learning_rate_of_their_own():
-    groups = adapt.attach(tiny("llama"), [DiffPruning(targets="q", structured=True)]).groups(1e-4, 0.0)
+    groups = attach(tiny("llama"), [DiffPruning(targets="q", structured=True)]).groups(1e-4, 0.0)
     rates = {key.rsplit("/")[-1]: group["lr"] for group in groups for key in group["keys"]}
     assert rates == {"w": 1e-4, "a": 0.1, "group": 0.1}

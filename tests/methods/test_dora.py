@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.layout import Layout, Site
 from peftkit.methods.dora import DoRA, Stretched
 from peftkit.models.tiny import tiny
@@ -44,7 +44,7 @@ def test_the_formula_by_hand():
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
 def test_the_factored_norm_is_the_dense_one_and_merged_rows_have_the_trained_lengths(architecture, dtype):
     model = tiny(architecture).to(dtype)
-    adaptation = adapt.attach(model, [DoRA(targets="linear", rank=4)])
+    adaptation = attach(model, [DoRA(targets="linear", rank=4)])
     for adapter in adaptation.parts[0].adapters.values():
         with torch.no_grad():
             for parameter in adapter.parameters():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
 from peftkit.layout import Site
 from peftkit.methods.dylora import DyLoRA
@@ -46,7 +46,7 @@ def test_only_the_last_row_learns_where_that_is_asked():
 
 def test_the_drawn_ranks_cover_the_range_and_follow_the_seed():
     def draw():
-        adaptation = adapt.attach(tiny("llama"), [DyLoRA(rank=5, min_rank=2)])
+        adaptation = attach(tiny("llama"), [DyLoRA(rank=5, min_rank=2)])
         torch.manual_seed(3)
         seen = []
         for step in range(40):
@@ -64,4 +64,4 @@ def test_use_rank_cuts_the_merge():
     nn.init.normal_(adapter.B)
     assert torch.allclose(adapter.delta(site.module.weight), 6.0 * adapter.B[:, :1] @ adapter.A[:1])
     with pytest.raises(PeftkitError, match="use_rank is 9, above the rank 8"):
-        adapt.attach(tiny("llama"), [DyLoRA(use_rank=9)])
+        attach(tiny("llama"), [DyLoRA(use_rank=9)])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded
+from peftkit.layers.sparse import largest
 from peftkit.layout import Site
 from peftkit.methods.fishmask import FishMask, examples, fisher
 from peftkit.models.tiny import tiny
-from peftkit.ports.sparse import largest
 
 ROWS = [Encoded([3, 4, 5, 6], [-100, 4, 5, 6]), Encoded([7, 8], [-100, 8]), Encoded([9, 8, 7], [-100, -100, 7])]
 
@@ -64,7 +64,7 @@ def test_the_largest_over_all_sites_are_chosen():
 def test_the_mask_follows_the_data_and_only_changed_entries_are_saved():
     method = FishMask(density=0.02)
     model = tiny("gpt2").train()
-    adaptation = adapt.attach(model, [method])
+    adaptation = attach(model, [method])
     count = adaptation.trainable
     spread = {key: tensor.clone() for key, tensor in adaptation.state().items()}
     adaptation.prepare([collate(ROWS, 0)])
@@ -76,13 +76,13 @@ def test_the_mask_follows_the_data_and_only_changed_entries_are_saved():
     weights = 2 * (4 * 32 * 32 + 2 * 32 * 128)
     assert sum(t.numel() * t.element_size() for t in state.values()) == 8 * (2 * (4 * 20 + 2 * 82))
     assert count / weights < 0.0201
-    other = adapt.attach(tiny("gpt2"), [method])
+    other = attach(tiny("gpt2"), [method])
     other.load_state({key: tensor.clone() for key, tensor in state.items()})
     assert all(torch.equal(tensor, other.state()[key]) for key, tensor in state.items())
 
 
 def test_a_site_without_an_entry_trains_and_merges():
-    adaptation = adapt.attach(tiny("llama"), [FishMask(density=0.01)])
+    adaptation = attach(tiny("llama"), [FishMask(density=0.01)])
     adapters = list(adaptation.parts[0].adapters.values())
     adapters[0].choose(torch.zeros(32, 32, dtype=torch.bool))
     optimizer = torch.optim.AdamW(adaptation.groups(1e-2, 0.0), fused=True)

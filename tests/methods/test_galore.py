@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peftkit import adapt
+from peftkit.adaptation import attach, check_methods
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, own_parameters
 from peftkit.methods.galore import GaLore
@@ -15,7 +15,7 @@ from peftkit.models.tiny import tiny
 
 def trained(model, **options):
     """Attach and return the optimizer of every trained parameter, by name."""
-    groups = adapt.attach(model, [GaLore(**options)]).groups(1e-2, 0.1)
+    groups = attach(model, [GaLore(**options)]).groups(1e-2, 0.1)
     return {key.removeprefix("0/own/"): group for group in groups for key in group["keys"]}
 
 
@@ -55,8 +55,8 @@ def test_a_tied_head_is_its_embedding_once():
 
 def test_a_rank_above_one_target_names_it_and_the_way_out():
     with pytest.raises(PeftkitError, match=r"rank 17 is larger than .*k_proj \[16, 32\] allows: choose at most 16"):
-        adapt.attach(tiny("llama"), [GaLore(rank=17)])
-    assert adapt.attach(tiny("llama"), [GaLore(rank=17, targets=("q", "o"))]).trainable == 4 * 32 * 32
+        attach(tiny("llama"), [GaLore(rank=17)])
+    assert attach(tiny("llama"), [GaLore(rank=17, targets=("q", "o"))]).trainable == 4 * 32 * 32
 
 
 def test_packed_weights_are_refused():
@@ -64,4 +64,4 @@ def test_packed_weights_are_refused():
     module = model.get_submodule("model.layers.1.mlp.up_proj")
     module.weight = torch.nn.Parameter(torch.zeros(64, 16, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(PeftkitError, match=r"layers\.1\.mlp\.up_proj keeps its weight in a packed format"):
-        adapt.check(model, [GaLore()])
+        check_methods(model, [GaLore()])

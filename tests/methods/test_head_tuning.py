@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.methods.head_tuning import HeadTuning
 from peftkit.models.tiny import tiny
 
@@ -14,7 +14,7 @@ def test_the_embedding_of_a_tied_head_stays_when_the_change_is_merged():
     embedding = model.transformer.wte.weight
     before = embedding.detach().clone()
     assert model.lm_head.weight is embedding
-    adaptation = adapt.attach(model, [HeadTuning()])
+    adaptation = attach(model, [HeadTuning()])
     assert adaptation.trainable == 96 * 32
     with torch.no_grad():
         adaptation.parameters()[0][1].fill_(0.5)
@@ -27,12 +27,12 @@ def test_the_embedding_of_a_tied_head_stays_when_the_change_is_merged():
 
 
 def test_a_bias_of_the_head_is_trained_with_it():
-    assert adapt.attach(tiny("phi"), [HeadTuning()]).trainable == 96 * 32 + 96
+    assert attach(tiny("phi"), [HeadTuning()]).trainable == 96 * 32 + 96
 
 
 def test_no_gradient_runs_through_the_layers_below():
     model = tiny("llama")
-    adapt.attach(model, [HeadTuning()])
+    attach(model, [HeadTuning()])
     seen = []
     model.model.norm.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
     assert model(torch.tensor([[3, 4, 5]])).logits.requires_grad

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from peftkit import adapt
+from peftkit.adaptation import activate, attach, check_methods, load_adapter, route, save_adapter
 from peftkit.errors import PeftkitError
-from peftkit.layout import Site
+from peftkit.layout import Layout, Site
 from peftkit.method import METHODS
 from peftkit.methods.dora import DoRA
 from peftkit.methods.inits import INITS, saved_pairs, splits
@@ -62,11 +62,11 @@ def test_frozen_weight_and_pair_are_the_weight_at_every_site(init, architecture)
     """A choice that is not drawn has also moved every weight by far more than what rounding leaves."""
     model = tiny(architecture)
     method = LoRA(init=init, targets="linear", rank=4, alpha=6.0)
-    found = method.build(LoRA().sites(adapt.Layout(model))[0])
+    found = method.build(LoRA().sites(Layout(model))[0])
     assert method.splits_base == (found.factorise is not None)
     before = weights(model)
-    originals = {site.id: rows(site) for site in method.sites(adapt.Layout(model))}
-    adaptation = adapt.attach(model, [method])
+    originals = {site.id: rows(site) for site in method.sites(Layout(model))}
+    adaptation = attach(model, [method])
     for key, adapter in adaptation.parts[0].adapters.items():
         left = adapter.weight()
         assert (left + adapter.delta(left) - originals[key]).abs().max() <= 2e-6
@@ -84,9 +84,9 @@ def rows(site):
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
 def test_the_other_parts_of_a_fused_module_stay(architecture):
     model = tiny(architecture)
-    others = {site.id: site for site in LoRA(targets=("q", "v")).sites(adapt.Layout(model))}
+    others = {site.id: site for site in LoRA(targets=("q", "v")).sites(Layout(model))}
     before = {key: rows(site) for key, site in others.items()}
-    adapt.attach(model, [LoRA(init="pissa", targets="k", rank=2)])
+    attach(model, [LoRA(init="pissa", targets="k", rank=2)])
     assert all(torch.equal(rows(site), before[key]) for key, site in others.items())
 
 
@@ -134,7 +134,7 @@ def test_the_fast_decomposition_is_nearly_the_exact_one():
 
 
 def test_the_fast_decomposition_follows_from_the_seed():
-    states = [adapt.attach(tiny("llama"), [LoRA(init="pissa-fast", rank=2)], seed=seed).state() for seed in (1, 1, 2)]
+    states = [attach(tiny("llama"), [LoRA(init="pissa-fast", rank=2)], seed=seed).state() for seed in (1, 1, 2)]
     key = "0/model.layers.0.self_attn.q_proj/A0"
     assert torch.equal(states[0][key], states[1][key])
     assert not torch.equal(states[0][key], states[2][key])
@@ -156,7 +156,7 @@ def test_hugging_face_peft_starts_alike(init, architecture):
     )
     theirs = peft.get_peft_model(tiny(architecture), config).base_model.model.get_submodule(module)
     model = tiny(architecture)
-    adaptation = adapt.attach(model, [LoRA(init=init, rank=4, alpha=6.0, targets=(module,))])
+    adaptation = attach(model, [LoRA(init=init, rank=4, alpha=6.0, targets=(module,))])
     mine = adaptation.parts[0].adapters[module]
     down, up = theirs.lora_A["default"].weight, theirs.lora_B["default"].weight
     signs = (mine.A * down).sum(1).sign()
@@ -171,7 +171,7 @@ def test_hugging_face_peft_starts_alike(init, architecture):
 def test_exported_to_hugging_face_peft_as_a_plain_adapter_of_the_base(name, init, tmp_path):
     peft = pytest.importorskip("peft")
     model = tiny("llama")
-    adaptation = adapt.attach(model, [METHODS[name].from_options({"init": init, "rank": 3})])
+    adaptation = attach(model, [METHODS[name].from_options({"init": init, "rank": 3})])
     randomise(adaptation)
     part = adaptation.parts[0]
     config, tensors = part.method.hf_peft(part.adapters, model)
@@ -185,13 +185,13 @@ def test_exported_to_hugging_face_peft_as_a_plain_adapter_of_the_base(name, init
 @pytest.mark.parametrize("name", ["dylora", "moslora", "sora"])
 def test_methods_that_add_something_else_refuse(name):
     with pytest.raises(PeftkitError, match=f"{name}: init 'pissa'.*choose one of {', '.join(DRAWN)}"):
-        adapt.check(tiny("llama"), [METHODS[name].from_options({"init": "pissa"})])
+        check_methods(tiny("llama"), [METHODS[name].from_options({"init": "pissa"})])
 
 
 def test_a_tied_head_is_refused():
-    assert adapt.check(tiny("llama", tie_word_embeddings=False), [LoRA(init="olora", targets="head")])
+    assert check_methods(tiny("llama", tie_word_embeddings=False), [LoRA(init="olora", targets="head")])
     with pytest.raises(PeftkitError, match="weight of lm_head, which the embedding shares"):
-        adapt.check(tiny("llama", tie_word_embeddings=True), [LoRA(init="olora", targets="head")])
+        check_methods(tiny("llama", tie_word_embeddings=True), [LoRA(init="olora", targets="head")])
 
 
 @pytest.mark.parametrize("other", [{"name": "lora"}, {"name": "full"}, {"name": "ia3"}, {"name": "dora"}])
@@ -199,33 +199,33 @@ def test_another_method_on_a_weight_that_changes_is_refused(other):
     methods = [METHODS[other["name"]].from_options({}), LoRA(init="pissa")]
     for pair in (methods, methods[::-1]):
         with pytest.raises(PeftkitError, match=f"'lora' starts by changing .* on which '{other['name']}' works too"):
-            adapt.check(tiny("llama"), pair)
+            check_methods(tiny("llama"), pair)
 
 
 @pytest.mark.parametrize("cls", [LoRA, DoRA])
 def test_loading_finds_the_rest_from_the_saved_start(cls, tmp_path, no_factorising):
     model = tiny("llama")
-    adaptation = adapt.attach(model, [cls(init="pissa", targets="linear", rank=3)])
+    adaptation = attach(model, [cls(init="pissa", targets="linear", rank=3)])
     randomise(adaptation)
     expected, settled = logits(model), weights(model)
-    adapt.save(adaptation, tmp_path / "adapter", {"name": "llama", "fingerprint": None})
+    save_adapter(adaptation, tmp_path / "adapter", {"name": "llama", "fingerprint": None})
     no_factorising()
     fresh = tiny("llama")
-    adapt.load(fresh, tmp_path / "adapter", None, keep_base=False)
+    load_adapter(fresh, tmp_path / "adapter", None, keep_base=False)
     assert torch.equal(logits(fresh), expected)
     assert all(torch.equal(value, settled[key]) for key, value in weights(fresh).items())
 
 
 def test_without_the_old_weights_it_cannot_be_switched_off():
     model = tiny("llama")
-    adaptation = adapt.attach(model, [LoRA(init="pissa")], keep_base=False)
-    for leave in (adaptation.remove, lambda: adapt.activate(model, None)):
+    adaptation = attach(model, [LoRA(init="pissa")], keep_base=False)
+    for leave in (adaptation.remove, lambda: activate(model, None)):
         with pytest.raises(PeftkitError, match="were not kept: load the base model again"):
             leave()
 
 
 def test_another_start_is_refused_once_the_weights_lack_one():
-    first, second = (adapt.attach(tiny("llama", seed), [LoRA(init="pissa")]) for seed in (0, 1))
+    first, second = (attach(tiny("llama", seed), [LoRA(init="pissa")]) for seed in (0, 1))
     before = first.state()["0/model.layers.0.self_attn.q_proj/A"].clone()
     with pytest.raises(PeftkitError, match="another start"):
         first.load_state(second.state())
@@ -238,13 +238,13 @@ def test_another_start_is_refused_once_the_weights_lack_one():
 
 def test_rows_are_not_routed_past_a_weight_that_is_changed():
     model = tiny("llama")
-    adapt.attach(model, [LoRA()], name="plain")
-    adapt.attach(model, [LoRA(init="pissa")], name="split")
+    attach(model, [LoRA()], name="plain")
+    attach(model, [LoRA(init="pissa")], name="split")
     for rows in (["split", "plain"], ["plain", None]):
         with pytest.raises(PeftkitError, match="'split' changes the model's own weights"):
-            adapt.route(model, rows)
-    adapt.activate(model, "plain")
-    with adapt.route(model, ["plain", None]):
+            route(model, rows)
+    activate(model, "plain")
+    with route(model, ["plain", None]):
         assert torch.equal(model(IDS.expand(2, -1)).logits[1:], logits(tiny("llama")))
 
 
@@ -254,7 +254,7 @@ def test_a_weight_that_is_not_finite_is_refused_and_the_model_left_alone():
         model.model.layers[1].self_attn.v_proj.weight[0, 0] = torch.nan
     classes, before = [type(module) for module in model.modules()], weights(model)
     with pytest.raises(PeftkitError, match=r"layers\.1\.self_attn\.v_proj holds NaN or infinity"):
-        adapt.attach(model, [LoRA(init="pissa")])
+        attach(model, [LoRA(init="pissa")])
     assert [type(module) for module in model.modules()] == classes
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(value.nan_to_num(7.0), before[key].nan_to_num(7.0)) for key, value in weights(model).items())
@@ -263,9 +263,9 @@ def test_a_weight_that_is_not_finite_is_refused_and_the_model_left_alone():
 @pytest.mark.parametrize("init", SPLITTING)
 def test_a_bf16_weight_keeps_the_rest_rounded_once(init):
     model = tiny("llama").bfloat16()
-    site = LoRA(targets="up").sites(adapt.Layout(model))[0]
+    site = LoRA(targets="up").sites(Layout(model))[0]
     before = rows(site)
-    adaptation = adapt.attach(model, [DoRA(init=init, targets="up", rank=4)])
+    adaptation = attach(model, [DoRA(init=init, targets="up", rank=4)])
     adapter = adaptation.parts[0].adapters[site.id]
     assert torch.equal(adapter.weight(), (before.float() - adapter.B0 @ adapter.A0).bfloat16())
     left = adapter.weight().float()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
 from peftkit.export.hf_peft import load
 from peftkit.layout import Layout
@@ -24,13 +24,13 @@ def test_the_count_of_llama_2_7b_is_the_closed_form():
 
 
 def test_layers_choose_the_norms_of_these_blocks_alone():
-    adaptation = adapt.attach(tiny("llama"), [LayerNormTuning(layers="0")])
+    adaptation = attach(tiny("llama"), [LayerNormTuning(layers="0")])
     assert {key for key, _ in adaptation.parameters()} == {
         "0/own/model.layers.0.input_layernorm.weight",
         "0/own/model.layers.0.post_attention_layernorm.weight",
     }
     with pytest.raises(PeftkitError, match="none of the 2 layers"):
-        adapt.attach(tiny("llama"), [LayerNormTuning(layers="5")])
+        attach(tiny("llama"), [LayerNormTuning(layers="5")])
 
 
 def test_a_folder_of_hugging_face_peft_is_read(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.layout import Layout
 from peftkit.methods.llama_adapter import LlamaAdapter
 from peftkit.models.tiny import tiny
@@ -26,7 +26,7 @@ def written_out(module, prompt, gate, q):
 @pytest.mark.parametrize("variant", ["paper", "official"])
 def test_the_attention_written_out(variant):
     model = tiny("llama")
-    adaptation = adapt.attach(model, [LlamaAdapter(length=3, variant=variant)])
+    adaptation = attach(model, [LlamaAdapter(length=3, variant=variant)])
     adapter = list(adaptation.parts[0].adapters.values())[1]
     with torch.no_grad():
         adapter.g.copy_(torch.tensor([0.5] if variant == "paper" else [0.5, -1.0, 2.0, 0.1]))
@@ -45,7 +45,7 @@ def test_the_attention_written_out(variant):
 
 def test_the_keys_of_the_prompt_pass_the_norm_of_keys():
     model = tiny("qwen3")
-    adaptation = adapt.attach(model, [LlamaAdapter(length=3)])
+    adaptation = attach(model, [LlamaAdapter(length=3)])
     adapter = next(iter(adaptation.parts[0].adapters.values()))
     module, seen = adapter.site.module, []
     like = torch.randn(1, 2, 5, 8)
@@ -71,7 +71,7 @@ def test_hugging_face_peft_computes_the_same(architecture):
             each.transformer.h[1].attn.c_proj.weight.data = torch.eye(32)
             each.transformer.h[1].attn.c_proj.bias.data.zero_()
     theirs = peft.get_peft_model(base, config).eval()
-    adaptation = adapt.attach(model, [LlamaAdapter(length=3, top=1)])
+    adaptation = attach(model, [LlamaAdapter(length=3, top=1)])
     (adapter,) = adaptation.parts[0].adapters.values()
     assert adapter.site.layer == 1
     seated = theirs.base_model.model.get_submodule(adapter.site.path)
@@ -87,7 +87,7 @@ def test_hugging_face_peft_computes_the_same(architecture):
 
 def test_the_gate_learns_first():
     model = tiny("llama")
-    adaptation = adapt.attach(model, [LlamaAdapter(length=3)])
+    adaptation = attach(model, [LlamaAdapter(length=3)])
     model(input_ids=IDS).logits.square().mean().backward()
     for key, parameter in adaptation.parameters():
         assert bool(parameter.grad.any()) == key.endswith("/g"), key

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.method import METHODS
 from peftkit.methods.inits import loftq
 from peftkit.models.quantize import Quantization, quantize
@@ -127,7 +127,7 @@ def test_a_model_in_our_nf4_starts_as_theirs_does(monkeypatch: pytest.MonkeyPatc
     plain = {name: value.clone() for name, value in model.state_dict().items()}
     quantize(model, Quantization(QUANTIZERS["nf4"].from_options({"block_size": 64, "double_quant": False})))
     method = METHODS["lora"].from_options({"targets": "linear", "rank": 4, "init": "loftq"})
-    adaptation = adapt.attach(model, [method])
+    adaptation = attach(model, [method])
     for adapter in adaptation.parts[0].adapters.values():
         weight = plain[f"{adapter.site.path}.weight"]
         stored, product = their_start(weight, 4, 1)

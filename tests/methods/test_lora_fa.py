@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.layout import Layout, Site
 from peftkit.methods.lora import LoRA
 from peftkit.methods.lora_fa import LoRAFA
@@ -78,7 +78,7 @@ def test_the_projected_gradient_is_the_nearest_to_that_of_the_weight():
 
 def test_a_is_saved_and_never_trained():
     model = tiny("llama")
-    adaptation = adapt.attach(model, [LoRAFA()])
+    adaptation = attach(model, [LoRAFA()])
     keys = [key for key, _ in adaptation.parameters()]
     assert all(key.endswith("/B") for key in keys)
     assert {key[:-1] + "A" for key in keys} | set(keys) == set(adaptation.state())

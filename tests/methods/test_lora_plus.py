@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.methods.lora import LoRA
 from peftkit.methods.lora_plus import LoRAPlus
 from peftkit.models.tiny import tiny
@@ -13,7 +13,7 @@ IDS = torch.arange(3, 27).view(2, 12)
 
 
 def train(method):
-    adaptation = adapt.attach(tiny("llama"), [method])
+    adaptation = attach(tiny("llama"), [method])
     groups = adaptation.groups(1e-2, 0.0)
     optimizer = torch.optim.AdamW(groups)
     parameters = [p for group in groups for p in group["params"]]
@@ -32,7 +32,7 @@ def test_the_ratio_one_is_lora_bit_for_bit():
 
 
 def test_b_and_biases_learn_faster_than_a():
-    groups = adapt.attach(tiny("opt"), [LoRAPlus(ratio=8.0, bias="adapted")]).groups(1e-3, 0.0)
+    groups = attach(tiny("opt"), [LoRAPlus(ratio=8.0, bias="adapted")]).groups(1e-3, 0.0)
     rates = {key: group["lr"] for group in groups for key in group["keys"]}
     assert {rate for key, rate in rates.items() if key.endswith("/A")} == {1e-3}
     assert {rate for key, rate in rates.items() if key.endswith(("/B", "bias"))} == {8e-3}

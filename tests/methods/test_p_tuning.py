@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peftkit import adapt
+from peftkit.adaptation import attach, load_adapter, save_adapter
 from peftkit.layout import Layout
 from peftkit.methods.p_tuning import PTuning
 from peftkit.methods.prompt_tuning import PromptTuning
@@ -16,7 +16,7 @@ from peftkit.models.tiny import tiny
 def test_the_encoder_and_its_size_are_those_of_hugging_face_peft(encoder):
     """Same weights, same prompt; their LSTM reads the prompt as one batch of its rows in order."""
     peft = pytest.importorskip("peft")
-    adaptation = adapt.attach(tiny("llama"), [PTuning(length=5, encoder=encoder, hidden=6)])
+    adaptation = attach(tiny("llama"), [PTuning(length=5, encoder=encoder, hidden=6)])
     adapter = next(iter(adaptation.parts[0].adapters.values()))
     config = peft.PromptEncoderConfig(
         peft_type="P_TUNING",
@@ -47,7 +47,7 @@ def test_hugging_face_peft_computes_the_same_without_a_first_token(architecture,
     """That library puts the prompt in front of everything, here it stands behind a beginning-of-sequence token."""
     peft = pytest.importorskip("peft")
     model = tiny(architecture)
-    adaptation = adapt.attach(model, [PTuning(length=3, encoder=encoder, hidden=6)])
+    adaptation = attach(model, [PTuning(length=3, encoder=encoder, hidden=6)])
     (adapter,) = adaptation.parts[0].adapters.values()
     config = peft.PromptEncoderConfig(
         task_type="CAUSAL_LM",
@@ -73,18 +73,18 @@ def test_hugging_face_peft_computes_the_same_without_a_first_token(architecture,
 @pytest.mark.parametrize("encoder", ["mlp", "lstm"])
 def test_what_is_left_is_a_prompt_of_free_embeddings(encoder, tmp_path):
     model = tiny("gpt2")
-    adaptation = adapt.attach(model, [PTuning(length=3, encoder=encoder, hidden=6)])
+    adaptation = attach(model, [PTuning(length=3, encoder=encoder, hidden=6)])
     ids = torch.tensor([[*adaptation.soft_ids, 5, 9, 14]])
     with torch.no_grad():
         before = model(input_ids=ids).logits
     adaptation.finish()
-    adapt.save(adaptation, tmp_path / "adapter", {"name": "gpt2"})
+    save_adapter(adaptation, tmp_path / "adapter", {"name": "gpt2"})
     state = adaptation.state()
     assert [tuple(tensor.shape) for tensor in state.values()] == [(3, 32)]
     loaded = tiny("gpt2")
-    assert adapt.load(loaded, tmp_path / "adapter", None).methods == (PTuning(length=3, encoder="none", hidden=6),)
+    assert load_adapter(loaded, tmp_path / "adapter", None).methods == (PTuning(length=3, encoder="none", hidden=6),)
     plain = tiny("gpt2")
-    (key,) = (other := adapt.attach(plain, [PromptTuning(length=3)])).state()
+    (key,) = (other := attach(plain, [PromptTuning(length=3)])).state()
     other.load_state({key: next(iter(state.values()))})
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, before)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from peftkit import adapt
+from peftkit.adaptation import attach, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.methods.p_tuning_v2 import PTuningV2
@@ -27,7 +27,7 @@ def run(model, **rest):
 def test_a_prefix_is_what_stands_in_the_cache(architecture, method):
     """The base with the prefix in its cache, the text at its own positions 0, 1, …; groups where the model has them."""
     model = tiny(architecture)
-    adaptation = adapt.attach(model, [method])
+    adaptation = attach(model, [method])
     result = run(model)
     adaptation.finish()
     groups = getattr(model.config, "num_key_value_heads", 4)
@@ -84,7 +84,7 @@ def test_hugging_face_peft_computes_the_same_at_equal_positions(architecture, ov
     """
     peft = pytest.importorskip("peft")
     model = tiny(architecture, **overrides)
-    adaptation = adapt.attach(model, [method])
+    adaptation = attach(model, [method])
     theirs = same_of_hugging_face_peft(peft, adaptation, tiny(architecture, **overrides))
     positions = torch.arange(5)[None]
     ours = run(model)
@@ -119,16 +119,16 @@ def test_a_prefix_mixes_two_attentions():
 
 def test_the_mlp_is_dropped_and_the_logits_stay(tmp_path):
     model = tiny("llama")
-    adaptation = adapt.attach(model, [PrefixTuning(length=3, projection=8)])
+    adaptation = attach(model, [PrefixTuning(length=3, projection=8)])
     before = run(model)
     adaptation.finish()
-    adapt.save(adaptation, tmp_path / "adapter", {"name": "llama"})
+    save_adapter(adaptation, tmp_path / "adapter", {"name": "llama"})
     assert sorted(adaptation.state()) == [
         f"0/model.layers.{layer}.self_attn/{name}" for layer in range(2) for name in "KV"
     ]
     assert all(tensor.shape == (3, 16) for tensor in adaptation.state().values())
     loaded = tiny("llama")
-    again = adapt.load(loaded, tmp_path / "adapter", None)
+    again = load_adapter(loaded, tmp_path / "adapter", None)
     assert again.methods == (PrefixTuning(length=3, projection=None),)
     assert torch.equal(run(loaded), before)
     adaptation.remove()
@@ -149,4 +149,4 @@ def test_counts_of_llama_2_7b_are_the_published_ones():
 
 def test_a_family_with_its_own_attention_is_refused():
     with pytest.raises(PeftkitError, match="no adapter can enter"):
-        adapt.attach(tiny("bloom"), [PrefixTuning()])
+        attach(tiny("bloom"), [PrefixTuning()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peftkit import adapt
+from peftkit.adaptation import attach, check_methods, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.methods.prompt_tuning import PromptTuning
 from peftkit.models.tiny import tiny
@@ -23,7 +23,7 @@ def prompted(model, adaptation):
 def test_the_prompt_stands_in_front_of_the_embeddings(architecture):
     model = tiny(architecture)
     embedded = model.get_input_embeddings()(IDS).detach()
-    adaptation = adapt.attach(model, [PromptTuning(length=3, init="random")])
+    adaptation = attach(model, [PromptTuning(length=3, init="random")])
     prompt = adaptation.parameters()[0][1]
     result = prompted(model, adaptation)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def test_a_prompt_from_the_vocabulary_is_a_text_in_front(architecture):
     """Gemma multiplies its embeddings by a constant: the prompt starts on that scale."""
     model = tiny(architecture)
     table = model.get_input_embeddings()(torch.arange(96)).detach()
-    adaptation = adapt.attach(model, [PromptTuning(length=4)])
+    adaptation = attach(model, [PromptTuning(length=4)])
     prompt = adaptation.parameters()[0][1]
     words = (prompt.unsqueeze(1) == table).all(-1).nonzero()[:, 1]
     assert len(words) == len(set(words.tolist())) == 4
@@ -61,14 +61,14 @@ def test_a_prompt_from_a_text_is_the_text_in_front(architecture, length, ids, tm
     model = tiny(architecture)
     method = PromptTuning(length=length, init="text", text="abc").with_tokenizer(Letters())
     assert method.text_ids == (7, 8, 9)
-    adaptation = adapt.attach(model, [method])
+    adaptation = attach(model, [method])
     result = prompted(model, adaptation)
     with torch.no_grad():
         expected = tiny(architecture)(input_ids=torch.cat([torch.tensor([ids] * 2), IDS], 1)).logits[:, length:]
     assert (result - expected).abs().max() <= 1e-5
-    adapt.save(adaptation, tmp_path / "adapter", {"name": architecture})
+    save_adapter(adaptation, tmp_path / "adapter", {"name": architecture})
     loaded = tiny(architecture)
-    again = adapt.load(loaded, tmp_path / "adapter", None)
+    again = load_adapter(loaded, tmp_path / "adapter", None)
     assert again.methods == (method,)
     assert torch.equal(prompted(loaded, again), result)
 
@@ -90,12 +90,12 @@ def test_the_tokenizer_is_asked_for_a_text_alone():
 def test_a_start_that_cannot_be_is_refused_by_its_key(options, told):
     method = PromptTuning.from_options(options).with_tokenizer(Letters())
     with pytest.raises(PeftkitError, match=told):
-        adapt.check(tiny("llama"), [method])
+        check_methods(tiny("llama"), [method])
 
 
 def test_a_text_without_its_ids_is_refused():
     with pytest.raises(PeftkitError, match="with_tokenizer"):
-        adapt.attach(tiny("llama"), [PromptTuning(init="text", text="abc")])
+        attach(tiny("llama"), [PromptTuning(init="text", text="abc")])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
@@ -103,7 +103,7 @@ def test_hugging_face_peft_computes_the_same_without_a_first_token(architecture)
     """That library puts the prompt in front of everything, here it stands behind a beginning-of-sequence token."""
     peft = pytest.importorskip("peft")
     model = tiny(architecture)
-    adaptation = adapt.attach(model, [PromptTuning(length=3, init="random")])
+    adaptation = attach(model, [PromptTuning(length=3, init="random")])
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     theirs = peft.get_peft_model(tiny(architecture), config).eval()
     with torch.no_grad():
@@ -113,11 +113,11 @@ def test_hugging_face_peft_computes_the_same_without_a_first_token(architecture)
 
 
 def test_random_starts_in_its_bounds_and_long_prompts_repeat_words():
-    adaptation = adapt.attach(tiny("llama"), [PromptTuning(length=100, init="random")])
+    adaptation = attach(tiny("llama"), [PromptTuning(length=100, init="random")])
     prompt = adaptation.parameters()[0][1]
     assert prompt.dtype == torch.float32
     assert 0.45 < prompt.abs().max() <= 0.5
-    assert adapt.attach(tiny("llama"), [PromptTuning(length=100)]).trainable == 100 * 32
+    assert attach(tiny("llama"), [PromptTuning(length=100)]).trainable == 100 * 32
 
 
 def test_an_empty_prompt_is_refused():

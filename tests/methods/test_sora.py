@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from peftkit import adapt
+from peftkit.adaptation import attach, load_adapter, save_adapter
 from peftkit.layout import Site
 from peftkit.methods.sora import SoRA
 from peftkit.models.tiny import tiny
@@ -29,7 +29,7 @@ def test_the_formula_and_the_proximal_step_by_hand():
 
 def test_closed_gates_are_gone_from_the_saved_adapter_and_nothing_changes(tmp_path):
     model = tiny("llama")
-    adaptation = adapt.attach(model, [SoRA(rank=4, targets=("q", "v"))])
+    adaptation = attach(model, [SoRA(rank=4, targets=("q", "v"))])
     with torch.no_grad():
         for _, parameter in adaptation.parameters():
             parameter.normal_(0, 0.3)
@@ -40,9 +40,9 @@ def test_closed_gates_are_gone_from_the_saved_adapter_and_nothing_changes(tmp_pa
         adaptation.finish()
         assert (model(IDS).logits - before).abs().max() <= 1e-5
     assert [len(adapter.g) for adapter in adapters] == [0, 2, 4, 4]
-    adapt.save(adaptation, tmp_path / "adapter", {"name": "tiny", "fingerprint": None})
+    save_adapter(adaptation, tmp_path / "adapter", {"name": "tiny", "fingerprint": None})
     other = tiny("llama")
-    loaded = adapt.load(other, tmp_path / "adapter", None)
+    loaded = load_adapter(other, tmp_path / "adapter", None)
     # q of the two layers, then v: [32, 32] at rank 0 and 2, [16, 32] at rank 4.
     assert loaded.trainable == 2 * (64 + 1) + 2 * 4 * (48 + 1)
     with torch.no_grad():

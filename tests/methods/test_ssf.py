@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from peftkit import adapt
+from peftkit.adaptation import attach
+from peftkit.adaptation.merge import merge_module
 from peftkit.layout import Layout, Rows, Site
 from peftkit.methods.ssf import SSF
 from peftkit.models.tiny import tiny
-from peftkit.ports.merging import merge_module
 
 
 def test_the_formula_by_hand():
@@ -48,7 +48,7 @@ def test_a_part_of_a_fused_module_without_bias_gets_one_that_goes_again():
 
 
 def test_the_official_start_is_near_the_base():
-    adaptation = adapt.attach(tiny("gpt2"), [SSF(variant="official")])
+    adaptation = attach(tiny("gpt2"), [SSF(variant="official")])
     gammas, betas = (
         torch.cat([p.detach() for key, p in adaptation.parameters() if key.endswith(name)])
         for name in ("gamma", "beta")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from storages import small, stored
 
-from peftkit import adapt
+from peftkit.adaptation import attach, check_methods
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.models.load import load
@@ -40,7 +40,7 @@ def layers(model):
 
 
 def attached(model, method, **options):
-    adaptation = adapt.attach(model, [METHODS[method].from_options(options)])
+    adaptation = attach(model, [METHODS[method].from_options(options)])
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for adapter in adaptation.parts[0].adapters.values():
@@ -193,7 +193,7 @@ def test_alphatuning_moves_the_first_scale_alone():
 
 def test_several_methods_merge_packed_together():
     model = packed(quantizer=small("int4"))
-    adaptation = adapt.attach(model, [METHODS[name].from_options({}) for name in ("qa-lora", "peqa")])
+    adaptation = attach(model, [METHODS[name].from_options({}) for name in ("qa-lora", "peqa")])
     with torch.no_grad():
         for _, parameter in adaptation.parameters():
             parameter.add_(torch.randn(parameter.shape), alpha=0.05)
@@ -204,13 +204,13 @@ def test_several_methods_merge_packed_together():
 
 def test_what_has_no_equal_in_stored_scales_is_refused_with_nothing_changed():
     model = packed(quantizer=small("int4"))
-    adaptation = adapt.attach(model, [METHODS[name].from_options({}) for name in ("peqa", "lora")])
+    adaptation = attach(model, [METHODS[name].from_options({}) for name in ("peqa", "lora")])
     state = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(PeftkitError, match="no equal in the scales of a stored weight"):
         adaptation.merge_packed_()
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
     model = stored(["peqa"])
-    first, _ = (adapt.attach(model, [METHODS["peqa"].from_options({})], name) for name in ("one", "two"))
+    first, _ = (attach(model, [METHODS["peqa"].from_options({})], name) for name in ("one", "two"))
     with pytest.raises(PeftkitError, match="'two' is attached to the same stored weights"):
         first.merge_packed_()
 
@@ -220,18 +220,18 @@ def test_another_storage_is_refused_with_those_that_do(method):
     able = ", ".join(formats(METHODS[method].needs))
     for model in (tiny("llama"), packed(quantizer=small("nf4"))):
         with pytest.raises(PeftkitError, match=f"{method}: the weight of .* set quantization to one of {able}"):
-            adapt.attach(model, [METHODS[method].from_options({})])
+            attach(model, [METHODS[method].from_options({})])
     outline = load(ModelSection(name="bundled/tiny"), device="meta", weights=False).model
     with pytest.raises(PeftkitError, match="set quantization to one of"):
-        adapt.check(outline, [METHODS[method].from_options({})])
+        check_methods(outline, [METHODS[method].from_options({})])
     section = QuantizationSection(format=formats(METHODS[method].needs)[0])
     outline = load(ModelSection(name="bundled/tiny"), device="meta", weights=False, quantization=section).model
-    adapt.check(outline, [METHODS[method].from_options({})])
+    check_methods(outline, [METHODS[method].from_options({})])
 
 
 def test_columns_kept_apart_take_scales_and_no_offset():
     with pytest.raises(PeftkitError, match=f"not stored as {ZERO_POINTS}"):
-        adapt.attach(packed(quantizer=QUANTIZERS["int8"](outliers=0.1)), [METHODS["qa-lora"].from_options({})])
+        attach(packed(quantizer=QUANTIZERS["int8"](outliers=0.1)), [METHODS["qa-lora"].from_options({})])
     model = packed(quantizer=QUANTIZERS["int8"](outliers=0.1))
     before = {path: layer.outliers for path, layer in layers(model).items()}
     attached(model, "peqa").merge_packed_()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peftkit import adapt
+from peftkit.adaptation import DESCRIPTION, attach, load_adapter, route, save_adapter
 from peftkit.layout import Layout
 from peftkit.methods.lora import LoRA
 from peftkit.methods.pfeiffer_adapter import PfeifferAdapter
@@ -24,7 +24,7 @@ UNGATED = (LoRA(rank=4, alpha=4), PrefixTuning(length=3, projection=8), Pfeiffer
 def attached(architecture="llama", deviation=0.3, **options):
     """A model whose parts all do something, and the handle."""
     model = tiny(architecture)
-    adaptation = adapt.attach(model, [UniPELT(**{**SMALL, "projection": 8, **options})])
+    adaptation = attach(model, [UniPELT(**{**SMALL, "projection": 8, **options})])
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _, parameter in adaptation.parameters():
@@ -57,7 +57,7 @@ def test_closed_gates_give_the_base_and_open_ones_the_parts_themselves(architect
     assert torch.equal(run(model), base)
     force(adaptation, 200.0)
     ungated = tiny(architecture)
-    plain = adapt.attach(ungated, UNGATED)
+    plain = attach(ungated, UNGATED)
     plain.load_state({key: tensor for key, tensor in adaptation.state().items() if "/gate." not in key})
     assert (run(model) - run(ungated)).abs().max() <= 1e-5
 
@@ -122,14 +122,14 @@ def test_steps_with_a_cache_equal_the_whole(architecture):
 def test_rows_of_one_batch_keep_their_own_gates():
     model, _ = attached()
     alone = run(model)
-    with adapt.route(model, [None, "default"]):
+    with route(model, [None, "default"]):
         mixed = run(model)
     assert (mixed[0] - run(tiny("llama"))[0]).abs().max() <= 1e-5
     assert (mixed[1] - alone[1]).abs().max() <= 1e-5
 
 
 def test_gates_start_at_about_a_half():
-    adaptation = adapt.attach(tiny("llama"), [UniPELT()])
+    adaptation = attach(tiny("llama"), [UniPELT()])
     # q, v, attention and adapter of two layers
     assert len(gates(adaptation)) == 8
     x = torch.randn(100, 32)
@@ -145,7 +145,7 @@ def test_gates_start_at_about_a_half():
 def test_at_the_start_the_prefix_alone_moves_the_base():
     model = tiny("llama")
     base = run(model)
-    adaptation = adapt.attach(model, [UniPELT()])
+    adaptation = attach(model, [UniPELT()])
     assert (run(model) - base).abs().max() > 1e-3
     with adaptation.without([1]):
         assert torch.equal(run(model), base)
@@ -195,12 +195,12 @@ def test_it_is_saved_under_its_own_name(finished, tmp_path):
     if finished:
         adaptation.finish()
     expected = run(model)
-    adapt.save(adaptation, tmp_path / "adapter", {"name": "llama"})
-    (written,) = json.loads((tmp_path / "adapter" / adapt.DESCRIPTION).read_text())["methods"]
+    save_adapter(adaptation, tmp_path / "adapter", {"name": "llama"})
+    (written,) = json.loads((tmp_path / "adapter" / DESCRIPTION).read_text())["methods"]
     chosen = UniPELT(**SMALL, layers="1", projection=None if finished else 8)
     assert (written["name"], written["options"]) == ("unipelt", chosen.options())
     fresh = tiny("llama")
-    loaded = adapt.load(fresh, tmp_path / "adapter", None)
+    loaded = load_adapter(fresh, tmp_path / "adapter", None)
     assert loaded.chosen == (chosen,)
     assert torch.equal(run(fresh), expected)
     assert not any("outer" in key or "shared" in key for key in loaded.state()) or not finished
@@ -209,7 +209,7 @@ def test_it_is_saved_under_its_own_name(finished, tmp_path):
 def test_beside_another_method_both_are_written_down(tmp_path):
     model = tiny("llama")
     both = [LoRA(targets="mlp"), UniPELT(**SMALL, projection=None)]
-    adaptation = adapt.attach(model, both)
+    adaptation = attach(model, both)
     assert adaptation.described == tuple(both)
-    adapt.save(adaptation, tmp_path / "adapter", {"name": "llama"})
-    assert adapt.load(tiny("llama"), tmp_path / "adapter", None).chosen == tuple(both)
+    save_adapter(adaptation, tmp_path / "adapter", {"name": "llama"})
+    assert load_adapter(tiny("llama"), tmp_path / "adapter", None).chosen == tuple(both)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.layout import Layout, Site
 from peftkit.methods.vera import Projection, VeRA
 from peftkit.models.tiny import tiny
@@ -56,10 +56,10 @@ def test_the_shared_matrices_are_those_of_the_mersenne_twister():
 @pytest.mark.parametrize("save", [False, True])
 def test_the_shared_matrices_are_saved_by_choice_and_equal_either_way(save):
     torch.manual_seed(5)
-    adaptation = adapt.attach(tiny("llama"), [VeRA(rank=4, save_projection=save)], seed=1)
+    adaptation = attach(tiny("llama"), [VeRA(rank=4, save_projection=save)], seed=1)
     assert ({"0/shared/A", "0/shared/B"} <= set(adaptation.state())) == save
     torch.manual_seed(6)
-    other = adapt.attach(tiny("llama"), [VeRA(rank=4)], seed=2)
+    other = attach(tiny("llama"), [VeRA(rank=4)], seed=2)
     assert torch.equal(adaptation.parts[0].shared.A, other.parts[0].shared.A)
     adapters = list(adaptation.parts[0].adapters.values())
     assert all(adapter.shared is adapters[0].shared for adapter in adapters)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.method import METHODS
 from peftkit.models.fingerprint import fingerprint
 from peftkit.models.tiny import ARCHITECTURES, tiny
@@ -39,7 +39,7 @@ def test_a_changed_value_counts() -> None:
 def test_seated_adapters_do_not_count() -> None:
     model = tiny("gpt2")
     mark = fingerprint(model)
-    adapt.attach(model, [METHODS["lora"].from_options({"targets": ["q", "head"]})])
+    attach(model, [METHODS["lora"].from_options({"targets": ["q", "head"]})])
     assert fingerprint(model) == mark
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
 from peftkit.methods.full import Full
 from peftkit.methods.lora import LoRA
@@ -75,9 +75,7 @@ def test_the_outline_has_the_same_layers_and_counts_and_the_packed_size(checkpoi
     folder = checkpoints[kind, "llama"]
     outline = load(section(folder), device="meta", weights=False)
     assert outline.fingerprint is None
-    adaptations = [
-        adapt.attach(model, [LoRA()]) for model in (outline.model, load(section(folder)).model, tiny("llama"))
-    ]
+    adaptations = [attach(model, [LoRA()]) for model in (outline.model, load(section(folder)).model, tiny("llama"))]
     assert len({adaptation.total for adaptation in adaptations}) == 1
     assert len({adaptation.trainable for adaptation in adaptations}) == 1
     assert set(packed(outline.model)) == set(packed(adaptations[1].model))
@@ -110,7 +108,7 @@ def test_a_recipe_that_quantizes_it_again_is_refused(checkpoints):
 def test_what_would_write_the_packed_weight_is_refused(checkpoints, method, told):
     for where in ({"device": "meta", "weights": False}, {}):
         with pytest.raises(PeftkitError, match=told):
-            adapt.attach(load(section(checkpoints["nf4", "llama"]), **where).model, [method])
+            attach(load(section(checkpoints["nf4", "llama"]), **where).model, [method])
 
 
 def test_the_fingerprint_tells_how_the_base_is_stored(checkpoints, tmp_path):
@@ -128,7 +126,7 @@ def test_the_fingerprint_tells_how_the_base_is_stored(checkpoints, tmp_path):
 def test_an_unpacked_model_is_an_ordinary_one_and_keeps_a_merge(checkpoints, key, tmp_path):
     loaded = load(section(checkpoints[key]))
     model = loaded.model
-    adaptation = adapt.attach(model, [LoRA()], keep_base=False)
+    adaptation = attach(model, [LoRA()], keep_base=False)
     with torch.no_grad():
         for _, parameter in adaptation.parameters():
             parameter.normal_(std=0.1)
@@ -237,7 +235,7 @@ def learns(loaded, meant, close):
     twin = load_twin(loaded.model)
     results = []
     for model in (loaded.model, twin):
-        adaptation = adapt.attach(model, [LoRA()])
+        adaptation = attach(model, [LoRA()])
         model(input_ids=IDS, labels=IDS).loss.backward()
         results.append([parameter.grad for _, parameter in adaptation.parameters()])
     assert any(gradient.abs().max() > 0 for gradient in results[0])

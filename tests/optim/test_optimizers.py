@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
 from peftkit.methods.full import Full
 from peftkit.methods.galore import GaLore
@@ -21,7 +21,7 @@ IDS = torch.arange(3, 27).view(2, 12)
 
 
 def attached(*methods):
-    return adapt.attach(tiny("gpt2"), list(methods))
+    return attach(tiny("gpt2"), list(methods))
 
 
 def backward(adaptation):

@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.method import METHODS
 from peftkit.models.tiny import SETTINGS, VOCABULARY, tiny
 
@@ -138,7 +138,7 @@ def prepare(folder: Path, name: str, architecture: str) -> Tensor:
     save_file({"ids": ids}, folder / "ids.safetensors")
     tensors: dict[str, Tensor] = {}
     if case.method is not None:
-        adaptation = adapt.attach(model, [METHODS[case.method].from_options(case.options)])
+        adaptation = attach(model, [METHODS[case.method].from_options(case.options)])
         with torch.no_grad():
             for key, parameter in adaptation.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peftkit import adapt
-from peftkit.adaptation import Adaptation
+from peftkit.adaptation import Adaptation, attach
+from peftkit.kernels.low_rank_spans import Pair
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
 from peftkit.ports.shared_input import SharedInput, linears_with_pairs, observed, shared
-from peftkit.ports.spans import Pair
 from peftkit.training.rungs import recompute
 
 IDS = torch.tensor([[5, 9, 31, 7, 2, 40], [8, 8, 17, 3, 60, 11]])
@@ -24,7 +23,7 @@ def adapted(
 ) -> tuple[nn.Module, Adaptation, list[SharedInput]]:
     """Return a tiny model in training, its adaptation with values everywhere, and its groups."""
     model = tiny(architecture)
-    adaptation = adapt.attach(model, [METHODS[method].from_options(options)], seed=3)
+    adaptation = attach(model, [METHODS[method].from_options(options)], seed=3)
     generator = torch.Generator().manual_seed(4)
     for _, parameter in adaptation.parameters():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)

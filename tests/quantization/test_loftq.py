@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peftkit import adapt
+from peftkit.adaptation import attach, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.methods.inits import INITS, loftq
@@ -41,7 +41,7 @@ def products(adaptation):
 @pytest.mark.parametrize("alpha", [4, 16])
 def test_the_start_is_nearer_the_weight_than_plain_packing(name, alpha):
     model, plain = packed(name), packed(name)
-    for path, product, weight, stored in products(adapt.attach(model, [method(alpha=alpha)])):
+    for path, product, weight, stored in products(attach(model, [method(alpha=alpha)])):
         alone = dense(plain.get_submodule(path))
         assert torch.linalg.norm(weight - stored - product) < torch.linalg.norm(weight - alone), path
 
@@ -49,7 +49,7 @@ def test_the_start_is_nearer_the_weight_than_plain_packing(name, alpha):
 def test_each_pair_is_the_best_of_its_rank_for_what_packing_left(caplog):
     """Eckart and Young: |R - B A|^2 is the sum of the squares of the singular values beyond the rank."""
     model = packed()
-    for path, product, weight, stored in products(adapt.attach(model, [method()])):
+    for path, product, weight, stored in products(attach(model, [method()])):
         rest = (weight - stored).detach()
         beyond = torch.linalg.svdvals(rest)[4:]
         assert torch.linalg.norm(rest - product) == pytest.approx(float(beyond.norm()), rel=1e-4), path
@@ -58,7 +58,7 @@ def test_each_pair_is_the_best_of_its_rank_for_what_packing_left(caplog):
 
 def test_the_best_iterate_is_kept_and_told(caplog):
     with caplog.at_level("INFO", "peftkit"):
-        adaptation = adapt.attach(packed(), [method()])
+        adaptation = attach(packed(), [method()])
     told = [record.args for record in caplog.records if "loftq" in record.msg]
     assert len(told) == len(adaptation.parts[0].adapters)
     found = {path: torch.linalg.norm(weight - q - product) for path, product, weight, q in products(adaptation)}
@@ -83,21 +83,21 @@ def test_a_large_weight_is_decomposed_to_a_percent_of_the_exact_error():
 
 def test_weights_that_are_not_packed_are_refused():
     with pytest.raises(PeftkitError, match=r"init 'loftq' answers what packing loses.*set quantization"):
-        adapt.attach(tiny("llama"), [method()])
+        attach(tiny("llama"), [method()])
 
 
 def test_a_saved_start_comes_back_without_being_redone(tmp_path, monkeypatch):
     model = packed()
-    adaptation = adapt.attach(model, [method()])
+    adaptation = attach(model, [method()])
     forget_originals(model)
     with torch.no_grad():
         for _, parameter in adaptation.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
     expected = model(input_ids=IDS).logits
-    adapt.save(adaptation, tmp_path / "adapter", {"name": "tiny"})
+    save_adapter(adaptation, tmp_path / "adapter", {"name": "tiny"})
     monkeypatch.setattr(loftq, "ITERATIONS", None)
     again = packed()
-    adapt.load(again, tmp_path / "adapter", None)
+    load_adapter(again, tmp_path / "adapter", None)
     assert torch.equal(again(input_ids=IDS).logits, expected)
     stored = method().stored(adaptation.layout)
     assert sum(tensor.numel() for tensor in adaptation.state().values()) == stored
@@ -106,11 +106,11 @@ def test_a_saved_start_comes_back_without_being_redone(tmp_path, monkeypatch):
 def test_what_was_learned_goes_into_the_original_weights(tmp_path):
     """On the weights that were never packed the start is subtracted: W + (B A - B0 A0)."""
     model = packed("nf4")
-    adaptation = adapt.attach(model, [method()])
-    adapt.save(adaptation, tmp_path / "adapter", {"name": "tiny"})
+    adaptation = attach(model, [method()])
+    save_adapter(adaptation, tmp_path / "adapter", {"name": "tiny"})
     plain = tiny("llama")
     before = plain(input_ids=IDS).logits
-    loaded = adapt.load(plain, tmp_path / "adapter", None)
+    loaded = load_adapter(plain, tmp_path / "adapter", None)
     assert (plain(input_ids=IDS).logits - before).abs().max() <= 1e-5
     loaded.merge_()
     assert (plain(input_ids=IDS).logits - before).abs().max() <= 1e-5
@@ -118,7 +118,7 @@ def test_what_was_learned_goes_into_the_original_weights(tmp_path):
 
 def test_switching_off_and_removing_bring_the_packed_base_back():
     model, base = packed(), packed()
-    adaptation = adapt.attach(model, [method()])
+    adaptation = attach(model, [method()])
     with adaptation.disabled():
         assert torch.equal(model(input_ids=IDS).logits, base(input_ids=IDS).logits)
     adaptation.remove()
@@ -129,7 +129,7 @@ def test_switching_off_and_removing_bring_the_packed_base_back():
 
 def test_pissa_takes_its_pair_from_the_weight_before_packing():
     """QPiSSA: what is packed is W - B A of the original W, and not of the packed one."""
-    adaptation = adapt.attach(packed("nf4"), [method(init="pissa")])
+    adaptation = attach(packed("nf4"), [method(init="pissa")])
     for path, product, weight, stored in products(adaptation):
         left, values, right = torch.linalg.svd(weight, full_matrices=False)
         assert torch.allclose(product, left[:, :4] * values[:4] @ right[:4], atol=1e-5), path

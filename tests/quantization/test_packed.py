@@ -8,7 +8,7 @@ import pytest
 import torch
 from model_folders import write_model
 
-from peftkit import adapt
+from peftkit.adaptation import attach, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS
@@ -49,7 +49,7 @@ def test_the_linear_layers_of_the_blocks_are_packed_and_nothing_else(architectur
 
 def test_packed_weights_count_as_the_weights_that_they_are():
     method = METHODS["lora"].from_options({})
-    assert adapt.attach(packed(), [method]).total == adapt.attach(tiny("llama"), [method]).total
+    assert attach(packed(), [method]).total == attach(tiny("llama"), [method]).total
 
 
 def test_formats_are_chosen_by_module():
@@ -143,7 +143,7 @@ def kept(tmp_path, monkeypatch):
 
 def test_a_second_start_reads_what_the_first_one_packed(kept, monkeypatch):
     section, _, first = kept
-    monkeypatch.setattr(loading.shardwise, "read", None)
+    monkeypatch.setattr(loading.layerwise, "read", None)
     second = load(section, quantization=NF4)
     assert second.fingerprint == first.fingerprint
     assert torch.equal(second.model(input_ids=IDS).logits, first.model(input_ids=IDS).logits)
@@ -200,14 +200,14 @@ def test_a_damaged_packed_model_is_told_and_packed_again(kept, damage, caplog):
 
 def test_an_adapter_of_another_storage_is_refused(tmp_path):
     model = packed()
-    adaptation = adapt.attach(model, [METHODS["lora"].from_options({})])
-    adapt.save(adaptation, tmp_path / "adapter", {"name": "tiny", "quantization": NF4.model_dump()})
+    adaptation = attach(model, [METHODS["lora"].from_options({})])
+    save_adapter(adaptation, tmp_path / "adapter", {"name": "tiny", "quantization": NF4.model_dump()})
     other = QuantizationSection(format="nf4", options={"block_size": 64})
     with pytest.raises(
         PeftkitError, match=r"stored as nf4 \(block_size 16\), and the model is loaded as nf4 \(block_size 64"
     ):
-        adapt.load(packed(), tmp_path / "adapter", None, quantization=other.model_dump())
-    loaded = adapt.load(packed(), tmp_path / "adapter", None, quantization=NF4.model_dump())
+        load_adapter(packed(), tmp_path / "adapter", None, quantization=other.model_dump())
+    loaded = load_adapter(packed(), tmp_path / "adapter", None, quantization=NF4.model_dump())
     assert loaded.trainable == adaptation.trainable
 
 

@@ -10,11 +10,11 @@ import torch
 from small_runs import make_recipe
 
 from peftkit import recipe
-from peftkit.adapt import DESCRIPTION
+from peftkit.adaptation import DESCRIPTION
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import prepare
 from peftkit.files import read_json
-from peftkit.quantization import spending
+from peftkit.quantization import allocation
 from peftkit.training import Interrupted, Silent, train
 
 pytest.importorskip("scipy")
@@ -36,7 +36,7 @@ def test_a_run_goes_on_and_opens_with_the_formats_that_it_began_with(source: Pat
     train(chosen, tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(chosen, tmp_path / "parts", observer=Stops())
-    monkeypatch.setattr(spending, "error", lambda *_: pytest.fail("a weight was packed to see what it loses"))
+    monkeypatch.setattr(allocation, "error", lambda *_: pytest.fail("a weight was packed to see what it loses"))
     monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("a weight was factorised again"))
     train(chosen, tmp_path / "parts", resume=True)
     adapters = [(tmp_path / name / "adapter" / "adapter.safetensors").read_bytes() for name in ("whole", "parts")]

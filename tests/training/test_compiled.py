@@ -10,7 +10,8 @@ import pytest
 import torch
 from small_runs import make_recipe
 
-from peftkit import adapt, recipe
+from peftkit import recipe
+from peftkit.adaptation import attach
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded, insert
 from peftkit.engine.engine import Arrangement, choose
@@ -52,7 +53,7 @@ def _forgotten() -> Iterator[None]:
 def built(method: str, layers: int, compile: bool | str = False, **options: Any) -> Loop:
     """Build the loop of a tiny Llama, with micro-batches of another number of tokens in each step."""
     model = tiny("llama", num_hidden_layers=layers)
-    adaptation = adapt.attach(model, [METHODS[method].from_options(options)], seed=1)
+    adaptation = attach(model, [METHODS[method].from_options(options)], seed=1)
     generator = torch.Generator().manual_seed(5)
     rows = [torch.randint(3, 96, (6 + 5 * number % 17,), generator=generator).tolist() for number in range(24)]
     given = [insert(Encoded(ids, ids), adaptation.soft_ids, 0) for ids in rows]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from combinations import decoder
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded, insert
 from peftkit.engine.engine import Engine
@@ -33,7 +33,7 @@ def make_loop(
 ) -> Loop:
     section = TrainSection(**{"learning_rate": 0.01, "batch_examples": 2, "max_steps": 4, **train})
     model = model or decoder((method,))
-    adaptation = adapt.attach(model, [METHODS[method].from_options({})])
+    adaptation = attach(model, [METHODS[method].from_options({})])
     batches = batches or Batches(rows(), batch_examples=section.batch_examples, seed=section.seed)
     inner = batches.batches if isinstance(batches, Fixed) else batches
     inner.encoded = [insert(row, adaptation.soft_ids, 0) for row in inner.encoded]

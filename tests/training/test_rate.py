@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.adaptation import attached as attachments
 from peftkit.data.batches import Batches, collate
 from peftkit.data.encode import Encoded
@@ -31,7 +31,7 @@ def methods(chosen):
 
 def attached(chosen, **overrides):
     model = tiny("llama", **overrides)
-    adapt.attach(model, methods(chosen))
+    attach(model, methods(chosen))
     return model
 
 
@@ -77,7 +77,7 @@ def test_a_trained_head_alone_needs_no_gradient_of_anything_below():
 def test_packed_weights_count_as_dense_ones():
     model = tiny("llama")
     quantize(model, Quantization(QUANTIZERS["nf4"](), {}))
-    adapt.attach(model, methods({"lora": {"rank": 2}}))
+    attach(model, methods({"lora": {"rank": 2}}))
     assert work(model) == work(attached({"lora": {"rank": 2}}))
 
 
@@ -153,8 +153,8 @@ def test_a_meter_sets_the_operations_of_all_micro_batches_against_the_rate():
 
 def test_only_what_the_loop_trains_counts_beside_other_adaptations():
     model = tiny("llama")
-    low = adapt.attach(model, methods({"lora": {"rank": 2}}), "low")
-    high = adapt.attach(model, methods({"lora": {"rank": 2, "layers": [1]}}), "high")
+    low = attach(model, methods({"lora": {"rank": 2}}), "low")
+    high = attach(model, methods({"lora": {"rank": 2, "layers": [1]}}), "high")
     trained = {found.name: [parameter for _, parameter in found.parameters()] for found in (low, high)}
     assert work(model, trained["low"]).passed == 2 * LAYER
     assert work(model, trained["high"]).passed == LAYER
@@ -179,7 +179,7 @@ def test_a_step_tells_what_it_computed_and_a_meter_makes_it_tell_the_utilisation
 def test_parts_of_the_memory_are_those_counted_by_hand():
     model = tiny("llama")
     own = sum(parameter.nbytes for parameter in model.parameters()) + sum(b.nbytes for b in model.buffers())
-    adaptation = adapt.attach(model, methods({"lora": {"rank": 2}}))
+    adaptation = attach(model, methods({"lora": {"rank": 2}}))
     loop = looped(model)
     loop.run_step()
     parts = memory_parts(loop, peak=10**9)
@@ -193,7 +193,7 @@ def test_parts_of_the_memory_are_those_counted_by_hand():
 
 def test_weights_that_are_trained_are_the_models_and_have_gradients():
     model = tiny("llama")
-    adaptation = adapt.attach(model, methods({"layernorm-tuning": {}}))
+    adaptation = attach(model, methods({"layernorm-tuning": {}}))
     parts = memory_parts(looped(model), peak=10**9)
     assert (parts["adapter"], parts["gradients"], parts["optimizer"]) == (0, 4 * adaptation.trainable, 0)
     assert parts["weights"] > parts["gradients"]

@@ -9,15 +9,15 @@ import flash_kernel
 import pytest
 import torch
 
-from peftkit import adapt
+from peftkit.adaptation import attach
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded
 from peftkit.engine.engine import Arrangement, choose
 from peftkit.engine.steady import PREDICTIONS, TOKENS, steady
+from peftkit.kernels import fused_attention, varlen_attention
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
 from peftkit.optim.build import Optimizers
-from peftkit.ports import fused_attention, varlen_attention
 from peftkit.recipe import TrainSection
 from peftkit.training import replays
 from peftkit.training.loop import Loop
@@ -39,7 +39,7 @@ def rows(count: int = 48) -> list[Encoded]:
 def make_loop(method: str, **train: Any) -> Loop:
     torch.manual_seed(0)
     model = tiny("llama")
-    adaptation = adapt.attach(model, [METHODS[method].from_options({})], seed=3)
+    adaptation = attach(model, [METHODS[method].from_options({})], seed=3)
     section = TrainSection(learning_rate=0.01, max_steps=12, batch_examples=4, **train)
     batches, (engine, told) = Batches(rows(), batch_examples=4), choose(model, rows(), 0, CPU, Arrangement())
     assert not told

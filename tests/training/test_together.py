@@ -11,11 +11,12 @@ import torch
 from small_runs import make_recipe, write_documents
 from test_session import Stops
 
-from peftkit import adapt, recipe
+from peftkit import recipe, tensor_file
+from peftkit.adaptation import TENSORS, activate, attach, attached
 from peftkit.errors import PeftkitError
+from peftkit.kernels.tree import grow
 from peftkit.models.tiny import tiny
 from peftkit.ports.attention import along
-from peftkit.ports.tree import grow
 from peftkit.together import Failed, Job, Stopped, train_together
 from peftkit.training import Silent, log, session, train
 from peftkit.training.loop import Loop
@@ -64,7 +65,7 @@ def alike(run: Path, other: Path) -> None:
     assert losses(run) == pytest.approx(losses(other), abs=1e-4)
     for one, two in zip(records(run), records(other), strict=True):
         assert one == pytest.approx(two, rel=1e-2, abs=1e-3)
-    tensors = [adapt.tensor_file.read_tensors(path / "adapter" / adapt.TENSORS) for path in (run, other)]
+    tensors = [tensor_file.read_tensors(path / "adapter" / TENSORS) for path in (run, other)]
     assert tensors[0].keys() == tensors[1].keys()
     for key, tensor in tensors[0].items():
         torch.testing.assert_close(tensor, tensors[1][key], rtol=0, atol=2e-3)
@@ -249,8 +250,8 @@ def test_nothing_passes_from_one_span_to_another():
 
     model = tiny("llama")
     for name, method in (("one", "prefix-tuning"), ("two", "lora")):
-        adapt.attach(model, [METHODS[method].from_options({})], name=name)
-    root = adapt.attached(model)
+        attach(model, [METHODS[method].from_options({})], name=name)
+    root = attached(model)
     with torch.no_grad():
         for _, parameter in root.adaptations["one"].parameters():
             parameter.fill_(torch.nan)
@@ -259,7 +260,7 @@ def test_nothing_passes_from_one_span_to_another():
     with torch.no_grad():
         with root.switch.divided([("one", 4), ("two", 5)]), along(model, *trees):
             both = model(input_ids=flat[0], position_ids=flat[1], use_cache=False).logits
-        adapt.activate(model, "two")
+        activate(model, "two")
         with along(model, trees[1]):
             alone = model(input_ids=flat[0][:, 4:], position_ids=flat[1][:, 4:], use_cache=False).logits
     assert both[:, :4].isnan().all()

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peftkit import adapt, budget
+from peftkit import budget
+from peftkit.adaptation import check_methods
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS, Method
@@ -84,10 +85,10 @@ def _entry(choices: Sequence[MethodChoice], model: Any, size: float | None, seed
     methods = tuple(METHODS[choice.name].from_options(choice.options) for choice in choices)
     label, note = " + ".join(map(describe, methods)), ""
     try:
-        adapt.check(model, methods)
+        check_methods(model, methods)
         if size is not None:
             methods, note = _sized(methods, Layout(model), size)
-            adapt.check(model, methods)
+            check_methods(model, methods)
     except PeftkitError as error:
         return Entry(label, methods, refused=str(error))
     return Entry(label, methods, seeds, note)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import files
-from peftkit.adapt import TENSORS
+from peftkit.adaptation import TENSORS
 from peftkit.comparison.entries import Entry
 from peftkit.comparison.runs import Run
 from peftkit.recipe import Recipe

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from peftkit.data.encode import IGNORED, Encoded
 from peftkit.errors import PeftkitError
-from peftkit.ports.tree import SHARED
+from peftkit.kernels.tree import SHARED
 
 WINDOW = 16
 """Micro-batches' worth of shuffled examples that are sorted by length together: little padding, yet random company."""

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded
-from peftkit.engine import laid
-from peftkit.engine.again import Again
+from peftkit.engine import packed_batch
 from peftkit.engine.cross_entropy import cross_entropy
+from peftkit.engine.fused_modules import FusedModules
 from peftkit.engine.head import Head
-from peftkit.engine.laid import Laid
-from peftkit.engine.stand_ins import StandIns
+from peftkit.engine.packed_batch import PackedBatch
 from peftkit.errors import PeftkitError
+from peftkit.kernels.recompute import Again
 from peftkit.ports.attention import along
 from peftkit.ports.shared_input import SharedInput, observed, shared
 from peftkit.training.loss import batch_loss
@@ -63,18 +63,18 @@ class Engine:
         self.compiled = False
         """Whether the blocks are compiled, one code for all: which layers go together is known of each by itself."""
         self.head = Head(model) if layout.apart else None
-        self.stand_ins = StandIns(model) if layout.fused else None
+        self.fused_modules = FusedModules(model) if layout.fused else None
 
     def lay(self, batch: Any) -> Any:
         """Bring a padded batch into the form in which it is computed; `to(device)` moves that."""
         if self.head is None:
             return batch
-        return laid.flat(batch, self.arrangement.share) if self.arrangement.flat else laid.padded(batch)
+        return packed_batch.flat(batch, self.arrangement.share) if self.arrangement.flat else packed_batch.padded(batch)
 
     @contextmanager
     def running(self, batch: Any) -> Iterator[None]:
         """Run forward and backward passes of what `lay` returned inside."""
-        tree = batch.tree if isinstance(batch, Laid) else None
+        tree = batch.tree if isinstance(batch, PackedBatch) else None
         groups = () if self.compiled else self.groups
         with shared(groups), nullcontext() if tree is None else along(self.model, tree), self.fused():
             yield
@@ -82,11 +82,11 @@ class Engine:
     @property
     def again(self) -> Again | None:
         """What makes tensors again instead of keeping them, where something does."""
-        return None if self.stand_ins is None else self.stand_ins.again
+        return None if self.fused_modules is None else self.fused_modules.again
 
     def fused(self) -> AbstractContextManager[None]:
         """Return the context in which elementwise work is ours; compiled blocks are the model's own code."""
-        return nullcontext() if self.stand_ins is None or self.compiled else self.stand_ins.running()
+        return nullcontext() if self.fused_modules is None or self.compiled else self.fused_modules.running()
 
     def loss(self, batch: Any, device: torch.device, smoothing: float = 0.0) -> Tensor:
         """Sum the next-token cross-entropies of what `lay` returned, within `running`."""
@@ -94,7 +94,7 @@ class Engine:
             return batch_loss(self.model, batch, device, smoothing)
         return self.loss_of(self.head.hidden(**batch.inputs), batch, smoothing)
 
-    def loss_of(self, hidden: Tensor, batch: Laid, smoothing: float = 0.0) -> Tensor:
+    def loss_of(self, hidden: Tensor, batch: PackedBatch, smoothing: float = 0.0) -> Tensor:
         """Sum the next-token cross-entropies of a batch with hidden states [1, N, width] or [B, T, width]."""
         assert self.head is not None
         chosen = hidden.flatten(0, 1).index_select(0, batch.sources)
@@ -113,7 +113,7 @@ class Engine:
         if self.head is not None:
             self.head.release()
 
-    def logits(self, batch: Laid) -> Tensor:
+    def logits(self, batch: PackedBatch) -> Tensor:
         """Return the logits [P, V] of the predictions."""
         assert self.head is not None
         return self.head.logits(self.head.hidden(**batch.inputs).flatten(0, 1).index_select(0, batch.sources))
@@ -141,7 +141,7 @@ def choose(
     model.eval()
     try:
         with torch.no_grad():
-            at = laid.padded(batch).to(device)
+            at = packed_batch.padded(batch).to(device)
             with observed(model) as groups:
                 own = cast(Any, model)(**at.inputs, use_cache=False).logits.flatten(0, 1)[at.sources]
             if wanted.flat:

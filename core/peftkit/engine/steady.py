@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peftkit.engine.laid import Laid
-from peftkit.ports.tree import Block, Tree
-from peftkit.ports.varlen_attention import Copied, Runs, runs, with_runs
+from peftkit.engine.packed_batch import PackedBatch
+from peftkit.kernels.tree import Block, Tree
+from peftkit.kernels.varlen_attention import Copied, Runs, runs, with_runs
 
 TOKENS, KEYS, PREDICTIONS, RUNS, SHARED = 128, 256, 128, 16, 128
 """Multiples of these are the numbers of tokens, keys, predictions, runs, and keys that runs have in common."""
@@ -26,7 +26,7 @@ TOKENS, KEYS, PREDICTIONS, RUNS, SHARED = 128, 256, 128, 16, 128
 class Steady:
     """A micro-batch that is filled up, and all the tensors that its passes read."""
 
-    laid: Laid
+    laid: PackedBatch
     runs: Runs
 
     @property
@@ -53,10 +53,10 @@ class Steady:
         tree = Tree(ids[0], positions[0], [], [])
         inputs = {"input_ids": ids, "position_ids": positions}
         told = Runs(queries, keys, self.runs.longest, Copied(*more) if more else None)
-        return _steady(Laid(inputs, tree, sources, targets, weights), told)
+        return _steady(PackedBatch(inputs, tree, sources, targets, weights), told)
 
 
-def steady(laid: Laid, device: torch.device) -> Steady | None:
+def steady(laid: PackedBatch, device: torch.device) -> Steady | None:
     """Fill up flat tokens on the host and bring them to `device`; None for padded rows."""
     tree = laid.tree
     if tree is None:
@@ -66,7 +66,7 @@ def steady(laid: Laid, device: torch.device) -> Steady | None:
     ids, positions = _filled(tree.ids, idle), torch.cat([tree.positions, torch.arange(idle)])
     more = -len(laid.targets) % PREDICTIONS
     weights = torch.ones(len(laid.targets)) if laid.weights is None else laid.weights
-    filled = Laid(
+    filled = PackedBatch(
         {"input_ids": ids[None], "position_ids": positions[None]},
         Tree(ids, positions, tree.rows, blocks),
         _filled(laid.sources, more, count + idle - 1),
@@ -76,7 +76,7 @@ def steady(laid: Laid, device: torch.device) -> Steady | None:
     return _steady(filled, _full(runs(blocks, 0, torch.device("cpu")), count + idle - 1, device))
 
 
-def _steady(laid: Laid, told: Runs) -> Steady:
+def _steady(laid: PackedBatch, told: Runs) -> Steady:
     assert laid.tree is not None
     with_runs(laid.tree, told)
     return Steady(laid, told)

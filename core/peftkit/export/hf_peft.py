@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from peftkit import adapt, files, tensor_file
-from peftkit.adaptation import Adaptation
+from peftkit import files, tensor_file
+from peftkit.adaptation import Adaptation, attach
 from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
 from peftkit.export import FORMATS
@@ -84,7 +84,7 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
     try:
         reader = max(readers, key=lambda cls: len(cls.__mro__))
         method, state = reader.from_hf_peft(config, tensors, Layout(model))
-        adaptation = adapt.attach(model, [method], name)
+        adaptation = attach(model, [method], name)
     except PeftkitError as error:
         raise PeftkitError(f"{folder}: {error}") from None
     try:

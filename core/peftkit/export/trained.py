@@ -8,9 +8,8 @@ from typing import Any, cast
 
 import torch
 
-from peftkit import adapt
 from peftkit import recipe as recipes
-from peftkit.adaptation import Adaptation
+from peftkit.adaptation import DESCRIPTION, TENSORS, Adaptation, load_adapter
 from peftkit.errors import PeftkitError
 from peftkit.models import configuration
 from peftkit.models import folder as folders
@@ -43,7 +42,7 @@ def read_run(run: Path) -> recipes.Recipe:
         raise PeftkitError(
             f"{run} is not a run folder: there is no recipe.yaml in it. Name a folder that training wrote."
         )
-    if not (run / "adapter" / adapt.DESCRIPTION).is_file():
+    if not (run / "adapter" / DESCRIPTION).is_file():
         raise PeftkitError(
             f"{run} has no adapter yet: its training did not finish. Continue it with `peft train` and --resume."
         )
@@ -61,10 +60,10 @@ def open_run(run: Path, *, packed: bool = False) -> Trained:
     dtype = torch.float32 if base.source is None else _stored_dtype(base)
     before = logits(base.model, base.tokenizer)
     storage = base.storage if packed else None
-    adaptation = adapt.load(base.model, run / "adapter", base.fingerprint, quantization=storage, keep_base=False)
+    adaptation = load_adapter(base.model, run / "adapter", base.fingerprint, quantization=storage, keep_base=False)
     for key, tensor in adaptation.state().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise PeftkitError(f"{run / 'adapter' / adapt.TENSORS}: the tensor {key} holds NaN or infinity.")
+            raise PeftkitError(f"{run / 'adapter' / TENSORS}: the tensor {key} holds NaN or infinity.")
     forget_originals(base.model)
     base.model.eval()
     effect = float((logits(base.model, base.tokenizer, adaptation.soft_ids) - before).abs().max())

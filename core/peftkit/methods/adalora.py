@@ -11,11 +11,11 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.layers.sparse import largest
+from peftkit.layers.triplets import EPSILON, Triplets, from_hf_peft, most_stored, to_hf_peft
 from peftkit.layout import Layout, Site, parse_layers
 from peftkit.method import Learns, Method, Targets
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.sparse import largest
-from peftkit.ports.triplets import EPSILON, Triplets, from_hf_peft, most_stored, to_hf_peft
 
 
 @dataclass(frozen=True, kw_only=True)

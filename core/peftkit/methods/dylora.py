@@ -12,12 +12,12 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.kernels.low_rank import add_pair
 from peftkit.layout import Layout, Site
 from peftkit.method import Learns, Method
 from peftkit.methods.lora import LoRA, LowRank
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.low_rank import to_hf_peft
-from peftkit.ports.thin import add_pair
 
 
 @dataclass(frozen=True, kw_only=True)

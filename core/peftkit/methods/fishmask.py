@@ -10,10 +10,10 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
+from peftkit.layers.sparse import SparseDelta, entries, largest
 from peftkit.layout import Layout, Site, parse_layers
 from peftkit.method import Learns, Method, Targets
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.sparse import SparseDelta, entries, largest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,13 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.kernels.low_rank import add_pair
+from peftkit.layers.split import Split
 from peftkit.layout import Layout, Site, matched, own_parameters, parse_layers
 from peftkit.method import Method, Targets
 from peftkit.methods.inits import INITS, check_split, saved_pairs, splits
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.low_rank import from_hf_peft, to_hf_peft
-from peftkit.ports.split import Split
-from peftkit.ports.thin import add_pair
 
 
 @dataclass(frozen=True, kw_only=True)

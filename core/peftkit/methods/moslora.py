@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peftkit.kernels.low_rank import add_pair
 from peftkit.layout import Layout, Site
 from peftkit.method import Learns, Method
 from peftkit.methods.lora import LoRA, LowRank
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.ports.thin import add_pair
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from peftkit.layers.gate import Gate
 from peftkit.layout import Layout, Site
 from peftkit.method import Learns, Method
 from peftkit.methods.lora import LoRA, LowRank
@@ -18,7 +19,6 @@ from peftkit.methods.prefix_tuning import PrefixTuning, ProjectedPrefix
 from peftkit.methods.serial_adapter import Bottleneck
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.attention import Attend
-from peftkit.ports.gate import Gate
 from peftkit.ports.linear import linear
 
 

@@ -19,11 +19,11 @@ from transformers.utils import logging as transformers_logging
 
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
-from peftkit.models import configuration, foreign, packed_cache, packed_folder, shardwise, tokenizer
+from peftkit.models import configuration, foreign, layerwise, packed_cache, packed_folder, tokenizer
 from peftkit.models import folder as folders
+from peftkit.models.allocation import within
 from peftkit.models.fingerprint import fingerprint
 from peftkit.models.quantize import Quantization, quantize
-from peftkit.models.spending import within
 from peftkit.quantization.quantizer import Quantizer
 from peftkit.quantization.weight import dense
 
@@ -210,14 +210,14 @@ def _spent(
     earlier = packed_cache.choice(kept) if kept else None
     if earlier is not None:
         chosen = Quantization.described(earlier)
-    with shardwise.without_weights():
+    with layerwise.without_weights():
         model = cast(nn.Module, _build(config, dtype, "model", trust))
-    homes = shardwise.places(paths)
+    homes = layerwise.places(paths)
 
     def read(path: str) -> Tensor:
         name = f"{path}.weight"
         if name in homes:
-            return shardwise.again(homes[name], name, dtype, isinstance(model.get_submodule(path), Conv1D))
+            return layerwise.again(homes[name], name, dtype, isinstance(model.get_submodule(path), Conv1D))
         # Names that transformers converts: it has to read the whole checkpoint.
         return dense(whole().get_submodule(path))
 
@@ -343,7 +343,7 @@ def _read_packed(
     kept = packed_cache.folder(paths, {**chosen.description(), "dtype": str(dtype), "as_if": str(as_if)})
     mark = packed_cache.read(kept, paths, model, packed, dtype) if kept else None
     if mark is None:
-        mark = shardwise.read(model, paths, dtype, packed, as_if)
+        mark = layerwise.read(model, paths, dtype, packed, as_if)
         if mark is not None and kept:
             packed_cache.write(kept, model, mark, chosen.description())
     return None if mark is None else (_with_settings(model, folder), mark)
@@ -353,7 +353,7 @@ def _outline(
     config: PretrainedConfig, dtype: torch.dtype, section: ModelSection, chosen: Quantization
 ) -> tuple[PreTrainedModel, dict[str, Quantizer]]:
     """Build the model without its weights, and find which of its layers are packed."""
-    with shardwise.without_weights():
+    with layerwise.without_weights():
         model = _build(config, dtype, "model", section.trust_remote_code)
     return model, chosen.choose(Layout(cast(nn.Module, model)))
 

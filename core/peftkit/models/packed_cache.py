@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftkit import files
 from peftkit.errors import PeftkitError
-from peftkit.models import packed_folder, shardwise
+from peftkit.models import layerwise, packed_folder
 from peftkit.quantization.quantizer import Quantizer
 
 VERSION = 2
@@ -79,11 +79,11 @@ def read(
     """
     if not packed_folder.is_packed(where):
         return None
-    homes = shardwise.places(paths)
+    homes = layerwise.places(paths)
 
     def source(path: str) -> Callable[[], Tensor]:
         key = f"{path}.weight"
-        return partial(shardwise.again, homes[key], key, dtype, isinstance(model.get_submodule(path), Conv1D))
+        return partial(layerwise.again, homes[key], key, dtype, isinstance(model.get_submodule(path), Conv1D))
 
     try:
         return packed_folder.fill(model, where, packed, dtype, source)

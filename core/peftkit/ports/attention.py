@@ -16,11 +16,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from peftkit.errors import PeftkitError
+from peftkit.kernels.tree import Tree
+from peftkit.kernels.tree_attention import attend as attend_along
+from peftkit.kernels.tree_plan import plan_of
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.seat import INPUT, Seat, Switch
-from peftkit.ports.tree import Tree
-from peftkit.ports.tree_attention import attend as attend_along
-from peftkit.ports.tree_plan import plan_of
 
 NAME = "peftkit"
 TREE = "peftkit-tree"

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.kernels.low_rank import PLAIN, add_pair
+from peftkit.kernels.low_rank_spans import Offer, Pair, linear_with_pairs
 from peftkit.layout import Rows
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.ports.spans import Offer, Pair, linear_with_pairs
-from peftkit.ports.thin import PLAIN, add_pair
 
 if TYPE_CHECKING:
     from peftkit.ports.shared_input import Plain, SharedInput

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peftkit.kernels.low_rank_spans import Pair
 from peftkit.ports.seat import Seat
-from peftkit.ports.spans import Pair
 
 Plain = tuple[Tensor, Tensor | None]
 """A frozen weight [out, in] and its bias [out]."""

@@ -89,7 +89,7 @@ def watched(model: nn.Module, watcher: Watcher) -> Iterator[None]:
     for name, module in model.named_modules():
         begin, end = _begin(module, name or WHOLE, watcher), _end(watcher)
         for hook in (begin, end):
-            # What runs a module in another way may pass such hooks by (`peftkit.engine.stand_ins`).
+            # What runs a module in another way may pass such hooks by (`peftkit.engine.fused_modules`).
             cast(Any, hook).watches = True
         handles.append(module.register_forward_pre_hook(begin, prepend=True))
         # Also where a pass is broken off, as recomputation does once it has what it wants.
@@ -123,7 +123,7 @@ def _inner(call: Callable[..., Any], path: str, watcher: Watcher) -> Callable[..
         finally:
             watcher.leave()
 
-    # A frozen call may say more about itself than what it computes (`peftkit.ports.thin`).
+    # A frozen call may say more about itself than what it computes (`peftkit.kernels.low_rank`).
     inner.__dict__.update(getattr(call, "__dict__", {}))
     return inner
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftkit.engine.again import Again
+from peftkit.kernels.recompute import Again
 from peftkit.profiling.owners import LOSS, watched
 
 

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from peftkit import adapt, resources
+from peftkit import resources
+from peftkit.adaptation import check_methods
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS, TUNED_WIDTH, Method, schema
@@ -128,7 +129,7 @@ def _layout(needs: str | None) -> Layout:
 def _count(cls: type[Method]) -> str:
     method, layout = cls.from_options({}), _layout(cls.needs)
     try:
-        adapt.check(layout.model, [method], layout)
+        check_methods(layout.model, [method], layout)
     except PeftkitError:
         return "refused"
     return f"{method.count(layout):,}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from peftkit import adapt
+from peftkit.adaptation import check_methods
 from peftkit.errors import PeftkitError
 from peftkit.method import expand
 from peftkit.models.load import load as load_model
@@ -52,7 +52,7 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
             )
         methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
         try:
-            found = adapt.check(outline.model, methods)
+            found = check_methods(outline.model, methods)
         except PeftkitError as error:
             raise PeftkitError(f"{name}: {error}") from None
         for method, (_, own) in zip(expand(methods), found, strict=True):

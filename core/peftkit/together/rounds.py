@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.adaptation import attached
-from peftkit.engine.laid import Laid
+from peftkit.engine.packed_batch import PackedBatch
 from peftkit.errors import PeftkitError
 from peftkit.ports.attention import along
 from peftkit.training.device import autocast
@@ -46,7 +46,7 @@ def accumulate(model: nn.Module, running: Mapping[str, tuple[Loop, Begun]]) -> d
 
 def _pass(model: nn.Module, present: Mapping[str, tuple[Loop, Begun]], place: int) -> dict[str, Tensor]:
     """Run the micro-batch at `place` of each window forward and backward; returns the sums of their losses."""
-    laid: dict[str, Laid] = {}
+    laid: dict[str, PackedBatch] = {}
     for name, (loop, begun) in present.items():
         laid[name] = loop.lay(begun, begun.batches[place])
     trees = [batch.tree for batch in laid.values() if batch.tree is not None]

@@ -176,9 +176,9 @@ class _Together:
         self._leave(run)
 
     def _activate(self, run: _Running) -> None:
-        from peftkit import adapt
+        from peftkit.adaptation import activate
 
-        adapt.activate(self.model, run.name)
+        activate(self.model, run.name)
 
     @contextmanager
     def _guarded(self, run: _Running) -> Iterator[None]:

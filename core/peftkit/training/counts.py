@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from peftkit.engine.laid import Laid
+from peftkit.engine.packed_batch import PackedBatch
 from peftkit.training.loss import trained_positions
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Counts(NamedTuple):
 
 def counts(batch: Any, laid: Any) -> Counts:
     """Count a micro-batch; `laid` is what `Engine.lay` made of the padded `batch`."""
-    if not isinstance(laid, Laid):
+    if not isinstance(laid, PackedBatch):
         return Counts(laid.input_ids.numel(), len(laid.labels) * len(trained_positions(laid.labels)))
     computed, predicted = laid.inputs["input_ids"].numel(), len(laid.sources)
     if laid.tree is None:

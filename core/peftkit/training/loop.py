@@ -21,7 +21,7 @@ from peftkit.training.schedule import scale
 from peftkit.training.windows import Planned, Position, Window, count_steps, windows
 
 if TYPE_CHECKING:
-    from peftkit.adapt import Adaptation
+    from peftkit.adaptation import Adaptation
     from peftkit.recipe import TrainSection
     from peftkit.training.compiled import CompiledBlocks
     from peftkit.training.rate import Meter

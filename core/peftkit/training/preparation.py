@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from peftkit import adapt
+from peftkit.adaptation import Adaptation, attach, check_methods
 from peftkit.data.batches import Batches, Epoch
 from peftkit.data.encode import EncodedExamples, encode
 from peftkit.data.source import load as load_data
@@ -19,9 +19,9 @@ from peftkit.data.template import choose
 from peftkit.engine.engine import asked_for
 from peftkit.engine.engine import choose as choose_engine
 from peftkit.errors import PeftkitError
+from peftkit.models.layerwise import give_back
 from peftkit.models.load import load as load_model
 from peftkit.models.quantize import forget_originals
-from peftkit.models.shardwise import give_back
 from peftkit.quantization.weight import packed_shape
 from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.loop import Loop
@@ -43,7 +43,7 @@ class Prepared:
 
     loop: Loop
     loaded: LoadedModel
-    adaptation: adapt.Adaptation
+    adaptation: Adaptation
     template: Any
     dataset: str
     encoded: EncodedExamples
@@ -71,7 +71,7 @@ def load_base(recipe: Recipe) -> ReadyModel:
     # What the model's layout and its tokenizer tell is refused before gigabytes are read.
     outline = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization)
     methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
-    trained = [name for _, own in adapt.check(outline.model, methods) for name in own]
+    trained = [name for _, own in check_methods(outline.model, methods) for name in own]
     precision = choose_precision(recipe.train.precision, device)
     dtype = weights_dtype(recipe, precision, cast(nn.Module, outline.model), own=bool(trained))
     loaded = load_model(recipe.model, device=str(device), dtype=dtype, quantization=recipe.quantization)
@@ -93,7 +93,7 @@ def prepare(
     base = base or load_base(recipe)
     loaded, device = base.loaded, base.device
     methods = [method.with_tokenizer(loaded.tokenizer) for method in recipe.methods()]
-    adaptation = adapt.attach(loaded.model, methods, name, section.seed, keep_base=False, loading=resumed)
+    adaptation = attach(loaded.model, methods, name, section.seed, keep_base=False, loading=resumed)
     if own and not resumed:
         forget_originals(loaded.model)
     template = choose(recipe.dataset.template, loaded.tokenizer).with_soft(adaptation.soft_ids)

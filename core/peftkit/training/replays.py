@@ -19,7 +19,7 @@ from peftkit.method import Method
 from peftkit.training.rungs import Rung
 
 if TYPE_CHECKING:
-    from peftkit.engine.laid import Laid
+    from peftkit.engine.packed_batch import PackedBatch
     from peftkit.training.loop import Loop
 
 MOST = 64
@@ -98,7 +98,7 @@ class Replays:
         found.tell_off(why)
         return None
 
-    def run(self, laid: Laid, trained: int) -> Tensor | None:
+    def run(self, laid: PackedBatch, trained: int) -> Tensor | None:
         """Add the gradients of a micro-batch, laid out on the host, and return its loss; None where it cannot."""
         self._follow(self.loop.ladder.rung)
         if self.off or self.rung.recomputed != "nothing" or self.rung.offloaded:

@@ -231,7 +231,7 @@ class Session:
 
     def finish(self) -> Summary:
         """Write the adapter, the loss curve and, last of all, the summary that marks the run as finished."""
-        from peftkit import adapt
+        from peftkit.adaptation import save_adapter
 
         loaded, info = self.prepared.loaded, self._info()
         log = self.log
@@ -239,7 +239,7 @@ class Session:
         self.loop.engine.release()
         self.prepared.adaptation.finish()
         base = {"name": loaded.name, "fingerprint": loaded.fingerprint, "quantization": loaded.storage}
-        adapt.save(self.prepared.adaptation, self.run / "adapter", base)
+        save_adapter(self.prepared.adaptation, self.run / "adapter", base)
         title = f"{' + '.join(info['methods'])} on {info['dataset']}"
         plot.draw_loss(self.run / "loss.png", log.records, title)
         keys = ("model", "methods", "dataset", "examples", "dropped_examples", "trainable_parameters")

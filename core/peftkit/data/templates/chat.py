@@ -89,11 +89,11 @@ def _literals(tokenizer: Any, template: str, roles: tuple[str, ...], *, prompt: 
 
     `template` belongs to the key of the cache, since a tokenizer's template can be exchanged.
     """
-    stand_ins = [f"turn{number}standsherefor{len(roles)}" for number in range(len(roles))]
-    turns = [Turn(role, text) for role, text in zip(roles, stand_ins, strict=True)]  # type: ignore[arg-type]
+    fused_modules = [f"turn{number}standsherefor{len(roles)}" for number in range(len(roles))]
+    turns = [Turn(role, text) for role, text in zip(roles, fused_modules, strict=True)]  # type: ignore[arg-type]
     rest = _rendered(turns, tokenizer, prompt=prompt)
     literals = []
-    for role, text in zip(roles, stand_ins, strict=True):
+    for role, text in zip(roles, fused_modules, strict=True):
         if rest.count(text) != 1:
             raise PeftkitError(
                 f"the chat template changes, repeats or leaves out the text of the {role} turn of a conversation with "

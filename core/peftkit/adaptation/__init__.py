@@ -1,0 +1,22 @@
+"""What is attached to a model: the same for every method."""
+
+from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, Part, attached
+from peftkit.adaptation.attach import activate, attach, check_methods, route
+from peftkit.adaptation.folder import DESCRIPTION, TENSORS, describe_adapter, load_adapter, save_adapter
+
+__all__ = [
+    "ATTRIBUTE",
+    "DESCRIPTION",
+    "TENSORS",
+    "Adaptation",
+    "Attached",
+    "Part",
+    "activate",
+    "attach",
+    "attached",
+    "check_methods",
+    "describe_adapter",
+    "load_adapter",
+    "route",
+    "save_adapter",
+]

@@ -1,0 +1,196 @@
+"""Attach methods to a model, and switch between what is attached."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import permutations
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, Part, attached
+from peftkit.errors import PeftkitError, nearest
+from peftkit.layout import Layout, own_parameters
+from peftkit.method import Method, expand
+from peftkit.ports.adapter import Adapter
+from peftkit.ports.attention import listen
+from peftkit.ports.embedding import SoftPrompt
+from peftkit.ports.seat import seat
+
+Module = TypeVar("Module", bound=Any)
+
+
+def check_methods(
+    model: nn.Module, methods: Sequence[Method], layout: Layout | None = None
+) -> list[tuple[dict[str, Any], list[str]]]:
+    """Find each method's sites (by id) and own parameters (names) without changing the model; refuse what cannot be.
+
+    `layout` is that of the model, where the caller has it already. A named combination is checked as its parts, in
+    their places. Raises PeftkitError for a target without a match, a rank above a layer's, a method that would train
+    nothing, or two methods that own one parameter, or work on a weight that the start of one of them changes.
+    """
+    layout = layout or Layout(model)
+    found: list[tuple[dict[str, Any], list[str]]] = []
+    owners: dict[str, str] = {}
+    for method in expand(methods):
+        sites = {site.id: site for site in method.sites(layout)}
+        own = [name for name, parameter in own_parameters(model) if method.select(layout, name, parameter)]
+        if not sites and not own:
+            raise PeftkitError(f"the method '{method.name}' finds nothing to train in this {layout.kind} model.")
+        taken = next((name for name in own if name in owners), None)
+        if taken is not None:
+            raise PeftkitError(
+                f"the methods '{owners[taken]}' and '{method.name}' both train {taken}: keep one of them."
+            )
+        owners.update(dict.fromkeys(own, method.name))
+        found.append((sites, own))
+    _check_splits(expand(methods), found)
+    return found
+
+
+def _check_splits(methods: Sequence[Method], found: Sequence[tuple[dict[str, Any], list[str]]]) -> None:
+    used = [
+        {site.path for site in sites.values()} | {name.removesuffix(".weight") for name in own} for sites, own in found
+    ]
+    for one, other in permutations(range(len(methods)), 2):
+        both = used[one] & used[other]
+        if methods[one].splits_base and both:
+            raise PeftkitError(
+                f"the method '{methods[one].name}' starts by changing the frozen weight of {min(both)}, on which "
+                f"'{methods[other].name}' works too: keep one of them there, or choose another init."
+            )
+
+
+def attach(
+    model: nn.Module,
+    methods: Sequence[Method],
+    name: str = "default",
+    seed: int = 0,
+    *,
+    keep_base: bool = True,
+    loading: bool = False,
+) -> Adaptation:
+    """Freeze the model, seat the methods' adapters and return the handle; the adaptation is active.
+
+    Every adapter starts from its own seeded generator on the CPU, so that the start depends on `seed`, the position
+    of the method and the site alone. Own parameters that a method trains are held in fp32. `keep_base` keeps the old
+    values of own parameters and of frozen weights that a start changes, without which the adaptation can neither be
+    switched off nor removed. With `loading`, a start that is taken out of frozen weights waits for `load_state`. A
+    named combination is attached as its parts, which take one position each; `chosen` of the handle keeps the methods
+    as they were given.
+    """
+    found = check_methods(model, methods)
+    layout = Layout(model)
+    root: Attached = model.__dict__.get(ATTRIBUTE) or Attached(
+        trainable={n: p.requires_grad for n, p in own_parameters(model)}
+    )
+    if name in root.adaptations:
+        raise PeftkitError(f"an adapter named '{name}' is attached already: name this one otherwise.")
+    for other in root.adaptations:
+        _switch_parts(root.adaptations[other], on=False)
+    built = [
+        _build_all(model, method, sites, f"{seed}/{position}", start=not loading)
+        for position, (method, (sites, _)) in enumerate(zip(expand(methods), found, strict=True))
+    ]
+    model.__dict__[ATTRIBUTE] = root
+    for _, parameter in own_parameters(model):
+        parameter.requires_grad_(False)
+    parts = []
+    for position, (method, (adapters, shared), (_, own)) in enumerate(zip(expand(methods), built, found, strict=True)):
+        if shared is not None:
+            _share(model, shared, f"{name}-{position}")
+        for adapter in adapters.values():
+            seat(adapter, name, root.switch)
+        trained = {key: p for key, p in own_parameters(model) if key in set(own)}
+        base = {key: p.detach().clone() for key, p in trained.items()} if keep_base else None
+        for parameter in trained.values():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        parts.append(Part(method, adapters, trained, base, shared))
+    adaptation = Adaptation(model, layout, parts, name, tuple(methods))
+    root.adaptations[name] = adaptation
+    _place_soft_prompts(adaptation)
+    if any(adapter.inside for part in parts for adapter in part.adapters.values()) and not root.switch.watchers:
+        listen(model, root.switch)
+    for part in parts if not loading else ():
+        part.settle()
+    root.switch.activate([name])
+    return adaptation
+
+
+def activate(model: nn.Module, name: str | None) -> None:
+    """Switch the model to the adaptation `name`, or to the bare base."""
+    root = attached(model)
+    if name is not None and name not in root.adaptations:
+        guess = nearest(name, root.adaptations)
+        raise PeftkitError(f"no adapter is named '{name}'; attached: {', '.join(root.adaptations)}. Meant '{guess}'?")
+    for other, adaptation in root.adaptations.items():
+        if other != name:
+            _switch_parts(adaptation, on=False)
+    if name is not None:
+        _switch_parts(root.adaptations[name], on=True)
+    root.switch.activate([] if name is None else [name])
+
+
+def route(model: nn.Module, rows: Sequence[str | None]) -> Any:
+    """Return a context in which row i of every batch runs through the adaptation `rows[i]` (None: the base)."""
+    root = attached(model)
+    for name in dict.fromkeys([*(row for row in rows if row is not None), *root.switch.active]):
+        if any(part.changed for part in root.adaptations[name].parts):
+            raise PeftkitError(
+                f"the adapter '{name}' changes the model's own weights and cannot share a batch with others."
+            )
+    return root.switch.routed(rows)
+
+
+def _switch_parts(adaptation: Adaptation, on: bool) -> None:
+    for part in adaptation.parts:
+        part.switch(on)
+
+
+def _build_all(
+    model: nn.Module, method: Method, sites: Mapping[str, Any], seed: str, *, start: bool
+) -> tuple[dict[str, Adapter], nn.Module | None]:
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    shared = _seeded(lambda: method.share(Layout(model)), f"{seed}/shared", device)
+    adapters = {}
+    for key, site in sites.items():
+        place = next((tensor.device for tensor in site.module.parameters()), device)
+        adapter = _seeded(partial(_build, method, site, start), f"{seed}/{key}", place)
+        adapter.__dict__["shared"] = shared
+        adapters[key] = adapter.train(site.module.training)
+    return adapters, shared
+
+
+def _build(method: Method, site: Any, start: bool) -> Adapter:
+    adapter = method.build(site)
+    if start:
+        adapter.start()
+    return adapter
+
+
+def _seeded(build: Callable[[], Module], key: str, device: torch.device) -> Module:
+    """Build a module on the CPU under a seed that follows from `key`, and bring it to `device`."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
+        torch.default_generator.manual_seed(seed)
+        module = build()
+    return cast(Module, module if module is None else module.to(device))
+
+
+def _share(model: nn.Module, shared: nn.Module, name: str) -> None:
+    if "seated" not in model.__dict__["_modules"]:
+        model.add_module("seated", nn.ModuleDict())
+    cast(nn.ModuleDict, model.get_submodule("seated"))[name] = shared
+
+
+def _place_soft_prompts(adaptation: Adaptation) -> None:
+    first = None
+    for part in adaptation.parts:
+        for adapter in part.adapters.values():
+            if isinstance(adapter, SoftPrompt):
+                adapter.first = adapter.first if first is None else first
+                first = adapter.first + adapter.length

@@ -1,0 +1,264 @@
+"""Where `peftkit.kernels.elementwise` stands in for a model's own code: found by structure, and tried beforehand.
+
+What is tried is a twin of a module, with random weights, so that weights are neither needed nor looked at; a module
+whose twin computes anything else, forward or backward, keeps its own code.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.kernels.elementwise import gated, norm, rotated
+from peftkit.kernels.recompute import Again
+from peftkit.layout import Layout
+from peftkit.ports.seat import Seat
+
+ROTARY = "apply_rotary_pos_emb"
+"""What modelling code calls the function that turns queries and keys by their positions."""
+FACTORS: tuple[Callable[[Tensor], Tensor], ...] = (lambda weight: weight, lambda weight: 1 + weight)
+"""What norms multiply by, given their weight."""
+WIDTH, TOKENS = 16, 6
+"""Of what is tried beside norms."""
+ROUNDINGS = 16
+"""How many roundings of fp32 two ways of computing may lie apart; in bf16 it is a few."""
+Modules = Mapping[str, nn.Module]
+
+
+class _Norm(NamedTuple):
+    module: nn.Module
+    factor: Callable[[Tensor], Tensor]
+    eps: float
+
+
+class _Gated(NamedTuple):
+    """A feed-forward part and the names of its children."""
+
+    module: nn.Module
+    gate: str
+    up: str
+    down: str
+    activation: str
+
+
+class FusedModules:
+    """The places of one model where something stands in, within `running`.
+
+    Frozen norms of the root mean square, feed-forward parts down(activation(gate(x)) * up(x)), and the function that
+    turns queries and keys. Modules that are seats of adapters, or run otherwise already, are passed by.
+    """
+
+    def __init__(self, model: nn.Module):
+        layout = Layout(model)
+        self.again = Again()
+        self.norms = _norms([layout.modules[path] for path in layout.norms()])
+        self.gated = [found for path in _hidden(layout, "mlp") if (found := _gated(layout, path)) is not None]
+        self.rotary = _rotary([layout.modules[path] for path in _hidden(layout, "attention")])
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Stand in inside, in forward and backward passes; where no gradients are wanted the model runs as it is."""
+        if not torch.is_grad_enabled():
+            yield
+            return
+        taken: list[nn.Module] = []
+        turned = [(names, own) for names, own in self.rotary if names[ROTARY] is own]
+        try:
+            for place in self.norms:
+                if _bare(place.module) and not cast(Tensor, place.module.weight).requires_grad:
+                    taken.append(_put(place.module, partial(self._norm, place)))
+            for place in self.gated:
+                if _bare(place.module) and not _heard(getattr(place.module, place.activation)):
+                    taken.append(_put(place.module, partial(self._gated, place)))
+            for names, own in turned:
+                names[ROTARY] = partial(_rotate, own)
+            with self.again.running():
+                yield
+        finally:
+            for module in taken:
+                del module.__dict__["forward"]
+            for names, own in turned:
+                names[ROTARY] = own
+
+    def _norm(self, place: _Norm, *args: Any, **named: Any) -> Any:
+        weight = cast(Tensor, place.module.weight)
+        if named or len(args) != 1 or args[0].dtype != weight.dtype:
+            return type(place.module).forward(place.module, *args, **named)
+        return norm(self.again, args[0], place.factor(weight), place.eps)
+
+    def _gated(self, place: _Gated, *args: Any, **named: Any) -> Any:
+        if named or len(args) != 1:
+            return type(place.module).forward(place.module, *args, **named)
+        gate, up, down, activation = (getattr(place.module, name) for name in place[1:])
+        one, other = gate(args[0]), up(args[0])
+        alike = one.dtype == other.dtype and one.shape == other.shape
+        return down(gated(self.again, one, other, activation) if alike else activation(one) * other)
+
+
+def _rotate(own: Callable[..., Any], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **named: Any) -> Any:
+    if rest or named or not q.dtype == k.dtype == cos.dtype == sin.dtype or q.shape[-1] != cos.shape[-1]:
+        return own(q, k, cos, sin, *rest, **named)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return rotated(q, cos, sin), rotated(k, cos, sin)
+
+
+def _bare(module: nn.Module) -> bool:
+    return not isinstance(module, Seat) and "forward" not in module.__dict__
+
+
+def _put(module: nn.Module, forward: Callable[..., Tensor]) -> nn.Module:
+    module.__dict__["forward"] = forward
+    return module
+
+
+def _heard(module: nn.Module) -> bool:
+    """Say whether hooks hear of a module's run, other than those that only watch."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return any(not hasattr(hook, "watches") for kind in kinds for hook in getattr(module, kind).values())
+
+
+def _hidden(layout: Layout, role: str) -> list[str]:
+    try:
+        return [site.path for site in layout.hidden(role)]
+    except PeftkitError:
+        return []
+
+
+# What is found, and tried -------------------------------------------------------------------------------------------
+
+
+def _norms(modules: Sequence[nn.Module]) -> list[_Norm]:
+    """Return those of the norms that are a product with the root of a mean square and a factor."""
+    tried: dict[tuple[Any, ...], tuple[Callable[[Tensor], Tensor], float] | None] = {}
+    found = []
+    for module in modules:
+        numbers = tuple(value for value in vars(module).values() if isinstance(value, float))
+        weight = module._parameters.get("weight")
+        alone = len(module._parameters) == 1 and not module._buffers and not module._modules
+        if isinstance(module, Seat) or not alone or weight is None or weight.dim() != 1:
+            continue
+        kind = type(module), numbers, len(weight), weight.dtype, weight.device
+        if kind not in tried:
+            ways = ((factor, eps) for factor in FACTORS for eps in numbers)
+            tried[kind] = next((way for way in ways if _is_norm(module, weight, *way)), None)
+        if (way := tried[kind]) is not None:
+            found.append(_Norm(module, *way))
+    return found
+
+
+def _is_norm(module: nn.Module, like: Tensor, factor: Callable[[Tensor], Tensor], eps: float) -> bool:
+    device = "cpu" if like.device.type == "meta" else like.device
+    draw = _Draw()
+    # Rows so small that what is added to their mean square counts, and rows that are not.
+    x = (draw(3, TOKENS, len(like)) + 0.5) * torch.tensor([eps**0.5, 1.0, 30.0])[:, None, None]
+    weight = draw(len(like))
+    for dtype in {torch.float32, like.dtype}:
+        mine, given = weight.to(device, dtype), x.to(device, dtype)
+        twin = _twin(module, parameters={"weight": nn.Parameter(mine, requires_grad=False)})
+        own = partial(type(module).forward, twin)
+        if not _same(own, lambda x, mine=mine: norm(Again(), x, factor(mine), eps), given):
+            return False
+    return True
+
+
+def _gated(layout: Layout, path: str) -> _Gated | None:
+    """Return the feed-forward part at `path` if it is a product with an activation between linear maps."""
+    module = layout.modules[path]
+    children = dict(module.named_children())
+    inner = [site for site in layout.linears if site.rows is None and site.path.startswith(f"{path}.")]
+    roles = {site.role: site.path.removeprefix(f"{path}.") for site in inner}
+    names = [roles.get(role, "") for role in ("gate", "up", "down")]
+    rest = [name for name in children if name not in names]
+    if isinstance(module, Seat) or any(name not in children for name in names) or len(rest) != 1:
+        return None
+    found = _Gated(module, *names, *rest)
+    activation = children[found.activation]
+    if isinstance(activation, Seat) or next(activation.parameters(), None) is not None:
+        return None
+    return found if _is_gated(found, activation) else None
+
+
+def _is_gated(place: _Gated, activation: nn.Module) -> bool:
+    draw = _Draw()
+    gate, up, down = (_linear(draw) for _ in range(3))
+    children = dict(zip(place[1:], (gate, up, down, activation), strict=True))
+    twin = _twin(place.module, modules=children)
+    # What is left out at random is left out of training alone.
+    twin.training = True
+    own = partial(type(place.module).forward, twin)
+    return _same(own, lambda x: down(gated(Again(), gate(x), up(x), activation)), draw(1, TOKENS, WIDTH))
+
+
+def _linear(draw: _Draw) -> nn.Linear:
+    linear = nn.Linear(WIDTH, WIDTH, device="meta")
+    linear.weight, linear.bias = (nn.Parameter(draw(*size), False) for size in ((WIDTH, WIDTH), (WIDTH,)))
+    return linear
+
+
+def _rotary(modules: Sequence[nn.Module]) -> list[tuple[dict[str, Any], Callable[..., Any]]]:
+    """Return the names of the modelling modules of attention in which ROTARY turns as `rotated` does, and that."""
+    found: dict[int, tuple[dict[str, Any], Callable[..., Any]]] = {}
+    for module in modules:
+        kind = type(module).__mro__[2] if isinstance(module, Seat) else type(module)
+        names = inspect.unwrap(kind.forward).__globals__
+        own = names.get(ROTARY)
+        if own is None or id(names) in found:
+            continue
+        draw = _Draw()
+        q, cos, sin = draw(1, 4, TOKENS, WIDTH), draw(1, TOKENS, WIDTH), draw(1, TOKENS, WIDTH)
+
+        def both(turn: Callable[..., Any], x: Tensor, cos: Tensor = cos, sin: Tensor = sin) -> Tensor:
+            return torch.cat(turn(x, x[:, :2], cos, sin), 1)
+
+        if _same(partial(both, own), partial(both, partial(_rotate, own)), q):
+            found[id(names)] = names, own
+    return list(found.values())
+
+
+class _Draw:
+    """Draws normal numbers, always the same ones, and leaves the global random state alone."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(7)
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+
+def _twin(module: nn.Module, parameters: Mapping[str, Any] | None = None, modules: Modules | None = None) -> nn.Module:
+    twin = copy.copy(module)
+    twin.__dict__.update(_parameters=dict(parameters or {}), _modules=dict(modules or {}))
+    return twin
+
+
+def _same(own: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Say whether two functions of x agree in their values and in a gradient, row by row."""
+    results: list[tuple[Tensor, Tensor]] = []
+    try:
+        with torch.enable_grad():
+            for function in (own, other):
+                leaf = x.clone().requires_grad_()
+                y = function(leaf)
+                given = _Draw()(*y.shape).to(y)
+                results.append((y.detach(), torch.autograd.grad(y, leaf, given)[0]))
+    except torch.OutOfMemoryError:
+        raise
+    except (PeftkitError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
+        return False
+    return all(_near(one, two) for one, two in zip(*results, strict=True))
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    bound = torch.finfo(one.dtype).eps * (ROUNDINGS if one.dtype in (torch.float32, torch.float64) else 2)
+    apart = (one.double() - other.double()).norm(dim=-1)
+    return bool((apart <= bound * one.double().norm(dim=-1)).all())

@@ -1,0 +1,1 @@
+"""Functions on tensors with a backward of their own; torch and NumPy are all they need."""

@@ -1,0 +1,1 @@
+"""Trainable pieces that several methods build from."""

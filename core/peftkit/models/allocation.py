@@ -1,0 +1,90 @@
+"""A budget of bits per weight, spent on the formats of a model's linear layers."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from peftkit.errors import PeftkitError
+from peftkit.layout import GROUPS, Layout
+from peftkit.models.quantize import Quantization
+from peftkit.quantization import allocation
+from peftkit.quantization.quantizer import Quantizer
+from peftkit.quantization.weight import shape
+
+SLACK = 1e-9
+"""By what share sizes that are sums of many may be off in a comparison."""
+
+
+def within(budget: float, chosen: Quantization, layout: Layout, read: Callable[[str], Tensor] | None) -> Quantization:
+    """Return the formats that a budget is spent on; those that stand beside it already are checked and taken."""
+    if not chosen.modules:
+        return spend(budget, layout, read)
+    check_spent(budget, layout, chosen)
+    return chosen
+
+
+def spend(budget: float, layout: Layout, read: Callable[[str], Tensor] | None) -> Quantization:
+    """Choose a format for every linear layer of the blocks: `budget` bits a weight in all, the least squared error.
+
+    Counted are the packed bytes, scales included, over the weights of these layers. The error is |W - Q|^2, without a
+    low-rank pair: the official code counts what a pair of one rank leaves, for which each matrix would have to be
+    decomposed once for each format. `read(path)` gives a weight [out, in]; None lets normal weights of one size stand
+    in for them. Raises PeftkitError for a budget below the smallest formats.
+    """
+    sizes = _shapes(layout)
+    choices = allocation.candidates()
+    able = [allocation.fitting(size, choices) for size in sizes.values()]
+    packed = [[quantizer.size(size) for quantizer in choices] for size in sizes.values()]
+    errors = []
+    for (path, size), fits in zip(sizes.items(), able, strict=True):
+        errors.append(_errors(path, size, [q if fit else None for q, fit in zip(choices, fits, strict=True)], read))
+    weights = sum(math.prod(size) for size in sizes.values())
+    try:
+        picked = allocation.choose(errors, packed, budget / 8 * weights)
+    except PeftkitError as error:
+        raise PeftkitError(f"quantization.budget: {budget:g} bits a weight cannot be met: {error}") from None
+    spent = 8 * sum(line[index] for line, index in zip(packed, picked, strict=True)) / weights
+    names = [choices[index].name for index in picked]
+    told = ", ".join(f"{names.count(name)} x {name}" for name in sorted(set(names)))
+    logging.getLogger("peftkit").info("a budget of %g bits a weight: %s, %.4f bits in all", budget, told, spent)
+    return Quantization(None, {path: choices[index] for path, index in zip(sizes, picked, strict=True)})
+
+
+def check_spent(budget: float, layout: Layout, chosen: Quantization) -> None:
+    """Refuse formats that stand beside a budget and are not what it was spent on."""
+    sizes, packed = _shapes(layout), chosen.choose(layout)
+    left = next((path for path in sizes if path not in packed), None)
+    if left is not None:
+        raise PeftkitError(
+            f"quantization: a budget chooses the formats of all linear layers of the blocks, and {left} has none of "
+            "those that stand beside it: leave the formats out, or the budget."
+        )
+    spent = 8 * sum(packed[path].size(size) for path, size in sizes.items()) / sum(map(math.prod, sizes.values()))
+    if spent > budget * (1 + SLACK):
+        raise PeftkitError(
+            f"quantization: the formats beside the budget take {spent:.4f} bits a weight, and it is {budget:g}: leave "
+            "them out, or the budget."
+        )
+
+
+def _errors(
+    path: str, size: tuple[int, int], choices: list[Quantizer | None], read: Callable[[str], Tensor] | None
+) -> list[float]:
+    if read is None:
+        return [math.inf if one is None else allocation.standing_in(one) * math.prod(size) for one in choices]
+    weight = read(path)
+    return [math.inf if one is None else allocation.error(weight, one, path) for one in choices]
+
+
+def _shapes(layout: Layout) -> dict[str, tuple[int, int]]:
+    """Return (out, in) of the modules that are packed, each once."""
+    found = {}
+    for site in layout.linears:
+        size = shape(site.module)
+        if site.role in GROUPS["linear"] and size is not None:
+            found[site.path] = size
+    return found
