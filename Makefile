@@ -2,6 +2,7 @@
 # make test         style, types and tests; `make test-all` draws random examples anew and repeats more often
 # make setup        the environment in .venv; nothing happens the second time
 # make parity       compare methods with another library, which is installed into an environment of its own
+# make pages        write the schema of recipes and the pages of recipes and methods anew
 # make tiny         build the bundled model again from generated text
 # make lint         ruff and pyright alone; `make clean` removes what the others made
 
@@ -18,7 +19,7 @@ HUB := .venv-adapters
 # Each pytest worker computes on one core; more threads than cores make every test slower.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS)
 
-.PHONY: setup quickstart test test-all parity lint format tiny clean
+.PHONY: setup quickstart test test-all parity lint format pages tiny clean
 
 setup: $(VENV)/.ready
 
@@ -68,6 +69,9 @@ $(HUB)/.ready: tests/parity/adapterhub.txt constraints.txt
 
 parity: $(VENV)/.ready-dev $(HUB)/.ready
 	$(PYTEST) -n 0 tests/parity
+
+pages: $(VENV)/.ready
+	PYTHONPATH=tools $(BIN)/python -m pages
 
 tiny: $(VENV)/.ready
 	PYTHONPATH=tools $(BIN)/python -m synthetic corpus

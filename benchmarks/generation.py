@@ -33,14 +33,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "core")]
 
 from peftkit.adaptation import load_adapter  # noqa: E402
-from peftkit.data import source  # noqa: E402
 from peftkit.data.template import Template  # noqa: E402
 from peftkit.errors import PeftkitError  # noqa: E402
 from peftkit.evaluation import Subject, prepare, read_recipe, settings_for  # noqa: E402
 from peftkit.generation import Settings, generate  # noqa: E402
 from peftkit.models.load import load as load_model  # noqa: E402
 from peftkit.recipe import GenerationSection, load  # noqa: E402
-from peftkit.tasks import TASKS  # noqa: E402
+from peftkit.tasks import TASKS, source  # noqa: E402
 from peftkit.training import train  # noqa: E402
 
 RECIPE = ROOT / "recipes" / "quickstart.yaml"

@@ -8,6 +8,7 @@ import random
 import pytest
 from storages import needed, stored
 
+from pages.methods import LLAMA_2_7B
 from peftkit.budget import TOLERANCE, nearest, solve
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
@@ -15,7 +16,6 @@ from peftkit.method import METHODS
 from peftkit.models.load import load
 from peftkit.models.quantize import Quantization, quantize
 from peftkit.models.tiny import tiny
-from peftkit.recipe.methods_page import LLAMA_2_7B
 from peftkit.recipe.sections import ModelSection
 
 SIZED = [name for name, cls in METHODS.items() if cls.size is not None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from peftkit import recipe as recipes
-from peftkit.data import source
 from peftkit.plan import plan
+from peftkit.tasks import source
 from peftkit.training import train
 
 NAMES = [name for name, *_ in recipes.shipped() if name != "bundled/tiny"]

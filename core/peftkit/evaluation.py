@@ -14,7 +14,6 @@ import torch
 
 from peftkit import files
 from peftkit.adaptation import DESCRIPTION, load_adapter
-from peftkit.data import source
 from peftkit.data.example import Example, Turn
 from peftkit.data.template import Template, choose
 from peftkit.errors import PeftkitError
@@ -26,7 +25,7 @@ from peftkit.models.load import load as load_model
 from peftkit.models.quantize import forget_originals
 from peftkit.recipe import GenerationSection, Recipe
 from peftkit.recipe import load as load_recipe
-from peftkit.tasks import TASKS, Task
+from peftkit.tasks import TASKS, Task, source
 from peftkit.training.device import autocast, choose_device, choose_precision
 from peftkit.training.summary import versions
 

@@ -9,11 +9,11 @@ import torch
 
 from peftkit.adaptation import Adaptation, attach, check_methods
 from peftkit.data.encode import Encoded, encode
-from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
 from peftkit.errors import PeftkitError
 from peftkit.estimate import Estimate, estimate
 from peftkit.models.load import load as load_model
+from peftkit.tasks.source import load as load_data
 from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.preparation import batched, check_length, nothing_left, weights_dtype
 from peftkit.training.scoring import check

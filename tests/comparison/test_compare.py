@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
 def test_every_row_holds_the_figures_of_its_run(folder):
     place, result, recorder = folder
     assert recorder.begun == ["base", "lora, seed 42", "prompt-tuning, seed 42", recorder.begun[3]]
-    rows = {row.label: row for row in result.rows}
+    rows = {row.label: row for row in result.entries}
     for name in ("lora", "prompt-tuning"):
         run = place / "runs" / name / "seed-42"
         summary = files.read_json(run / "summary.json")
@@ -94,7 +94,7 @@ def test_methods_see_the_same_texts_in_the_same_order(folder):
 
 def test_what_has_no_figures_says_why(folder):
     _, result, recorder = folder
-    reasons = {row.label: row.reason for row in result.rows if row.reason}
+    reasons = {row.label: row.reason for row in result.entries if row.reason}
     assert "bias" in reasons["bitfit"]
     (broken,) = (reason for label, reason in reasons.items() if label.startswith("ssf"))
     assert re.search(r"(loss|gradient norm) is (nan|inf)", broken)
@@ -106,8 +106,8 @@ def test_the_files_hold_the_table(folder):
     place, result, _ = folder
     with (place / "comparison.csv").open(newline="") as file:
         table = {row["method"]: row for row in csv.DictReader(file)}
-    assert set(table) == {"base", *(row.label for row in result.rows)}
-    lora = next(row for row in result.rows if row.label == "lora")
+    assert set(table) == {"base", *(row.label for row in result.entries)}
+    lora = next(row for row in result.entries if row.label == "lora")
     assert int(float(table["lora"]["stored"])) == lora.stored
     assert float(table["lora"]["BLEU-1"]) == pytest.approx(lora.scores["BLEU-1"].mean, rel=1e-9)
     assert table["bitfit"]["stored"] == ""
@@ -131,7 +131,7 @@ def test_a_second_time_only_what_is_missing_is_run(folder):
     result = compare(recipe, place, recorder)
     assert recorder.begun == ["lora, seed 42"]
     assert files.read_json(evaluation)["scores"] == before
-    assert {row.label for row in result.rows} == {"lora", "prompt-tuning"}
+    assert {row.label for row in result.entries} == {"lora", "prompt-tuning"}
 
 
 def test_another_recipe_does_not_mix_with_the_runs_there(folder):

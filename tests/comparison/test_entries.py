@@ -112,7 +112,7 @@ def test_the_resolved_recipe_builds_the_same_comparison(tmp_path):
 
 
 def test_fractions_multiply_the_entries_and_smaller_parts_lie_inside_larger_ones():
-    from peftkit.data.source import load as load_data
+    from peftkit.tasks.source import load as load_data
 
     base = recipe(methods=["lora", "dora"], fractions=[0.05, 1.0], seeds=2)
     found = entries(base)

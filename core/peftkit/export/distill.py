@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from peftkit.data.batches import Batch, Batches, Epoch
 from peftkit.data.encode import encode
-from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
 from peftkit.errors import PeftkitError
 from peftkit.export.trained import Trained
 from peftkit.models.samples import logits
+from peftkit.tasks.source import load as load_data
 
 STEPS, EXAMPLES, LENGTH, RATE = 200, 4, 128, 1e-4
 """Steps, examples a step, tokens an example and Adam's learning rate: those of the official code."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from peftkit.optim import OPTIMIZERS
+from peftkit.tasks import TASKS
+
 NO_FORMAT = "none"
 """The storage format that leaves weights as they are."""
 
 
 def dataset_names() -> list[str]:
     """List the data sets: every task, and every task's bundled set."""
-    from peftkit.tasks import TASKS
-
     names = TASKS.names()
     return [*names, *(f"bundled/{name}" for name in names)]
 
 
 def optimizer_names() -> list[str]:
     """List what can take the steps."""
-    from peftkit.optim import OPTIMIZERS
-
     return OPTIMIZERS.names()
 
 

@@ -14,7 +14,6 @@ from torch import nn
 from peftkit.adaptation import Adaptation, attach, check_methods
 from peftkit.data.batches import Batches, Epoch
 from peftkit.data.encode import EncodedExamples, encode
-from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
 from peftkit.engine.engine import asked_for
 from peftkit.engine.engine import choose as choose_engine
@@ -23,6 +22,7 @@ from peftkit.models.layerwise import give_back
 from peftkit.models.load import load as load_model
 from peftkit.models.quantize import forget_originals
 from peftkit.quantization.weight import packed_shape
+from peftkit.tasks.source import load as load_data
 from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.loop import Loop
 from peftkit.training.memory import Ladder

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftkit.data.source import PREFIX
-from peftkit.data.source import load as load_data
 from peftkit.errors import PeftkitError, nearest
 from peftkit.tasks import TASKS
+from peftkit.tasks.source import PREFIX
+from peftkit.tasks.source import load as load_data
 from peftkit.training.best import VALIDATION, Best
 from peftkit.training.device import autocast
 

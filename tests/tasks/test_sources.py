@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 
-from peftkit.data import hub, source
+from peftkit.data import hub
 from peftkit.data.hub import HubDataset, HubUnreachableError
 from peftkit.data.subset import permutation, subset
 from peftkit.errors import PeftkitError
-from peftkit.tasks import TASKS
+from peftkit.tasks import TASKS, source
 
 
 @dataclass(frozen=True)
