@@ -16,7 +16,7 @@ from peftkit.method import METHODS
 from peftkit.models.load import load
 from peftkit.models.quantize import Quantization, quantize
 from peftkit.models.tiny import tiny
-from peftkit.recipe.sections import ModelSection
+from peftkit.recipe import ModelSection
 
 SIZED = [name for name, cls in METHODS.items() if cls.size is not None]
 FIXED = [name for name, cls in METHODS.items() if cls.size is None]

@@ -14,8 +14,8 @@ from peftkit.layout import Layout
 from peftkit.method import METHODS, TUNED_WIDTH, Method, schema
 from peftkit.models.load import load
 from peftkit.quantization.quantizer import formats
-from peftkit.recipe.loading import load as load_recipe
-from peftkit.recipe.sections import ModelSection, QuantizationSection
+from peftkit.recipe import ModelSection, QuantizationSection
+from peftkit.recipe import load as load_recipe
 from peftkit.tasks import TASKS
 
 LLAMA_2_7B = {

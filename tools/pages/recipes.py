@@ -7,7 +7,8 @@ from typing import Any
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe.compose import SECTIONS
 from peftkit.recipe.describe import allowed
-from peftkit.recipe.sections import MethodChoice, QuantizationSection, Recipe, Section
+from peftkit.recipe.section import Section
+from peftkit.recipe.sections import MethodChoice, QuantizationSection, Recipe
 
 INTRODUCTION = """\
 # Recipes

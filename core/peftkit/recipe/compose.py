@@ -7,7 +7,8 @@ from pathlib import Path
 
 from peftkit import resources
 from peftkit.recipe.mistakes import Mistakes, Place, show, suggest
-from peftkit.recipe.sections import Recipe, Section
+from peftkit.recipe.section import Section
+from peftkit.recipe.sections import Recipe
 from peftkit.recipe.tree import Node, read_file, read_text
 
 PARTS = 100
@@ -171,7 +172,7 @@ def override(tree: Node, texts: Sequence[str], mistakes: Mistakes) -> Node:
         if not equals or not all(path):
             mistakes.add(place, "", "allowed: key=value with a dotted key, such as train.epochs=2 or dataset.path=data")
             continue
-        value = read_text(written, place, mistakes)
+        value = read_text(written, place, mistakes, key.strip())
         if value is not None:
             tree = expand(_set(tree, path, value, key.strip(), mistakes), mistakes)
     return tree

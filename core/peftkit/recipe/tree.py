@@ -119,12 +119,12 @@ def read_file(path: Path, mistakes: Mistakes) -> Node:
     return node
 
 
-def read_text(text: str, place: Place, mistakes: Mistakes) -> Node | None:
-    """Read one YAML document (a file, or an override's value); None after a mistake."""
+def read_text(text: str, place: Place, mistakes: Mistakes, key: str = "") -> Node | None:
+    """Read one YAML document (a file, or an override's value, which stands at `key`); None after a mistake."""
     loader = None
     try:
         loader = Loader(text)
-        return _Reader(loader, place, mistakes).read()
+        return _Reader(loader, place, mistakes).read(key)
     except yaml.reader.ReaderError as error:
         before = text[: error.position] if isinstance(error.position, int) else ""
         mistakes.add(_lined(place, before.count("\n")), "", f"not a text: {error.reason}", final=True)
@@ -192,9 +192,9 @@ class _Reader:
         self.loader, self.place, self.mistakes = loader, place, mistakes
         self.count = 0
 
-    def read(self) -> Node:
+    def read(self, key: str) -> Node:
         root = self.loader.get_single_node()
-        return Node(None, self.place) if root is None else self.convert(root, "", 0)
+        return Node(None, self.place) if root is None else self.convert(root, key, 0)
 
     def convert(self, node: yaml.Node, key: str, depth: int) -> Node:
         place = _lined(self.place, node.start_mark.line)
