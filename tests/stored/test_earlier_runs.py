@@ -1,7 +1,7 @@
 """Run folders, checkpoints and adapters of the first release of the formats open, go on and give what they gave.
 
-Each folder of `runs/` holds one run of four steps, `finished`, and the same run `stopped` after its second step, as they
-were written before the training loop was built from passes.
+Each folder of `runs/` holds one run of four steps, `finished`, and the same run `stopped` after its second step, as
+they were written before the training loop was built from passes.
 """
 
 from __future__ import annotations
