@@ -10,7 +10,7 @@ from typing import Any
 from peftkit import suites
 from peftkit.errors import PeftkitError
 from peftkit.report import bootstrap, drawings
-from peftkit.report.document import Document, Heading, Picture, Table, Text
+from peftkit.report.document import Document, Heading, Paragraph, Picture, Table
 from peftkit.report.evidence import Answers, Evidence
 from peftkit.report.tables import NONE
 from peftkit.tasks import TASKS, Task
@@ -60,7 +60,7 @@ def report(runs: Sequence[Evidence], bases: Sequence[Answers], on_progress: OnPr
         like = scored.answers[0].facts
         fit = [b for b in bases if b.facts["split"] == like["split"] and b.facts["dataset"] == like["dataset"]]
         bases = [b for b in fit if b.facts["model"] in own]
-        document.add(Heading("Scores"), _scores(scored, bases), Text(_how(scored)))
+        document.add(Heading("Scores"), _scores(scored, bases), Paragraph(_how(scored)))
         document.add(*_pairs(scored))
         document.add(Heading(f"{scored.headline} against trainable parameters"), _against(scored, bases))
     document.add(*_suites(runs))
@@ -133,7 +133,7 @@ def _suites(runs: Sequence[Evidence]) -> list[Any]:
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     rows = [[name, *(columns[head].get(name, NONE) for head in heads)] for name in names]
     told = f"Scores of {suites.SUITE}'s own code, with its standard error; in brackets, of how many inputs at most."
-    return [Heading("Suites"), Table(["task", *heads], rows), Text(told)]
+    return [Heading("Suites"), Table(["task", *heads], rows), Paragraph(told)]
 
 
 def _with_error(row: dict[str, Any]) -> str:
@@ -185,7 +185,7 @@ def _pairs(scored: Scored) -> list[Any]:
     )
     text += f" {apart} pairs were not evaluated on the same inputs and are left out." if apart else ""
     heads = ["runs", f"difference in {key}", "p", "below 0.05"]
-    return [Heading(f"Significance of {key}"), *([Table(heads, rows)] if rows else []), Text(text)]
+    return [Heading(f"Significance of {key}"), *([Table(heads, rows)] if rows else []), Paragraph(text)]
 
 
 def _against(scored: Scored, bases: Sequence[Answers]) -> Picture:

@@ -14,7 +14,7 @@ from peftkit import files, resources
 from peftkit.errors import PeftkitError, unknown
 from peftkit.report import volumes
 from peftkit.report.compared import costs
-from peftkit.report.document import Document, Heading, Table, Text
+from peftkit.report.document import Document, Heading, Paragraph, Table
 from peftkit.report.evidence import Answers, Evidence, leaves
 from peftkit.report.tables import NONE
 
@@ -35,7 +35,7 @@ class Printed(BaseModel):
     printed: list[float]
 
 
-class Part(BaseModel):
+class PaperTable(BaseModel):
     """The rows of one data set."""
 
     model_config = ConfigDict(extra="forbid")
@@ -64,7 +64,7 @@ class Paper(BaseModel):
     where: dict[str, Any]
     columns: dict[str, dict[str, Any]]
     notes: list[str]
-    tables: dict[str, Part]
+    tables: dict[str, PaperTable]
     figure: Figure | None = None
 
 
@@ -159,7 +159,7 @@ def report(paper: Paper, runs: Sequence[Evidence], bases: Sequence[Answers]) -> 
         used |= {id(run): "figure" for run in mine}
         groups = {name: [run for run in mine if fits(run, wanted)] for name, wanted in paper.figure.series.items()}
         document.add(*volumes.blocks(paper.figure, _by_arm(paper, groups), facts))
-    document.add(*map(Text, paper.notes))
+    document.add(*map(Paragraph, paper.notes))
     document.add(Heading("Runs"), _runs(paper, runs, used), Heading("Costs"), costs(runs))
     return document
 
@@ -175,7 +175,7 @@ def _by_arm(paper: Paper, groups: Mapping[str, list[Evidence]]) -> dict[str, lis
 
 
 def _tables(
-    paper: Paper, part: Part, runs: Sequence[Evidence], bases: Sequence[Answers], used: dict[int, str]
+    paper: Paper, part: PaperTable, runs: Sequence[Evidence], bases: Sequence[Answers], used: dict[int, str]
 ) -> list[Any]:
     """Return the table of printed and obtained values, and that of the orders of the columns."""
     cells = {column: arms(paper, [r for r in runs if fits(r, wanted)]) for column, wanted in paper.columns.items()}
@@ -203,7 +203,7 @@ def _tables(
         orders.append([name, printed_order, *(_order(obtained[arm]) for arm in ARMS)])
     heads = ["score", "column", "printed", "literal", "difference", "tuned", "difference"]
     text = "Columns from the highest score down, as printed and as obtained:"
-    return [Table(heads, rows), Text(text), Table(["score", "printed", *ARMS], orders)]
+    return [Table(heads, rows), Paragraph(text), Table(["score", "printed", *ARMS], orders)]
 
 
 def _cell(trial: Trial | None, row: Printed, printed: float) -> list[str]:

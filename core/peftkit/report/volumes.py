@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from peftkit.report.document import Heading, Picture, Table, Text
+from peftkit.report.document import Heading, Paragraph, Picture, Table
 from peftkit.report.drawings import canvas, png
 from peftkit.report.evidence import Evidence
 from peftkit.report.tables import NONE
@@ -35,8 +35,8 @@ def blocks(figure: Figure, groups: Mapping[str, Sequence[Evidence]], facts: Fact
         if points:
             shows = f"{', '.join(points)} over {figure.x}, a line for each {figure.line} ({name})"
             picture = Picture(f"volumes-{number}", shows, draw(figure, points))
-            found += [Heading(name), picture, values(figure, points), slopes(points), Text(_how(figure))]
-    return found or [Text(f"not run: no runs with at least two values of {figure.x}.")]
+            found += [Heading(name), picture, values(figure, points), slopes(points), Paragraph(_how(figure))]
+    return found or [Paragraph(f"not run: no runs with at least two values of {figure.x}.")]
 
 
 def _how(figure: Figure) -> str:
