@@ -87,34 +87,34 @@ def _compared(path: Path) -> tuple[dict[str, str], str]:
     def ratio(name: str, figure: str) -> str:
         return f"{float(rows[name][figure]) / float(rows[reference][figure]):.2f}"
 
-    told = {}
+    sentences = {}
     for name, row in rows.items():
         if row["stored"]:
-            told[name] = (
+            sentences[name] = (
                 f"On {recipe.dataset.name}: {score} {float(row[str(score)]):.3f}, validation loss "
                 f"{float(row['validation_loss']):.3f}, {int(float(row['stored'])):,} stored parameters, "
                 f"step time {ratio(name, 'step_s')}, memory {ratio(name, 'peak_memory_bytes')}."
             )
         elif row["note"]:
-            told[name] = f"On {recipe.dataset.name}: refused, since {row['note']}"
-    return told, reference
+            sentences[name] = f"On {recipe.dataset.name}: refused, since {row['note']}"
+    return sentences, reference
 
 
 def _rates(path: Path) -> str:
     """Tell how the default rates were found: a line of (rate: loss) for each method."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    tried: dict[str, list[tuple[float, float]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            found.setdefault(row["method"], []).append((float(row["learning_rate"]), float(row["validation_loss"])))
+            tried.setdefault(row["method"], []).append((float(row["learning_rate"]), float(row["validation_loss"])))
     lines = ["| method | rate: validation loss |", "|---|---|"]
-    for name in sorted(found):
-        best = min(loss for _, loss in found[name])
-        told = (
+    for name in sorted(tried):
+        best = min(loss for _, loss in tried[name])
+        pairs = (
             f"**{rate:g}: {loss:.3f}**" if loss == best else f"{rate:g}: {loss:.3f}"
-            for rate, loss in sorted(found[name])
+            for rate, loss in sorted(tried[name])
         )
-        lines.append(f"| `{name}` | {', '.join(told)} |")
-    trials = max(map(len, found.values()))
+        lines.append(f"| `{name}` | {', '.join(pairs)} |")
+    trials = max(map(len, tried.values()))
     return RATES.format(width=TUNED_WIDTH, trials=trials) + "\n".join(lines) + "\n"
 
 
@@ -142,8 +142,8 @@ def _section(name: str, cls: type[Method], compared: str) -> str:
         default = "its own" if option == "learning_rate" else f"`{_written(defaults[option])}`"
         rows.append(f"| `{option}` | {default} | {' '.join(facts.get('description', '').split())} |")
     needs = f" Needs weights stored as {cls.needs}: {', '.join(formats(cls.needs))}." if cls.needs else ""
-    told = f"{cls.summary}{needs}\n\n{compared}".strip()
-    return f"## {name}\n\n{told}\n\n" + "\n".join(rows) + "\n"
+    text = f"{cls.summary}{needs}\n\n{compared}".strip()
+    return f"## {name}\n\n{text}\n\n" + "\n".join(rows) + "\n"
 
 
 def _written(value: Any) -> str:

@@ -129,10 +129,10 @@ def score_files(predictions: Path, references: Path) -> Scores:
     PeftkitError for a prediction of a question that the references do not have.
     """
     turns, answers = read_turns(references), read_answers(predictions)
-    strange = next((key for key in answers if key not in turns), None)
-    if strange:
+    extra = next((key for key in answers if key not in turns), None)
+    if extra:
         raise PeftkitError(
-            f"{predictions} answers turn {strange[1]} of '{strange[0]}', which {references} does not have. "
+            f"{predictions} answers turn {extra[1]} of '{extra[0]}', which {references} does not have. "
             "Give the predictions and the references of the same split."
         )
     full = report(turns, {key: score_turn(answer, turns[key].answers) for key, answer in answers.items()})

@@ -90,8 +90,8 @@ class ShiftSearch:
 
     def edits(self, words: list[str]) -> tuple[int, str]:
         """Return the distance from `words` to the reference, and the edits, as `Distance.trace` gives them."""
-        found = self._distance.trace(words)
-        return found if self._exact(words, found[0]) else self._in_band(words)
+        traced = self._distance.trace(words)
+        return traced if self._exact(words, traced[0]) else self._in_band(words)
 
     def best_shift(self, words: list[str], distance: int, trace: str) -> list[str] | None:
         """Return `words` after the shift that saves most edits; None where none saves any.

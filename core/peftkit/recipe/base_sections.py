@@ -31,8 +31,8 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSection:
         if (self.name is None) == (self.init is None):
-            found = "neither 'name' nor 'init'" if self.name is None else "both 'name' and 'init'"
-            raise ValueError(f"found {found}; allowed: exactly one of them (write null for the other)")
+            given = "neither 'name' nor 'init'" if self.name is None else "both 'name' and 'init'"
+            raise ValueError(f"found {given}; allowed: exactly one of them (write null for the other)")
         if self.init is not None and not isinstance(self.init.get("architecture"), str):
             raise ValueError("found no 'architecture' in init; allowed: a model type, such as 'architecture: llama'")
         return self

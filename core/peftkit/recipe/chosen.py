@@ -52,7 +52,7 @@ def complete_methods(
         mistakes.add(start.place, "quantization.init", f"found {start.plain()}, and no chosen method has an init")
     if reached:
         keys["rank"] = None
-    elif rank is not None and not mistakes.tells("method"):
+    elif rank is not None and not mistakes.has("method"):
         reason = f"'{ranked}' sets its own: write method.{ranked}.rank" if ranked else "no chosen method has a rank"
         mistakes.add(tree.value["rank"].place, "rank", f"found {rank}, and {reason}")
     return choices
@@ -81,7 +81,7 @@ def _complete(
     try:
         return method.from_options(known).options()
     except PeftkitError as error:
-        told = False
+        named = False
         for key, value in known.items():
             try:
                 method.from_options({key: value})
@@ -89,8 +89,8 @@ def _complete(
                 reason = str(fault).removeprefix(f"{method.name}: ").removeprefix(f"{key}: ")
                 place, allowed = options.find((key,)).place, words(meanings[key])
                 mistakes.add(place, f"{home}.{method.name}.{key}", f"{reason}; allowed: {allowed}")
-                told = True
-        if not told:
+                named = True
+        if not named:
             mistakes.add(options.place, f"{home}.{method.name}", str(error).removeprefix(f"{method.name}: "))
     return {}
 
@@ -120,8 +120,8 @@ def complete_compared(node: Node, own: list[dict[str, Any]], mistakes: Mistakes)
                     {"name": name, "options": _complete(METHODS[name], options.plain(), options, mistakes, home)}
                 )
             else:
-                told = suggest(name, [*METHODS.names(), ALL])
-                mistakes.add(choice.place, home, f"found '{name}', which is no method; {told}")
-        if entry or not mistakes.tells(home):
+                choices = suggest(name, [*METHODS.names(), ALL])
+                mistakes.add(choice.place, home, f"found '{name}', which is no method; {choices}")
+        if entry or not mistakes.has(home):
             entries.append(entry)
     return entries

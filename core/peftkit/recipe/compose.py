@@ -47,22 +47,22 @@ def expand(tree: Node, mistakes: Mistakes) -> Node:
 
 
 def expand_methods(node: Node, mistakes: Mistakes, home: str = "method") -> Node:
-    """Return a list of one-key mappings {name: options}; mistakes are told at the key `home`."""
+    """Return a list of one-key mappings {name: options}; mistakes are noted at the key `home`."""
     items = []
     for item in node.value if isinstance(node.value, list) else [node]:
         if isinstance(item.value, str):
             items.append(Node({item.value: Node({}, item.place)}, item.place))
             continue
-        found = show(item.value)
+        written = show(item.value)
         if isinstance(item.value, dict) and len(item.value) == 1:
             ((name, options),) = item.value.items()
             if options.value is None or isinstance(options.value, dict):
                 items.append(Node({name: Node(options.value or {}, options.place)}, item.place))
                 continue
-            found = f"{show(options.value)} as the options of '{name}'"
+            written = f"{show(options.value)} as the options of '{name}'"
         elif isinstance(item.value, dict):
-            found = f"a mapping of {len(item.value)} keys"
-        mistakes.add(item.place, home, f"found {found}; allowed: {METHOD_FORMS}")
+            written = f"a mapping of {len(item.value)} keys"
+        mistakes.add(item.place, home, f"found {written}; allowed: {METHOD_FORMS}")
     return Node(items, node.place)
 
 

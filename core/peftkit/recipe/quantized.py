@@ -47,8 +47,8 @@ def complete_quantization(node: Node, mistakes: Mistakes) -> dict[str, Any] | No
         named = form.value.get("format")
         if named is None or not isinstance(named.value, str):
             allowed = [*KEYS, *_options(name.value)]
-            told = f"unknown key; {suggest(pattern, allowed)}; a module's name takes a format"
-            mistakes.add(item.place, f"{HOME}.{pattern}", told)
+            fault = f"unknown key; {suggest(pattern, allowed)}; a module's name takes a format"
+            mistakes.add(item.place, f"{HOME}.{pattern}", fault)
             continue
         inner = dict(form.value)
         inner.pop("format")

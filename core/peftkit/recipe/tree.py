@@ -112,8 +112,8 @@ def read_file(path: Path, mistakes: Mistakes) -> Node:
     if node is None:
         return Node({}, place)
     if not isinstance(node.value, dict):
-        found = "an empty file" if node.value is None else show(node.value)
-        fault = f"found {found}; allowed: a mapping of keys, such as 'model: bundled/tiny'"
+        written = "an empty file" if node.value is None else show(node.value)
+        fault = f"found {written}; allowed: a mapping of keys, such as 'model: bundled/tiny'"
         mistakes.add(node.place, "", fault, final=True)
         return Node({}, place)
     return node

@@ -12,8 +12,8 @@ def describe(method: Method) -> str:
     """Name a method with the options that are not its defaults: `lora (rank 16, targets linear)`."""
     defaults = type(method).from_options({}).options()
     changed = {key: value for key, value in method.options().items() if value != defaults[key]}
-    told = ", ".join(f"{key} {written(value)}" for key, value in changed.items())
-    return f"{method.name} ({told})" if told else method.name
+    options = ", ".join(f"{key} {written(value)}" for key, value in changed.items())
+    return f"{method.name} ({options})" if options else method.name
 
 
 def written(value: Any) -> str:

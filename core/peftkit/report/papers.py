@@ -76,8 +76,8 @@ class Trial:
 
     def values(self, row: Printed) -> list[float]:
         """Return the score of each run as the paper writes it; runs without that score are left out."""
-        found = [run.answers.scores.get(row.key) for run in self.runs if run.answers]
-        return [value * row.scale for value in found if value is not None]
+        scores = [run.answers.scores.get(row.key) for run in self.runs if run.answers]
+        return [value * row.scale for value in scores if value is not None]
 
     @property
     def validation(self) -> float:
@@ -101,7 +101,7 @@ def facts(run: Evidence) -> dict[str, Any]:
     recipe = run.recipe
     options = recipe.method[0].options
     rate = options.get(RATE) or recipe.train.learning_rate
-    found = {
+    known = {
         "method": "+".join(choice.name for choice in recipe.method),
         "model": recipe.model.name,
         "dataset": run.answers.facts["dataset"] if run.answers else recipe.dataset.name,
@@ -109,9 +109,9 @@ def facts(run: Evidence) -> dict[str, Any]:
         RATE: rate,
         **{key: options[key] for key in ("rank", "alpha") if key in options},
     }
-    if found.get("rank") and found.get("alpha"):
-        found["alpha_per_rank"] = found["alpha"] / found["rank"]
-    return found
+    if known.get("rank") and known.get("alpha"):
+        known["alpha_per_rank"] = known["alpha"] / known["rank"]
+    return known
 
 
 def fits(run: Evidence, wanted: Mapping[str, Any]) -> bool:
@@ -122,15 +122,15 @@ def fits(run: Evidence, wanted: Mapping[str, Any]) -> bool:
 
 def trials(runs: Sequence[Evidence]) -> list[Trial]:
     """Put runs that differ in their seeds alone together."""
-    found: dict[str, list[Evidence]] = {}
+    by_setting: dict[str, list[Evidence]] = {}
     for run in runs:
         keys = dict(leaves(run.recipe.model_dump(exclude={"output", "compare", "method"})))
         keys = {key: value for key, value in keys.items() if key not in SEEDS}
         options = [(choice.name, {**choice.options, RATE: None}) for choice in run.recipe.method]
         # The rate may stand in the recipe or in the method's options: it is the same trial.
-        told = (sorted(keys.items()), options, facts(run)[RATE])
-        found.setdefault(repr(told), []).append(run)
-    return [Trial(same) for same in found.values()]
+        setting = (sorted(keys.items()), options, facts(run)[RATE])
+        by_setting.setdefault(repr(setting), []).append(run)
+    return [Trial(same) for same in by_setting.values()]
 
 
 def arms(paper: Paper, runs: Sequence[Evidence]) -> dict[str, tuple[Trial | None, int]]:
@@ -165,13 +165,13 @@ def report(paper: Paper, runs: Sequence[Evidence], bases: Sequence[Answers]) -> 
 
 
 def _by_arm(paper: Paper, groups: Mapping[str, list[Evidence]]) -> dict[str, list[Evidence]]:
-    found = {}
+    groups_by_arm = {}
     for name, runs in groups.items():
         for arm in ARMS:
             chosen = [run for run in runs if fits(run, paper.literal) == (arm == ARMS[0])]
             if chosen:
-                found[f"{arm}, {name}"] = chosen
-    return found
+                groups_by_arm[f"{arm}, {name}"] = chosen
+    return groups_by_arm
 
 
 def _tables(
@@ -179,11 +179,11 @@ def _tables(
 ) -> list[Any]:
     """Return the table of printed and obtained values, and that of the orders of the columns."""
     cells = {column: arms(paper, [r for r in runs if fits(r, wanted)]) for column, wanted in paper.columns.items()}
-    for column, found in cells.items():
-        for arm, (trial, count) in found.items():
+    for column, tried in cells.items():
+        for arm, (trial, count) in tried.items():
             for run in trial.runs if trial else ():
-                told = f"{column}, {arm}" + (f" (best of {count} trials)" if count > 1 else "")
-                used[id(run)] = f"{used[id(run)]}; {told}" if id(run) in used else told
+                place = f"{column}, {arm}" + (f" (best of {count} trials)" if count > 1 else "")
+                used[id(run)] = f"{used[id(run)]}; {place}" if id(run) in used else place
     rows, orders = [], []
     for name, row in part.rows.items():
         obtained: dict[str, dict[str, float]] = {arm: {} for arm in ARMS}
@@ -191,10 +191,10 @@ def _tables(
             if base.facts["dataset"] == part.where.get("dataset") and row.key in base.scores:
                 value = base.scores[row.key] * row.scale
                 rows.append([name, f"untrained {base.facts['model']}", NONE, f"{value:.4f}", *[NONE] * 3])
-        for (column, found), printed in zip(cells.items(), row.printed, strict=True):
+        for (column, tried), printed in zip(cells.items(), row.printed, strict=True):
             line = [name, column, f"{printed:g}"]
             for arm in ARMS:
-                trial, _ = found[arm]
+                trial, _ = tried[arm]
                 line += _cell(trial, row, printed)
                 if trial and trial.values(row):
                     obtained[arm][column] = statistics.fmean(trial.values(row))

@@ -68,12 +68,12 @@ def evaluate(
     scores: list[dict[str, Any]] = []
     for name, task in tasks.items():
         began = time.monotonic()
-        found = harness.score(model, name, task, limit)
-        scores += found
+        figures = harness.score(model, name, task, limit)
+        scores += figures
         if output is not None:
             path = output / "eval" / f"{SUITE}-{name.replace('/', '-')}{BASE if bare else ''}.json"
             wall = round(time.monotonic() - began, 3)
-            files.write_json(path, {"task": name, "scores": found, **facts, "wall_s": wall})
+            files.write_json(path, {"task": name, "scores": figures, **facts, "wall_s": wall})
     return {"tasks": list(tasks), "scores": scores, **facts}
 
 
