@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 
 import pytest
 from sources import CODE, CORE, ROOT, arrows, imports, shown, tree
@@ -16,9 +17,11 @@ ALLOWED = {
         "resources": "",
         "__init__": "",
         "versions": "__version__",
+        "options": "errors",
         "registry": "errors",
         "files": "errors",
         "tensor_file": "errors files",
+        "plot": "files",
         # Tensors: kernels, packed weights, the places in a model, and what sits there.
         "kernels": "",
         "quantization": "errors registry",
@@ -35,70 +38,78 @@ ALLOWED = {
         "metrics": "errors files registry",
         "data": "errors files kernels registry",
         "tasks": "data errors files metrics registry",
-        # What a recipe says, and the model that it makes.
-        "objectives": "data errors kernels metrics registry",
+        # How gradients are computed, and how a step is made of them.
+        "objectives": "data kernels layout options registry",
+        "engine": "adaptation data device errors kernels layout method objectives ports",
         "optim": "errors quantization registry",
-        "strategies": "errors kernels registry",
-        "recipe": "errors files method objectives optim quantization resources strategies tasks",
+        "strategies": "adaptation data engine errors optim options registry",
+        # What a recipe says, and the model that it makes.
+        "recipe": "errors files method objectives optim options quantization registry resources strategies tasks",
         "models": "data errors families files layout quantization recipe tensor_file",
-        "assembly": "adaptation data device families layout method models quantization recipe",
-        # Steps: how gradients are computed, what that takes, and the runs made of them.
-        "engine": "data errors kernels layout method objectives ports recipe",
+        "assembly": "adaptation data device errors families layout method models quantization recipe",
+        # Runs: what they take, what they answer, and the loop itself.
+        "estimation": "adaptation assembly data device engine errors layout models objectives optim plot quantization "
+        "recipe",
         "generation": "data errors files tasks",
-        "evaluation": "adaptation assembly data device errors files generation metrics models recipe tasks versions",
-        "estimate": "adaptation assembly data device engine layout models objectives optim quantization recipe",
-        "training": "__version__ adaptation assembly data device engine errors estimate evaluation files layout method "
-        "metrics models objectives optim quantization recipe strategies tasks tensor_file versions",
-        "plan": "adaptation assembly data errors estimate recipe tasks training",
-        "profiling": "assembly device engine errors estimate files kernels layout ports recipe training",
-        "together": "adaptation assembly device engine errors method models ports recipe training",
+        "evaluation": "adaptation assembly data device engine errors files generation metrics models recipe tasks "
+        "versions",
+        "training": "__version__ adaptation assembly data device engine errors estimation evaluation files layout "
+        "method metrics models objectives optim plot quantization recipe strategies tasks tensor_file versions",
+        "plan": "adaptation assembly data engine errors estimation models recipe tasks training",
+        "profiling": "assembly data device engine errors estimation files kernels layout ports recipe training",
+        "together": "adaptation assembly data device engine errors method models objectives ports recipe strategies "
+        "training",
         # What is made of runs.
-        "suites": "assembly data errors evaluation files models recipe training versions",
-        "export": "__version__ adaptation assembly data engine errors files layers layout method methods models ports "
+        "suites": "assembly data errors evaluation files recipe training versions",
+        "export": "__version__ adaptation assembly data errors files layers layout method methods models ports "
         "quantization recipe registry tasks tensor_file versions",
-        "report": "errors files method metrics recipe resources suites tasks training",
-        "comparison": "adaptation assembly budget errors evaluation files layout method recipe report tasks training",
+        "report": "errors files method metrics plot recipe resources suites tasks training",
+        "comparison": "adaptation assembly budget errors evaluation files layout method models recipe report tasks "
+        "training",
     }.items()
 }
 """The packages and single files of the core, from the bottom up, each with those that it may import."""
 TRANSFORMERS = ("families", "models", "ports/attention.py", "quantization", "generation", "export")
 """Where transformers is imported: places in the core."""
 
-# The branches of the rebuild make these sets empty: `LEAVING` with their last merge, `COMING` by being used or struck.
+# TEMPORARY, until the branches of the rebuild are merged: all three sets are to be empty then. What is in `COMING` and
+# still unused goes from the list too.
+LEAVING_PACKAGES = {"estimate"}
 LEAVING = {
     ("adaptation", "models"),
-    ("comparison", "models"),
+    ("engine", "recipe"),
     ("engine", "training"),
-    ("estimate", "training"),
     ("evaluation", "training"),
     ("kernels", "ports"),
     ("layout", "resources"),
-    ("plan", "models"),
     ("ports", "method"),
 }
-"""Arrows that are still there and go."""
+"""Packages and arrows that are still there and go."""
 COMING = {
     (package, target)
     for package, targets in {
         "versions": "__version__",
+        "options": "errors",
+        "plot": "files",
         "families": "errors registry resources",
         "layout": "families",
         "device": "errors layout",
-        "method": "ports",
-        "objectives": "data errors kernels metrics registry",
-        "strategies": "errors kernels registry",
-        "recipe": "objectives strategies",
+        "objectives": "data kernels layout options registry",
+        "engine": "adaptation device objectives",
+        "strategies": "adaptation data engine errors optim options registry",
+        "recipe": "objectives options registry strategies",
         "models": "families",
-        "assembly": "adaptation data device families layout method models quantization recipe",
-        "engine": "objectives",
-        "evaluation": "assembly device versions",
-        "estimate": "assembly device objectives",
-        "training": "assembly device objectives strategies versions",
-        "plan": "assembly",
-        "profiling": "assembly device engine",
-        "together": "assembly device",
-        "suites": "assembly models versions",
-        "export": "assembly engine layers methods ports versions",
+        "assembly": "adaptation data device errors families layout method models quantization recipe",
+        "estimation": "adaptation assembly data device engine errors layout models objectives optim plot quantization "
+        "recipe",
+        "evaluation": "assembly device engine versions",
+        "training": "assembly device estimation objectives plot strategies versions",
+        "plan": "assembly engine estimation",
+        "profiling": "assembly data device engine estimation",
+        "together": "assembly data device objectives strategies",
+        "suites": "assembly versions",
+        "export": "assembly layers methods ports versions",
+        "report": "plot",
         "comparison": "assembly",
     }.items()
     for target in targets.split()
@@ -111,7 +122,10 @@ def pairs(allowed: dict[str, set[str]]) -> set[tuple[str, str]]:
 
 
 def test_every_import_is_on_the_list():
-    unlisted = {pair: places for pair, places in arrows().items() if pair not in pairs(ALLOWED) | LEAVING}
+    known = pairs(ALLOWED) | LEAVING
+    unlisted = {
+        pair: places for pair, places in arrows().items() if pair not in known and not LEAVING_PACKAGES & set(pair)
+    }
     assert not unlisted
 
 
@@ -122,12 +136,19 @@ def test_no_pair_of_the_list_is_unused():
 
 def test_every_package_is_on_the_list():
     packages = {path.stem for path in CORE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert packages <= ALLOWED.keys()
+    assert packages <= ALLOWED.keys() | LEAVING_PACKAGES
 
 
 def ordered(allowed: dict[str, set[str]]) -> list[str]:
     """Return the packages from the bottom up; raises CycleError for a circle."""
     return list(graphlib.TopologicalSorter(allowed).static_order())
+
+
+def test_the_page_of_the_architecture_names_every_package():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = {word.removesuffix(".py") for word in re.findall(r"[a-z_]+", page.replace(".py", ""))}
+    packages = ALLOWED.keys() - {"__init__"}
+    assert packages <= named, packages - named
 
 
 def test_the_list_has_no_circle_and_reads_from_the_bottom_up():
