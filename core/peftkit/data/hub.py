@@ -34,8 +34,8 @@ class HubDataset:
     def __str__(self) -> str:
         return self.id
 
-    def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of `train`, `validation` or `test`.
+    def records(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield the records of `train`, `validation` or `test`.
 
         Raises HubUnreachableError where there is neither network nor local copy, PeftkitError for other faults.
         """

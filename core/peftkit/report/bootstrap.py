@@ -54,7 +54,7 @@ def resample(runs: Sequence[Answers], metric: Metric) -> dict[str, list[list[flo
 
     A key is left out where a run's score is neither the mean of its inputs' figures nor what the metric's sums come to.
     """
-    resampled = [summed(metric, run) if metric.rows else means(metric, run) for run in runs]
+    resampled = [summed(metric, run) if metric.terms else means(metric, run) for run in runs]
     return {
         key: [values[key] for values in resampled] for key in metric.keys if all(key in values for values in resampled)
     }
@@ -76,23 +76,23 @@ def summed(metric: Metric, answers: Answers) -> dict[str, list[float]]:
 
     What a row holds of the whole set stays as it is on all inputs: how much an n-gram tells, or how rare it is.
     """
-    assert metric.rows is not None
+    assert metric.terms is not None
     assert metric.total is not None
     records = answers.predictions
     try:
-        rows = metric.rows([r["prediction"] for r in records], [r["references"] for r in records])
-        whole = metric.total([math.fsum(column) for column in zip(*rows, strict=True)])
+        terms = metric.terms([r["prediction"] for r in records], [r["references"] for r in records])
+        whole = metric.total([math.fsum(column) for column in zip(*terms, strict=True)])
         keys = [key for key in metric.keys if key in answers.scores and is_same(whole[key], answers.scores[key])]
-        totals = [metric.total(sums) for sums in _sums(rows, RESAMPLES)] if keys else []
+        totals = [metric.total(sums) for sums in _sums(terms, RESAMPLES)] if keys else []
     except UnavailableError:
         return {}
     return {key: [total[key] for total in totals] for key in keys}
 
 
-def _sums(rows: Sequence[Sequence[float]], times: int) -> list[list[float]]:
-    """Return the sums of the rows' columns on each resample."""
-    columns = torch.tensor(rows, dtype=torch.float64)
-    return [columns[drawn].sum(dim=0).tolist() for drawn in draws(len(rows), times)]
+def _sums(terms: Sequence[Sequence[float]], times: int) -> list[list[float]]:
+    """Return the sums of the terms over the inputs of each resample."""
+    columns = torch.tensor(terms, dtype=torch.float64)
+    return [columns[drawn].sum(dim=0).tolist() for drawn in draws(len(terms), times)]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -52,10 +52,10 @@ class CoQA(Task):
             for example in _turns(conversation, f"{path}, data[{number}]")
         ]
 
-    def from_rows(self, rows: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
+    def from_records(self, records: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
         """Read the columns `story`, `questions` and `answers`; the hub has one answer per turn."""
         examples: list[Example] = []
-        for row, record in enumerate(rows):
+        for row, record in enumerate(records):
             place = f"{self.hub}, {split} row {row}"
             answers = member(
                 member(record, place, "answers", dict, "row"), place, "input_text", list, "row's 'answers'"

@@ -46,11 +46,12 @@ class GSM8K(Task):
             for line, record in read_json_lines(path)
         ]
 
-    def from_rows(self, rows: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
+    def from_records(self, records: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
         """Read the columns `question` and `answer`."""
         name = (self.hub.splits if self.hub else {}).get(split, split)
         examples = [
-            self._example(f"{name}:{row}", f"{self.hub}, {name} row {row}", record) for row, record in enumerate(rows)
+            self._example(f"{name}:{row}", f"{self.hub}, {name} row {row}", record)
+            for row, record in enumerate(records)
         ]
         return part(examples, split)
 

@@ -45,13 +45,13 @@ class Task(ABC):
     def read_file(self, path: Path) -> list[Example]:
         """Read one official file, whatever split it is."""
 
-    def from_rows(self, rows: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
-        """Turn the hub's rows into the same examples as the official files give."""
+    def from_records(self, records: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
+        """Turn the hub's records into the same examples as the official files give."""
         raise PeftkitError(f"dataset: {self.name} is not on the hub; name your own files in `dataset.path`.")
 
     def from_hub(self, split: str) -> list[Example]:
         """Read a split from the Hugging Face hub; `HubUnreachableError` where it does not answer."""
-        return self.from_rows(self.hub.rows(split) if self.hub else (), split)
+        return self.from_records(self.hub.records(split) if self.hub else (), split)
 
     def key(self, example: Example) -> Hashable:
         """Return what examples of the same input share."""
