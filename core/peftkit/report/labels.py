@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from peftkit.method import Method
+from peftkit.method import Method
 
 
 def describe(method: Method) -> str:

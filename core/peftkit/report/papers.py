@@ -17,6 +17,7 @@ from peftkit.report.compared import costs
 from peftkit.report.document import Document, Heading, Paragraph, Table
 from peftkit.report.evidence import Answers, Evidence, leaves
 from peftkit.report.tables import NONE
+from peftkit.report.volumes import Figure
 
 NOT_RUN = "not run"
 RATE = "learning_rate"
@@ -42,16 +43,6 @@ class PaperTable(BaseModel):
     where: dict[str, Any]
     expects: dict[str, Any] = {}
     rows: dict[str, Printed]
-
-
-class Figure(BaseModel):
-    """Scores over `x`, a line for each value of `line`, for each of the series that `series` tells apart."""
-
-    model_config = ConfigDict(extra="forbid")
-    line: str
-    x: str
-    series: dict[str, dict[str, Any]]
-    keys: list[str]
 
 
 class Paper(BaseModel):

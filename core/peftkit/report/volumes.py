@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from peftkit.report.document import Heading, Paragraph, Picture, Table
 from peftkit.report.drawings import canvas, png
 from peftkit.report.evidence import Evidence
 from peftkit.report.tables import NONE
-
-if TYPE_CHECKING:
-    from peftkit.report.papers import Figure
 
 Facts = Callable[[Evidence], dict[str, Any]]
 Points = dict[float, dict[float, dict[int, float]]]
@@ -24,6 +23,16 @@ HOW = (
     "minus that at the smallest, seed by seed, with a two-sided t-test over the seeds. A slope whose p is not below "
     "0.05 lies within the noise of the seeds and does not count."
 )
+
+
+class Figure(BaseModel):
+    """Scores over `x`, a line for each value of `line`, for each of the series that `series` tells apart."""
+
+    model_config = ConfigDict(extra="forbid")
+    line: str
+    x: str
+    series: dict[str, dict[str, Any]]
+    keys: list[str]
 
 
 def blocks(figure: Figure, groups: Mapping[str, Sequence[Evidence]], facts: Facts) -> list[Any]:
