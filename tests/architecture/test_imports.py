@@ -11,16 +11,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / "core").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
 LEVELS = [
-    {"errors", "registry", "files", "tensor_file", "resources", "__init__"},
-    {"quantization"},
-    {"kernels", "method", "layout", "ports", "layers", "methods"},
-    {"adaptation", "data", "tasks", "metrics", "optim", "models"},
-    {"recipe", "training", "engine", "profiling", "generation", "evaluation", "suites"}
+    {"errors", "registry", "files", "tensor_file", "resources", "versions", "__init__"},
+    {"quantization", "families"},
+    {"kernels", "method", "layout", "ports", "layers", "methods", "device"},
+    {"adaptation", "data", "tasks", "metrics", "optim"},
+    {"recipe", "models"},
+    {"assembly"},
+    {"training", "engine", "profiling", "generation", "evaluation", "suites"}
     | {"export", "report", "plan", "estimate", "budget"},
     {"comparison", "together"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-TRANSFORMERS = {"models", "generation", "export", "quantization/weight.py", "ports/attention.py"}
+TRANSFORMERS = {"families", "models", "generation", "export", "quantization/weight.py", "ports/attention.py"}
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:

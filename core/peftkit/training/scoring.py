@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from peftkit.data.source import PREFIX
 from peftkit.data.source import load as load_data
+from peftkit.device import autocast
 from peftkit.errors import PeftkitError, nearest
 from peftkit.tasks import TASKS
 from peftkit.training.best import VALIDATION, Best
-from peftkit.training.device import autocast
 
 if TYPE_CHECKING:
     from peftkit.data.example import Example
