@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from peftkit import __version__, files
 from peftkit.errors import PeftkitError
-from peftkit.export import FORMATS
 from peftkit.export.distill import STEPS, Signs, distill
+from peftkit.export.formats import FORMATS
 from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import GROUPS, Layout, own_parameters
 from peftkit.models.samples import compare, logits

@@ -11,7 +11,7 @@ from peftkit import files, tensor_file
 from peftkit.adaptation import Adaptation, attach
 from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
-from peftkit.export import FORMATS
+from peftkit.export.formats import FORMATS
 from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import Layout
 from peftkit.method import METHODS, Method

@@ -8,7 +8,7 @@ from typing import Any
 
 from peftkit import files
 from peftkit.errors import PeftkitError, unknown
-from peftkit.export import FORMATS
+from peftkit.export.formats import FORMATS
 from peftkit.export.model_folder import checked, reopen, write, write_merged
 from peftkit.export.packed_base import AsTrained, dequantize, write_shifted
 from peftkit.export.trained import Trained, open_run
@@ -33,13 +33,22 @@ MEANINGS = {
 @FORMATS.register("merged")
 def merged(run: Path, output: Path) -> dict[str, Any]:
     """Write the base model with the run's adapter merged in, in the original weights' dtype."""
-    return merge_into(run, output)
+    return merge(Path(run), Path(output))
 
 
-def merge_into(
-    run: Path, output: Path, into: str = INTO[0], requantize: bool = False, bound: float | None = None
+def merge(
+    run: Path, output: Path, *, into: str = INTO[0], requantize: bool = False, bound: float | None = None
 ) -> dict[str, Any]:
-    """Merge with the choices that `export.merge` explains."""
+    """Merge the run's adapter into its base model's weights and write a model folder; see `export`.
+
+    A run on a quantized base is merged `into` the original weights, or into the dequantized ones, which are what its
+    adapter was trained on. The report of such a run adds the largest and the mean difference of the logits to those of
+    the model as it was trained (`trained_max_difference`, `trained_mean_difference`; `meaning` says what the first is),
+    and the same once the merged weights are packed again in the formats of the base (`requantized_...`). With
+    `requantize` these packed weights are what is written, where the largest difference is within `bound` (0.3) of the
+    largest logit (`requantized_bound`). Raises PeftkitError beyond that, and for both choices where the base was not
+    quantized.
+    """
     _check(into, requantize, bound)
     with files.new_folder(output) as folder:
         trained = open_run(run, packed=True)
@@ -116,7 +125,7 @@ def _write_on_packed(run: Path, trained: Trained, folder: Path, into: str, bound
 
 
 def _on_originals(run: Path, trained: Trained) -> Trained:
-    """Open the run again on its original weights."""
+    """Open the run on its original weights."""
     needing = next((method for method in trained.adaptation.methods if method.needs is not None), None)
     if needing is not None:
         raise PeftkitError(

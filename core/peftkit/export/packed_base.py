@@ -1,4 +1,4 @@
-"""What a packed base has to do with merging: the model as it was trained, its weights made dense, and packed again."""
+"""Merging into a packed base: the model as it was trained, its weights made dense, and merged ones packed."""
 
 from __future__ import annotations
 

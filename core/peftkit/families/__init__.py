@@ -26,7 +26,7 @@ class Family(ABC):
 
     @abstractmethod
     def refusal(self, config: Any) -> str | None:
-        """Say why a model of this configuration is of another family; None where it is of this one."""
+        """Say in a sentence why a model of this configuration is of no such family; None where it is of this one."""
 
     @abstractmethod
     def names(self, architecture: str) -> Mapping[str, Any]:
@@ -53,7 +53,7 @@ def check(config: Any, where: str) -> None:
     """Raise PeftkitError with the reasons where no family takes a configuration; `where` names the file or key."""
     reasons = [family.refusal(config) for _, family in FAMILIES.items()]
     if None not in reasons:
-        raise PeftkitError(f"{where}: {'; '.join(filter(None, reasons))}")
+        raise PeftkitError(f"{where}: {' '.join(filter(None, reasons))}")
 
 
 def architectures() -> list[str]:

@@ -18,6 +18,7 @@ from peftkit.errors import PeftkitError
 from peftkit.evaluation import prepare
 from peftkit.evaluation.runs import OTHERWISE
 from peftkit.recipe import Recipe
+from peftkit.suites import harness
 from peftkit.versions import versions
 
 SUITE = "lm-eval"
@@ -61,8 +62,6 @@ def evaluate(
     recipe = target if isinstance(target, Recipe) else read_run(target, adapter=not bare, otherwise=OTHERWISE)
     output = target if isinstance(target, Path) else Path(recipe.output) if recipe.output else None
     check_installed()
-    from peftkit.suites import harness
-
     tasks = harness.load(names, folder)
     subject = prepare(recipe, None if bare or output is None else output / "adapter")
     model = harness.wrap(subject, recipe.eval.batch_size)

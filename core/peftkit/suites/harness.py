@@ -146,7 +146,7 @@ def _number(value: Any) -> float | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let lm-eval tell its errors alone inside; its notices are about options that are not the user's."""
+    """Let lm-eval log its errors alone inside; its notices are about options that are not the user's."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -30,7 +30,7 @@ MARKS += ("_weight_conversions",)
 def load(request: Request, files: ModelFiles) -> LoadedModel:
     """Read the checkpoint with transformers and take its layers over; refuses a recipe that packs it again.
 
-    The fingerprint is that of the tensors in its files, and the method tells how they are stored.
+    The fingerprint is that of the tensors in its files, and the storage has the name of the library's method.
     """
     folder, config, trust = files.folder, files.config, request.section.trust_remote_code
     storage = {"format": method_of(config), "options": {}, "modules": {}}
