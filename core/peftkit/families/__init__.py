@@ -42,11 +42,8 @@ def family_of(config: Any) -> Family:
     A module without a configuration counts as one of the first family.
     """
     families = [family for _, family in FAMILIES.items()]
-    if config is not None:
-        for family in families:
-            if family.refusal(config) is None:
-                return family
-    return next((family for family in families if is_named(family, getattr(config, "auto_map", None))), families[0])
+    taking = [family for family in families if config is not None and family.refusal(config) is None]
+    return taking[0] if taking else named_in(getattr(config, "auto_map", None)) or families[0]
 
 
 def check(config: Any, where: str) -> None:
@@ -61,11 +58,6 @@ def architectures() -> list[str]:
     return [name for _, family in FAMILIES.items() for name in family.architectures()]
 
 
-def has_code(auto_map: Mapping[str, Any] | None) -> bool:
-    """Say whether a folder brings code for a model of some family: its `auto_map` names the loader."""
-    return any(is_named(family, auto_map) for _, family in FAMILIES.items())
-
-
-def is_named(family: Family, auto_map: Mapping[str, Any] | None) -> bool:
-    """Say whether an `auto_map` names the loader of a family."""
-    return family.loader.__name__ in (auto_map or {})
+def named_in(auto_map: Mapping[str, Any] | None) -> Family | None:
+    """Return the family for which a folder brings code: its `auto_map` names the loader."""
+    return next((family for _, family in FAMILIES.items() if family.loader.__name__ in (auto_map or {})), None)

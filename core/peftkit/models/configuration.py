@@ -18,7 +18,7 @@ def from_folder(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
     """Read the configuration in `folder`; refuses what no family takes, and foreign code that is not trusted."""
     described = folders.description(folder)
     path, architecture = folder / "config.json", described["model_type"]
-    own_code = families.has_code(described.get("auto_map"))
+    own_code = families.named_in(described.get("auto_map")) is not None
     if architecture not in CONFIG_MAPPING_NAMES and not own_code:
         raise PeftkitError(f"{path}: " + _unknown_architecture(architecture))
     if own_code and architecture not in CONFIG_MAPPING_NAMES and not trust_remote_code:

@@ -12,7 +12,6 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from peftkit.layout import Layout
 from peftkit.models import allocation
-from peftkit.models import dtype as dtypes
 from peftkit.models import tokenizer as tokenizers
 from peftkit.models.fingerprint import fingerprint
 from peftkit.models.loaded import LoadedModel
@@ -40,9 +39,23 @@ class Request:
         """Whether any weight is to be packed."""
         return self.quantization.packs or self.budget is not None
 
+    @property
+    def fingerprint_dtype(self) -> torch.dtype | None:
+        """The dtype in which a fingerprint takes the weights, so that merging in fp32 knows a base used in float16."""
+        return None if self.section.dtype == "auto" else getattr(torch, self.section.dtype)
+
     def dtype_of(self, own: torch.dtype | None) -> torch.dtype:
-        """Return the dtype to load a checkpoint in `own` with."""
-        return self.dtype or dtypes.chosen(self.section.dtype, self.device, own)
+        """Return the dtype to load a checkpoint in `own` with.
+
+        `auto` is fp32 on the CPU, and elsewhere the checkpoint's own (bfloat16 for float16).
+        """
+        if self.dtype is not None:
+            return self.dtype
+        if self.section.dtype != "auto":
+            return getattr(torch, self.section.dtype)
+        if self.device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if own == torch.float16 else own or torch.float32
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ def ready(
     tokenizers.check_size(tokenizer, rows, "model.init" if folder is None else str(folder))
     if not next(model.parameters()).is_meta:
         cast(nn.Module, model).to(request.device)
-    mark = mark or fingerprint(cast(nn.Module, model), dtypes.of_fingerprint(request.section))
+    mark = mark or fingerprint(cast(nn.Module, model), request.fingerprint_dtype)
     loaded = LoadedModel(model.eval(), tokenizer, name or str(request.section.name), mark, folder)
     if storage is None:
         _pack(loaded, request)

@@ -13,7 +13,6 @@ from transformers.pytorch_utils import Conv1D
 
 from peftkit.layout import Layout
 from peftkit.models import allocation, build, layerwise, packed_cache
-from peftkit.models import dtype as dtypes
 from peftkit.models import folder as folders
 from peftkit.models.loaded import LoadedModel
 from peftkit.models.quantize import Quantization
@@ -45,7 +44,7 @@ def _read_packed(request: Request, files: ModelFiles, dtype: torch.dtype) -> tup
 
     None where transformers has to convert the checkpoint's names: it is then read whole and packed after that.
     """
-    chosen, as_if = request.quantization, dtypes.of_fingerprint(request.section)
+    chosen, as_if = request.quantization, request.fingerprint_dtype
     paths = folders.shards(files.folder)
     model, packed = build.outline(files.config, dtype, request.section.trust_remote_code, chosen)
     kept = packed_cache.folder(paths, {**chosen.description(), "dtype": str(dtype), "as_if": str(as_if)})
