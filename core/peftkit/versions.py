@@ -1,4 +1,4 @@
-"""The versions on which the numbers of a run depend."""
+"""The versions of Python and of the libraries that decide the numbers of a run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from peftkit import __version__
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that decide the numbers."""
+    """Return the version of each by its name."""
     names = ("torch", "transformers", "tokenizers", "safetensors")
-    installed = {"peftkit": __version__, "python": platform.python_version()}
+    numbers = {"peftkit": __version__, "python": platform.python_version()}
     for name in names:
         try:
-            installed[name] = metadata.version(name)
+            numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            installed[name] = "not installed"
-    return installed
+            numbers[name] = "not installed"
+    return numbers

@@ -52,10 +52,10 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> Assembled:
             )
         methods = methods_of(recipe, outline.tokenizer)
         try:
-            sites = check_methods(outline.module, methods)
+            checked = check_methods(outline.module, methods)
         except PeftkitError as error:
             raise PeftkitError(f"{name}: {error}") from None
-        for method, (_, own) in zip(expand(methods), sites, strict=True):
+        for method, (_, own) in zip(expand(methods), checked, strict=True):
             changed = f"trains the model's own {own[0]}" if own else None
             changed = "starts by changing the frozen weights" if method.splits_base else changed
             if changed:
