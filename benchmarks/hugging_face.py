@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftkit.adaptation import Adaptation
 from peftkit.errors import PeftkitError
-from peftkit.models.load import load_tokenizer
+from peftkit.models.tokenizer import load_tokenizer
 from peftkit.recipe import ModelSection
 
 

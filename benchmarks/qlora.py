@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from peftkit.adaptation import attach
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded
+from peftkit.device import peak_memory
 from peftkit.layout import GROUPS, Layout
 from peftkit.method import METHODS
 from peftkit.models.layerwise import without_weights
-from peftkit.models.load import quiet
+from peftkit.models.quiet import quiet
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
-from peftkit.training.device import peak_memory
 from peftkit.training.loop import Loop
 
 RANK, ALPHA, RATE = 16, 32.0, 1e-4

@@ -39,7 +39,7 @@ import sys
 import torch
 from peftkit.models.load import load
 from peftkit.recipe import ModelSection, QuantizationSection
-from peftkit.training.device import peak_memory
+from peftkit.device import peak_memory
 before = peak_memory(torch.device("cpu"))
 section = QuantizationSection(format=sys.argv[2]) if sys.argv[2] != "none" else None
 model = load(ModelSection(name=sys.argv[1]), quantization=section).model
@@ -145,7 +145,7 @@ def compare_loading(say: Callable[[dict[str, Any]], None]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from peftkit import resources
-    from peftkit.models.load import quiet
+    from peftkit.models.quiet import quiet
 
     words = resources.PACKAGE / "models" / "bundled" / "tiny"
     config = AutoConfig.for_model("llama", hidden_size=1024, intermediate_size=2816, num_hidden_layers=10)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from peftkit.device import autocast, choose_device, choose_precision, mixes, resident_memory
 from peftkit.engine.cross_entropy import CHUNK
 from peftkit.engine.engine import Arrangement, Engine, possible
 from peftkit.layout import Layout, own_parameters
@@ -18,7 +19,6 @@ from peftkit.models.folder import description
 from peftkit.models.tiny import tiny
 from peftkit.optim.build import Optimizers, state_bytes
 from peftkit.quantization.packed import PackedLinear
-from peftkit.training.device import autocast, choose_device, choose_precision, mixes, resident_memory
 from peftkit.training.heap import heap_peak
 from peftkit.training.loss import sum_cross_entropy
 from peftkit.training.memory import heaviest, room
@@ -27,7 +27,7 @@ from peftkit.training.rungs import Rung, checkpoint_gradients, rungs
 if TYPE_CHECKING:
     from peftkit.adaptation import Adaptation
     from peftkit.data.batches import Batch, Batches
-    from peftkit.models.load import LoadedModel
+    from peftkit.models.loaded import LoadedModel
     from peftkit.recipe import Recipe, TrainSection
 
 LARGEST = 64

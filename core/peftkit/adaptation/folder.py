@@ -13,7 +13,7 @@ from peftkit.adaptation.adaptation import Adaptation
 from peftkit.adaptation.attach import attach
 from peftkit.errors import PeftkitError
 from peftkit.method import build_methods
-from peftkit.models.quantize import told
+from peftkit.quantization.storage import in_words
 
 FORMAT = 1
 TENSORS = "adapter.safetensors"
@@ -85,8 +85,8 @@ def load_adapter(
     trained_on = base.get("quantization")
     if quantization is not None and trained_on is not None and _formats(trained_on) != _formats(quantization):
         raise PeftkitError(
-            f"the adapter in {folder} was trained on weights stored as {told(trained_on)}, and the model is "
-            f"loaded as {told(quantization)}: use the quantization that it was trained with."
+            f"the adapter in {folder} was trained on weights stored as {in_words(trained_on)}, and the model is "
+            f"loaded as {in_words(quantization)}: use the quantization that it was trained with."
         )
     tensors = tensor_file.read_tensors(folder / TENSORS)
     methods = build_methods([(method["name"], method["options"]) for method in description["methods"]])

@@ -10,10 +10,10 @@ from typing import Any
 
 from peftkit import budget
 from peftkit.adaptation import check_methods
+from peftkit.assembly import assemble
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS, Method
-from peftkit.models.load import load as load_model
 from peftkit.recipe import CompareSection, MethodChoice, Recipe
 from peftkit.report.labels import describe, written
 
@@ -69,7 +69,7 @@ def entries(recipe: Recipe) -> list[Entry]:
         raise PeftkitError(
             "nothing is compared: name methods with --methods lora,dora or in the recipe's compare.methods."
         )
-    model = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization).model
+    model = assemble(recipe, weights=False, bare=True).model
     seeds = tuple(recipe.train.seed + number for number in range(section.seeds))
     built = [_entry(choices, model, section.budget, seeds) for choices in section.methods]
     compared = [_on(entry, fraction) for fraction in section.fractions for entry in built] or built

@@ -11,11 +11,10 @@ from peftkit import files, tensor_file
 from peftkit.adaptation import Adaptation, attach
 from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
-from peftkit.export import FORMATS
-from peftkit.export.trained import Trained, open_run
+from peftkit.export.formats import FORMATS
+from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import Layout
 from peftkit.method import METHODS, Method
-from peftkit.models.load import load as load_base
 from peftkit.models.samples import compare, logits
 
 CONFIGURATION = "adapter_config.json"
@@ -32,8 +31,8 @@ def hf_peft(run: Path, output: Path) -> dict[str, Any]:
     with files.new_folder(output) as folder:
         trained = open_run(run)
         write(trained, folder)
-        expected = logits(trained.base.model, trained.base.tokenizer, trained.adaptation.soft_ids)
-        base = load_base(trained.recipe.model, dtype=next(trained.base.model.parameters()).dtype)
+        expected = logits(trained.model, trained.tokenizer, trained.adaptation.soft_ids)
+        base = open_base(trained.recipe)
         soft = load(folder, base.model).soft_ids
         found = compare(logits(base.model, base.tokenizer, soft), expected, BOUND, "the exported adapter")
     return {"format": "hf-peft", "output": str(output), **trained.report(), **found}
@@ -48,19 +47,17 @@ def write(trained: Trained, folder: Path) -> None:
             f"this run combines several methods ({names}), and a Hugging Face peft folder holds one: export with "
             "--format merged instead."
         )
-    first = opening(trained.base.tokenizer) if trained.adaptation.soft_ids else []
+    first = opening(trained.tokenizer) if trained.adaptation.soft_ids else []
     if first:
         raise PeftkitError(
-            f"this model's tokenizer begins texts with '{trained.base.tokenizer.decode(first)}': a soft prompt stands "
+            f"this model's tokenizer begins texts with '{trained.tokenizer.decode(first)}': a soft prompt stands "
             "behind that token here and in front of it in Hugging Face peft, which gives other logits: keep the "
             "adapter beside the model, and generate and evaluate from the run folder."
         )
-    config, tensors = parts[0].method.hf_peft(parts[0].adapters, trained.base.model)
-    source = trained.base.source
-    is_hub_name = (
-        source is not None and not trained.base.name.startswith("bundled/") and not Path(trained.base.name).is_dir()
-    )
-    place = trained.base.name if is_hub_name else None if source is None else str(source.resolve())
+    config, tensors = parts[0].method.hf_peft(parts[0].adapters, trained.model)
+    source = trained.source
+    is_hub_name = source is not None and not trained.name.startswith("bundled/") and not Path(trained.name).is_dir()
+    place = trained.name if is_hub_name else None if source is None else str(source.resolve())
     origin = {"base_model_name_or_path": place, "revision": trained.recipe.model.revision}
     files.write_json(folder / CONFIGURATION, {**origin, **config})
     tensor_file.write_tensors(folder / TENSORS, tensors)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from peftkit.device import autocast
 from peftkit.estimate import largest
 from peftkit.profiling.owners import LOSS, Owner, ancestors, owners, place, watched
 from peftkit.profiling.saved import Saved
 from peftkit.profiling.spans import BACKWARD, FORWARD, Span, Spans
 from peftkit.training.counts import counts
-from peftkit.training.device import autocast
 
 if TYPE_CHECKING:
     from peftkit.recipe import Recipe

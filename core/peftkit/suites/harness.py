@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from peftkit.assembly import Assembled
 from peftkit.data import hub
 from peftkit.errors import PeftkitError
-from peftkit.evaluation import Subject
 
 SEED, SAMPLING_SEED = 0, 1234
 """What lm-eval seeds Python's generator with, and numpy's, torch's and the choice of examples in the prompt."""
@@ -83,14 +83,14 @@ def _load(index: Any, name: str) -> Any:
     return loaded
 
 
-def wrap(subject: Subject, batch_size: int) -> Any:
+def wrap(subject: Assembled, batch_size: int) -> Any:
     """Return the subject's model, as it stands, as a model of lm-eval."""
     from peftkit.suites.adapted import AdaptedLM
 
     with quiet():
         return AdaptedLM(
-            subject.loaded.model,
-            subject.loaded.tokenizer,
+            subject.model,
+            subject.tokenizer,
             soft=subject.template.soft,
             batch_size=batch_size,
             precision=subject.precision,
@@ -146,7 +146,7 @@ def _number(value: Any) -> float | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let lm-eval tell its errors alone inside; its notices are about options that are not the user's."""
+    """Let lm-eval log its errors alone inside; its notices are about options that are not the user's."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)

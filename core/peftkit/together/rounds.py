@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.adaptation import attached
+from peftkit.device import autocast
 from peftkit.engine.packed_batch import PackedBatch
 from peftkit.errors import PeftkitError
 from peftkit.ports.attention import along
-from peftkit.training.device import autocast
 from peftkit.training.loop import Begun, Loop, out_of_memory
 
 

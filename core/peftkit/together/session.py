@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftkit.assembly import Assembled, assemble, training_dtype
 from peftkit.errors import PeftkitError
+from peftkit.models.quantize import forget_originals
 from peftkit.training import events, folder, summary
 from peftkit.training.observer import Observer, Silent
 from peftkit.training.session import Session
@@ -78,8 +80,8 @@ def train_together(jobs: Sequence[Job], *, resume: bool = False) -> dict[str, Su
             events.check_installed()
         waiting.append((job, begun))
     if waiting:
-        base.check([(job.name, job.recipe) for job, _ in waiting])
-        results |= _Together(waiting).go()
+        outline = base.check([(job.name, job.recipe) for job, _ in waiting])
+        results |= _Together(waiting, outline).go()
     return {job.name: results[job.name] for job in jobs}
 
 
@@ -107,12 +109,11 @@ class _Running:
 class _Together:
     """The runs that have steps left, on one model."""
 
-    def __init__(self, waiting: Sequence[tuple[Job, bool]]):
-        from peftkit.models.quantize import forget_originals
-        from peftkit.training.preparation import load_base
-
-        base = load_base(waiting[0][0].recipe)
-        self.model = base.loaded.model
+    def __init__(self, waiting: Sequence[tuple[Job, bool]], outline: Assembled):
+        lead = waiting[0][0].recipe
+        dtype = training_dtype(lead, outline.precision, outline.module, own=False)
+        base = assemble(lead, bare=True, dtype=dtype)
+        self.model = base.model
         self.running: list[_Running] = []
         self.results: dict[str, Summary | Failed] = {}
         for number, (job, begun) in enumerate(waiting):
@@ -126,7 +127,7 @@ class _Together:
                     f"{job.name} cannot be trained together with others, which takes tokens without padding: {why}."
                 )
             self.running.append(_Running(job, session, name))
-        forget_originals(self.model)
+        forget_originals(base.module)
 
     def go(self) -> dict[str, Summary | Failed]:
         """Train until no run has a step left."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from peftkit.device import autocast, mixes, peak_memory
 from peftkit.engine.engine import Arrangement, Engine
 from peftkit.errors import PeftkitError
 from peftkit.optim.build import Optimizers
 from peftkit.training.counts import Counts, counts, total
-from peftkit.training.device import autocast, mixes, peak_memory
 from peftkit.training.memory import Ladder, OutOfMemory
 from peftkit.training.rungs import Rung
 from peftkit.training.schedule import scale

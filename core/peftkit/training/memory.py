@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from peftkit.device import peak_memory, resident_memory
 from peftkit.errors import PeftkitError
 from peftkit.optim.build import state_bytes
 from peftkit.recipe.size import AUTO, size_in_bytes
-from peftkit.training.device import peak_memory, resident_memory
 from peftkit.training.free_memory import free_memory
 from peftkit.training.rungs import Rung
 from peftkit.training.windows import Window

@@ -6,24 +6,19 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from peftkit.adaptation import Adaptation, attach, check_methods
+from peftkit.adaptation import Adaptation
+from peftkit.assembly import Assembled, assemble, attach_methods
 from peftkit.data.batches import Batches, Epoch
 from peftkit.data.encode import EncodedExamples, encode
-from peftkit.data.template import choose
 from peftkit.engine.engine import asked_for
 from peftkit.engine.engine import choose as choose_engine
 from peftkit.errors import PeftkitError
-from peftkit.models.layerwise import give_back
-from peftkit.models.load import load as load_model
-from peftkit.models.quantize import forget_originals
-from peftkit.quantization.weight import packed_shape
+from peftkit.models.layerwise import release_memory
 from peftkit.tasks.source import load as load_data
-from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.loop import Loop
 from peftkit.training.memory import Ladder
 from peftkit.training.rungs import checkpoint_gradients, rungs
@@ -31,7 +26,6 @@ from peftkit.training.scoring import Slice, check, load_slice
 
 if TYPE_CHECKING:
     from peftkit.data.encode import Encoded
-    from peftkit.models.load import LoadedModel
     from peftkit.recipe import Recipe, TrainSection
 
 VALIDATION_EXAMPLES = 256
@@ -42,7 +36,7 @@ class Prepared:
     """A run that is set up: the loop, what it stands on, and what became of the data."""
 
     loop: Loop
-    loaded: LoadedModel
+    loaded: Assembled
     adaptation: Adaptation
     template: Any
     dataset: str
@@ -56,32 +50,8 @@ class Prepared:
     """What a person should know: examples dropped or cut, no validation split."""
 
 
-@dataclass(frozen=True)
-class ReadyModel:
-    """What a run stands on: a model without adapters, and what it is computed with."""
-
-    loaded: LoadedModel
-    device: torch.device
-    precision: str
-
-
-def load_base(recipe: Recipe) -> ReadyModel:
-    """Load the model of a recipe, ready for its methods."""
-    device = choose_device(recipe.train.device)
-    # What the model's layout and its tokenizer tell is refused before gigabytes are read.
-    outline = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization)
-    methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
-    trained = [name for _, own in check_methods(outline.model, methods) for name in own]
-    precision = choose_precision(recipe.train.precision, device)
-    dtype = weights_dtype(recipe, precision, cast(nn.Module, outline.model), own=bool(trained))
-    loaded = load_model(recipe.model, device=str(device), dtype=dtype, quantization=recipe.quantization)
-    return ReadyModel(loaded, device, precision)
-
-
-def prepare(
-    recipe: Recipe, *, resumed: bool = False, base: ReadyModel | None = None, name: str = "default"
-) -> Prepared:
-    """Load the model and the data, attach the methods and build the loop; every fault is a PeftkitError.
+def prepare(recipe: Recipe, *, resumed: bool = False, base: Assembled | None = None, name: str = "default") -> Prepared:
+    """Assemble the model, read the data and build the loop; every fault is a PeftkitError.
 
     Of a `resumed` run the loop's saved state has to be loaded before anything else: it holds what the methods found
     in the data before the first step, which is not measured again. On a `base` that is there already the methods are
@@ -89,14 +59,11 @@ def prepare(
     """
     section = recipe.train
     check(recipe)
-    own = base is None
-    base = base or load_base(recipe)
-    loaded, device = base.loaded, base.device
-    methods = [method.with_tokenizer(loaded.tokenizer) for method in recipe.methods()]
-    adaptation = attach(loaded.model, methods, name, section.seed, keep_base=False, loading=resumed)
-    if own and not resumed:
-        forget_originals(loaded.model)
-    template = choose(recipe.dataset.template, loaded.tokenizer).with_soft(adaptation.soft_ids)
+    if base is None:
+        loaded = assemble(recipe, loading=resumed)
+    else:
+        loaded = attach_methods(base, recipe, name, loading=resumed)
+    adaptation, device, template = loaded.adaptation, loaded.device, loaded.template
     data = load_data(recipe.dataset, "train")
     encoded = encode(data.examples, template, loaded.tokenizer, section.max_length)
     if not encoded.rows:
@@ -113,7 +80,7 @@ def prepare(
     asked = asked_for(section)
     engine, told = choose_engine(loaded.model, encoded.rows, pad_id, device, asked, adaptation.methods)
     notices += told
-    give_back()
+    release_memory()
     torch.manual_seed(section.seed)
     loop = Loop(
         loaded.model,
@@ -122,7 +89,7 @@ def prepare(
         section,
         pad_id=pad_id,
         device=device,
-        precision=base.precision,
+        precision=loaded.precision,
         engine=engine,
         ladder=Ladder(section.memory, rungs(section, loaded.model, batches, device)),
     )
@@ -138,17 +105,6 @@ def prepare(
         scored=load_slice(recipe, data.name),
         notices=notices,
     )
-
-
-def weights_dtype(recipe: Recipe, precision: str, outline: nn.Module, *, own: bool) -> torch.dtype | None:
-    """Return bf16 where frozen weights may be held in what they are computed in; None leaves it to the recipe.
-
-    They are not where the method trains weights of the model's `own`, which want their last bits, nor where some of the
-    model's are packed: codes are found from the weights as other commands load them.
-    """
-    packed = any(packed_shape(module) is not None for module in outline.modules())
-    lean = precision == "bf16" and recipe.model.dtype == "auto" and not packed and not own
-    return torch.bfloat16 if lean else None
 
 
 def batched(encoded: Sequence[Encoded], section: TrainSection) -> Batches:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peftkit.device import autocast
 from peftkit.errors import PeftkitError, nearest
 from peftkit.tasks import TASKS
 from peftkit.tasks.source import PREFIX
 from peftkit.tasks.source import load as load_data
 from peftkit.training.best import VALIDATION, Best
-from peftkit.training.device import autocast
 
 if TYPE_CHECKING:
     from peftkit.data.example import Example

@@ -16,10 +16,12 @@ from peftkit.training.observer import Observer, Silent
 from peftkit.training.parts import memory_parts
 from peftkit.training.signals import Deferred, Interrupted
 from peftkit.training.summary import Summary
+from peftkit.versions import versions
 
 if TYPE_CHECKING:
+    from peftkit.assembly import Assembled
     from peftkit.recipe import Recipe
-    from peftkit.training.preparation import Prepared, ReadyModel
+    from peftkit.training.preparation import Prepared
 
 SAVE_SECONDS = 600.0
 """How often a checkpoint is written where the recipe does not say `train.save_every`."""
@@ -53,7 +55,7 @@ class Session:
         run: Path,
         observer: Observer,
         resume: bool,
-        base: ReadyModel | None = None,
+        base: Assembled | None = None,
         name: str = "default",
     ):
         from peftkit.training.preparation import prepare
@@ -182,7 +184,7 @@ class Session:
                     f"{self.run} cannot be resumed: the {what} changed since its checkpoint {found[-1].name} was "
                     "written. Bring the earlier files back, or begin another run with --output."
                 )
-        if facts["versions"] != summary.versions():
+        if facts["versions"] != versions():
             self.observer.notice(
                 "library versions changed since the checkpoint: the last bits of the losses may differ."
             )
@@ -197,7 +199,7 @@ class Session:
     def _origin(self) -> dict[str, Any]:
         """What a checkpoint's numbers depend on beside the recipe."""
         prepared = self.prepared
-        return {"data": prepared.digest, "base": prepared.loaded.fingerprint, "versions": summary.versions()}
+        return {"data": prepared.digest, "base": prepared.loaded.fingerprint, "versions": versions()}
 
     def _info(self) -> dict[str, Any]:
         prepared, loop = self.prepared, self.loop
@@ -249,7 +251,7 @@ class Session:
         result = Summary(
             **{key: info[key] for key in (*keys, "total_parameters", "device", "precision")},
             **figures,
-            versions=summary.versions(),
+            versions=versions(),
             scores=kept.get("scores"),
             best=None if self.best is None else self.best.told(),
             stopped_early=self.loop.step < self.loop.steps,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from peftkit import __version__, files
+from peftkit import files
 from peftkit.errors import PeftkitError
 
 
@@ -93,18 +91,6 @@ def figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "validation": measured[-1] if measured else None,
         },
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that decide the numbers."""
-    names = ("torch", "transformers", "tokenizers", "safetensors")
-    found = {"peftkit": __version__, "python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def read(path: Path) -> Summary:
