@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import resources
-from peftkit.adaptation import check_methods
+from peftkit.adaptation import check_methods, count_trained
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS, TUNED_WIDTH, Method, schema
@@ -132,13 +132,15 @@ def _count(cls: type[Method]) -> str:
         check_methods(layout.model, [method], layout)
     except PeftkitError:
         return "refused"
-    return f"{method.count(layout):,}"
+    return f"{count_trained(method, layout):,}"
 
 
 def _section(name: str, cls: type[Method], compared: str) -> str:
     rows = ["| option | default | meaning |", "|---|---|---|"]
     defaults = cls.from_options({}).options()
-    for option, facts in schema(cls)["properties"].items():
+    described = schema(cls)["properties"]
+    for option in defaults:
+        facts = described[option]
         default = "its own" if option == "learning_rate" else f"`{_written(defaults[option])}`"
         rows.append(f"| `{option}` | {default} | {' '.join(facts.get('description', '').split())} |")
     needs = f" Needs weights stored as {cls.needs}: {', '.join(formats(cls.needs))}." if cls.needs else ""
