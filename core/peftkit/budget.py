@@ -50,11 +50,11 @@ class _Search:
     def run(self) -> Method:
         """Return the nearest method: of a plain size, or with a pattern of sizes where that comes nearer."""
         below, above = (None if index is None else self.build(self.at(index)) for index in self.neighbours())
-        found = [method for method in (below, above) if method is not None]
-        if not found:
+        neighbours = [method for method in (below, above) if method is not None]
+        if not neighbours:
             assert self.refusal is not None
             raise self.refusal
-        best = min(found, key=self.distance)
+        best = min(neighbours, key=self.distance)
         if below is not None and above is not None and self.distance(best) > TOLERANCE * self.budget:
             best = min(best, self.refined(below), key=self.distance)
         return best if self.values is not None else self.rounded(best)
@@ -120,18 +120,18 @@ class _Search:
     def gains(self, method: Method, option: str, modules: Mapping[str, Sequence[Site]]) -> dict[str, int]:
         """Return how much more is stored with one more than the size at each module alone, where that is accepted.
 
-        It is found once for modules of one shape. Modules to which the options give a size of their own are left out.
+        It is measured once for modules of one shape. Those to which the options give a size of their own are left out.
         """
         size, given, before = getattr(method, self.size), getattr(method, option), count_stored(method, self.layout)
-        found: dict[Any, int] = {}
+        measured: dict[Any, int] = {}
         gains = {}
         for path, sites in modules.items():
             if any(matched(key, site) for key in given for site in sites):
                 continue
             shape = tuple((site.inputs, site.outputs) for site in sites)
-            if shape not in found:
-                found[shape] = (self.measure(size, **{option: {**given, path: size + 1}}) or before) - before
-            gains[path] = found[shape]
+            if shape not in measured:
+                measured[shape] = (self.measure(size, **{option: {**given, path: size + 1}}) or before) - before
+            gains[path] = measured[shape]
         return {path: gain for path, gain in gains.items() if gain > 0}
 
     def rounded(self, method: Method) -> Method:

@@ -144,7 +144,7 @@ class Method:
     def prepare(self, model: nn.Module, adapters: Mapping[str, Adapter], batches: Iterable[Any]) -> None:
         """Look at the model and the batches of the first epoch before the first step of a run.
 
-        Batches are made while they are iterated over: one that is not asked for costs nothing. What is found has to
+        Batches are made while they are iterated over: one that is not asked for costs nothing. What it sees has to
         stand in the adapters' state, because a resumed run does not call this again.
         """
 

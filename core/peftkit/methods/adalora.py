@@ -89,8 +89,10 @@ class AdaLoRA(Ranked, name="adalora"):
         """Return after how many steps the budget begins to fall and when it is reached, or raise PeftkitError."""
         warmup, final = (int(t * steps) if t < 1 else int(t) for t in (self.warmup, self.final))
         if warmup >= steps - final:
-            told = f"warmup ({warmup}) and final ({final}) leave none of {steps} steps to spread the ranks"
-            raise PeftkitError(f"{self.name}: {told}: lower them, or train longer.")
+            raise PeftkitError(
+                f"{self.name}: warmup ({warmup}) and final ({final}) leave none of {steps} steps to spread the ranks: "
+                "lower them, or train longer."
+            )
         return warmup, steps - final
 
     def budget(self, done: int, steps: int, first: int, last: int) -> int:

@@ -1,4 +1,4 @@
-"""GaLore trains weights by Adam on projected gradients, so that its states are thin (Zhao et al. 2024)."""
+"""GaLore trains weights by Adam on projected gradients, so that its states are small (Zhao et al. 2024)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GaLore(Targeted, name="galore"):
     paper: ClassVar[str] = "Zhao et al. 2024, arXiv:2403.03507"
     summary: ClassVar[str] = (
         "Trains the weights of linear layers by Adam in a low-rank subspace that follows their gradient. The optimizer "
-        "states shrink to those of a thin matrix, and the outcome is a full set of weights."
+        "states shrink to those of a low-rank matrix, and the outcome is a full set of weights."
     )
     default_learning_rate: ClassVar[float] = 0.1
 

@@ -99,7 +99,7 @@ class Prompt(SoftPrompt):
 def words(site: Site, ids: Tensor, count: int) -> Tensor:
     """Return the embeddings [count, width] of the tokens `ids` in fp32, as the embedding puts them out.
 
-    Tokens come again where there are fewer than `count`.
+    Tokens are repeated where there are fewer than `count`.
     """
     ids = ids.repeat(-(-count // len(ids)))[:count]
     device = next(site.module.parameters()).device

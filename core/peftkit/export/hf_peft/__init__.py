@@ -80,8 +80,10 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
         able = ", ".join(CONVERTERS.names())
         counterpart = str(kind).lower().replace("_", "-")
         if counterpart in REFUSALS:
-            told = f"the method '{counterpart}' {REFUSALS[counterpart]}: an adapter of that library cannot be read."
-            raise PeftkitError(f"{folder}: {told}")
+            raise PeftkitError(
+                f"{folder}: the method '{counterpart}' {REFUSALS[counterpart]}: an adapter of that library cannot be "
+                "read."
+            )
         raise PeftkitError(f"{path}: peft_type is {kind!r}; it can be read for the methods {able}.")
     tensors = tensor_file.read_tensors(folder / TENSORS)
     try:
