@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from facts import facts
 from storages import stored
 from torch import Tensor
 
@@ -23,7 +24,7 @@ ARCHITECTURES = ("llama", "gpt2")
 
 def options(name: str, position: int) -> dict[str, Any]:
     """Return the options of one trial; 0 is the method as it comes."""
-    return {} if position == 0 else dict(METHODS[name].trials[position - 1])
+    return {} if position == 0 else dict(facts(name).trials[position - 1])
 
 
 def build(name: str, position: int) -> Method:
@@ -55,8 +56,8 @@ def suits(name: str, position: int, architecture: str) -> bool:
 
 SUBJECTS = [
     (name, position, architecture)
-    for name, cls in METHODS.items()
-    for position in range(1 + len(cls.trials))
+    for name in METHODS.names()
+    for position in range(1 + len(facts(name).trials))
     for architecture in ARCHITECTURES
     if suits(name, position, architecture)
 ]

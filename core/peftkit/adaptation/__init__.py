@@ -2,6 +2,7 @@
 
 from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, Part, attached
 from peftkit.adaptation.attach import activate, attach, check_methods, route
+from peftkit.adaptation.counting import count_stored, count_trained
 from peftkit.adaptation.folder import DESCRIPTION, TENSORS, describe_adapter, load_adapter, save_adapter
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "attach",
     "attached",
     "check_methods",
+    "count_stored",
+    "count_trained",
     "describe_adapter",
     "load_adapter",
     "route",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from peftkit.adaptation.merge import Merged, merge_module, shift_module
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, own_parameters
-from peftkit.method import Method
+from peftkit.method import METHODS, Method
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.embedding import SoftPrompt
 from peftkit.ports.seat import Switch, unseat
@@ -119,7 +119,9 @@ class Adaptation:
         """The registered methods whose parts are `methods`: what is written beside the tensors."""
         left = iter(self.methods)
         groups = [(method, [next(left) for _ in method.parts()]) for method in self.chosen]
-        return tuple(one for method, parts in groups for one in method.joined(parts))
+        named = [all(part.name in METHODS for part in parts) for _, parts in groups]
+        written = zip(groups, named, strict=True)
+        return tuple(one for (method, parts), by_name in written for one in (parts if by_name else [method]))
 
     @property
     def trainable(self) -> int:
@@ -324,7 +326,9 @@ class Adaptation:
     def finish(self) -> None:
         """Bring the adapters to the form that is saved: to be called once, after the last step."""
         for part in self.parts:
-            part.method = part.method.finish(part.adapters)
+            part.method.finish(part.adapters)
+            part.method = part.method.finished
+        self.chosen = tuple(method.finished for method in self.chosen)
 
     def _drop_shared(self) -> None:
         seated = self.model.__dict__["_modules"].get("seated")

@@ -24,7 +24,7 @@ def save_adapter(adaptation: Adaptation, folder: Path, base: Mapping[str, Any], 
     """Write the adaptation's folder: `adapter.safetensors` with its tensors alone, `adapter.json` with what they mean.
 
     `base` tells the base model: `name` and `fingerprint`, and whatever else should travel along. A named combination
-    is written as `Method.joined` says, in the form that `finish` left it in.
+    is written as `Method.parts` says, in the form that `finish` left it in.
     """
     description = {
         "format": FORMAT,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftkit.kernels.low_rank import add_pair
-from peftkit.layout import Layout, Site
-from peftkit.method import Learns, Method
+from peftkit.layout import Site
 from peftkit.methods.lora import LoRA, LowRank
 from peftkit.ports.adapter import Adapter, Call
 
@@ -33,25 +31,12 @@ class MoSLoRA(LoRA, name="moslora"):
     )
     default_learning_rate: ClassVar[float] = 0.032
     plain_pair: ClassVar[bool] = False
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"mixer": "orthogonal", "targets": "linear", "rank": 4},)
-    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)
 
     mixer: Literal["kaiming", "orthogonal"] = "kaiming"
     """How M starts."""
 
     def build(self, site: Site) -> Adapter:
         return Mixed(site, self)
-
-    def count(self, layout: Layout) -> int:
-        return super().count(layout) + sum(self.rank_at(site) ** 2 for site in self.sites(layout))
-
-    @classmethod
-    def from_hf_peft(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
-    ) -> tuple[Method, dict[str, Tensor]]:
-        method, state = super().from_hf_peft(config, tensors, layout)
-        mixers = {f"{key[:-1]}M": torch.eye(down.shape[0]) for key, down in state.items() if key.endswith("/A")}
-        return method, {**state, **mixers}
 
 
 class Mixed(LowRank):
@@ -72,6 +57,3 @@ class Mixed(LowRank):
 
     def delta(self, weight: Tensor) -> Tensor:
         return (self.B @ self.M @ self.A) * self.scale
-
-    def pair(self) -> tuple[Tensor, Tensor]:
-        return (self.M @ self.A).detach(), self.B.detach() * self.scale

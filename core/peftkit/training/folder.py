@@ -11,6 +11,7 @@ import yaml
 
 from peftkit import files
 from peftkit.errors import PeftkitError
+from peftkit.method import METHODS
 
 if TYPE_CHECKING:
     from peftkit.recipe import Recipe
@@ -57,7 +58,7 @@ def check_resumed(run: Path, recipe: Recipe) -> Recipe:
             f"there is no run to resume: {run} {state}. Leave out --resume to begin one, or name the run's folder "
             "with --output."
         )
-    earlier = _parse(files.read_text(run / "recipe.yaml"), run / "recipe.yaml")
+    earlier = _complete(_parse(files.read_text(run / "recipe.yaml"), run / "recipe.yaml"))
     stored = earlier.get("quantization")
     if isinstance(stored, Mapping) and recipe.quantization.budget == stored.get("budget"):
         recipe = with_storage(recipe, {key: stored.get(key) for key in ("format", "options", "modules")})
@@ -83,6 +84,18 @@ def unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             yield key, before.get(key), after.get(key)
+
+
+def _complete(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's recipe with every option of its methods: those that they lacked then are at their default."""
+    try:
+        methods = [
+            {name: METHODS[name].from_options(options).options() for name, options in item.items()}
+            for item in tree["method"]
+        ]
+    except (PeftkitError, KeyError, TypeError, AttributeError):
+        return tree  # something else than what a run writes: the comparison names it
+    return {**tree, "method": methods}
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
