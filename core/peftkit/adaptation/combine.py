@@ -240,8 +240,8 @@ def _pairs(adaptation: Adaptation, source: Source) -> Iterator[Change]:
                 raise PeftkitError(f"{label}: {error}") from None
             if change is None:
                 raise PeftkitError(
-                    f"{label} does more at {adapter.site.id} than add a low-rank pair to its weight, so that no sum of "
-                    "pairs computes the same: 'average' and 'linear' sum adapters of the same options."
+                    f"{label} does not add a low-rank pair, and nothing else, to the weight of {adapter.site.id}, so "
+                    "that no pair computes the same: 'average' and 'linear' sum adapters of the same options."
                 )
             yield change
 
