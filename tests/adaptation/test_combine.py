@@ -164,6 +164,8 @@ def test_a_fused_module_is_a_target_as_a_whole_and_by_its_parts(base):
         adaptation = combine(one.model(), sources, how, rank).adaptation
         save_adapter(adaptation, one.folder / "sum", {"name": "tiny"})
         hold_equal(changes(one, one.folder / "sum"), summed(one, sources))
+    (part,) = combine(one.model(), sources, "svd", 12).adaptation.parts
+    assert {adapter.A.shape[0] for adapter in part.adapters.values()} == {8, 12}
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(4, 6), (6, 4)])
