@@ -23,7 +23,7 @@ from peftkit.adaptation.changes import Change, bounded, change_of, stacked, trun
 from peftkit.adaptation.folder import TENSORS, describe_adapter, formats_of, load_adapter
 from peftkit.errors import PeftkitError, unknown
 from peftkit.methods.lora import LoRA
-from peftkit.models.quantize import told
+from peftkit.quantization.storage import in_words
 
 NAME = "combined"
 """Under which name sources and result are attached."""
@@ -88,8 +88,9 @@ def _check_base(one: Source, base: Mapping[str, Any], other: Source, its: Mappin
         )
     storage, other_storage = base.get("quantization"), its.get("quantization")
     if storage and other_storage and formats_of(storage) != formats_of(other_storage):
+        stored = f"{in_words(storage)} and {in_words(other_storage)}"
         raise PeftkitError(
-            f"{one.name} and {other.name} were trained on weights stored as {told(storage)} and {told(other_storage)}: "
+            f"{one.name} and {other.name} were trained on weights stored as {stored}: "
             "only adapters of one storage can be combined."
         )
 
