@@ -13,6 +13,7 @@ from peftkit.adaptation import activate, attach, attached
 from peftkit.kernels.tree import grow
 from peftkit.method import METHODS
 from peftkit.ports.attention import along
+from peftkit.ports.context import Routing
 
 ROWS = {
     "one": [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14, 15, 16, 17]],
@@ -51,7 +52,7 @@ def run(model: Any, names: list[str]) -> tuple[dict[str, Tensor], dict[str, dict
     sizes = [len(tree.ids) for tree in trees]
     ids, positions = (torch.cat([getattr(tree, key) for tree in trees])[None] for key in ("ids", "positions"))
     activate(model, names[0])
-    with root.switch.divided(list(zip(names, sizes, strict=True))), along(model, *trees):
+    with root.context.routed(Routing.of_tokens(list(zip(names, sizes, strict=True)))), along(model, *trees):
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         (logits.square().mean() * logits.numel()).backward()
     found, gradients = {}, {}

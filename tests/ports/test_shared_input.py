@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.adaptation import Adaptation, attach
-from peftkit.kernels.low_rank_spans import Pair
+from peftkit.kernels.low_rank import Pair, linears_with_pairs
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
-from peftkit.ports.shared_input import SharedInput, linears_with_pairs, observed, shared
+from peftkit.ports.shared_input import SharedInput, groups_of, shared
 from peftkit.training.rungs import recompute
 
 IDS = torch.tensor([[5, 9, 31, 7, 2, 40], [8, 8, 17, 3, 60, 11]])
@@ -29,15 +29,6 @@ def adapted(
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     model.train()
     return model, adaptation, groups_of(model)
-
-
-def groups_of(model: nn.Module) -> list[SharedInput]:
-    """Return the groups of a model in training."""
-    model.eval()
-    with torch.no_grad(), observed(model) as groups:
-        model(input_ids=IDS)
-    model.train()
-    return groups
 
 
 def names(model: nn.Module, groups: list[SharedInput]) -> set[str]:
@@ -110,7 +101,7 @@ def test_a_member_that_is_given_something_else_computes_that():
         assert not groups[0].waiting
         first(x)
     assert not groups[0].waiting
-    assert first.sharing is None
+    assert first.input_group is None
     torch.testing.assert_close(found, (second(other), third(x)))
 
 
@@ -139,11 +130,13 @@ def test_an_output_that_nothing_depends_on_has_no_gradient():
         return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
 
     x, plains = drawn(2, 3, 5), [(drawn(4, 5).detach(), None), (drawn(6, 5).detach(), drawn(6).detach())]
-    pairs = [Pair(drawn(2, 5), drawn(4, 2), 0.5), Pair(drawn(3, 5), drawn(6, 3), 2.0)]
-    inputs = [x, *(tensor for pair in pairs for tensor in pair[:2])]
+    pairs = [Pair(x, drawn(2, 5), drawn(4, 2), 0.5), Pair(x, drawn(3, 5), drawn(6, 3), 2.0)]
+    inputs = [x, *(tensor for pair in pairs for tensor in pair[1:3])]
 
     def outputs(*given: Tensor) -> tuple[Tensor, ...]:
-        return linears_with_pairs(given[0], plains, [Pair(*given[1:3], 0.5), Pair(*given[3:], 2.0)])
+        return linears_with_pairs(
+            given[0], plains, [[Pair(given[0], *given[1:3], 0.5)], [Pair(given[0], *given[3:], 2.0)]]
+        )
 
     assert torch.autograd.gradcheck(outputs, inputs)
     found = torch.autograd.grad(outputs(*inputs)[1].sum(), inputs, allow_unused=True)
@@ -156,8 +149,8 @@ def test_the_input_is_kept_once():
     kept: list[Tensor] = []
     x = torch.randn(1, 50, 16, requires_grad=True)
     plains = [(torch.randn(16, 16), None)] * 3
-    pairs = [Pair(torch.randn(2, 16, requires_grad=True), torch.randn(16, 2, requires_grad=True), 1.0)] * 3
+    pair = Pair(x, torch.randn(2, 16, requires_grad=True), torch.randn(16, 2, requires_grad=True), 1.0)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda kept: kept):
-        linears_with_pairs(x, plains, pairs)
+        linears_with_pairs(x, plains, [[pair]] * 3)
     sizes = sorted(tensor.numel() for tensor in kept if tensor.shape[0] == 50)
     assert sizes == [50 * 6, 50 * 16]

@@ -7,18 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.kernels.low_rank import add_pair
-from peftkit.layers.split import Split
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Layout, Site, matched, own_parameters, parse_layers
 from peftkit.method import Method, Targets
 from peftkit.methods.inits import INITS, check_split, saved_pairs, splits
-from peftkit.ports.adapter import Adapter, Call
+from peftkit.ports.adapter import Adapter
 from peftkit.ports.low_rank import from_hf_peft, to_hf_peft
 
 
@@ -91,6 +88,10 @@ class LoRA(Method, name="lora"):
     def build(self, site: Site) -> Adapter:
         return LowRank(site, self)
 
+    def initialise(self, adapter: LowRank) -> None:
+        """Give A and B their start."""
+        INITS[self.init](adapter)
+
     def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:
         module, _, kind = name.rpartition(".")
         if kind != "bias" or self.bias == "none":
@@ -120,7 +121,9 @@ class LoRA(Method, name="lora"):
     def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if self.bias != "none":
             raise PeftkitError(f"{self.name}: trained biases do not travel to Hugging Face peft: use --format merged.")
-        pairs = {key: (*adapter.pair(), adapter.site) for key, adapter in cast(dict[str, LowRank], adapters).items()}
+        pairs = {
+            key: (*adapter.exported(), adapter.site) for key, adapter in cast(dict[str, LowRank], adapters).items()
+        }
         return to_hf_peft(pairs, self.dropout)
 
     @classmethod
@@ -129,22 +132,3 @@ class LoRA(Method, name="lora"):
     ) -> tuple[Method, dict[str, Tensor]]:
         options, state = from_hf_peft(config, tensors)
         return cls(**options), state
-
-
-class LowRank(Split):
-    """A pair of thin matrices A [rank, in] and B [out, rank] in fp32 beside a frozen linear."""
-
-    def __init__(self, site: Site, method: LoRA):
-        super().__init__(site)
-        rank = method.rank_at(site)
-        self.scale, self.dropout = method.scale_at(site), method.dropout
-        self.A = nn.Parameter(torch.empty(rank, site.inputs))
-        self.B = nn.Parameter(torch.empty(site.outputs, rank))
-        INITS[method.init](self)
-
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return add_pair(call, x, inside, self.A, self.B, self.scale)
-
-    def delta(self, weight: Tensor) -> Tensor:
-        return (self.B @ self.A) * self.scale

@@ -12,11 +12,12 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.kernels.low_rank import add_pair
+from peftkit.kernels.low_rank import Pair
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Layout, Site
 from peftkit.method import Learns, Method
-from peftkit.methods.lora import LoRA, LowRank
-from peftkit.ports.adapter import Adapter, Call
+from peftkit.methods.lora import LoRA
+from peftkit.ports.adapter import Adapter
 from peftkit.ports.low_rank import to_hf_peft
 
 
@@ -86,9 +87,8 @@ class Gated(LowRank):
         super().__init__(site, method)
         self.g = nn.Parameter(torch.randn(self.A.shape[0]))
 
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return add_pair(call, x, inside, self.A, self.B * self.g, self.scale)
+    def pair(self, x: Tensor) -> Pair | None:
+        return Pair(self.dropped(x), self.A, self.B * self.g, self.scale)
 
     def delta(self, weight: Tensor) -> Tensor:
         return (self.B @ (self.g[:, None] * self.A)) * self.scale
