@@ -9,7 +9,7 @@ import torch
 from storages import stored
 from torch import Tensor
 
-from peftkit.adaptation import activate, attach, attached
+from peftkit.adaptation import activate, attach, attached, route
 from peftkit.kernels.tree import grow
 from peftkit.method import METHODS
 from peftkit.ports.attention import along
@@ -89,3 +89,21 @@ def test_one_span_is_what_runs_without_spans(method: str):
         with torch.no_grad(), along(model, tree):
             own = model(input_ids=tree.ids[None], position_ids=tree.positions[None], use_cache=False).logits
         torch.testing.assert_close(logits[name], own, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "architecture"), [case for case in CASES if case not in BARE])
+def test_rows_compute_what_they_do_alone(method: str, architecture: str):
+    """Adapters of whole blocks stand around linear layers that have adapters too, of another row."""
+    model, length = model_of_three(architecture, method).eval(), 24
+    names: list[str | None] = ["two", "one", None, "three", "one", "two"]
+    generator = torch.Generator().manual_seed(1)
+    rows, expected = [], []
+    for name in names:
+        activate(model, name)
+        soft = [] if name is None else list(attached(model).adaptations[name].soft_ids)
+        rows.append([*soft, *torch.randint(5, 60, (length - len(soft),), generator=generator).tolist()])
+        with torch.no_grad():
+            expected.append(model(input_ids=torch.tensor(rows[-1:])).logits)
+    with route(model, names), torch.no_grad():
+        mixed = model(input_ids=torch.tensor(rows)).logits
+    torch.testing.assert_close(mixed, torch.cat(expected), rtol=1e-4, atol=1e-4)

@@ -44,14 +44,30 @@ def gradients(model: nn.Module, adaptation: Adaptation, groups: list[SharedInput
         return [loss.detach(), *torch.autograd.grad(loss, [parameter for _, parameter in adaptation.parameters()])]
 
 
+def close(found: list[Tensor], expected: list[Tensor], terms: int) -> None:
+    """Hold tensors to others that are the same sums in another order, each of at most `terms` numbers.
+
+    A sum that is rounded at each step is off by up to eps / 2 times its length times the sum of the numbers' sizes; in
+    random order by its root. What goes through several such sums has some of the largest numbers' errors in each.
+    """
+    largest = torch.stack([tensor.abs().max() for tensor in expected]).max().item()
+    bound = 8 * torch.finfo(expected[0].dtype).eps * terms**0.5 * largest
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=bound)
+
+
+def longest_sum(model: Any) -> int:
+    """Return the most numbers that a product of the model sums up, tokens and inputs."""
+    return max(IDS.numel(), *(max(p.shape) for p in model.get_decoder().layers.parameters()))
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma", "opt"])
 @pytest.mark.parametrize("method", ["lora", "lora-fa", "lora-plus"])
 def test_together_is_one_by_one(method: str, architecture: str):
     model, adaptation, groups = adapted(method, architecture, targets=["linear"])
     assert any(len(group.members) == 3 for group in groups)
     expected = gradients(model, adaptation, [])
-    for found, other in zip(gradients(model, adaptation, groups), expected, strict=True):
-        torch.testing.assert_close(found, other, rtol=2e-5, atol=1e-7)
+    close(gradients(model, adaptation, groups), expected, longest_sum(model))
 
 
 def test_groups_are_those_that_read_one_input():
@@ -62,16 +78,26 @@ def test_groups_are_those_that_read_one_input():
     assert names(model, groups) == {"q_proj v_proj"}
 
 
-@pytest.mark.parametrize(
-    ("method", "options"),
-    [("lora", {"dropout": 0.1}), ("dora", {}), ("ia3", {}), ("prefix-tuning", {})],
-    ids=lambda value: str(value),
-)
-def test_adapters_that_do_more_stay_by_themselves(method: str, options: dict[str, Any]):
-    model, _, groups = adapted(method, **options)
-    state = torch.get_rng_state()
-    assert groups_of(model) == groups == []
-    assert torch.equal(torch.get_rng_state(), state)
+@pytest.mark.parametrize("method", ["dora", "ia3", "prefix-tuning"])
+def test_adapters_that_do_more_are_in_no_group(method: str):
+    _, _, groups = adapted(method)
+    assert not groups
+
+
+def test_pairs_of_something_else_are_asked_once_and_stay_by_themselves():
+    """What is dropped is drawn once for each layer, in the order of the layers, within a group and without."""
+    model = tiny("llama")
+    methods = [{"targets": ["q", "gate"]}, {"targets": ["k", "v", "up"], "dropout": 0.2}]
+    adaptation = attach(model, [METHODS["lora"].from_options(options) for options in methods], seed=3)
+    for _, parameter in adaptation.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.train()
+    results = []
+    for groups in (groups_of(model), []):
+        torch.manual_seed(1)
+        results.append([*gradients(model, adaptation, groups), torch.get_rng_state()])
+    assert torch.equal(results[0].pop(), results[1].pop())
+    close(results[0], results[1], longest_sum(model))
 
 
 def test_each_pass_asks_the_adapters_anew():
@@ -118,8 +144,7 @@ def test_layers_that_are_computed_again_are_together_again():
     for what in ("mlps", "layers"):
         recompute(model, what)
         found = gradients(model, adaptation, groups)
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-7)
+        close(found, expected, longest_sum(model))
         assert not groups[0].waiting
 
 
