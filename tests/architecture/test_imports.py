@@ -32,7 +32,7 @@ ALLOWED = {
         "layers": "errors layout ports",
         "method": "errors layout ports registry",
         "methods": "errors kernels layers layout method ports quantization registry",
-        "adaptation": "__version__ errors files layout method ports quantization tensor_file",
+        "adaptation": "__version__ errors files kernels layers layout method methods ports quantization tensor_file",
         "budget": "adaptation errors layout method",
         # Text: data, metrics, and the tasks that are made of both.
         "metrics": "errors files registry",

@@ -67,7 +67,7 @@ IDS = [f"{name}-{position}-{architecture}" for name, position, architecture in S
 def soft_ids(model: Any) -> list[int]:
     """Return the ids of the soft prompt that the active adaptation wants in front."""
     root = model.__dict__.get(ATTRIBUTE)
-    names = () if root is None else root.switch.active
+    names = () if root is None else root.context.active
     return [index for name in names for index in root.adaptations[name].soft_ids]
 
 

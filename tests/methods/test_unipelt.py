@@ -94,7 +94,8 @@ def written_out(prefix: GatedPrefix, x):
     share = share * torch.sigmoid(x @ prefix.gate.w[0] + prefix.gate.b)[:, None, :, None]
     alone = own @ v.repeat_interleave(2, 1) / own.sum(-1, keepdim=True)
     expected = (1 - share) * alone + share * (learnt @ values / learnt.sum(-1, keepdim=True))
-    return prefix(attend, q, k, v, mask, x) - expected.transpose(1, 2)
+    prefix.context.tape[prefix.site.module] = x
+    return prefix(attend, q, k, v, mask) - expected.transpose(1, 2)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -17,6 +17,7 @@ from peftkit.errors import PeftkitError
 from peftkit.kernels.tree import grow
 from peftkit.models.tiny import tiny
 from peftkit.ports.attention import along
+from peftkit.ports.context import Routing
 from peftkit.together import Failed, Job, Stopped, train_together
 from peftkit.training import Silent, log, session, train
 from peftkit.training.loop import Loop
@@ -258,7 +259,7 @@ def test_nothing_passes_from_one_span_to_another():
     trees = [grow([[5, 6, 7, 8]]), grow([[9, 10, 11], [12, 13]])]
     flat = [torch.cat([getattr(tree, key) for tree in trees])[None] for key in ("ids", "positions")]
     with torch.no_grad():
-        with root.switch.divided([("one", 4), ("two", 5)]), along(model, *trees):
+        with root.context.routed(Routing.of_tokens([("one", 4), ("two", 5)])), along(model, *trees):
             both = model(input_ids=flat[0], position_ids=flat[1], use_cache=False).logits
         activate(model, "two")
         with along(model, trees[1]):

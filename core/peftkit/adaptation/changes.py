@@ -10,8 +10,7 @@ from torch import Tensor
 
 from peftkit.adaptation.merge import whole
 from peftkit.errors import PeftkitError
-from peftkit.kernels.low_rank_spans import Offer
-from peftkit.layers.split import Split
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Site
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.linear import Delta
@@ -50,14 +49,12 @@ def change_of(adapter: Adapter) -> Change | None:
     if not isinstance(adapter, Delta):
         return None
     site = adapter.site
-    x = torch.zeros(1, site.inputs)
-    offer = Offer(lambda value: value.new_zeros(*value.shape[:-1], site.outputs), x, site.outputs)
     with torch.no_grad():
-        is_pair = adapter(offer, x) is offer.place
-    if not is_pair or offer.pair is None:
+        pair = adapter.pair(torch.zeros(1, site.inputs))
+    if pair is None:
         return None
-    down, up = offer.pair.down.detach().clone(), offer.pair.up.detach() * offer.pair.scale
-    if not isinstance(adapter, Split) or adapter.factorise is None:
+    down, up = pair.down.detach().clone(), pair.up.detach() * pair.scale
+    if not isinstance(adapter, LowRank) or adapter.factorise is None:
         return Change(site, down, up)
     if not adapter.exact:
         raise PeftkitError(

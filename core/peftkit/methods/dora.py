@@ -8,8 +8,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Site
-from peftkit.methods.lora import LoRA, LowRank
+from peftkit.methods.lora import LoRA
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
 from peftkit.quantization.weight import dense
@@ -49,11 +50,10 @@ class Decomposed(LowRank):
         self.m = nn.Parameter(self.squares.sqrt())
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
-        inside = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
         # m / n is near one: the difference keeps in bf16 what the ratio would lose.
         y, change = call(x), self.m / self.norm() - 1
         up = (self.scale * (1 + change))[:, None] * self.B
-        flat, thin = (part.reshape(-1, part.shape[-1]).to(y.dtype) for part in (y, linear(inside, self.A)))
+        flat, thin = (part.reshape(-1, part.shape[-1]).to(y.dtype) for part in (y, linear(self.dropped(x), self.A)))
         return cast(Tensor, Stretched.apply(flat, thin, up.to(y.dtype), change.to(y.dtype), self._bias())).view(y.shape)
 
     def settle(self) -> None:

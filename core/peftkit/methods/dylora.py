@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.kernels.low_rank import add_pair
+from peftkit.kernels.low_rank import Pair
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Layout, Site
-from peftkit.methods.lora import LoRA, LowRank
-from peftkit.ports.adapter import Adapter, Call
+from peftkit.methods.lora import LoRA
+from peftkit.ports.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +75,11 @@ class Truncated(LowRank):
         super().__init__(site, method)
         self.method = method
 
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
+    def pair(self, x: Tensor) -> Pair | None:
+        inside = self.dropped(x)
         if not self.training or self.shared is None:
             down, up = self.cut()
-            return add_pair(call, x, inside, down, up, 1.0)
+            return Pair(inside, down, up, 1.0)
         # Gates instead of slices: the width stays on the device and no step waits for it.
         rank = self.A.shape[0]
         width = self.shared.width.clamp(max=rank)
@@ -90,7 +90,7 @@ class Truncated(LowRank):
             down = torch.where(last[:, None], down, down.detach())
             up = torch.where(last, up, up.detach())
         gates = (order < width) * self._factor(rank / width)
-        return add_pair(call, x, inside, down, up * gates, 1.0)
+        return Pair(inside, down, up * gates, 1.0)
 
     def delta(self, weight: Tensor) -> Tensor:
         down, up = self.cut()

@@ -7,17 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
-from torch import Tensor, nn
+from torch import nn
 
-from peftkit.kernels.low_rank import add_pair
-from peftkit.layers.split import Split
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Layout, Site, matched
 from peftkit.method import Ranked
 from peftkit.methods.inits import INITS, check_split, splits
-from peftkit.ports.adapter import Adapter, Call
+from peftkit.ports.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +65,10 @@ class LoRA(Ranked, name="lora"):
     def build(self, site: Site) -> Adapter:
         return LowRank(site, self)
 
+    def initialise(self, adapter: LowRank) -> None:
+        """Give A and B their start."""
+        INITS[self.init](adapter)
+
     def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:
         module, _, kind = name.rpartition(".")
         if kind != "bias" or self.bias == "none":
@@ -82,22 +83,3 @@ class LoRA(Ranked, name="lora"):
         alpha = next((alpha for pattern, alpha in self.alpha_pattern.items() if matched(pattern, site)), self.alpha)
         rank = self.rank_at(site)
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
-
-
-class LowRank(Split):
-    """A pair of narrow matrices A [rank, in] and B [out, rank] in fp32 beside a frozen linear."""
-
-    def __init__(self, site: Site, method: LoRA):
-        super().__init__(site)
-        rank = method.rank_at(site)
-        self.scale, self.dropout = method.scale_at(site), method.dropout
-        self.A = nn.Parameter(torch.empty(rank, site.inputs))
-        self.B = nn.Parameter(torch.empty(site.outputs, rank))
-        INITS[method.init](self)
-
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return add_pair(call, x, inside, self.A, self.B, self.scale)
-
-    def delta(self, weight: Tensor) -> Tensor:
-        return (self.B @ self.A) * self.scale

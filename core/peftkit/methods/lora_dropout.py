@@ -9,8 +9,10 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
+from peftkit.kernels.low_rank import Pair
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Site
-from peftkit.methods.lora import LoRA, LowRank
+from peftkit.methods.lora import LoRA
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
 
@@ -49,6 +51,9 @@ class Hidden(LowRank):
     def __init__(self, site: Site, method: LoRADropout):
         super().__init__(site, method)
         self.samples = method.samples
+
+    def pair(self, x: Tensor) -> Pair | None:
+        return None if self.dropout and self.training else super().pair(x)
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         if not (self.training and self.dropout):

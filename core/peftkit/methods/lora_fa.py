@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
+from peftkit.kernels.low_rank import Pair
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Site
-from peftkit.methods.lora import LoRA, LowRank
+from peftkit.methods.lora import LoRA
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
 
@@ -51,6 +53,9 @@ class HalfFrozen(LowRank):
     def __init__(self, site: Site, method: LoRAFA):
         super().__init__(site, method)
         self.A.requires_grad_(False)
+
+    def pair(self, x: Tensor) -> Pair | None:
+        return None if self.dropout and self.training else super().pair(x)
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         if not (self.dropout and self.training):

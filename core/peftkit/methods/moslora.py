@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peftkit.kernels.low_rank import add_pair
+from peftkit.kernels.low_rank import Pair
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Site
-from peftkit.methods.lora import LoRA, LowRank
-from peftkit.ports.adapter import Adapter, Call
+from peftkit.methods.lora import LoRA
+from peftkit.ports.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,8 @@ class Mixed(LowRank):
         else:
             nn.init.kaiming_uniform_(self.M, a=math.sqrt(5))
 
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return add_pair(call, x, inside, self.A, self.B @ self.M, self.scale)
+    def pair(self, x: Tensor) -> Pair | None:
+        return Pair(self.dropped(x), self.A, self.B @ self.M, self.scale)
 
     def delta(self, weight: Tensor) -> Tensor:
         return (self.B @ self.M @ self.A) * self.scale

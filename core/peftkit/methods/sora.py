@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from peftkit.kernels.low_rank import add_pair
+from peftkit.kernels.low_rank import Pair
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Site
-from peftkit.methods.lora import LoRA, LowRank
-from peftkit.ports.adapter import Adapter, Call
+from peftkit.methods.lora import LoRA
+from peftkit.ports.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,8 @@ class Gated(LowRank):
         super().__init__(site, method)
         self.g = nn.Parameter(torch.randn(self.A.shape[0]))
 
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return add_pair(call, x, inside, self.A, self.B * self.g, self.scale)
+    def pair(self, x: Tensor) -> Pair | None:
+        return Pair(self.dropped(x), self.A, self.B * self.g, self.scale)
 
     def delta(self, weight: Tensor) -> Tensor:
         return (self.B @ (self.g[:, None] * self.A)) * self.scale

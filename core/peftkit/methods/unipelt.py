@@ -10,9 +10,10 @@ from annotated_types import Ge
 from torch import Tensor
 
 from peftkit.layers.gate import Gate
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Site
 from peftkit.method import Method
-from peftkit.methods.lora import LoRA, LowRank
+from peftkit.methods.lora import LoRA
 from peftkit.methods.pfeiffer_adapter import PfeifferAdapter
 from peftkit.methods.prefix_tuning import PrefixTuning, ProjectedPrefix
 from peftkit.methods.serial_adapter import Bottleneck
@@ -111,15 +112,13 @@ class GatedPair(LowRank):
 class GatedPrefix(ProjectedPrefix):
     """A prefix whose share of each query's attention is multiplied by the query's gate."""
 
-    reads_input: ClassVar[bool] = True
-
     def __init__(self, site: Site, method: PrefixTuning):
         super().__init__(site, method)
         self.gate = Gate(site.inputs)
 
-    def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *x: Tensor) -> Tensor:
+    def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         alone = attend(q, k, v, mask)
-        gate = self.gate(x[0]).unsqueeze(-1).to(alone.dtype)
+        gate = self.gate(self.input).unsqueeze(-1).to(alone.dtype)
         return torch.lerp(alone, super().forward(attend, q, k, v, mask), gate)
 
 

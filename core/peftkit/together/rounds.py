@@ -8,11 +8,11 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from peftkit.adaptation import attached
 from peftkit.device import autocast
 from peftkit.engine.packed_batch import PackedBatch
 from peftkit.errors import PeftkitError
 from peftkit.ports.attention import along
+from peftkit.ports.context import Routing, context_of
 from peftkit.training.loop import Begun, Loop, out_of_memory
 
 
@@ -54,11 +54,11 @@ def _pass(model: nn.Module, present: Mapping[str, tuple[Loop, Begun]], place: in
     inputs = {
         key: torch.cat([batch.inputs[key] for batch in laid.values()], 1) for key in ("input_ids", "position_ids")
     }
-    switch = attached(model).switch
+    context = context_of(model)
     lead = next(iter(present.values()))[0]
     losses = {}
     with ExitStack() as stack:
-        stack.enter_context(switch.divided(list(zip(laid, sizes, strict=True))))
+        stack.enter_context(context.routed(Routing.of_tokens(list(zip(laid, sizes, strict=True)))))
         stack.enter_context(along(model, *trees))
         if all(loop.engine.arrangement.fused for loop, _ in present.values()):
             stack.enter_context(lead.engine.fused())
@@ -68,7 +68,7 @@ def _pass(model: nn.Module, present: Mapping[str, tuple[Loop, Begun]], place: in
             for (name, (loop, _)), mine in zip(present.items(), hidden, strict=True):
                 assert loop.engine.head is not None
                 loop.engine.head.follow(lead.engine.head)
-                with switch.alone(name):
+                with context.only(name):
                     losses[name] = loop.engine.loss_of(mine, laid[name], loop.section.label_smoothing)
         parts = [losses[name] / _trained(begun) for name, (_, begun) in present.items()]
         torch.stack(parts).sum().backward()

@@ -47,7 +47,7 @@ class LowRankConverter(Converter):
 
     def pairs(self, method: Any, adapters: Mapping[str, Any]) -> Pairs:
         """Return the plain pair of each adapter."""
-        return {key: (*adapter.pair(), adapter.site) for key, adapter in adapters.items()}
+        return {key: (*adapter.exported(), adapter.site) for key, adapter in adapters.items()}
 
     def lacking(self, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Tensors:
         """Return the tensors of the method that a pair does not have, such that they change nothing."""
