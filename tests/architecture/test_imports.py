@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,3 +101,11 @@ def test_the_walk_sees_what_it_should(tmp_path):
     found = [module for module, _ in imports(path)]
     assert "peftkit.training" in found
     assert "peft" not in found
+
+
+@pytest.mark.parametrize("path", [path for path in CORE if core(path).startswith("kernels/")], ids=core)
+def test_kernels_are_torch_alone(path):
+    allowed = {"torch", "numpy", "__future__", *sys.stdlib_module_names}
+    for module, line in imports(path):
+        inner = module.startswith("peftkit.kernels") or module == "peftkit"
+        assert inner or module.split(".")[0] in allowed, f"{path}:{line}: a kernel imports {module}"

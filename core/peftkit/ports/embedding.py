@@ -70,6 +70,6 @@ def from_hf_peft(tensors: Mapping[str, Tensor], layout: Layout) -> Tensor:
         raise PeftkitError(f"adapter_model.safetensors: the tensor '{stray}' is not part of a soft prompt.")
     rows, width = tensors.get(HF_TENSOR), layout.embedding().outputs
     if rows is None or rows.ndim != 2 or rows.shape[1] != width:
-        found = "missing" if rows is None else f"of the shape {list(rows.shape)}"
-        raise PeftkitError(f"adapter_model.safetensors: '{HF_TENSOR}' is {found}, and [length, {width}] is wanted.")
+        given = "missing" if rows is None else f"of the shape {list(rows.shape)}"
+        raise PeftkitError(f"adapter_model.safetensors: '{HF_TENSOR}' is {given}, and [length, {width}] is wanted.")
     return rows.float()
