@@ -128,12 +128,12 @@ class _Linears(torch.autograd.Function):
                 if grad is None:
                     of_inners.append(torch.zeros_like(part))
                     continue
-                if span is None and ctx.needs_input_grad[0]:
-                    of_x = _through(of_x, grad, weights[at])
                 grad = grad if span is None else grad[span]
                 of_inners.append(grad @ (up * scale).to(grad.dtype))
                 if ctx.needs_input_grad[4 + place + 1]:
                     found[place + 1] = (part.T @ grad).T.to(up.dtype).mul_(scale)
+                if span is None and ctx.needs_input_grad[0]:
+                    of_x = _through(of_x, grad, weights[at])
             of_inner = of_inners[0] if len(of_inners) == 1 else torch.cat(of_inners, 1)
             if flat is not None:
                 of_downs = (of_inner.T @ (flat if span is None else flat[span])).split([len(down) for down in downs])
