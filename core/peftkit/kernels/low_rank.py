@@ -113,7 +113,12 @@ class _Linears(torch.autograd.Function):
         weights, rest = rest[: len(grads)], rest[len(grads) :]
         inners, tensors = rest[: len(spans)], rest[len(spans) :]
         given = [None if grad is None else grad.flatten(0, -2) for grad in grads]
-        of_x = _through(given, weights) if ctx.needs_input_grad[0] else None
+        # Gradients of outputs whose pairs are of all tokens go through the weight below, while they are in the cache.
+        paired = {at for _, members in spans for at, _, _ in members} if ctx.sizes is None else ()
+        of_x = None
+        for at, (grad, weight) in enumerate(zip(given, weights, strict=True)):
+            if ctx.needs_input_grad[0] and grad is not None and at not in paired:
+                of_x = _through(of_x, grad, weight)
         found: list[Tensor | None] = [None] * len(tensors)
         for (span, members), inner in zip(spans, inners, strict=True):
             downs, ups = _parts(tensors, members)
@@ -127,6 +132,8 @@ class _Linears(torch.autograd.Function):
                 of_inners.append(grad @ (up * scale).to(grad.dtype))
                 if ctx.needs_input_grad[4 + place + 1]:
                     found[place + 1] = (part.T @ grad).T.to(up.dtype).mul_(scale)
+                if span is None and ctx.needs_input_grad[0]:
+                    of_x = _through(of_x, grad, weights[at])
             of_inner = of_inners[0] if len(of_inners) == 1 else torch.cat(of_inners, 1)
             if flat is not None:
                 of_downs = (of_inner.T @ (flat if span is None else flat[span])).split([len(down) for down in downs])
@@ -155,14 +162,10 @@ def _spans(
             yield None if end is None else slice(end - cast(Sequence[int], sizes)[number], end), members
 
 
-def _through(grads: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
-    """Return the sum of the gradients through the weights, [tokens, in]."""
-    of_x = None
-    for grad, weight in zip(grads, weights, strict=True):
-        if grad is not None:
-            weight = weight.to(grad.dtype)
-            of_x = grad @ weight if of_x is None else of_x.addmm_(grad, weight)
-    return of_x
+def _through(of_x: Tensor | None, grad: Tensor, weight: Tensor) -> Tensor:
+    """Add the gradient through a weight, [tokens, in], to what others gave."""
+    weight = weight.to(grad.dtype)
+    return grad @ weight if of_x is None else of_x.addmm_(grad, weight)
 
 
 def _parts(tensors: Sequence[Tensor], members: Sequence[Member]) -> tuple[list[Tensor], list[Tensor]]:
@@ -181,4 +184,4 @@ def _split(inner: Tensor, downs: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def _shaped(y: Tensor, shape: Sequence[int]) -> Tensor:
     """Return y, which nothing else holds, in another shape, and no view of it: a model may write to it."""
-    return torch.ops.aten._unsafe_view(y, shape)
+    return torch.ops.aten._unsafe_view.default(y, shape)
