@@ -1,9 +1,16 @@
-"""The names that a recipe may use for things which other parts of the package register."""
+"""What a recipe may name and other parts of the package register; what takes torch is imported when it is asked for."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from peftkit.optim import OPTIMIZERS
+from peftkit.registry import Registry
 from peftkit.tasks import TASKS
+
+if TYPE_CHECKING:
+    from peftkit.method import Method
+    from peftkit.quantization.quantizer import Quantizer
 
 NO_FORMAT = "none"
 """The storage format that leaves weights as they are."""
@@ -20,8 +27,20 @@ def optimizer_names() -> list[str]:
     return OPTIMIZERS.names()
 
 
-def quantization_formats() -> list[str]:
-    """List the storage formats of the frozen weights."""
+def methods() -> Registry[type[Method]]:
+    """Return what can be trained."""
+    from peftkit.method import METHODS
+
+    return METHODS
+
+
+def quantizers() -> Registry[type[Quantizer]]:
+    """Return how frozen weights can be stored, beside as they are."""
     from peftkit.quantization.quantizer import QUANTIZERS
 
-    return [NO_FORMAT, *QUANTIZERS.names()]
+    return QUANTIZERS
+
+
+def quantization_formats() -> list[str]:
+    """List the storage formats of the frozen weights."""
+    return [NO_FORMAT, *quantizers().names()]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
+from peftkit.recipe import choices
 from peftkit.recipe.base_sections import MethodChoice, ModelSection, QuantizationSection
 from peftkit.recipe.scoring_sections import CompareSection, EvalSection, GenerationSection
 from peftkit.recipe.section import Beta, Count, PathText, Positive, Section, Seed, Text
@@ -191,9 +192,7 @@ class Recipe(Section):
 
     def methods(self) -> list[Method]:
         """Build the chosen methods, in order; raises PeftkitError for an unknown name or a wrong option."""
-        from peftkit.method import METHODS
-
-        return [METHODS[choice.name].from_options(choice.options) for choice in self.method]
+        return [choices.methods()[choice.name].from_options(choice.options) for choice in self.method]
 
     def to_yaml(self) -> str:
         """Write the resolved recipe with every key (`compare` where it is used); it loads as an equal Recipe."""
