@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from draw import concerns
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,6 +15,31 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # METEOR's program reads its tables for ten seconds; the tests of METEOR switch it on.
 os.environ.setdefault("PEFTKIT_METEOR", "off")
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--only", metavar="NAME", help="hold one registered entry (a method, format, task, …) to all")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    entry = config.getoption("--only")
+    if entry is None:
+        return
+    kept, rest = [], []
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        mine = item.get_closest_marker("entries") is not None or concerns(parameters, item.path.stem, entry)
+        (kept if mine else rest).append(item)
+    if not kept:
+        raise pytest.UsageError(f"no test is of an entry {entry!r}; `peft list` names them")
+    items[:] = kept
+    config.hook.pytest_deselected(items=rest)
+
+
+@pytest.fixture
+def only(request: pytest.FixtureRequest) -> str | None:
+    """The one entry that is held to everything; None where all are."""
+    return request.config.getoption("--only")
 
 
 @pytest.fixture(scope="session", autouse=True)
