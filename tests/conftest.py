@@ -1,12 +1,14 @@
-"""What every test may use: the place of the real data, and a quiet, single-threaded torch."""
+"""What every test may use: the place of the real data, a quiet torch of few threads, and one entry alone."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from draw import concerns
+from forked import Server
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -46,7 +48,7 @@ def only(request: pytest.FixtureRequest) -> str | None:
 def _single_thread():
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("PEFTKIT_TEST_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +58,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set PEFTKIT_SHARED_DATA to the folder that holds e2e/, webnlg/, …")
     return folder
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The parent of processes that have imported everything."""
+    found = Server()
+    yield found
+    found.close()
 
 
 @pytest.fixture

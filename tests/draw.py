@@ -28,12 +28,11 @@ def marked(cases: Iterable[Any], held: Iterable[Any]) -> list[Any]:
     A case is a tuple of the values of several parameters, or the value of one.
     """
     kept = list(held)
-    return [case if case in kept else thorough(case) for case in cases]
+    return [case if case in kept else thorough(*(case if isinstance(case, tuple) else [case])) for case in cases]
 
 
-def thorough(case: Any) -> Any:
-    """Leave one case to `make test-all`."""
-    values = case if isinstance(case, tuple) else (case,)
+def thorough(*values: Any) -> Any:
+    """Leave a case of these values to `make test-all`."""
     return pytest.param(*values, marks=pytest.mark.thorough)
 
 
