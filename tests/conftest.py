@@ -27,12 +27,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     entry = config.getoption("--only")
     if entry is None:
         return
-    kept, rest = [], []
+    kept, rest, known = [], [], False
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        mine = item.get_closest_marker("entries") is not None or concerns(parameters, item.path.stem, entry)
-        (kept if mine else rest).append(item)
-    if not kept:
+        mine = concerns(parameters, item.path.stem, entry)
+        known |= mine
+        (kept if mine or item.get_closest_marker("entries") else rest).append(item)
+    if not known:
         raise pytest.UsageError(f"no test is of an entry {entry!r}; `peft list` names them")
     items[:] = kept
     config.hook.pytest_deselected(items=rest)

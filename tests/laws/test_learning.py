@@ -17,6 +17,7 @@ from peftkit.method import METHODS
 from peftkit.optim.build import Optimizers
 
 
+@pytest.mark.costly
 def test_it_learns(name, position, architecture, pace):
     torch.manual_seed(0)
     model, adaptation = attached(name, position, architecture)
