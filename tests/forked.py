@@ -49,7 +49,7 @@ class Server:
         """Run `[python, -m, MODULE, *arguments]`; what it says goes to open files or nowhere, it reads nothing."""
         names = [None if stream in (DEVNULL, STDOUT) else stream.name for stream in (stdout, stderr)]
         names[1] = names[0] if stderr == STDOUT else names[1]
-        return Forked(self, self.ask("start", command[2:], *names))
+        return Forked(self, self.ask("start", command[2:], os.getcwd(), *names))
 
     def close(self) -> None:
         """End the parent."""
@@ -116,14 +116,15 @@ class Parent:
         ended, status = os.waitpid(pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if ended else None
 
-    def start(self, command: list[str], stdout: str | None, stderr: str | None) -> int:
-        """Fork; the child runs the module and ends."""
+    def start(self, command: list[str], folder: str, stdout: str | None, stderr: str | None) -> int:
+        """Fork; the child runs the module in the folder and ends."""
         pid = os.fork()
         if pid:
             return pid
         code = 1
         try:
             os.setsid()
+            os.chdir(folder)
             streams = [os.open(name or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in (stdout, stderr)]
             for number, stream in enumerate([os.open(os.devnull, os.O_RDONLY), *streams]):
                 os.dup2(stream, number)

@@ -16,7 +16,7 @@ from peftkit.errors import PeftkitError
 from peftkit.kernels.low_rank import add_pair
 from peftkit.layers.split import Split
 from peftkit.layout import Layout, Site, matched, own_parameters, parse_layers
-from peftkit.method import Method, Targets
+from peftkit.method import Learns, Method, Targets
 from peftkit.methods.inits import INITS, check_split, saved_pairs, splits
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.low_rank import from_hf_peft, to_hf_peft
@@ -39,6 +39,7 @@ class LoRA(Method, name="lora"):
     summary: ClassVar[str] = "Adds a trainable product of two thin matrices to frozen weights. It merges into them."
     default_learning_rate: ClassVar[float] = 0.018
     size: ClassVar[str | None] = "rank"
+    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=1.5e-2)
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"rank": 4, "alpha": 4, "targets": ["linear", "head"], "rank_stabilised": True, "init": "gaussian"},
         {"targets": "mlp", "rank_pattern": {"down": 3}, "alpha_pattern": {"up": 5.0}, "layers": "1", "bias": "adapted"},

@@ -34,7 +34,7 @@ class MoSLoRA(LoRA, name="moslora"):
     default_learning_rate: ClassVar[float] = 0.032
     plain_pair: ClassVar[bool] = False
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"mixer": "orthogonal", "targets": "linear", "rank": 4},)
-    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)
+    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=1.5e-2)
 
     mixer: Literal["kaiming", "orthogonal"] = "kaiming"
     """How M starts."""

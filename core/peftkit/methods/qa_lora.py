@@ -44,7 +44,7 @@ class QALoRA(LoRA, name="qa-lora"):
         {"targets": ["linear"], "rank": 4, "pool": "sum", "init": "gaussian"},
         {"targets": "mlp", "rank_pattern": {"down": 3}, "layers": "1", "bias": "adapted"},
     )
-    learns: ClassVar[Learns] = Learns(loss=3.3, steps=80, learning_rate=5e-2)
+    learns: ClassVar[Learns] = Learns(loss=3.3, steps=80, learning_rate=1.25e-2)
 
     pool: Literal["mean", "sum"] = "mean"
     """How the inputs of a group become one: their mean (official code) or their sum (paper)."""
