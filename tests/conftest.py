@@ -33,10 +33,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mine = concerns(parameters, item.path.stem, entry)
         known |= mine
         (kept if mine or item.get_closest_marker("entries") else rest).append(item)
-    if not known:
-        raise pytest.UsageError(f"no test is of an entry {entry!r}; `peft list` names them")
-    items[:] = kept
-    config.hook.pytest_deselected(items=rest)
+    items[:] = kept if known else []
+    config.hook.pytest_deselected(items=rest if known else kept + rest)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and config.getoption("--only") is not None:
+        terminalreporter.write_line(f"no test is of an entry {config.getoption('--only')!r}; `peft list` names them")
 
 
 @pytest.fixture

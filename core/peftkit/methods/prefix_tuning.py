@@ -38,7 +38,7 @@ class PrefixTuning(PTuningV2, name="prefix-tuning"):
         {"length": 8, "projection": 16, "layers": "1"},
         {"length": 8, "projection": None},
     )
-    learns: ClassVar[Learns] = Learns(loss=3.5, steps=100, learning_rate=3e-2)
+    learns: ClassVar[Learns] = Learns(loss=3.5, steps=100, learning_rate=4e-2)
 
     length: Annotated[int, Ge(1)] = 10
     """Number of prefix positions; the paper uses 10 for table-to-text and 200 for summarisation."""
