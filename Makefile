@@ -17,7 +17,7 @@ TINY := build/tiny
 HUB := .venv-adapters
 
 # Each pytest worker computes on one core; more threads than cores make every test slower.
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .PHONY: setup quickstart test test-all test-processors parity lint format tiny clean
 

@@ -46,7 +46,7 @@ MERGED += [
     if METHODS[name].mergeable and METHODS[name].needs in small(other).traits
 ]
 CROSS = [(name, other) for name in ANYWHERE for other in QUANTIZERS.names()]
-HELD = [(name, other) for name in ANYWHERE for other in some(name, QUANTIZERS.names(), 3)]
+HELD = [(name, other) for name in ANYWHERE for other in some(name, QUANTIZERS.names(), 2)]
 
 
 def test_a_format_has_sizes_for_small_models():

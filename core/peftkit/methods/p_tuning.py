@@ -40,7 +40,7 @@ class PTuning(Method, name="p-tuning"):
     mergeable: ClassVar[bool] = False
     moves_base: ClassVar[bool] = True
     trials: ClassVar = ({"length": 10, "encoder": "lstm", "hidden": 16}, {"length": 10, "encoder": "none"})
-    learns: ClassVar[Learns] = Learns(loss=4.1, steps=120, learning_rate=1e-2)
+    learns: ClassVar[Learns] = Learns(loss=4.1, steps=260, learning_rate=7e-3)
 
     length: Annotated[int, Ge(1)] = 20
     """Number of prompt embeddings."""
