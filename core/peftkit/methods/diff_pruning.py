@@ -38,7 +38,7 @@ class DiffPruning(Method, name="diff-pruning"):
     default_learning_rate: ClassVar[float] = 0.018
     size: ClassVar[str | None] = "density"
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"structured": True, "targets": "attention", "density": 0.1},)
-    learns: ClassVar[Learns] = Learns(loss=4.2, steps=100, learning_rate=1e-1)
+    learns: ClassVar[Learns] = Learns(loss=4.2, steps=200, learning_rate=8e-2)
 
     density: Annotated[float, Gt(0), Lt(0.5)] = 0.005
     """Share of the adapted weights that is changed in the end."""

@@ -43,7 +43,7 @@ class PTuningV2(Method, name="p-tuning-v2"):
         "of the prefix, so that the same prefix gives other logits there"
     )
     trials: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 6, "layers": "1", "deviation": 1.0},)
-    learns: ClassVar[Learns] = Learns(loss=3.5, steps=80, learning_rate=0.1)
+    learns: ClassVar[Learns] = Learns(loss=3.5, steps=100, learning_rate=0.12)
 
     length: Annotated[int, Ge(1)] = 20
     """Number of prefix positions; 20 to 40 for simple tasks, about 100 for hard ones."""
