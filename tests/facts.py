@@ -56,7 +56,7 @@ FACTS = {
         trials=({"bottleneck": 4, "division": 2, "activation": "relu", "targets": "down", "layers": "1"},),
     ),
     "diff-pruning": Facts(
-        learns=Learns(loss=4.2, steps=100, learning_rate=0.1),
+        learns=Learns(loss=4.2, steps=200, learning_rate=8e-2),
         trials=({"structured": True, "targets": "attention", "density": 0.1},),
         random_in_training=True,
     ),
@@ -94,7 +94,7 @@ FACTS = {
         learns=Learns(loss=4.1, steps=120, learning_rate=0.1), trials=({"length": 6, "top": 1, "variant": "official"},)
     ),
     "lora": Facts(
-        learns=Learns(loss=3.0),
+        learns=Learns(loss=3.0, learning_rate=1.5e-2),
         trials=(
             {"rank": 4, "alpha": 4, "targets": ["linear", "head"], "rank_stabilised": True, "init": "gaussian"},
             {
@@ -124,9 +124,11 @@ FACTS = {
         trials=({"prefix_length": 4, "projection": None, "bottleneck": 12, "scale": 2.0, "layers": "1"},),
         moves_base=True,
     ),
-    "moslora": Facts(learns=Learns(loss=3.0), trials=({"mixer": "orthogonal", "targets": "linear", "rank": 4},)),
+    "moslora": Facts(
+        learns=Learns(loss=3.0, learning_rate=1.5e-2), trials=({"mixer": "orthogonal", "targets": "linear", "rank": 4},)
+    ),
     "p-tuning": Facts(
-        learns=Learns(loss=4.1, steps=120, learning_rate=0.01),
+        learns=Learns(loss=4.1, steps=260, learning_rate=7e-3),
         trials=(
             {"length": 10, "encoder": "lstm", "hidden": 16},
             {"length": 10, "encoder": "none"},
@@ -134,7 +136,7 @@ FACTS = {
         moves_base=True,
     ),
     "p-tuning-v2": Facts(
-        learns=Learns(loss=3.5, steps=80, learning_rate=0.1),
+        learns=Learns(loss=3.5, steps=100, learning_rate=0.12),
         trials=({"length": 6, "layers": "1", "deviation": 1.0},),
         moves_base=True,
     ),
@@ -147,7 +149,7 @@ FACTS = {
         learns=Learns(loss=3.4, learning_rate=0.02), trials=({"bottleneck": 12, "activation": "tanh", "layers": "1"},)
     ),
     "prefix-tuning": Facts(
-        learns=Learns(loss=3.5, steps=100),
+        learns=Learns(loss=3.5, steps=100, learning_rate=4e-2),
         trials=(
             {"length": 8, "projection": 16, "layers": "1"},
             {"length": 8, "projection": None},
@@ -163,7 +165,7 @@ FACTS = {
         moves_base=True,
     ),
     "qa-lora": Facts(
-        learns=Learns(loss=3.3, steps=80, learning_rate=0.05),
+        learns=Learns(loss=3.3, steps=80, learning_rate=1.25e-2),
         trials=(
             {"targets": ["linear"], "rank": 4, "pool": "sum", "init": "gaussian"},
             {"targets": "mlp", "rank_pattern": {"down": 3}, "layers": "1", "bias": "adapted"},

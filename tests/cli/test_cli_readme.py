@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Forking
 
+from peftkit.comparison import runs
 from peftkit.recipe import load
 from peftkit_cli import main as program
 
@@ -37,8 +39,9 @@ COMMANDS = [line for block in blocks(README, "sh") for line in block.splitlines(
 
 
 @pytest.mark.usefixtures("few_validation_examples")
-def test_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, capsys):
+def test_commands_of_the_readme_run_in_their_order(server, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "subprocess", Forking(server))
     run = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("peft ")]
     assert len(run) >= 8
     for arguments in run:
@@ -56,7 +59,7 @@ def test_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, capsys
 def test_make_targets_of_the_readme_exist():
     targets = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
     assert targets == ["quickstart", "test"]
-    for target in [*targets, "test-all", "parity", "setup", "tiny", "lint", "clean"]:
+    for target in [*targets, "test-all", "test-processors", "parity", "setup", "tiny", "lint", "clean"]:
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import Forking
 
 from peftkit import files, tensor_file
-from peftkit.comparison import compare
+from peftkit.comparison import compare, runs
 from peftkit.errors import PeftkitError
 from peftkit.recipe import load
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Recorder:
@@ -43,12 +40,20 @@ def keys(**compare_keys):
     return {
         "model": "bundled/tiny",
         "method": "lora",
-        "dataset": "bundled/e2e",
+        "dataset": {"name": "bundled/e2e", "limit": 16},
         "train": {"max_steps": 4, "batch_examples": 2},
         "eval": {"limit": 2},
         "generation": {"max_new_tokens": 4},
         "compare": compare_keys,
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked(server):
+    """Start the first run as `python -m` does, and fork the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "subprocess", Forking(server, started=1))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -142,30 +147,30 @@ def test_another_recipe_does_not_mix_with_the_runs_there(folder):
         compare(load(changed), place, Recorder())
 
 
-def test_a_comparison_that_is_stopped_goes_on_where_it_was(tmp_path):
+def test_a_comparison_that_is_stopped_goes_on_where_it_was(server, tmp_path):
+    """The comparison and its runs are processes of their own, which are forked and not started."""
     recipe = tmp_path / "stopped.yaml"
     content = keys(methods=["lora"])
     content["train"]["max_steps"] = 400
     recipe.write_text(json.dumps(content))
     command = [sys.executable, "-m", "peftkit_cli", "compare", str(recipe), "--output", str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "core"), str(ROOT / "cli")))}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    told = (tmp_path / "told.txt").open("w")
+    process = server.start(command, stderr=told)
     log = tmp_path / "out/runs/lora/seed-42/log.jsonl"
     while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 3):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+    code, err = process.wait(), Path(told.name).read_text()
+    assert code == 130, err
     assert "The same command continues it" in err
     assert list((log.parent / "checkpoints").glob("step-*"))
     steps = log.read_bytes().count(b"\n")
     assert 3 <= steps < 400
     assert (tmp_path / "out/comparison.md").is_file()
     begun = log.read_text().splitlines()[:steps]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = server.start(command)
     while process.poll() is None and log.read_bytes().count(b"\n") <= steps:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode == 143
+    assert process.wait() == 143
     assert log.read_text().splitlines()[:steps] == begun

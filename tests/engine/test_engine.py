@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from draw import thorough
 from storages import stored
 from torch import nn
 
@@ -55,12 +56,13 @@ def losses(method: str, layout: Arrangement, steps: int = 50) -> list[float]:
     return [loop.run_step()["loss"] for _ in range(steps)]
 
 
+@pytest.mark.parametrize("steps", [12, thorough(50)])
 @pytest.mark.parametrize("method", METHODS_HELD)
-def test_each_switch_on_equals_off_over_fifty_steps(method: str):
-    expected = losses(method, SWITCHES[-1])
+def test_each_switch_on_equals_off_over_many_steps(method: str, steps: int):
+    expected = losses(method, SWITCHES[-1], steps)
     assert sum(expected[-4:]) < sum(expected[:4])
     for layout in SWITCHES[:-1]:
-        assert losses(method, layout) == pytest.approx(expected, abs=1e-3), layout
+        assert losses(method, layout, steps) == pytest.approx(expected, abs=1e-3), layout
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

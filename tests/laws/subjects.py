@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from draw import turn
 from facts import facts
 from storages import stored
 from torch import Tensor
@@ -62,6 +63,22 @@ SUBJECTS = [
     if suits(name, position, architecture)
 ]
 IDS = [f"{name}-{position}-{architecture}" for name, position, architecture in SUBJECTS]
+
+
+def drawn(law: str, costly: bool) -> list[tuple[str, int, str]]:
+    """Return the subjects that `make test` holds to a law.
+
+    They are each trial of each method on one architecture, the next one for the next trial; of a costly law one trial
+    of each method on one architecture.
+    """
+    held = []
+    for name in dict.fromkeys(name for name, _, _ in SUBJECTS):
+        trials = list(dict.fromkeys(position for other, position, _ in SUBJECTS if other == name))
+        first = turn(f"{law}/{name}", 1 << 16)
+        for position in trials if not costly else [trials[first // 2 % len(trials)]]:
+            there = [each for other, trial, each in SUBJECTS if (other, trial) == (name, position)]
+            held.append((name, position, there[(first + position) % len(there)]))
+    return held
 
 
 def soft_ids(model: Any) -> list[int]:

@@ -19,12 +19,13 @@ from peftkit.method import METHODS
 from peftkit.optim.build import Optimizers
 
 
-def test_it_learns(name, position, architecture):
+@pytest.mark.costly
+def test_it_learns(name, position, architecture, pace):
     torch.manual_seed(0)
     model, adaptation = attached(name, position, architecture)
     trial = facts(name).learns
     ids = tokens(4, 12, seed=3)
-    optimizer = Optimizers(adaptation.groups(trial.learning_rate, 0.0))
+    optimizer = Optimizers(adaptation.groups(pace * trial.learning_rate, 0.0))
     first = None
     model.train()
     for index in range(trial.steps):

@@ -72,6 +72,7 @@ def test_only_what_is_declared_moves(name, position, architecture, checkpointing
     assert all(torch.equal(value, dict(model.named_buffers())[key]) for key, value in buffers.items())
 
 
+@pytest.mark.costly
 def test_checkpointing_gives_the_same_gradients(name, position, architecture):
     gradients = []
     for checkpointing in (False, True):
@@ -87,6 +88,7 @@ def test_checkpointing_gives_the_same_gradients(name, position, architecture):
         assert torch.allclose(gradient, gradients[1][key], atol=1e-6), key
 
 
+@pytest.mark.costly
 def test_gradients_are_right_in_float64(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
@@ -167,6 +169,7 @@ def test_it_compiles(name, position, architecture):
     torch.compiler.reset()
 
 
+@pytest.mark.costly
 def test_bf16_runs(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
@@ -183,6 +186,7 @@ def test_bf16_runs(name, position, architecture):
     assert torch.isfinite(logits(model)).all()
 
 
+@pytest.mark.costly
 def test_zero_rows_and_columns_give_no_nan(name, position, architecture):
     model = storages.stored([name], architecture)
     with torch.no_grad():

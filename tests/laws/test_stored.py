@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from facts import facts
 from safetensors.torch import load_file
@@ -13,6 +14,7 @@ from peftkit.optim.build import Optimizers
 STEPS = 20
 
 
+@pytest.mark.costly
 def test_the_saved_file_holds_the_numbers_that_are_stated(name, position, architecture, tmp_path):
     torch.manual_seed(0)
     model, adaptation = attached(name, position, architecture)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from draw import thorough
 from small_runs import make_recipe, write_documents
 from test_session import Stops
 
@@ -90,7 +91,10 @@ def compare(recipes: dict[str, recipe.Recipe], folder: Path) -> None:
         assert left[0] == left[1]
 
 
-def test_eight_jobs_of_different_ranks_and_rates_have_the_losses_of_their_own_runs(source: Path, tmp_path: Path):
+@pytest.mark.parametrize("steps", [16, thorough(50)])
+def test_eight_jobs_of_different_ranks_and_rates_have_the_losses_of_their_own_runs(
+    steps: int, source: Path, tmp_path: Path
+):
     recipes = {
         f"job{number}": load(
             source,
@@ -98,7 +102,7 @@ def test_eight_jobs_of_different_ranks_and_rates_have_the_losses_of_their_own_ru
             learning_rate=1e-3 * (1 + number % 4),
             batch_examples=2 + number % 3,
             seed=number,
-            max_steps=50,
+            max_steps=steps,
         )
         for number in range(8)
     }
