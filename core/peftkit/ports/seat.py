@@ -77,7 +77,7 @@ class Seat(nn.Module):
 
     def running(self, names: Sequence[str | None]) -> list[Adapter]:
         """Return the adapters of these adaptations that are switched on, innermost first."""
-        seated = (self.seated[name] for name in names if name in self.seated)
+        seated = (self.seated[name] for name in names if name is not None and name in self.seated)
         return [adapter for adapters in seated for adapter in cast(list[Adapter], adapters) if adapter.enabled]
 
     def adapters_around(self, names: Sequence[str | None]) -> list[Adapter]:

@@ -49,11 +49,11 @@ class SharedInput:
             return _with_pair(member, pair, x)
         joined = {member: pair}
         for other in self.members[self.members.index(member) + 1 :]:
-            pair = _pair(other, x)
-            if pair is not None and pair.inside is x:
-                joined[other] = pair
-            elif pair is not None:
-                self.waiting[other] = x, pair
+            said = _pair(other, x)
+            if said is not None and said.inside is x:
+                joined[other] = said
+            elif said is not None:
+                self.waiting[other] = x, said
         linears = [cast(Linear, other.frozen_linear()) for other in joined]
         y, *outputs = linears_with_pairs(x, linears, [[pair] for pair in joined.values()])
         self.waiting.update(zip(list(joined)[1:], ((x, output) for output in outputs), strict=True))
