@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -21,7 +20,6 @@ from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
 from peftkit.training.compiled import CompiledBlocks
 from peftkit.training.loop import Loop
-from peftkit.training.replays import Replays
 
 ARRANGEMENTS = {
     "ours": Arrangement(),
@@ -32,13 +30,12 @@ ARRANGEMENTS = {
     "ours-separate": Arrangement(together=False),
     "ours-unfused": Arrangement(together=False),
     "ours-compiled": Arrangement(),
-    "ours-recorded": Arrangement(),
 }
 """Ours as it is by default, with its switches off one after another, and with those on that are off by default.
 
 `ours-plain` has the model's own norms, activations and rotary positions, `ours-separate` computes layers that read the
-same input one by one, `ours-unfused` leaves the derivative of LoRA's pair to torch too, `ours-compiled` has compiled
-blocks, and `ours-recorded` plays recorded passes, on a GPU alone.
+same input one by one, `ours-unfused` leaves the derivative of LoRA's pair to torch too, and `ours-compiled` has compiled
+blocks.
 """
 
 
@@ -87,16 +84,13 @@ def our_loop(case: Case, model: nn.Module) -> Loop:
         learning_rate=RATE,
         schedule="constant",
         warmup=0,
-        cuda_graphs=case.side == "ours-recorded",
     )
     batches = Planned(rows, batch_examples=case.rows)
     device = torch.device(case.device)
     engine, told = choose(model, rows, 0, device, ARRANGEMENTS[case.side])
     if told:
         raise SystemExit(f"ours: {told[0]}")
-    loop = Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision, engine=engine)
-    loop.replays = Replays.of(loop, lambda text: print(f"{case.side}: {text}", file=sys.stderr))
-    return loop
+    return Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision, engine=engine)
 
 
 SIDES: dict[str, Callable[[Case, Gate], None]] = {

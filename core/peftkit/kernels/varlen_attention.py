@@ -111,11 +111,6 @@ def runs_of(tree: Tree, first: int) -> Runs:
     return kept[first]
 
 
-def with_runs(tree: Tree, told: Runs) -> None:
-    """Have a tree without keys in front attended along `told`."""
-    _kept(tree)[0] = told
-
-
 def _kept(tree: Tree) -> dict[int, Runs]:
     return tree.__dict__.setdefault("runs", {})
 

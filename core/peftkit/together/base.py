@@ -43,12 +43,10 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
                 f"{name} cannot be trained together with others: train.memory is {recipe.train.memory!r}, and the "
                 f"memory of a batch that several runs share cannot be one run's. Set it to null. {ALONE}"
             )
-        prepared = [key for key in ("compile", "cuda_graphs") if getattr(recipe.train, key)]
-        if prepared:
+        if recipe.train.compile:
             raise PeftkitError(
-                f"{name} cannot be trained together with others: train.{prepared[0]} is "
-                f"{str(getattr(recipe.train, prepared[0])).lower()}, and passes over a base that several runs share "
-                f"are others in each step. Set it to false. {ALONE}"
+                f"{name} cannot be trained together with others: train.compile is true, and passes over a base that "
+                f"several runs share are others in each step. Set it to false. {ALONE}"
             )
         methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
         try:
