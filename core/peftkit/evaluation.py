@@ -17,6 +17,7 @@ from peftkit.adaptation import DESCRIPTION, load_adapter
 from peftkit.data import source
 from peftkit.data.example import Example, Turn
 from peftkit.data.template import Template, choose
+from peftkit.engine.device import autocast, choose_device, choose_precision
 from peftkit.errors import PeftkitError
 from peftkit.generation import Settings, generate
 from peftkit.generation.asking import Asked, History
@@ -27,8 +28,7 @@ from peftkit.models.quantize import forget_originals
 from peftkit.recipe import GenerationSection, Recipe
 from peftkit.recipe import load as load_recipe
 from peftkit.tasks import TASKS, Task
-from peftkit.training.device import autocast, choose_device, choose_precision
-from peftkit.training.summary import versions
+from peftkit.versions import versions
 
 if TYPE_CHECKING:
     from peftkit.adaptation import Adaptation

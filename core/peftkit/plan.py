@@ -11,10 +11,10 @@ from peftkit.adaptation import Adaptation, attach, check_methods
 from peftkit.data.encode import Encoded, encode
 from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
+from peftkit.engine.device import choose_device, choose_precision
 from peftkit.errors import PeftkitError
-from peftkit.estimate import Estimate, estimate
+from peftkit.estimation.estimate import Estimate, estimate
 from peftkit.models.load import load as load_model
-from peftkit.training.device import choose_device, choose_precision
 from peftkit.training.preparation import batched, check_length, nothing_left, weights_dtype
 from peftkit.training.scoring import check
 from peftkit.training.windows import count_steps
@@ -79,7 +79,7 @@ def plan(recipe: Recipe) -> Plan:
     memory = estimate(recipe, loaded, adaptation, batches)
     notices = [] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"]
     if memory.allowed is not None and memory.peak > memory.allowed:
-        notices.append("train.memory: the estimate is above it on every rung")
+        notices.append("train.memory: the estimate is above it by every memory plan")
     return Plan(
         model=loaded.name,
         architecture=str(getattr(loaded.model.config, "model_type", type(loaded.model).__name__)),

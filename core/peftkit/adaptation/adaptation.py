@@ -107,6 +107,8 @@ class Adaptation:
         self.name = name
         self.chosen = chosen
         """The methods as they were given to `attach`: a named combination is one of them."""
+        self.modules: dict[str, nn.Module] = {}
+        """Modules that are trained beside the adapters, by the name that their tensors have in the state."""
         self._merged: list[Merged] | None = None
 
     @property
@@ -171,7 +173,9 @@ class Adaptation:
                     f"the adapter's tensor {key} has the shape {list(tensor.shape)}, and {list(own[key].shape)} is "
                     "wanted."
                 )
-            is_settled = self.parts[int(key.partition("/")[0])].settled and not own[key].requires_grad
+            position = key.partition("/")[0]
+            settled = position.isdecimal() and self.parts[int(position)].settled
+            is_settled = settled and not own[key].requires_grad
             if is_settled and not torch.equal(own[key], tensor.to(own[key])):
                 raise PeftkitError(
                     f"the adapter's tensor {key} tells another start than the one that was taken out of the model's "
@@ -188,17 +192,23 @@ class Adaptation:
 
         A method's rate is its option `learning_rate`, else the given one, else its own for the width of the model.
         """
-        groups = []
+        asked: list[dict[str, Any]] = []
+        rate = learning_rate
         for position, part in enumerate(self.parts):
-            pairs = [(key, p) for key, p in self.parameters() if key.startswith(f"{position}/")]
             rate = part.method.learning_rate or learning_rate or part.method.rate(self.layout.width)
-            for group in part.method.groups(self.layout, pairs, rate):
-                for is_vector, decay in ((False, weight_decay), (True, 0.0)):
-                    chosen = [(key, p) for key, p in group["params"] if (p.ndim < 2) == is_vector]
-                    if chosen:
-                        named = {"params": [p for _, p in chosen], "keys": [key for key, _ in chosen]}
-                        groups.append({**group, **named, "weight_decay": decay})
+            asked += part.method.groups(self.layout, self._parameters(f"{position}"), rate)
+        asked += [{"params": self._parameters(name), "lr": learning_rate or rate} for name in self.modules]
+        groups = []
+        for group in asked:
+            for is_vector, decay in ((False, weight_decay), (True, 0.0)):
+                chosen = [(key, p) for key, p in group["params"] if (p.ndim < 2) == is_vector]
+                if chosen:
+                    named = {"params": [p for _, p in chosen], "keys": [key for key, _ in chosen]}
+                    groups.append({**group, **named, "weight_decay": decay})
         return groups
+
+    def _parameters(self, prefix: str) -> list[tuple[str, nn.Parameter]]:
+        return [(key, parameter) for key, parameter in self.parameters() if key.startswith(f"{prefix}/")]
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -358,6 +368,9 @@ class Adaptation:
         for position, part in enumerate(self.parts):
             for key, tensor in part.tensors():
                 yield f"{position}/{key}", tensor
+        for name, module in self.modules.items():
+            for key, tensor in module.state_dict(keep_vars=True).items():
+                yield f"{name}/{key}", tensor
 
 
 def attached(model: nn.Module) -> Attached:

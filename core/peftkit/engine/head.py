@@ -52,7 +52,7 @@ class Head:
         """Go on from the body's run of another head of the same model, in its scratch memory."""
         self.output, self._kept = other.output, other._kept
 
-    def release(self) -> None:
+    def release_memory(self) -> None:
         """Give back what `scratch` keeps."""
         self._kept.clear()
 

@@ -18,12 +18,12 @@ class Saved:
     """Sees every tensor that autograd saves while `watching`, and whose it is.
 
     What a function keeps in another way than `save_for_backward`, or in hooks of its own as checkpointing and
-    offloading do, is not seen; such hooks hand on the inputs of what they compute again. Of what the engine
-    makes `again`, what it is made of is seen.
+    offloading do, is not seen; such hooks hand on the inputs of what they compute again. Of what the engine would
+    `recompute`, what it is made of is seen.
     """
 
-    def __init__(self, again: Again | None = None) -> None:
-        self._again = again
+    def __init__(self, recompute: Again | None = None) -> None:
+        self._recompute = recompute
         self._paths: list[str] = []
         self._kept: list[tuple[str, weakref.ref[_Packed]]] = []
 
@@ -60,16 +60,16 @@ class Saved:
         return found
 
     def _pack(self, tensor: Tensor) -> Any:
-        recipe = None if self._again is None else self._again.recipe(tensor)
-        if self._again is None or recipe is None:
+        recipe = None if self._recompute is None else self._recompute.recipe(tensor)
+        if self._recompute is None or recipe is None:
             return self._note(tensor)
-        return self._again.pack(tensor), [self._note(given) for given in recipe.inputs]
+        return self._recompute.pack(tensor), [self._note(given) for given in recipe.inputs]
 
     def _unpack(self, packed: Any) -> Tensor:
         if isinstance(packed, _Packed):
             return packed.tensor
-        assert self._again is not None
-        return self._again.unpack(packed[0])
+        assert self._recompute is not None
+        return self._recompute.unpack(packed[0])
 
     def _note(self, tensor: Tensor) -> _Packed:
         packed = _Packed(tensor)

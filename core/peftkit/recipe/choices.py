@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from peftkit.registry import Registry
+
 NO_FORMAT = "none"
 """The storage format that leaves weights as they are."""
 
@@ -19,6 +23,20 @@ def optimizer_names() -> list[str]:
     from peftkit.optim import OPTIMIZERS
 
     return OPTIMIZERS.names()
+
+
+def objectives() -> Registry[Any]:
+    """Return what can be minimised."""
+    from peftkit.objectives import OBJECTIVES
+
+    return OBJECTIVES
+
+
+def strategies() -> Registry[Any]:
+    """Return how a step can be made."""
+    from peftkit.strategies import STRATEGIES
+
+    return STRATEGIES
 
 
 def quantization_formats() -> list[str]:

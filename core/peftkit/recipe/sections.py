@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
+Entry = Text | Annotated[dict[Text, dict[str, Any]], Field(min_length=1, max_length=1)]
+"""An entry of a registry: its name, or {name: options} where it has options."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -144,6 +146,8 @@ class TrainSection(Section):
     optimizer: Text = "adamw"
     """What takes the steps where a method brings no optimizer of its own; `adamw-8bit` keeps its states in 8 bits and
     `adamw-offload` in the host's memory."""
+    strategy: Entry = "standard"
+    """How a step is made of the micro-batches: a name, or `{name: options}`."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
     """The optimizer's decay rates of the first and second moment."""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
@@ -325,6 +329,8 @@ class Recipe(Section):
     """How the frozen weights are stored."""
     dataset: DatasetSection
     """What to learn from."""
+    objective: Entry = "cross-entropy"
+    """What is minimised: a name, or `{name: options}`."""
     train: TrainSection = TrainSection()
     """How to learn."""
     eval: EvalSection = EvalSection()

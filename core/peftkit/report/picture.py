@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+from peftkit.plot import GREY, INK, smooth
 from peftkit.report.tables import names
-from peftkit.training.plot import GREY, INK, smooth
 
 if TYPE_CHECKING:
     from peftkit.comparison import Comparison

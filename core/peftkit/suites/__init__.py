@@ -16,7 +16,7 @@ from peftkit import files
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import Subject, prepare, read_recipe
 from peftkit.recipe import Recipe
-from peftkit.training.summary import versions
+from peftkit.versions import versions
 
 SUITE = "lm-eval"
 PACKAGES = ("lm_eval", "accelerate")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peftkit.adaptation import check_methods
 from peftkit.errors import PeftkitError
 from peftkit.method import expand
 from peftkit.models.load import load as load_model
+from peftkit.recipe import Recipe
+from peftkit.recipe.entries import entry
+from peftkit.strategies import DEFAULT
 from peftkit.training.folder import unequal
-
-if TYPE_CHECKING:
-    from peftkit.recipe import Recipe
 
 ALONE = "Train it by itself, without --together."
 
@@ -25,10 +25,10 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
     (first, lead), *others = recipes
     for name, recipe in others:
         apart = unequal(_base(lead), _base(recipe))
-        told = [f"{key} is {one!r} in {first} and {other!r} in {name}" for key, one, other in apart]
-        if told:
+        different = [f"{key} is {one!r} in {first} and {other!r} in {name}" for key, one, other in apart]
+        if different:
             raise PeftkitError(
-                f"{first} and {name} do not stand on the same base: {'; '.join(told)}. Runs that are trained "
+                f"{first} and {name} do not stand on the same base: {'; '.join(different)}. Runs that are trained "
                 "together share model, quantization, train.precision and train.device."
             )
     outline = load_model(lead.model, device="meta", weights=False, quantization=lead.quantization)
@@ -48,12 +48,17 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
                 f"{name} cannot be trained together with others: train.compile is true, and passes over a base that "
                 f"several runs share are others in each step. Set it to false. {ALONE}"
             )
+        if (strategy := entry(recipe.train.strategy)[0]) != DEFAULT:
+            raise PeftkitError(
+                f"{name} cannot be trained together with others: train.strategy is {strategy!r}, whose steps have "
+                f"passes of their own. Set it to {DEFAULT}. {ALONE}"
+            )
         methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
         try:
-            found = check_methods(outline.model, methods)
+            checked = check_methods(outline.model, methods)
         except PeftkitError as error:
             raise PeftkitError(f"{name}: {error}") from None
-        for method, (_, own) in zip(expand(methods), found, strict=True):
+        for method, (_, own) in zip(expand(methods), checked, strict=True):
             changed = f"trains the model's own {own[0]}" if own else None
             changed = "starts by changing the frozen weights" if method.splits_base else changed
             if changed:

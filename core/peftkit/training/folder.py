@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from peftkit import files
 from peftkit.errors import PeftkitError
-
-if TYPE_CHECKING:
-    from peftkit.recipe import Recipe
+from peftkit.recipe import Recipe
+from peftkit.recipe import load as load_recipe
 
 FREE = ("output", "eval", "generation", "compare", "train.keep_checkpoints", "train.save_every", "train.tensorboard")
 """Keys that a resumed run may change: they have no part in what is learned."""
@@ -57,7 +56,9 @@ def check_resumed(run: Path, recipe: Recipe) -> Recipe:
             f"there is no run to resume: {run} {state}. Leave out --resume to begin one, or name the run's folder "
             "with --output."
         )
-    earlier = _parse(files.read_text(run / "recipe.yaml"), run / "recipe.yaml")
+    _parse(files.read_text(run / "recipe.yaml"), run / "recipe.yaml")
+    # Through its recipe: keys of other versions have their defaults then, or say why they are not there any more.
+    earlier = _parse(load_recipe(run / "recipe.yaml").to_yaml(), run)
     stored = earlier.get("quantization")
     if isinstance(stored, Mapping) and recipe.quantization.budget == stored.get("budget"):
         recipe = with_storage(recipe, {key: stored.get(key) for key in ("format", "options", "modules")})

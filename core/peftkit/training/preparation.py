@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from peftkit.adaptation import Adaptation, attach, check_methods
 from peftkit.data.batches import Batches, Epoch
-from peftkit.data.encode import EncodedExamples, encode
+from peftkit.data.encode import Encoded, EncodedExamples, encode
 from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
-from peftkit.engine.engine import asked_for
+from peftkit.engine.device import choose_device, choose_precision
 from peftkit.engine.engine import choose as choose_engine
+from peftkit.engine.memory_plan import checkpoint_gradients
+from peftkit.engine.passes import Phase
 from peftkit.errors import PeftkitError
+from peftkit.estimation.asked import arrangement_of, objective_of
 from peftkit.models.layerwise import give_back
+from peftkit.models.load import LoadedModel
 from peftkit.models.load import load as load_model
 from peftkit.models.quantize import forget_originals
+from peftkit.objectives import Objective
 from peftkit.quantization.weight import packed_shape
-from peftkit.training.device import choose_device, choose_precision
+from peftkit.recipe import Recipe, TrainSection
 from peftkit.training.loop import Loop
-from peftkit.training.memory import Ladder
-from peftkit.training.rungs import checkpoint_gradients, rungs
+from peftkit.training.nesting import make_loop
 from peftkit.training.scoring import Slice, check, load_slice
-
-if TYPE_CHECKING:
-    from peftkit.data.encode import Encoded
-    from peftkit.models.load import LoadedModel
-    from peftkit.recipe import Recipe, TrainSection
 
 VALIDATION_EXAMPLES = 256
 
@@ -47,6 +46,8 @@ class Prepared:
     template: Any
     dataset: str
     encoded: EncodedExamples
+    batches: Batches
+    """Of the training data."""
     digest: str
     """SHA-256 of the encoded training data: a resumed run must read the same."""
     validation: Batches | None
@@ -79,13 +80,20 @@ def load_base(recipe: Recipe) -> ReadyModel:
 
 
 def prepare(
-    recipe: Recipe, *, resumed: bool = False, base: ReadyModel | None = None, name: str = "default"
+    recipe: Recipe,
+    *,
+    resumed: bool = False,
+    base: ReadyModel | None = None,
+    name: str = "default",
+    notice: Callable[[str], None] = lambda text: None,
+    phase: Phase = lambda name, loss: None,
 ) -> Prepared:
     """Load the model and the data, attach the methods and build the loop; every fault is a PeftkitError.
 
     Of a `resumed` run the loop's saved state has to be loaded before anything else: it holds what the methods found
     in the data before the first step, which is not measured again. On a `base` that is there already the methods are
-    attached under `name`, beside those of other runs, and packed weights keep what they were packed from.
+    attached under `name`, beside those of other runs, and packed weights keep what they were packed from. `notice` and
+    `phase` are the loop's.
     """
     section = recipe.train
     check(recipe)
@@ -94,6 +102,10 @@ def prepare(
     loaded, device = base.loaded, base.device
     methods = [method.with_tokenizer(loaded.tokenizer) for method in recipe.methods()]
     adaptation = attach(loaded.model, methods, name, section.seed, keep_base=False, loading=resumed)
+    objective = objective_of(section, recipe.objective)
+    module = objective.build(adaptation.layout)
+    if module is not None:
+        adaptation.modules["objective"] = module.to(device)
     if own and not resumed:
         forget_originals(loaded.model)
     template = choose(recipe.dataset.template, loaded.tokenizer).with_soft(adaptation.soft_ids)
@@ -102,29 +114,31 @@ def prepare(
     if not encoded.rows:
         raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
     check_length(loaded.model, encoded.rows)
-    batches, pad_id = batched(encoded.rows, section), loaded.tokenizer.pad_token_id
+    batches, pad_id = batched(encoded.rows, section, objective), loaded.tokenizer.pad_token_id
     notices = encoded.notices(section.max_length) + batches.notices()
-    measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, notices)
+    measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, objective, notices)
     torch.manual_seed(section.seed)
     if not resumed:
         adaptation.prepare(Epoch(batches, 0, pad_id))
     if section.gradient_checkpointing:
         checkpoint_gradients(loaded.model)
-    asked = asked_for(section)
-    engine, told = choose_engine(loaded.model, encoded.rows, pad_id, device, asked, adaptation.methods)
-    notices += told
+    engine, differing = choose_engine(
+        loaded.model, encoded.rows, pad_id, device, arrangement_of(section), adaptation.methods
+    )
+    notices += differing
     give_back()
     torch.manual_seed(section.seed)
-    loop = Loop(
-        loaded.model,
+    loop = make_loop(
+        engine,
         adaptation,
         batches,
         section,
         pad_id=pad_id,
         device=device,
         precision=base.precision,
-        engine=engine,
-        ladder=Ladder(section.memory, rungs(section, loaded.model, batches, device)),
+        objective=objective,
+        notice=notice,
+        phase=phase,
     )
     return Prepared(
         loop=loop,
@@ -133,6 +147,7 @@ def prepare(
         template=template,
         dataset=data.name,
         encoded=encoded,
+        batches=batches,
         digest=digest(encoded.rows),
         validation=measured,
         scored=load_slice(recipe, data.name),
@@ -151,7 +166,7 @@ def weights_dtype(recipe: Recipe, precision: str, outline: nn.Module, *, own: bo
     return torch.bfloat16 if lean else None
 
 
-def batched(encoded: Sequence[Encoded], section: TrainSection) -> Batches:
+def batched(encoded: Sequence[Encoded], section: TrainSection, objective: Objective | None = None) -> Batches:
     """Batch encoded examples as the recipe says, by padded tokens or by examples."""
     return Batches(
         encoded,
@@ -159,24 +174,25 @@ def batched(encoded: Sequence[Encoded], section: TrainSection) -> Batches:
         batch_examples=section.batch_examples,
         seed=section.seed,
         group_prompts=section.group_prompts,
+        collate=None if objective is None else objective.collate,
     )
 
 
-def validation(recipe: Recipe, dataset: str, template: Any, tokenizer: Any) -> Batches | None:
+def validation(recipe: Recipe, dataset: str, template: Any, tokenizer: Any, objective: Objective) -> Batches | None:
     """Batch at most 256 examples spread evenly over the validation split of `dataset`; None if none is left of them."""
     data = load_data(recipe.dataset.model_copy(update={"name": dataset}), "validation")
     every = max(1, len(data.examples) // VALIDATION_EXAMPLES)
     chosen = data.examples[::every][:VALIDATION_EXAMPLES]
     rows = encode(chosen, template, tokenizer, recipe.train.max_length).rows
-    return batched(rows, recipe.train) if rows else None
+    return batched(rows, recipe.train, objective) if rows else None
 
 
 def _validation_or_notice(
-    recipe: Recipe, dataset: str, template: Any, tokenizer: Any, notices: list[str]
+    recipe: Recipe, dataset: str, template: Any, tokenizer: Any, objective: Objective, notices: list[str]
 ) -> Batches | None:
     """Batch the validation split; where it is not there and the recipe does not ask for it, that is a notice."""
     try:
-        return validation(recipe, dataset, template, tokenizer)
+        return validation(recipe, dataset, template, tokenizer, objective)
     except PeftkitError as error:
         if recipe.train.evaluate_every is not None:
             raise

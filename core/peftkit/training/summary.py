@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from peftkit import __version__, files
+from peftkit import files
 from peftkit.errors import PeftkitError
-
 
 EARLIER = {"rung": "memory_plan"}
 """What keys were called in summaries of earlier versions."""
@@ -92,21 +89,9 @@ def figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that decide the numbers."""
-    names = ("torch", "transformers", "tokenizers", "safetensors")
-    found = {"peftkit": __version__, "python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def read(path: Path) -> Summary:
     """Read a summary.json."""
-    content = files.read_json(path)
+    content: dict[str, Any] = files.read_json(path)
     try:
         return Summary(**{EARLIER.get(key, key): value for key, value in content.items() if key not in GONE})
     except TypeError as error:
