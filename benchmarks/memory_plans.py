@@ -1,9 +1,9 @@
 """What each memory plan takes and costs: bytes above the loaded model, and the time of a step.
 
-`python benchmarks/memory_plans.py [--size 60m] [--rows 32] [--method lora]` trains the E2E profile of `training.py` in fp32
-by each plan of `train.memory`, each in a process of its own with one thread. *Measured* is the highest resident size
-over two steps after a first one, above the size before them; the allocator gives what is free back at once, so that
-nothing but what is held counts. *Predicted* is what the run would choose the plan by. The time is what the thread
+`python benchmarks/memory_plans.py [--size 60m] [--rows 32] [--method lora]` trains the E2E profile of `training.py` in
+fp32 by each plan of `train.memory`, each in a process of its own with one thread. *Measured* is the highest resident
+size over two steps after a first one, above the size before them; the allocator gives what is free back at once, so
+that nothing but what is held counts. *Predicted* is what the run would choose the plan by. The time is what the thread
 spends on the processor, the shorter of the two steps. The losses of all plans have to agree.
 """
 

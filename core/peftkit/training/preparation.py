@@ -117,29 +117,10 @@ def prepare(
     batches, pad_id = batched(encoded.rows, section, objective), loaded.tokenizer.pad_token_id
     notices = encoded.notices(section.max_length) + batches.notices()
     measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, objective, notices)
-    torch.manual_seed(section.seed)
     if not resumed:
+        torch.manual_seed(section.seed)
         adaptation.prepare(Epoch(batches, 0, pad_id))
-    if section.gradient_checkpointing:
-        checkpoint_gradients(loaded.model)
-    engine, differing = choose_engine(
-        loaded.model, encoded.rows, pad_id, device, arrangement_of(section), adaptation.methods
-    )
-    notices += differing
-    give_back()
-    torch.manual_seed(section.seed)
-    loop = make_loop(
-        engine,
-        adaptation,
-        batches,
-        section,
-        pad_id=pad_id,
-        device=device,
-        precision=base.precision,
-        objective=objective,
-        notice=notice,
-        phase=phase,
-    )
+    loop = _loop(base, adaptation, batches, section, objective, notices, notice, phase)
     return Prepared(
         loop=loop,
         loaded=loaded,
@@ -152,6 +133,40 @@ def prepare(
         validation=measured,
         scored=load_slice(recipe, data.name),
         notices=notices,
+    )
+
+
+def _loop(
+    base: ReadyModel,
+    adaptation: Adaptation,
+    batches: Batches,
+    section: TrainSection,
+    objective: Objective,
+    notices: list[str],
+    notice: Callable[[str], None],
+    phase: Phase,
+) -> Loop:
+    """Build the loop over what is ready; `notices` learns where the engine computes otherwise than it was asked to."""
+    model, pad_id = base.loaded.model, base.loaded.tokenizer.pad_token_id
+    if section.gradient_checkpointing:
+        checkpoint_gradients(model)
+    engine, differing = choose_engine(
+        model, batches.encoded, pad_id, base.device, arrangement_of(section), adaptation.methods
+    )
+    notices += differing
+    give_back()
+    torch.manual_seed(section.seed)
+    return make_loop(
+        engine,
+        adaptation,
+        batches,
+        section,
+        pad_id=pad_id,
+        device=base.device,
+        precision=base.precision,
+        objective=objective,
+        notice=notice,
+        phase=phase,
     )
 
 
