@@ -89,8 +89,8 @@ class _Values(torch.autograd.Function):
             with torch.enable_grad():
                 leaf = hidden[part].detach().requires_grad_()
                 values = ctx.function.values(ctx.head.logits(leaf), targets[part])
-                found = torch.autograd.grad(values, [leaf, *trained], grads[0][part], allow_unused=True)
-            _add(gradients, found, part)
+                derived = torch.autograd.grad(values, [leaf, *trained], grads[0][part], allow_unused=True)
+            _add(gradients, derived, part)
         return gradients[0], None, None, None, *gradients[1:]
 
 
@@ -110,15 +110,15 @@ def _general(
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()
         loss = function.total(head.logits(leaf), targets, weights)
-        found = torch.autograd.grad(loss, [leaf, *trained], allow_unused=True)
-    _add(gradients, found, part)
+        derived = torch.autograd.grad(loss, [leaf, *trained], allow_unused=True)
+    _add(gradients, derived, part)
     return loss.detach()
 
 
-def _add(gradients: list[Tensor], found: tuple[Tensor | None, ...], part: slice) -> None:
+def _add(gradients: list[Tensor], derived: tuple[Tensor | None, ...], part: slice) -> None:
     """Put the gradient of a chunk's hidden states in its place, and add those of the head's parameters."""
-    if found[0] is not None:
-        gradients[0][part] = found[0]
-    for kept, more in zip(gradients[1:], found[1:], strict=True):
+    if derived[0] is not None:
+        gradients[0][part] = derived[0]
+    for kept, more in zip(gradients[1:], derived[1:], strict=True):
         if more is not None:
             kept += more

@@ -81,7 +81,7 @@ class Engine:
     @property
     def recompute(self) -> Again | None:
         """What makes tensors once more instead of keeping them, where something does."""
-        return None if self.fused_modules is None else self.fused_modules.again
+        return None if self.fused_modules is None else self.fused_modules.recompute
 
     def fused(self) -> AbstractContextManager[None]:
         """Return the context in which elementwise work is ours; compiled blocks are the model's own code."""

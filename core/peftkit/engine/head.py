@@ -86,7 +86,7 @@ class Head:
 
 def _leaves(tensor: Tensor) -> list[Tensor]:
     """Return the leaves that the graph of `tensor` ends in."""
-    found: dict[int, Tensor] = {}
+    leaves: dict[int, Tensor] = {}
     seen: set[Any] = set()
     todo = [tensor.grad_fn]
     while todo:
@@ -96,9 +96,9 @@ def _leaves(tensor: Tensor) -> list[Tensor]:
         seen.add(node)
         leaf = getattr(node, "variable", None)
         if leaf is not None:
-            found[id(leaf)] = leaf
+            leaves[id(leaf)] = leaf
         todo += [parent for parent, _ in node.next_functions]
-    return list(found.values())
+    return list(leaves.values())
 
 
 @contextmanager

@@ -163,8 +163,8 @@ class _Recomputed:
 
 
 def _recomputable(model: Any) -> list[Recomputed]:
-    found: list[Recomputed] = ["mlps"] if _mlps(model) else []
-    return [*found, "layers"] if getattr(model, "supports_gradient_checkpointing", False) else found
+    choices: list[Recomputed] = ["mlps"] if _mlps(model) else []
+    return [*choices, "layers"] if getattr(model, "supports_gradient_checkpointing", False) else choices
 
 
 def _mlps(model: nn.Module) -> list[str]:

@@ -48,7 +48,7 @@ class Saved:
         buffers not at all.
         """
         seen = _storages((*model.parameters(), *model.buffers()))
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for path, reference in self._kept:
             packed = reference()
             if packed is None:
@@ -56,8 +56,8 @@ class Saved:
             storage = packed.tensor.untyped_storage()
             if storage.nbytes() and (key := (packed.tensor.device, storage.data_ptr())) not in seen:
                 seen.add(key)
-                found[path] = found.get(path, 0) + storage.nbytes()
-        return found
+                sizes[path] = sizes.get(path, 0) + storage.nbytes()
+        return sizes
 
     def _pack(self, tensor: Tensor) -> Any:
         recipe = None if self._recompute is None else self._recompute.recipe(tensor)

@@ -64,8 +64,8 @@ def train_together(jobs: Sequence[Job], *, resume: bool = False) -> dict[str, Su
     waiting: list[tuple[Job, bool]] = []
     there = [job for job in jobs if (job.run / "recipe.yaml").is_file()]
     for job in jobs:
-        begun = resume and (job in there or not there)
-        if not begun:
+        resumed = resume and (job in there or not there)
+        if not resumed:
             folder.check_new(job.run)
         else:
             recipe = folder.check_resumed(job.run, job.recipe)
@@ -76,7 +76,7 @@ def train_together(jobs: Sequence[Job], *, resume: bool = False) -> dict[str, Su
                 continue
         if job.recipe.train.tensorboard:
             events.check_installed()
-        waiting.append((job, begun))
+        waiting.append((job, resumed))
     if waiting:
         base.check([(job.name, job.recipe) for job, _ in waiting])
         results |= _Together(waiting).go()
@@ -112,9 +112,9 @@ class _Together:
         self.model = ready.loaded.model
         self.running: list[_Running] = []
         self.results: dict[str, Summary | Failed] = {}
-        for number, (job, begun) in enumerate(waiting):
+        for number, (job, resumed) in enumerate(waiting):
             name = f"job-{number}"
-            session = Session(job.recipe, job.run, job.observer, begun, ready, name)
+            session = Session(job.recipe, job.run, job.observer, resumed, ready, name)
             arrangement = session.loop.passes.plain.engine.arrangement
             if not (arrangement.flat and arrangement.apart):
                 # The engine's notice comes last.
@@ -147,9 +147,9 @@ class _Together:
     def _round(self) -> None:
         """Take one optimizer step of every run."""
         running = list(self.running)
-        begun = {run.name: run.session.loop.next() for run in running}
+        pending = {run.name: run.session.loop.next() for run in running}
         members = {
-            run.name: Member(run.session.loop.passes.plain, begun[run.name].batches, begun[run.name].normaliser)
+            run.name: Member(run.session.loop.passes.plain, pending[run.name].batches, pending[run.name].normaliser)
             for run in running
         }
         backward_together(members)
@@ -157,7 +157,7 @@ class _Together:
         for run in running:
             with self._guarded(run):
                 loop = run.session.loop
-                records[run.name] = loop.take(begun[run.name], Done(loop.passes, members[run.name].result))
+                records[run.name] = loop.take(pending[run.name], Done(loop.passes, members[run.name].result))
         for run in running:
             if run.name in records:
                 with self._guarded(run):

@@ -22,10 +22,10 @@ def check_new(run: Path) -> None:
     """Refuse a folder that holds an earlier run or cannot be written; measurements of the base model may be there."""
     if run.exists() and not run.is_dir():
         raise PeftkitError(f"{run} is a file, and a run needs a folder: name another with --output.")
-    found = sorted(item.name for item in run.iterdir() if item.name != "eval") if run.is_dir() else []
-    if found:
+    present = sorted(item.name for item in run.iterdir() if item.name != "eval") if run.is_dir() else []
+    if present:
         raise PeftkitError(
-            f"the run folder {run} already holds {', '.join(found[:5])}: give --resume to continue that run, "
+            f"the run folder {run} already holds {', '.join(present[:5])}: give --resume to continue that run, "
             "name another folder with --output, or remove it first. Nothing in it was touched."
         )
     there = next(path for path in (run, *run.absolute().parents) if path.exists())

@@ -20,7 +20,7 @@ from peftkit.training.schedule import scale
 from peftkit.training.windows import Planned, Position, Window, count_steps, windows
 
 
-class Begun(NamedTuple):
+class Pending(NamedTuple):
     """An optimizer step that is still to be taken."""
 
     window: Window
@@ -78,7 +78,7 @@ class Loop:
         """Do one optimizer step and return its record; a loss or gradient that is not finite is a PeftkitError."""
         return self.take(self.next())
 
-    def next(self) -> Begun:
+    def next(self) -> Pending:
         """Set the learning rate of the next optimizer step and collate its micro-batches."""
         started = time.perf_counter()
         if self._windows is None:
@@ -88,9 +88,9 @@ class Loop:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         batches = [self.batches.collate(indices, self.pad_id) for indices in window.batches]
-        return Begun(window, batches, self.peaks[0] * factor, started)
+        return Pending(window, batches, self.peaks[0] * factor, started)
 
-    def take(self, begun: Begun, passes: Passes | None = None) -> dict[str, Any]:
+    def take(self, pending: Pending, passes: Passes | None = None) -> dict[str, Any]:
         """Take a step, by other passes where some are given; return its record."""
         update = Update(
             self.adaptation,
@@ -100,25 +100,25 @@ class Loop:
             self.section.seed,
             self.step,
             self.steps,
-            begun.rate,
+            pending.rate,
         )
         try:
-            done = self.strategy.step(passes or self.passes, begun.batches, begun.normaliser, update)
+            done = self.strategy.step(passes or self.passes, pending.batches, pending.normaliser, update)
         except OutOfMemory as error:
             raise error.at(self.step + 1) from None
         self.step += 1
-        self.position = begun.window.after
-        return self._record(begun, done)
+        self.position = pending.window.after
+        return self._record(pending, done)
 
-    def _record(self, begun: Begun, done: Step) -> dict[str, Any]:
+    def _record(self, pending: Pending, done: Step) -> dict[str, Any]:
         """Return what the log tells of a step that is done."""
-        tokens, trained = (sum(getattr(batch, name) for batch in begun.batches) for name in ("tokens", "trained"))
-        result, seconds = done.result, time.perf_counter() - begun.started
+        tokens, trained = (sum(getattr(batch, name) for batch in pending.batches) for name in ("tokens", "trained"))
+        result, seconds = done.result, time.perf_counter() - pending.started
         return {
             "step": self.step,
-            "epoch": round(begun.window.epochs, 6),
-            "loss": result.loss / begun.normaliser,
-            "lr": begun.rate,
+            "epoch": round(pending.window.epochs, 6),
+            "loss": result.loss / pending.normaliser,
+            "lr": pending.rate,
             "grad_norm": done.norm,
             "tokens": tokens,
             "trained_tokens": trained,

@@ -62,8 +62,8 @@ class Session:
     ):
         self.run, self.observer, self.resume = run, observer, resume
         self.checkpoints = run / "checkpoints"
-        begun = resume and bool(checkpoint.listed(self.checkpoints))
-        self.prepared: Prepared = prepare(recipe, resumed=begun, base=base, name=name, notice=observer.notice)
+        resumed = resume and bool(checkpoint.listed(self.checkpoints))
+        self.prepared: Prepared = prepare(recipe, resumed=resumed, base=base, name=name, notice=observer.notice)
         self.loop = self.prepared.loop
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
         wanted = recipe.train.keep_best
