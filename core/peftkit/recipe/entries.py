@@ -61,8 +61,9 @@ def entry(choice: str | dict[str, Any]) -> Entry:
 
 def _given(tree: Node, name: str) -> dict[str, Node]:
     """Return the options of the objective that are written in the recipe."""
-    node = tree.find(("objective", name))
-    return node.value if isinstance(node.value, dict) and isinstance(tree.find(("objective",)).value, dict) else {}
+    node = tree.value.get("objective")
+    options = node.value.get(name) if node is not None and isinstance(node.value, dict) else None
+    return options.value if options is not None and isinstance(options.value, dict) else {}
 
 
 def _complete(node: Node, home: str, registry: Registry[Any], mistakes: Mistakes) -> Any:
