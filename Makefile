@@ -1,7 +1,9 @@
 # make quickstart   install, train a small model with a LoRA adapter, print the scores before and after
-# make test         style, types and tests; `make test-all` draws random examples anew and repeats more often
+# make test         style, types and tests; `make test ONLY=lora` holds one method, format, task, … to everything
+# make test-all     the whole of what `make test` draws from, random examples anew, and older processors
 # make setup        the environment in .venv; nothing happens the second time
 # make parity       compare methods with another library, which is installed into an environment of its own
+# make pages        write the schema of recipes and the pages of recipes and methods anew
 # make tiny         build the bundled model again from generated text
 # make lint         ruff and pyright alone; `make clean` removes what the others made
 
@@ -16,9 +18,9 @@ TINY := build/tiny
 HUB := .venv-adapters
 
 # Each pytest worker computes on one core; more threads than cores make every test slower.
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: setup quickstart test test-all parity lint format tiny clean
+.PHONY: setup quickstart test test-all test-processors parity lint format pages tiny clean
 
 setup: $(VENV)/.ready
 
@@ -51,12 +53,25 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Two checks of one commit give one answer: random examples are drawn anew in test-all alone.
+# Two checks of one commit give one answer: random examples are drawn anew in test-all alone. Of large crosses `test`
+# holds the cases that their names draw; of one entry it holds all, and nothing else.
+ifdef ONLY
+test: $(VENV)/.ready-dev
+	$(PYTEST) --hypothesis-profile=ci --only $(ONLY)
+else
 test: lint
 	$(PYTEST) --hypothesis-profile=ci -m "not thorough"
+endif
 
-test-all: lint
-	PEFTKIT_KILLS=20 $(PYTEST)
+test-all: lint test-processors
+	$(PYTEST)
+
+# What computes numbers, once more with older instruction sets and with two threads.
+NUMBERS := $(addprefix tests/,laws engine generation kernels layers methods optim ports quantization training)
+test-processors: $(VENV)/.ready-dev
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) --hypothesis-profile=ci -m "not thorough" $(wildcard $(NUMBERS))
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) --hypothesis-profile=ci -m "not thorough" $(wildcard $(NUMBERS))
+	PEFTKIT_TEST_THREADS=2 $(PYTEST) -n 1 --hypothesis-profile=ci -m "not thorough" $(wildcard $(NUMBERS))
 
 # Of constraints.txt torch alone: its other pins go with the newer transformers.
 $(HUB)/.ready: tests/parity/adapterhub.txt constraints.txt
@@ -68,6 +83,9 @@ $(HUB)/.ready: tests/parity/adapterhub.txt constraints.txt
 
 parity: $(VENV)/.ready-dev $(HUB)/.ready
 	$(PYTEST) -n 0 tests/parity
+
+pages: $(VENV)/.ready
+	PYTHONPATH=tools $(BIN)/python -m pages
 
 tiny: $(VENV)/.ready
 	PYTHONPATH=tools $(BIN)/python -m synthetic corpus

@@ -20,7 +20,7 @@ from peftkit.data.batches import Batches
 from peftkit.layout import GROUPS, Layout
 from peftkit.method import METHODS, Method
 from peftkit.models.layerwise import without_weights
-from peftkit.models.load import quiet
+from peftkit.models.quiet import quiet
 
 RATE, SEED, DEVIATION = 1e-4, 0, 0.03
 RANK, ALPHA = 8, 16.0

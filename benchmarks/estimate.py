@@ -55,7 +55,8 @@ def write_model(folder: Path, name: str) -> str:
     """Write a random Llama with the bundled tokenizer to disk; returns what a recipe calls it."""
     if name == "tiny":
         return TINY
-    from peftkit.models.load import load, quiet
+    from peftkit.models.load import load
+    from peftkit.models.quiet import quiet
     from peftkit.recipe import ModelSection
 
     width, layers = SIZES[name]

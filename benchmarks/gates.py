@@ -29,7 +29,7 @@ from memory import resident
 from sides import SIDES
 
 from peftkit.errors import PeftkitError
-from peftkit.models.load import quiet
+from peftkit.models.quiet import quiet
 
 STEPS_OF_MEMORY = 3
 LOADED = {

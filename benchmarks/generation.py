@@ -33,14 +33,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "core")]
 
 from peftkit.adaptation import load_adapter  # noqa: E402
-from peftkit.data import source  # noqa: E402
+from peftkit.assembly import Assembled, read_run  # noqa: E402
 from peftkit.data.template import Template  # noqa: E402
 from peftkit.errors import PeftkitError  # noqa: E402
-from peftkit.evaluation import Subject, prepare, read_recipe, settings_for  # noqa: E402
+from peftkit.evaluation import prepare, settings_for  # noqa: E402
 from peftkit.generation import Settings, generate  # noqa: E402
 from peftkit.models.load import load as load_model  # noqa: E402
 from peftkit.recipe import GenerationSection, load  # noqa: E402
-from peftkit.tasks import TASKS  # noqa: E402
+from peftkit.tasks import TASKS, source  # noqa: E402
 from peftkit.training import train  # noqa: E402
 
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
@@ -100,7 +100,7 @@ def train_run(folder: Path, data: Sequence[str], steps: int) -> Path:
     return folder
 
 
-def attached(run: Path, subject: Subject) -> Any:
+def attached(run: Path, subject: Assembled) -> Any:
     """Load the run's model with its adapter beside the weights."""
     loaded = load_model(subject.recipe.model, device="cpu", quantization=subject.recipe.quantization)
     load_adapter(loaded.model, run / "adapter", loaded.fingerprint, quantization=loaded.storage)
@@ -115,11 +115,11 @@ def every_row(recipe: Any, template: Template, tokenizer: Any, limit: int | None
 
 def candidates(run: Path, chosen: argparse.Namespace) -> list[Candidate]:
     """Return the ways to answer, each bound to its model and prompts."""
-    recipe = read_recipe(run, adapter=True)
+    recipe = read_run(run)
     subject = prepare(recipe, run / "adapter")
     if subject.precision != "fp32" or subject.device.type != "cpu":
         raise PeftkitError("the benchmark is for a run with train.device cpu and train.precision fp32.")
-    merged, tokenizer = subject.loaded.model, subject.loaded.tokenizer
+    merged, tokenizer = subject.model, subject.tokenizer
     beside = attached(run, subject)
     paper = LORA_PAPER if chosen.beams > 1 else {}
     section = GenerationSection(num_beams=chosen.beams, **paper)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from peftkit.adaptation import Adaptation
 from peftkit.errors import PeftkitError
-from peftkit.models.load import load_tokenizer
+from peftkit.export.hf_peft.converter import convert
+from peftkit.models.tokenizer import load_tokenizer
 from peftkit.recipe import ModelSection
 
 
@@ -43,7 +44,7 @@ def start(case: Case, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tenso
     if case.method == "prefix":
         config, tensors = prefix(adaptation)
     else:
-        config, tensors = part.method.hf_peft(part.adapters, model)
+        config, tensors = convert(part.method, part.adapters, model)
         if config["peft_type"] == "LORA":
             config["lora_alpha"] = int(ALPHA)  # ours writes the scale into B, which is zero here
     tensors = {key: tensor.detach().clone() for key, tensor in tensors.items()}

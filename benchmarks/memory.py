@@ -21,7 +21,7 @@ from workload import Case, Size, load_model, make_loop, share_weights, show
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from peftkit.models.load import LoadedModel
+    from peftkit.models.loaded import LoadedModel
 
 SMALL = Size(None, 64, 2, 2, 16)
 STEPS = 3

@@ -26,7 +26,7 @@ from memory import measure_memory, saved_bytes
 from workload import Case, Size, load_model, make_loop, share_weights, show
 
 if TYPE_CHECKING:
-    from peftkit.models.load import LoadedModel
+    from peftkit.models.loaded import LoadedModel
 
 REFERENCE = "lora"
 PAIR = ("lora", "dora")

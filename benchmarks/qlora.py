@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from peftkit.adaptation import attach
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded
-from peftkit.engine.device import peak_memory
+from peftkit.device import peak_memory
 from peftkit.engine.engine import Arrangement, Engine
 from peftkit.layout import GROUPS, Layout
 from peftkit.method import METHODS

@@ -39,7 +39,7 @@ import sys
 import torch
 from peftkit.models.load import load
 from peftkit.recipe import ModelSection, QuantizationSection
-from peftkit.engine.device import peak_memory
+from peftkit.device import peak_memory
 before = peak_memory(torch.device("cpu"))
 section = QuantizationSection(format=sys.argv[2]) if sys.argv[2] != "none" else None
 model = load(ModelSection(name=sys.argv[1]), quantization=section).model

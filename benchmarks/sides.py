@@ -16,6 +16,7 @@ from peftkit.data.encode import IGNORED, Encoded
 from peftkit.engine.compiled import Compiled
 from peftkit.engine.engine import Arrangement, choose
 from peftkit.kernels import low_rank
+from peftkit.ports import seat
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
@@ -40,14 +41,10 @@ compiled blocks.
 """
 
 
-class Unfused:
-    """In the place of the functions of `peftkit.kernels.low_rank`: the same, written out."""
-
-    @staticmethod
-    def apply(y: Tensor, inside: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-        """Return y + scale up down inside."""
-        inside = inside.to(y.dtype)
-        return y + F.linear(F.linear(inside, down.to(y.dtype)), up.to(y.dtype)) * scale
+def unfused(y: Tensor, pair: low_rank.Pair) -> Tensor:
+    """Return y + scale up down inside, written out."""
+    inner = F.linear(pair.inside.to(y.dtype), pair.down.to(y.dtype))
+    return y + F.linear(inner, pair.up.to(y.dtype)) * pair.scale
 
 
 def ours(case: Case, gate: Gate) -> None:
@@ -57,8 +54,9 @@ def ours(case: Case, gate: Gate) -> None:
         return PackedLinear.of(weight, None, QUANTIZERS["nf4"]())
 
     if case.side == "ours-unfused":
-        given: Any = low_rank
-        given.PLAIN, given._Beside = "not there", Unfused
+        given: Any = seat
+        given.add_pair = unfused
+        given.linears_with_pairs = lambda x, linears, pairs: (unfused(F.linear(x, *linears[0]), pairs[0][0]),)
     model = llama(case, pack if case.technique.packed else None)
     gate.loaded()
     loop = our_loop(case, model)

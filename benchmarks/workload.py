@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from peftkit.method import Method
-    from peftkit.models.load import LoadedModel
+    from peftkit.models.loaded import LoadedModel
     from peftkit.training.loop import Loop
 
 TOKENIZER = "bundled/tiny"

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from peftkit.models.load import quiet
+from peftkit.models.quiet import quiet
 from peftkit.models.tiny import tiny
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())[:93]

@@ -9,7 +9,7 @@ import torch
 from model_folders import byte_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from peftkit.models.load import quiet
+from peftkit.models.quiet import quiet
 from peftkit.models.tiny import tiny
 
 BITSANDBYTES: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ import pytest
 from benchmark_files import benchmark_files
 
 from peftkit.errors import PeftkitError
-from peftkit.models.load import quiet
+from peftkit.models.quiet import quiet
 
 pytest.importorskip("peft", reason="Hugging Face peft is not installed")
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from model_folders import byte_tokenizer
 from peftkit.data.template import choose
 from peftkit.evaluation import evaluate_loaded
 from peftkit.generation import Settings, generate
-from peftkit.generation.decoding import Decoder
+from peftkit.generation.decoding import Decoding
 from peftkit.models.tiny import tiny
 from peftkit.recipe import GenerationSection
 from peftkit.tasks import TASKS
@@ -78,13 +78,13 @@ def test_own_answers_stand_in_the_prompts(subject, examples):
 
 def test_a_story_is_read_once(subject, examples, monkeypatch):
     read = []
-    forward = Decoder._forward
+    forward = Decoding._forward
 
     def counted(self, cache, tokens, *rest):
         read.append(tokens.shape)
         return forward(self, cache, tokens, *rest)
 
-    monkeypatch.setattr(Decoder, "_forward", counted)
+    monkeypatch.setattr(Decoding, "_forward", counted)
     run(subject, examples[3:7])
     # Of each prompt after the first one, its new answer and question are read, and nothing of what stood before.
     lengths = [len(subject[2].prompt_ids(example, subject[1])) for example in examples[3:7]]

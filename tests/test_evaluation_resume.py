@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from draw import thorough
 from model_folders import write_model
 
 from peftkit.adaptation import attach, save_adapter
@@ -21,7 +22,7 @@ from peftkit.generation.asking import BATCHES
 from peftkit.models.load import load as load_model
 from peftkit.recipe import load as load_recipe
 
-KILLS = int(os.environ.get("PEFTKIT_KILLS", "3"))
+TURNS = [0, 1, 2, *map(thorough, range(3, 20))]
 SEED = int(os.environ.get("PEFTKIT_KILLS_SEED") or random.randrange(10**6))
 CHUNKS = 4
 PAUSE = 0.02
@@ -117,7 +118,7 @@ def wait_for_lines(path: Path, count: int) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("turn", range(KILLS))
+@pytest.mark.parametrize("turn", TURNS)
 def test_a_killed_evaluation_ends_with_the_same_files(
     turn: int, evaluations: Evaluations, run: Path, whole: tuple[bytes, dict]
 ):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peftkit.adaptation import attach
+from peftkit.adaptation import attach, count_trained
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site, own_parameters
 from peftkit.methods.lora import LoRA
@@ -37,8 +37,8 @@ def test_counts_of_llama_2_7b_are_the_published_ones():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     layout = Layout(model)
-    assert LoRA(rank=8, targets=("q", "v")).count(layout) == 4_194_304
-    assert LoRA(rank=8, targets="linear").count(layout) == 19_988_480
+    assert count_trained(LoRA(rank=8, targets=("q", "v")), layout) == 4_194_304
+    assert count_trained(LoRA(rank=8, targets="linear"), layout) == 19_988_480
 
 
 def test_patterns_give_modules_their_own_rank_and_alpha():

@@ -1,18 +1,22 @@
-"""Every shipped recipe says what it would do and trains two steps, on the bundled model and data."""
+"""Every shipped recipe says what it would do and trains two steps, on the bundled model and data.
+
+`make test` draws a third of them; that each loads and validates is held in tests/recipe.
+"""
 
 from __future__ import annotations
 
 import pytest
+from draw import marked, some
 
 from peftkit import recipe as recipes
-from peftkit.data import source
 from peftkit.plan import plan
+from peftkit.tasks import source
 from peftkit.training import train
 
 NAMES = [name for name, *_ in recipes.shipped() if name != "bundled/tiny"]
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=marked(NAMES, some("recipes", NAMES, len(NAMES) // 3)))
 def small(request, tmp_path):
     """The recipe with the bundled model, the bundled data of its task, and few examples."""
     given = recipes.load(request.param)

@@ -147,11 +147,11 @@ def test_soft_ids_stand_where_training_has_them(tmp_path, method):
     """Log-likelihoods and texts are those of the model on ids put together by hand, one text at a time."""
     run = write_run(tmp_path / "run", method)
     subject = prepare(load_recipe(run / "recipe.yaml"), run / "adapter")
-    model, tokenizer, soft = subject.loaded.model, subject.loaded.tokenizer, list(subject.template.soft)
+    model, tokenizer, soft = subject.model, subject.tokenizer, list(subject.template.soft)
     assert bool(soft) == (method != "prefix-tuning")
-    ours = adapted(subject.loaded, soft)
-    assert ours.max_length == plain(subject.loaded).max_length - len(soft)
-    assert plain(subject.loaded).tokenizer is tokenizer
+    ours = adapted(subject, soft)
+    assert ours.max_length == plain(subject).max_length - len(soft)
+    assert plain(subject).tokenizer is tokenizer
 
     def ids(text: str) -> list[int]:
         encoded = tokenizer(text)["input_ids"] or [ours.prefix_token_id]

@@ -48,7 +48,7 @@ def pack(run: Path, output: Path) -> dict[str, Any]:
         trained = open_run(run)
         if trained.recipe.model.init is None:
             raise PeftkitError(f"{run} started from a pretrained model; pack a run whose recipe has `model.init`.")
-        parameters = sum(parameter.numel() for parameter in trained.base.model.parameters())
+        parameters = sum(parameter.numel() for parameter in trained.model.parameters())
         report = write_merged(trained, folder, torch.bfloat16)
         files.write_text(folder / "README.md", card(trained, run, output.name, parameters))
         size = sum(path.stat().st_size for path in folder.iterdir())
@@ -65,9 +65,9 @@ def card(trained: Trained, run: Path, name: str, parameters: int) -> str:
     init = dict(trained.recipe.model.init or {})
     return CARD.format(
         name=name,
-        architecture=trained.base.model.config.model_type,
+        architecture=trained.model.config.model_type,
         parameters=parameters,
-        vocabulary=len(trained.base.tokenizer),
+        vocabulary=len(trained.tokenizer),
         dataset=summary["dataset"],
         steps=summary["steps"],
         tokens=summary["tokens"],

@@ -52,15 +52,15 @@ def results(checkout: Path, folder: Path, method: str, storage: str) -> dict[str
     (resumed / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     peft(checkout, "train", str(recipe), "--resume", "--output", str(resumed))
     peft(checkout, "eval", str(run))
-    found: dict[str, object] = {}
+    kept: dict[str, object] = {}
     for place in (run, resumed):
         records = [json.loads(line) for line in (place / "log.jsonl").read_text(encoding="utf-8").split("\n") if line]
-        found[f"{place.name}: losses"] = [{key: record.get(key) for key in COMPARED} for record in records]
-        found[f"{place.name}: adapter"] = (place / "adapter" / "adapter.safetensors").read_bytes()
+        kept[f"{place.name}: losses"] = [{key: record.get(key) for key in COMPARED} for record in records]
+        kept[f"{place.name}: adapter"] = (place / "adapter" / "adapter.safetensors").read_bytes()
     for path in sorted(run.rglob("*predictions*")):
         if path.is_file():
-            found[f"eval: {path.relative_to(run)}"] = path.read_bytes()
-    return found
+            kept[f"eval: {path.relative_to(run)}"] = path.read_bytes()
+    return kept
 
 
 def main() -> int:

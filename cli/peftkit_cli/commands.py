@@ -8,6 +8,7 @@ import typer
 
 from peftkit.errors import PeftkitError
 from peftkit_cli import (
+    combine,
     compare,
     estimate,
     eval,
@@ -36,6 +37,7 @@ FUNCTIONS = {
     "generate": generate.generate,
     "merge": merge.merge,
     "export": export.export,
+    "combine": combine.combine,
     "quantize": quantize.quantize,
     "validate": validate.validate,
     "estimate": estimate.estimate,

@@ -13,7 +13,8 @@ from peftkit_cli.arguments import OverrideArgument, RecipeArgument
 from peftkit_cli.terminal import console, say, table
 
 if TYPE_CHECKING:
-    from peftkit.comparison import Comparison, Run
+    from peftkit.comparison import EntryRun
+    from peftkit.report.results import Comparison
 
 
 def compare(
@@ -45,7 +46,7 @@ def compare(
     finally:
         watcher.close()
     show(result, folder)
-    failed = [row.label for row in result.rows if row.reason and row.label in watcher.failed]
+    failed = [entry.label for entry in result.entries if entry.reason and entry.label in watcher.failed]
     if failed:
         raise PeftkitError(f"{', '.join(failed)}: not every run came to an end; the reasons are told above.")
 
@@ -56,9 +57,9 @@ def show(result: Comparison, folder: Path) -> None:
 
     say("")
     table(heads(result), cells(result), result.title)
-    for row in result.rows:
-        if row.reason:
-            say(f"left out: {row.label}: {row.reason}")
+    for entry in result.entries:
+        if entry.reason:
+            say(f"left out: {entry.label}: {entry.reason}")
     say(f"\nThe comparison is in {folder}: comparison.html shows all of it.")
 
 
@@ -72,16 +73,16 @@ class Watching:
         if self.status:
             self.status.start()
 
-    def began(self, run: Run, position: int, count: int) -> None:
+    def began(self, run: EntryRun, position: int, count: int) -> None:
         self.position, self.count = position, count
 
-    def waited(self, run: Run) -> None:
+    def waited(self, run: EntryRun) -> None:
         if self.status:
             log = run.folder / "log.jsonl"
             steps = log.read_bytes().count(b"\n") if log.exists() else 0
             self.status.update(f"{self.position}/{self.count} {run.label}: {steps} steps")
 
-    def ended(self, run: Run, seconds: float) -> None:
+    def ended(self, run: EntryRun, seconds: float) -> None:
         if run.failure and run.entry:
             self.failed.add(run.entry.label)
         report = run.report

@@ -76,7 +76,7 @@ class Progress:
     def savings(self) -> list[str]:
         """Say how much of the batches packing and shared prompts leave out; nothing that is below a hundredth."""
         saved = self.info.get("saved", {})
-        told = (
+        causes = (
             ("packing", "padding", "of padded batches would be padding, and is not computed"),
             (
                 "shared prompts",
@@ -84,7 +84,7 @@ class Progress:
                 "of the tokens are computed once, with an example that begins alike",
             ),
         )
-        return [f"{name}: {saved[key]:.0%} {what}" for name, key, what in told if saved.get(key, 0) >= 0.01]
+        return [f"{name}: {saved[key]:.0%} {what}" for name, key, what in causes if saved.get(key, 0) >= 0.01]
 
     def peak(self) -> list[str]:
         """Say which step of the first epoch takes most memory, where it is still to come and not the next."""

@@ -57,8 +57,8 @@ def recipes() -> Listing:
 
 def datasets() -> Listing:
     """List the data sets with what they are and whether the package brings a small one of the same form."""
-    from peftkit.data.source import PREFIX, bundled
     from peftkit.tasks import TASKS
+    from peftkit.tasks.source import PREFIX, bundled
 
     shipped = bundled()
     rows = [

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peftkit.adaptation import check_methods
+from peftkit.adaptation import check_methods, count_stored
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site, matched
 from peftkit.method import Method
@@ -33,7 +33,7 @@ def solve(cls: type[Method], layout: Layout, budget: float, options: Mapping[str
         raise PeftkitError(f"budget: {budget:g} is no number of values to store: choose 1 or more, such as 2e6.")
     method = cls.from_options(options) if cls.size is None else _Search(cls, cls.size, layout, budget, options).run()
     check_methods(layout.model, [method], layout)
-    return method, method.stored(layout) / budget - 1
+    return method, count_stored(method, layout) / budget - 1
 
 
 class _Search:
@@ -50,11 +50,11 @@ class _Search:
     def run(self) -> Method:
         """Return the nearest method: of a plain size, or with a pattern of sizes where that comes nearer."""
         below, above = (None if index is None else self.build(self.at(index)) for index in self.neighbours())
-        found = [method for method in (below, above) if method is not None]
-        if not found:
+        neighbours = [method for method in (below, above) if method is not None]
+        if not neighbours:
             assert self.refusal is not None
             raise self.refusal
-        best = min(found, key=self.distance)
+        best = min(neighbours, key=self.distance)
         if below is not None and above is not None and self.distance(best) > TOLERANCE * self.budget:
             best = min(best, self.refined(below), key=self.distance)
         return best if self.values is not None else self.rounded(best)
@@ -64,11 +64,11 @@ class _Search:
         accepted: dict[int, int] = {}
         below, above, index = -1, self.count, 0
         while above - below > 1:
-            stored = self.measure(self.at(index))
-            if stored is not None:
-                accepted[index] = stored
+            count = self.measure(self.at(index))
+            if count is not None:
+                accepted[index] = count
             # A refused size is too small as long as no smaller one was accepted, and too large otherwise.
-            if below not in accepted if stored is None else stored < self.budget:
+            if below not in accepted if count is None else count < self.budget:
                 below = index
             else:
                 above = index
@@ -92,11 +92,11 @@ class _Search:
         except PeftkitError as refusal:
             self.refusal = self.refusal or refusal
             return None
-        return method.stored(self.layout)
+        return count_stored(method, self.layout)
 
     def distance(self, method: Method) -> float:
         """Return by how many numbers a method misses the budget."""
-        return abs(method.stored(self.layout) - self.budget)
+        return abs(count_stored(method, self.layout) - self.budget)
 
     def refined(self, method: Method) -> Method:
         """Return the method with one more than its size at some roles and modules, where it has a pattern of sizes."""
@@ -112,7 +112,7 @@ class _Search:
         for site in sorted(sites, key=lambda site: (roles.index(site.role), -(site.layer or 0))):
             modules.setdefault(site.path, []).append(site)
         gains = self.gains(method, option, modules)
-        chosen = nearest(gains, self.budget - method.stored(self.layout))
+        chosen = nearest(gains, self.budget - count_stored(method, self.layout))
         whole = [role for role in roles if role and all(s.path in chosen for s in sites if s.role == role)]
         single = [path for path in chosen if any(site.role not in whole for site in modules[path])]
         return self.build(getattr(method, self.size), **{option: {**given, **dict.fromkeys([*whole, *single], size)}})
@@ -120,18 +120,18 @@ class _Search:
     def gains(self, method: Method, option: str, modules: Mapping[str, Sequence[Site]]) -> dict[str, int]:
         """Return how much more is stored with one more than the size at each module alone, where that is accepted.
 
-        It is found once for modules of one shape. Modules to which the options give a size of their own are left out.
+        It is measured once for modules of one shape. Those to which the options give a size of their own are left out.
         """
-        size, given, before = getattr(method, self.size), getattr(method, option), method.stored(self.layout)
-        found: dict[Any, int] = {}
+        size, given, before = getattr(method, self.size), getattr(method, option), count_stored(method, self.layout)
+        measured: dict[Any, int] = {}
         gains = {}
         for path, sites in modules.items():
             if any(matched(key, site) for key in given for site in sites):
                 continue
             shape = tuple((site.inputs, site.outputs) for site in sites)
-            if shape not in found:
-                found[shape] = (self.measure(size, **{option: {**given, path: size + 1}}) or before) - before
-            gains[path] = found[shape]
+            if shape not in measured:
+                measured[shape] = (self.measure(size, **{option: {**given, path: size + 1}}) or before) - before
+            gains[path] = measured[shape]
         return {path: gain for path, gain in gains.items() if gain > 0}
 
     def rounded(self, method: Method) -> Method:

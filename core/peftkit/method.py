@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 from peftkit.errors import PeftkitError, unknown
-from peftkit.layout import Layout, Site
+from peftkit.layout import Layout, Site, parse_layers
 from peftkit.registry import Registry
 
 if TYPE_CHECKING:
@@ -29,25 +29,12 @@ LARGEST_SIZE = 1 << 20
 """Above every size that is looked at."""
 
 
-@dataclass(frozen=True)
-class Learns:
-    """How a method shows that it learns: below `loss` within `steps` at `learning_rate`.
-
-    Four sequences of 12 tokens are learnt by heart by a random decoder of width 32; its loss is above 4.5 before.
-    """
-
-    loss: float = 3.0
-    steps: int = 60
-    learning_rate: float = 3e-2
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """The options of one method as a recipe writes them; a subclass adds its own and says what it builds.
 
     Class attributes a subclass sets: `port` (where it attaches), `family`, `paper` (authors, year, arXiv id),
-    `summary` (two sentences), `default_learning_rate`, `mergeable`, and `moves_base` where its published
-    start changes the logits.
+    `summary` (two sentences), `default_learning_rate`, `mergeable`.
     """
 
     name: ClassVar[str]
@@ -56,11 +43,8 @@ class Method:
     paper: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     mergeable: ClassVar[bool] = True
-    moves_base: ClassVar[bool] = False
     needs: ClassVar[str | None] = None
     """The trait that the storage of the adapted weights has to have (`Quantizer.traits`); None where any will do."""
-    random_in_training: ClassVar[bool] = False
-    """Whether its forward pass draws at random in training, beside dropout: two splits of a batch then differ."""
     by_row: ClassVar[bool] = False
     """Whether what it draws for a token goes by the row of the batch: examples are padded then, and not packed."""
     default_learning_rate: ClassVar[float] = 2e-4
@@ -69,13 +53,6 @@ class Method:
     """Whether it trains matrices that multiply hidden states, and not vectors or prompts alone."""
     size: ClassVar[str | None] = None
     """The option that sets how much is stored (a rank, a width, a length, a share); None where none does."""
-    stored_at_most: ClassVar[bool] = False
-    """Whether `stored` is a bound, because what training finds decides how much of it is saved."""
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ()
-    """Further choices of options for which the laws of every method are held."""
-    learns: ClassVar[Learns] = Learns()
-    not_in_hf_peft: ClassVar[str] = "has no counterpart in Hugging Face peft"
-    """Why its adapters are neither written nor read as ones of that library, told behind its name."""
 
     learning_rate: Annotated[float, Gt(0)] | None = None
     """Learning rate of this method alone; by default that of `train`, or else the one that suits the model's width."""
@@ -107,16 +84,10 @@ class Method:
         """Return the methods that stand in its place when it is attached: itself, but for a named combination.
 
         The parts of a combination are attached, trained and saved one by one, each at its own learning rate unless
-        the combination sets one.
+        the combination sets one. They are written down by their names where they have names of their own, and as the
+        combination where they do not.
         """
         return (self,)
-
-    def joined(self, parts: Sequence[Method]) -> tuple[Method, ...]:
-        """Return the methods as which the attached parts are written down: the parts, in their form of the moment.
-
-        A named combination whose parts have no names of their own returns itself, with options that give such parts.
-        """
-        return tuple(parts)
 
     # What the method changes ----------------------------------------------------------------------------------------
 
@@ -141,20 +112,14 @@ class Method:
         """Say whether the model's own parameter `name` is trained."""
         return False
 
-    def count(self, layout: Layout) -> int:
-        """Return the number of trainable parameters in closed form, from the sizes of the sites alone."""
-        parts = self.parts()
-        if parts != (self,):
-            return sum(part.count(layout) for part in parts)
-        raise TypeError(f"the method '{self.name}' does not state its number of trainable parameters")
+    @property
+    def finished(self) -> Method:
+        """The method that describes what `finish` leaves; itself where training needs nothing more than is saved."""
+        return self
 
-    def stored(self, layout: Layout) -> int:
-        """Return in closed form how many numbers the adapter saved after training holds; by default what is trained.
-
-        Every number of the file counts: frozen tensors that are saved, and the positions of sparse changes.
-        """
-        parts = self.parts()
-        return self.count(layout) if parts == (self,) else sum(part.stored(layout) for part in parts)
+    def saved(self, layout: Layout) -> int | None:
+        """Return how many numbers are saved at most where training decides it; None: all that `finished` builds."""
+        return None
 
     def sizes(self, layout: Layout) -> Sequence[int]:
         """Return the values that the option `size` may take, from the fewest stored numbers to the most.
@@ -179,7 +144,7 @@ class Method:
     def prepare(self, model: nn.Module, adapters: Mapping[str, Adapter], batches: Iterable[Any]) -> None:
         """Look at the model and the batches of the first epoch before the first step of a run.
 
-        Batches are made while they are iterated over: one that is not asked for costs nothing. What is found has to
+        Batches are made while they are iterated over: one that is not asked for costs nothing. What it sees has to
         stand in the adapters' state, because a resumed run does not call this again.
         """
 
@@ -193,9 +158,8 @@ class Method:
     def after_step(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
         """Act after optimizer step `step` of `steps`."""
 
-    def finish(self, adapters: Mapping[str, Adapter]) -> Method:
-        """Bring the adapters to the form that is saved after training, and return the method that describes it."""
-        return self
+    def finish(self, adapters: Mapping[str, Adapter]) -> None:
+        """Bring the adapters to the form that is saved after training, which `finished` describes."""
 
     def groups(
         self, layout: Layout, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float
@@ -206,29 +170,53 @@ class Method:
         """
         return [{"params": list(parameters), "lr": learning_rate}]
 
-    # Interchange ----------------------------------------------------------------------------------------------------
 
-    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the configuration and tensors that Hugging Face peft opens; the default is a refusal."""
-        raise PeftkitError(f"the method '{self.name}' {self.not_in_hf_peft}: {self._instead()}.")
+@dataclass(frozen=True, kw_only=True)
+class Targeted(Method):
+    """A method of linear maps: which of them it changes."""
 
-    def _instead(self) -> str:
-        """Say what to do with an adapter that Hugging Face peft cannot hold."""
-        if self.mergeable:
-            return "export with --format merged instead"
-        return "keep the adapter beside the model, and generate and evaluate from the run folder"
+    targets: Targets = ("q", "v")
+    """Roles (q k v o gate up down head), groups (attention, mlp, linear) or module-name patterns."""
+    exclude: tuple[str, ...] = ()
+    """Targets to leave out again."""
+    layers: tuple[int, ...] | str | None = None
+    """Layers to adapt, such as 0-3,8; all by default."""
 
-    @classmethod
-    def reads_hf_peft(cls, config: Mapping[str, Any]) -> bool:
-        """Say whether `from_hf_peft` takes adapters of this configuration; of several, the most derived method does."""
-        return str(config.get("peft_type")).lower().replace("_", "-") == cls.name
+    def options(self) -> dict[str, Any]:
+        # What is done comes before where: labels and pages keep this order.
+        options = super().options()
+        where = {field.name: options.pop(field.name) for field in fields(Targeted) if field.name != "learning_rate"}
+        return {**options, **where}
 
-    @classmethod
-    def from_hf_peft(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
-    ) -> tuple[Method, dict[str, Tensor]]:
-        """Return the method and its state (keys '<site>/<tensor>') from a Hugging Face peft adapter, or refuse."""
-        raise PeftkitError(f"the method '{cls.name}' {cls.not_in_hf_peft}: an adapter of that library cannot be read.")
+    def sites(self, layout: Layout) -> list[Site]:
+        return layout.resolve(self.targets, parse_layers(self.layers), self.exclude)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked(Targeted):
+    """A method of linear maps whose rank is at most what the smaller side of each allows."""
+
+    size: ClassVar[str | None] = "rank"
+
+    rank: Annotated[int, Ge(1)] = 8
+    """Inner size of the low-rank change."""
+
+    def rank_at(self, site: Site) -> int:
+        """Return the rank at one site."""
+        return self.rank
+
+    def sites(self, layout: Layout) -> list[Site]:
+        sites = super().sites(layout)
+        for site in sites:
+            most = min(site.inputs, site.outputs)
+            if self.rank_at(site) > most:
+                has_pattern = hasattr(self, "rank_pattern")
+                remedy = "give this module its own rank in rank_pattern" if has_pattern else "leave it out of targets"
+                raise PeftkitError(
+                    f"{self.name}: rank {self.rank_at(site)} is larger than {site.id} [{site.outputs}, {site.inputs}] "
+                    f"allows: choose at most {most}, or {remedy}."
+                )
+        return sites
 
 
 @cache
@@ -259,14 +247,14 @@ def _validate(cls: type[Method], options: Mapping[str, Any]) -> Method:
 
 def schema(cls: type[Method]) -> dict[str, Any]:
     """Return the JSON schema of a method's options, each with its docstring as description."""
-    found = _adapter_of(cls).json_schema()
+    described = _adapter_of(cls).json_schema()
     for base in cls.__mro__[1:]:
         if dataclasses.is_dataclass(base) and issubclass(base, Method):
             # The docstrings of inherited fields stand in the base's source alone.
             for option, facts in _adapter_of(base).json_schema()["properties"].items():
                 if "description" in facts:
-                    found["properties"][option].setdefault("description", facts["description"])
-    return found
+                    described["properties"][option].setdefault("description", facts["description"])
+    return described
 
 
 def expand(methods: Sequence[Method]) -> tuple[Method, ...]:

@@ -6,35 +6,85 @@ import ast
 from pathlib import Path
 
 import pytest
+from sources import CODE, ROOT, shown
 
-ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted([*(ROOT / "core").rglob("*.py"), *(ROOT / "cli").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
+FUNCTION, METHOD, FILE = 60, 150, 300
+"""Lines at most."""
+EXCEPTIONS: dict[str, str] = {}
+"""Files that may be longer, each with the reason."""
+# The branches of the rebuild split these; the set is to be empty, or its rest to move up with a reason.
+LEAVING = {
+    "benchmarks/training.py",
+    "core/peftkit/adaptation/adaptation.py",
+    "core/peftkit/evaluation.py",
+    "core/peftkit/layout.py",
+    "core/peftkit/models/load.py",
+    "core/peftkit/ports/seat.py",
+}
 FORBIDDEN = ("utils", "helpers", "common", "misc")
 
 
-def name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_sizes(path):
-    text = path.read_text(encoding="utf-8")
-    lines = len(text.splitlines())
-    limit = 150 if "core/peftkit/methods/" in name(path) else 400
-    assert lines <= limit, f"{lines} lines, {limit} allowed"
+def too_long(place: str, text: str) -> list[str]:
+    """Say what of a file is longer than allowed."""
+    faults = []
+    lines, limit = len(text.splitlines()), METHOD if place.startswith("core/peftkit/methods/") else FILE
+    if lines > limit and place not in EXCEPTIONS and place not in LEAVING:
+        faults.append(f"{place}: {lines} lines, {limit} allowed")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= 60, f"{node.name} has {length} lines"
+            if length > FUNCTION:
+                faults.append(f"{place}: {node.name} has {length} lines, {FUNCTION} allowed")
+    return faults
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_everything_public_says_what_it_is(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree) or not tree.body, "no module docstring"
-    assert path.stem not in FORBIDDEN
-    for node in tree.body:
+def badly_named(place: str, text: str) -> list[str]:
+    """Say what of a file has no docstring, or a name that says nothing."""
+    parsed = ast.parse(text)
+    faults = [] if ast.get_docstring(parsed) or not parsed.body else [f"{place}: no module docstring"]
+    faults += [f"{place}: the name says nothing"] if Path(place).stem in FORBIDDEN else []
+    for node in parsed.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{node.name} has no docstring"
-            assert not node.name.startswith(("Base", "Abstract")), node.name
-            assert not node.name.endswith("Manager"), node.name
+            faults += [] if ast.get_docstring(node) else [f"{place}: {node.name} has no docstring"]
+            if node.name.startswith(("Base", "Abstract")) or node.name.endswith("Manager"):
+                faults.append(f"{place}: {node.name}: the name says nothing")
+    return faults
+
+
+@pytest.mark.parametrize("check", [too_long, badly_named])
+def test_every_file(check):
+    faults = [fault for path in CODE for fault in check(shown(path), path.read_text(encoding="utf-8"))]
+    assert not faults, "\n".join(faults)
+
+
+def test_exceptions_are_needed():
+    for place in EXCEPTIONS:
+        assert len((ROOT / place).read_text(encoding="utf-8").splitlines()) > FILE, place
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("core/peftkit/data/x.py", "\n" * (FILE + 1)),
+        ("core/peftkit/methods/x.py", "\n" * (METHOD + 1)),
+        ("cli/peftkit_cli/x.py", "def f():\n" + "    pass\n" * FUNCTION),
+    ],
+)
+def test_planted_lengths_are_seen(place, text):
+    assert too_long(place, text)
+    assert not too_long(place, text.removesuffix("    pass\n").removesuffix("\n"))
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("x.py", "x = 1"),
+        ("utils.py", '"""X."""'),
+        ("x.py", '"""X."""\ndef f(): ...'),
+        ("x.py", '"""X."""\nclass BaseThing:\n    """X."""'),
+        ("x.py", '"""X."""\nclass ThingManager:\n    """X."""'),
+    ],
+)
+def test_planted_names_are_seen(place, text):
+    assert badly_named(place, text)
+    assert not badly_named("x.py", '"""X."""\ndef f():\n    """X."""\nclass Thing:\n    """X."""')

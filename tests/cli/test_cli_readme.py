@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Forking
 
+from peftkit.comparison import runs
 from peftkit.recipe import load
 from peftkit_cli import main as program
 
@@ -37,8 +39,9 @@ COMMANDS = [line for block in blocks(README, "sh") for line in block.splitlines(
 
 
 @pytest.mark.usefixtures("few_validation_examples")
-def test_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, capsys):
+def test_commands_of_the_readme_run_in_their_order(server, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "subprocess", Forking(server))
     run = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("peft ")]
     assert len(run) >= 8
     for arguments in run:
@@ -56,7 +59,7 @@ def test_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, capsys
 def test_make_targets_of_the_readme_exist():
     targets = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
     assert targets == ["quickstart", "test"]
-    for target in [*targets, "test-all", "parity", "setup", "tiny", "lint", "clean"]:
+    for target in [*targets, "test-all", "test-processors", "parity", "setup", "tiny", "lint", "clean"]:
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
@@ -79,43 +82,108 @@ def test_links_of_the_readme_lead_to_files():
         assert link.startswith("https://") or (ROOT / link).exists(), f"{link} does not exist"
 
 
+EXAMPLES = [
+    "output_scale",
+    "block_gate",
+    "temperature",
+    "ramp",
+    "orthogonal",
+    "even2",
+    "capitals",
+    "length",
+    "sgd",
+    "npz",
+]
+"""The files of CONTRIBUTING in their order."""
 EXERCISE = """
 import sys
-sys.path.insert(0, sys.argv[1])
-import shift, capitals, length
-import torch
+from dataclasses import dataclass
 from pathlib import Path
-from peftkit.adaptation import attach
-from peftkit.method import METHODS
+sys.path.insert(0, sys.argv[1])
+import output_scale, block_gate, temperature, ramp, orthogonal, even2, capitals, length, sgd, npz
+import torch
+from safetensors.torch import save_file
+from peftkit.adaptation import TENSORS, attach
+from peftkit.export import export
+from peftkit.method import METHODS, Method
 from peftkit.metrics import METRICS
 from peftkit.models.tiny import tiny
+from peftkit.optim.build import Optimizers
+from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.tasks import TASKS
 
-model = tiny("llama")
+@dataclass(frozen=True, kw_only=True)
+class Warm(Method, name="warm"):
+    port = "attention"
+    mergeable = False
+    def sites(self, layout):
+        return layout.attention()
+    def build(self, site):
+        return temperature.Temperature(site)
+    def count(self, layout):
+        return len(self.sites(layout))
+
+@dataclass(frozen=True, kw_only=True)
+class Soft(Method, name="soft"):
+    port = "embedding"
+    mergeable = False
+    def sites(self, layout):
+        return [layout.embedding()]
+    def build(self, site):
+        return ramp.Ramp(site)
+    def count(self, layout):
+        return layout.embedding().outputs
+
 ids = torch.arange(3, 12)[None]
-before = model(input_ids=ids).logits
-adaptation = attach(model, [METHODS["output_shift"].from_options({})])
-assert torch.equal(model(input_ids=ids).logits, before)
-assert adaptation.trainable == 2 * (32 + 16)
-with torch.no_grad():
-    for _, parameter in adaptation.parameters():
-        parameter.fill_(0.5)
-adapted = model(input_ids=ids).logits
-assert (adapted - before).abs().max() > 1e-3
-adaptation.merge_()
-assert torch.allclose(model(input_ids=ids).logits, adapted, atol=1e-5)
+counts = {"output_scale": 2 * (32 + 16), "block_gate": 2 * 32, "warm": 2, "soft": 32}
+for name, count in counts.items():
+    model = tiny("llama")
+    before = model(input_ids=ids).logits
+    adaptation = attach(model, [METHODS[name].from_options({})])
+    assert torch.equal(model(input_ids=ids).logits, before), name
+    assert adaptation.trainable == count, name
+    soft = torch.tensor([[model.config.vocab_size, 3]]) if name == "soft" else ids
+    start = model(input_ids=soft).logits
+    with torch.no_grad():
+        for _, parameter in adaptation.parameters():
+            parameter.fill_(0.5)
+    adapted = model(input_ids=soft).logits
+    assert (adapted - start).abs().max() > 1e-3, name
+    if METHODS[name].mergeable:
+        adaptation.merge_()
+        assert torch.allclose(model(input_ids=ids).logits, adapted, atol=1e-5)
+
+lora = attach(tiny("llama"), [METHODS["lora"].from_options({"init": "orthogonal", "rank": 4})])
+A = next(tensor for key, tensor in lora.parameters() if key.endswith("/A"))
+assert torch.allclose(A @ A.T, torch.eye(4), atol=1e-5)
+weight = torch.tensor([[0.9, 0.4, -0.2, -1.0] * 16])
+quantizer = QUANTIZERS["even2"].from_options({"double_quant": False})
+parts = quantizer.quantize(weight)
+assert torch.allclose(quantizer.decode(parts, (1, 64))[0, :4], torch.tensor([1.0, 1 / 3, -1 / 3, -1.0]))
 
 data = Path(sys.argv[1]) / "test.csv"
 data.write_text("country,capital\\nPeru,Lima\\n", encoding="utf-8")
 example, = TASKS["capitals"].read(data.parent, "test")
 assert example.references == ("Lima",)
 assert METRICS["length"].score(["a b c"], [["a b", "a b c d e f"]]) == {"length": 1.5}
-print("all three work")
+
+weight = torch.nn.Parameter(torch.ones(2))
+weight.grad = torch.ones(2)
+group = {"params": [weight], "keys": ["w"], "lr": 0.5, "weight_decay": 0.0, "optimizer": "sgd"}
+Optimizers([group]).step()
+assert torch.equal(weight, torch.full((2,), 0.5))
+
+run = Path(sys.argv[1]) / "run"
+(run / "adapter").mkdir(parents=True)
+save_file({"q/A": torch.ones(2, 3)}, run / "adapter" / TENSORS)
+assert export(run, run.parent / "npz", "npz")["tensors"] == 1
+assert (run.parent / "npz" / "adapter.npz").is_file()
+print("all of them work")
 """
 
 
 def test_the_code_of_contributing_works(tmp_path):
-    for name, text in zip(("shift", "capitals", "length"), blocks(CONTRIBUTING, "python"), strict=True):
+    for name, text in zip(EXAMPLES, blocks(CONTRIBUTING, "python"), strict=True):
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
     paths = os.pathsep.join((str(ROOT / "core"), str(ROOT / "cli")))
     done = subprocess.run(
@@ -124,4 +192,11 @@ def test_the_code_of_contributing_works(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "all three work\n", done.stderr
+    assert done.stdout == "all of them work\n", done.stderr
+
+
+def test_every_kind_is_told_in_thirty_lines():
+    sections = re.split(r"^## ", CONTRIBUTING, flags=re.MULTILINE)[1:]
+    lines = {section.splitlines()[0]: sum(map(bool, map(str.strip, section.splitlines()))) for section in sections}
+    assert len(lines) >= 10
+    assert max(lines.values()) <= 30, lines

@@ -16,6 +16,7 @@ SURFACE = {
     "generate": ["--base", "PROMPT", "RUN"],
     "merge": ["--bound", "--into", "--output", "--requantize", "-o", "RUN"],
     "export": ["--format", "--output", "-o", "RUN"],
+    "combine": ["--how", "--json", "--output", "--rank", "--weights", "-o", "RUN..."],
     "quantize": ["--format", "--output", "-o", "MODEL", "[KEY=VALUE]..."],
     "validate": ["[KEY=VALUE]...", "RECIPE"],
     "estimate": ["--json", "[KEY=VALUE]...", "RECIPE"],

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import Forking
 
 from peftkit import files, tensor_file
-from peftkit.comparison import compare
+from peftkit.comparison import compare, runs
 from peftkit.errors import PeftkitError
 from peftkit.recipe import load
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Recorder:
@@ -43,12 +40,20 @@ def keys(**compare_keys):
     return {
         "model": "bundled/tiny",
         "method": "lora",
-        "dataset": "bundled/e2e",
+        "dataset": {"name": "bundled/e2e", "limit": 16},
         "train": {"max_steps": 4, "batch_examples": 2},
         "eval": {"limit": 2},
         "generation": {"max_new_tokens": 4},
         "compare": compare_keys,
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked(server):
+    """Start the first run as `python -m` does, and fork the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "subprocess", Forking(server, started=1))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,7 @@ def folder(tmp_path_factory):
 def test_every_row_holds_the_figures_of_its_run(folder):
     place, result, recorder = folder
     assert recorder.begun == ["base", "lora, seed 42", "prompt-tuning, seed 42", recorder.begun[3]]
-    rows = {row.label: row for row in result.rows}
+    rows = {row.label: row for row in result.entries}
     for name in ("lora", "prompt-tuning"):
         run = place / "runs" / name / "seed-42"
         summary = files.read_json(run / "summary.json")
@@ -94,7 +99,7 @@ def test_methods_see_the_same_texts_in_the_same_order(folder):
 
 def test_what_has_no_figures_says_why(folder):
     _, result, recorder = folder
-    reasons = {row.label: row.reason for row in result.rows if row.reason}
+    reasons = {row.label: row.reason for row in result.entries if row.reason}
     assert "bias" in reasons["bitfit"]
     (broken,) = (reason for label, reason in reasons.items() if label.startswith("ssf"))
     assert re.search(r"(loss|gradient norm) is (nan|inf)", broken)
@@ -106,8 +111,8 @@ def test_the_files_hold_the_table(folder):
     place, result, _ = folder
     with (place / "comparison.csv").open(newline="") as file:
         table = {row["method"]: row for row in csv.DictReader(file)}
-    assert set(table) == {"base", *(row.label for row in result.rows)}
-    lora = next(row for row in result.rows if row.label == "lora")
+    assert set(table) == {"base", *(row.label for row in result.entries)}
+    lora = next(row for row in result.entries if row.label == "lora")
     assert int(float(table["lora"]["stored"])) == lora.stored
     assert float(table["lora"]["BLEU-1"]) == pytest.approx(lora.scores["BLEU-1"].mean, rel=1e-9)
     assert table["bitfit"]["stored"] == ""
@@ -131,7 +136,7 @@ def test_a_second_time_only_what_is_missing_is_run(folder):
     result = compare(recipe, place, recorder)
     assert recorder.begun == ["lora, seed 42"]
     assert files.read_json(evaluation)["scores"] == before
-    assert {row.label for row in result.rows} == {"lora", "prompt-tuning"}
+    assert {row.label for row in result.entries} == {"lora", "prompt-tuning"}
 
 
 def test_another_recipe_does_not_mix_with_the_runs_there(folder):
@@ -142,30 +147,30 @@ def test_another_recipe_does_not_mix_with_the_runs_there(folder):
         compare(load(changed), place, Recorder())
 
 
-def test_a_comparison_that_is_stopped_goes_on_where_it_was(tmp_path):
+def test_a_comparison_that_is_stopped_goes_on_where_it_was(server, tmp_path):
+    """The comparison and its runs are processes of their own, which are forked and not started."""
     recipe = tmp_path / "stopped.yaml"
     content = keys(methods=["lora"])
     content["train"]["max_steps"] = 400
     recipe.write_text(json.dumps(content))
     command = [sys.executable, "-m", "peftkit_cli", "compare", str(recipe), "--output", str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "core"), str(ROOT / "cli")))}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    told = (tmp_path / "told.txt").open("w")
+    process = server.start(command, stderr=told)
     log = tmp_path / "out/runs/lora/seed-42/log.jsonl"
     while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 3):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+    code, err = process.wait(), Path(told.name).read_text()
+    assert code == 130, err
     assert "The same command continues it" in err
     assert list((log.parent / "checkpoints").glob("step-*"))
     steps = log.read_bytes().count(b"\n")
     assert 3 <= steps < 400
     assert (tmp_path / "out/comparison.md").is_file()
     begun = log.read_text().splitlines()[:steps]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = server.start(command)
     while process.poll() is None and log.read_bytes().count(b"\n") <= steps:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode == 143
+    assert process.wait() == 143
     assert log.read_text().splitlines()[:steps] == begun

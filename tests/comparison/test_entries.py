@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from peftkit.adaptation import count_stored
 from peftkit.comparison import entries
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
@@ -67,7 +68,7 @@ def test_a_budget_sizes_each_method_and_tells_its_size():
 
     layout = Layout(load_model(recipe().model, device="meta", weights=False).model)
     for entry in found:
-        stored = sum(method.stored(layout) for method in entry.methods)
+        stored = sum(count_stored(method, layout) for method in entry.methods)
         if "fixed" in entry.note:
             assert entry.label == "ia3"
         elif "%" not in entry.note:
@@ -112,7 +113,7 @@ def test_the_resolved_recipe_builds_the_same_comparison(tmp_path):
 
 
 def test_fractions_multiply_the_entries_and_smaller_parts_lie_inside_larger_ones():
-    from peftkit.data.source import load as load_data
+    from peftkit.tasks.source import load as load_data
 
     base = recipe(methods=["lora", "dora"], fractions=[0.05, 1.0], seeds=2)
     found = entries(base)

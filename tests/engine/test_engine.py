@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from draw import thorough
 from losses import loss_of, plain_loss
 from storages import stored
 from torch import nn
@@ -56,11 +57,12 @@ def losses(method: str, layout: Arrangement, steps: int = 50) -> list[float]:
 
 
 @pytest.mark.parametrize("method", METHODS_HELD)
-def test_each_switch_on_equals_off_over_fifty_steps(method: str):
-    expected = losses(method, SWITCHES[-1])
+@pytest.mark.parametrize("steps", [12, thorough(50)])
+def test_each_switch_on_equals_off_over_many_steps(method: str, steps: int):
+    expected = losses(method, SWITCHES[-1], steps)
     assert sum(expected[-4:]) < sum(expected[:4])
     for layout in SWITCHES[:-1]:
-        assert losses(method, layout) == pytest.approx(expected, abs=1e-3), layout
+        assert losses(method, layout, steps) == pytest.approx(expected, abs=1e-3), layout
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

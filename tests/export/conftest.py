@@ -14,7 +14,8 @@ from model_folders import write_model
 from peftkit import files
 from peftkit import recipe as recipes
 from peftkit.adaptation import attach, save_adapter
-from peftkit.models.load import LoadedModel, load
+from peftkit.models.load import load
+from peftkit.models.loaded import LoadedModel
 
 IDS = torch.arange(3, 40)[None]
 

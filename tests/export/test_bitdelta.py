@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from peftkit.errors import PeftkitError
 from peftkit.export import bitdelta, distill, export
 from peftkit.layout import GROUPS, Layout
-from peftkit.models.load import load, quiet
+from peftkit.models.load import load
+from peftkit.models.quiet import quiet
 from peftkit.models.samples import logits
 from peftkit.models.tiny import tiny
 from peftkit.quantization.bits import unpack

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from peftkit.errors import PeftkitError
 from peftkit.export import export
 from peftkit.export.hf_peft import load as load_adapter
-from peftkit.models.load import load, quiet
+from peftkit.models.load import load
+from peftkit.models.quiet import quiet
 from peftkit.models.tiny import ARCHITECTURES, tiny
 
 IDS = torch.arange(3, 40)[None]

@@ -15,7 +15,7 @@ from peftkit.adaptation import attached
 from peftkit.errors import PeftkitError
 from peftkit.export import export
 from peftkit.export.hf_peft import load as load_adapter
-from peftkit.models.load import quiet
+from peftkit.models.quiet import quiet
 from peftkit.models.tiny import tiny
 
 IDS = torch.arange(3, 40)[None]

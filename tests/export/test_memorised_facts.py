@@ -15,7 +15,7 @@ from peftkit.data.example import Example, Turn
 from peftkit.data.template import choose
 from peftkit.export import merge
 from peftkit.models import folder as folders
-from peftkit.models.load import quiet
+from peftkit.models.quiet import quiet
 from peftkit.training.session import train
 
 FACTS = {

@@ -18,7 +18,7 @@ from peftkit.adaptation import DESCRIPTION, TENSORS
 from peftkit.errors import PeftkitError
 from peftkit.export import FORMATS, export, merge
 from peftkit.models import samples
-from peftkit.models.load import quiet
+from peftkit.models.quiet import quiet
 from peftkit.models.tiny import ARCHITECTURES, tiny
 
 IDS = torch.arange(3, 40)[None]

@@ -15,7 +15,8 @@ from peftkit import recipe as recipes
 from peftkit.errors import PeftkitError
 from peftkit.export import merge
 from peftkit.export.packed import quantize
-from peftkit.models.load import load, quiet
+from peftkit.models.load import load
+from peftkit.models.quiet import quiet
 from peftkit.models.samples import logits as on_samples
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.weight import dense

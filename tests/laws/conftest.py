@@ -1,23 +1,24 @@
-"""Runs every law for every subject; a costly one in `make test` on one architecture for each trial of a method."""
+"""Runs every law for every subject: all in `make test-all`, those that their names draw in `make test`."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from subjects import IDS, SUBJECTS
+from draw import marked, turn
+from subjects import IDS, SUBJECTS, drawn
+
+PACES = (0.5, 1.0, 2.0)
+"""Times its learning rate at which a method has to learn: a rate that works on the edge alone is chance."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if {"name", "position", "architecture"} <= set(metafunc.fixturenames):
         costly = metafunc.definition.get_closest_marker("costly") is not None
-        subjects: list[Any] = [thinned(subject) for subject in SUBJECTS] if costly else SUBJECTS
-        metafunc.parametrize(("name", "position", "architecture"), subjects, ids=IDS)
-
-
-def thinned(subject: tuple[str, int, str]) -> Any:
-    """Leave a subject to `make test-all` unless it is its trial's turn on that architecture."""
-    name, position, architecture = subject
-    there = [other for other_name, trial, other in SUBJECTS if (other_name, trial) == (name, position)]
-    mine = architecture == there[position % len(there)]
-    return subject if mine else pytest.param(*subject, marks=pytest.mark.thorough)
+        law = metafunc.function.__name__
+        held = drawn(law, costly)
+        if "pace" not in metafunc.fixturenames:
+            metafunc.parametrize(("name", "position", "architecture"), marked(SUBJECTS, held), ids=IDS)
+            return
+        cases = [(*subject, pace) for subject in SUBJECTS for pace in PACES]
+        held = [(*subject, PACES[turn(f"{law}/{subject}", len(PACES))]) for subject in held]
+        ids = [f"{label}-{word}" for label in IDS for word in ("half", "same", "twice")]
+        metafunc.parametrize(("name", "position", "architecture", "pace"), marked(cases, held), ids=ids)

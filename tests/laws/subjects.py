@@ -8,6 +8,8 @@ from functools import cache
 from typing import Any
 
 import torch
+from draw import turn
+from facts import facts
 from storages import stored
 from torch import Tensor
 
@@ -23,7 +25,7 @@ ARCHITECTURES = ("llama", "gpt2")
 
 def options(name: str, position: int) -> dict[str, Any]:
     """Return the options of one trial; 0 is the method as it comes."""
-    return {} if position == 0 else dict(METHODS[name].trials[position - 1])
+    return {} if position == 0 else dict(facts(name).trials[position - 1])
 
 
 def build(name: str, position: int) -> Method:
@@ -55,18 +57,34 @@ def suits(name: str, position: int, architecture: str) -> bool:
 
 SUBJECTS = [
     (name, position, architecture)
-    for name, cls in METHODS.items()
-    for position in range(1 + len(cls.trials))
+    for name in METHODS.names()
+    for position in range(1 + len(facts(name).trials))
     for architecture in ARCHITECTURES
     if suits(name, position, architecture)
 ]
 IDS = [f"{name}-{position}-{architecture}" for name, position, architecture in SUBJECTS]
 
 
+def drawn(law: str, costly: bool) -> list[tuple[str, int, str]]:
+    """Return the subjects that `make test` holds to a law.
+
+    They are each trial of each method on one architecture, the next one for the next trial; of a costly law one trial
+    of each method on one architecture.
+    """
+    held = []
+    for name in dict.fromkeys(name for name, _, _ in SUBJECTS):
+        trials = list(dict.fromkeys(position for other, position, _ in SUBJECTS if other == name))
+        first = turn(f"{law}/{name}", 1 << 16)
+        for position in trials if not costly else [trials[first // 2 % len(trials)]]:
+            there = [each for other, trial, each in SUBJECTS if (other, trial) == (name, position)]
+            held.append((name, position, there[(first + position) % len(there)]))
+    return held
+
+
 def soft_ids(model: Any) -> list[int]:
     """Return the ids of the soft prompt that the active adaptation wants in front."""
     root = model.__dict__.get(ATTRIBUTE)
-    names = () if root is None else root.switch.active
+    names = () if root is None else root.context.active
     return [index for name in names for index in root.adaptations[name].soft_ids]
 
 

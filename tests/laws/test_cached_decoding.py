@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from subjects import attached, logits, randomise, soft_ids, tokens
 
@@ -22,6 +23,7 @@ def test_cached_steps_equal_the_whole(name, position, architecture):
         assert (step - whole[:, 2 + index]).abs().max() <= 1e-4
 
 
+@pytest.mark.costly
 def test_left_padding_changes_nothing(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)

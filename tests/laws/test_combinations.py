@@ -13,7 +13,7 @@ import torch
 from combinations import COMBINATIONS, MERGING, build, decoder, refusal
 from subjects import logits, loss, randomise, tokens
 
-from peftkit.adaptation import attach, load_adapter, save_adapter
+from peftkit.adaptation import attach, count_trained, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS, expand
 from peftkit.methods.lora import LoRA
@@ -25,7 +25,7 @@ from peftkit.optim.build import Optimizers
 def test_parts_train_save_and_load_together(names, tmp_path):
     model = decoder(names)
     adaptation = attach(model, build(names))
-    assert adaptation.trainable == sum(method.count(adaptation.layout) for method in build(names))
+    assert adaptation.trainable == sum(count_trained(method, adaptation.layout) for method in build(names))
     optimizer = Optimizers(adaptation.groups(1e-3, 0.0))
     before = {key: parameter.detach().clone() for key, parameter in adaptation.parameters()}
     model.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from draw import marked, some
 from storages import stored
 from subjects import logits, loss, randomise, tokens
 from transformers import AutoModelForCausalLM
@@ -19,8 +20,11 @@ from peftkit.optim.build import Optimizers
 LINEAR = ("q", "k", "v", "o", "up", "down", "head")
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
-@pytest.mark.parametrize("method", METHODS.names())
+CROSS = [(name, family) for name in METHODS.names() for family in ARCHITECTURES]
+HELD = [(name, family) for name in METHODS.names() for family in some(name, ARCHITECTURES, 2)]
+
+
+@pytest.mark.parametrize(("method", "family"), marked(CROSS, HELD))
 def test_one_step_and_a_merge(method, family, tmp_path):
     model = stored([method], family)
     base = logits(model)

@@ -6,23 +6,26 @@ import json
 
 import pytest
 import torch
+from facts import facts
 from safetensors.torch import load_file, save_file
 from storages import stored
 from subjects import SUBJECTS, attached, build, logits, loss, randomise, tokens
 
 from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
+from peftkit.export.hf_peft.converter import CONVERTERS, convert
 from peftkit.layout import Layout
 from peftkit.method import METHODS
 from peftkit.optim.build import Optimizers
 
 
-def test_it_learns(name, position, architecture):
+@pytest.mark.costly
+def test_it_learns(name, position, architecture, pace):
     torch.manual_seed(0)
     model, adaptation = attached(name, position, architecture)
-    trial = adaptation.chosen[0].learns
+    trial = facts(name).learns
     ids = tokens(4, 12, seed=3)
-    optimizer = Optimizers(adaptation.groups(trial.learning_rate, 0.0))
+    optimizer = Optimizers(adaptation.groups(pace * trial.learning_rate, 0.0))
     first = None
     model.train()
     for index in range(trial.steps):
@@ -45,9 +48,8 @@ def test_parity_with_hugging_face_peft_both_ways(name, position, architecture, t
     peft = pytest.importorskip("peft")
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
-    chosen = adaptation.chosen[0]
     try:
-        config, tensors = chosen.hf_peft(adaptation.parts[0].adapters, model)
+        config, tensors = convert(adaptation.chosen[0], adaptation.parts[0].adapters, model)
     except PeftkitError as error:
         pytest.skip(str(error))
     expected = logits(model)
@@ -60,9 +62,8 @@ def test_parity_with_hugging_face_peft_both_ways(name, position, architecture, t
     theirs.save_pretrained(str(tmp_path / "back"), save_embedding_layers=False)
     config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
     back = stored([name], architecture)
-    method, state = type(chosen).from_hf_peft(
-        config, load_file(tmp_path / "back" / "adapter_model.safetensors"), Layout(back)
-    )
+    tensors = load_file(tmp_path / "back" / "adapter_model.safetensors")
+    method, state = CONVERTERS[name].read(config, tensors, Layout(back))
     attach(back, [method]).load_state({f"0/{key}": tensor for key, tensor in state.items()})
     assert (logits(back) - expected).abs().max() <= 1e-5
 

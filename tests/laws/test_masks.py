@@ -38,6 +38,7 @@ class Words(LogitsProcessor):
         return scores
 
 
+@pytest.mark.costly
 def test_beams_with_a_cache_equal_beams_without(name, position, architecture):
     if position:
         pytest.skip("held for the method as it comes")

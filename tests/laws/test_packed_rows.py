@@ -38,6 +38,7 @@ def measured(engine: Engine, parameters: dict[str, Any], given: list[Encoded]) -
     return loss.item(), found
 
 
+@pytest.mark.costly
 def test_packed_equals_one_by_one(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)

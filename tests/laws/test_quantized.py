@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+from draw import marked, some
 from storages import SIZES, needed, small
 from subjects import build, hold_equal_to_dense, randomise, tokens
 
@@ -44,6 +45,8 @@ MERGED += [
     for other in QUANTIZERS.names()
     if METHODS[name].mergeable and METHODS[name].needs in small(other).traits
 ]
+CROSS = [(name, other) for name in ANYWHERE for other in QUANTIZERS.names()]
+HELD = [(name, other) for name in ANYWHERE for other in some(name, QUANTIZERS.names(), 2)]
 
 
 def test_a_format_has_sizes_for_small_models():
@@ -56,8 +59,7 @@ def test_only_what_trains_the_packed_weights_is_refused():
     assert all("without quantization" in reason for reason in refused.values())
 
 
-@pytest.mark.parametrize("format_name", QUANTIZERS.names())
-@pytest.mark.parametrize("method", ANYWHERE)
+@pytest.mark.parametrize(("method", "format_name"), marked(CROSS, HELD))
 def test_forward_and_backward_equal_those_on_the_dequantized_weights(method, format_name):
     architecture = packs(method)
     model = tiny(architecture)

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import storages
 import torch
-from storages import stored
+from closed_forms import hold_counts
+from facts import facts
 from subjects import attached, build, logits, loss, options, randomise, soft_ids, tokens
 from torch import Tensor, nn
 
-from peftkit.adaptation import Adaptation, attach
+from peftkit.adaptation import Adaptation, attach, count_stored, count_trained
 from peftkit.errors import PeftkitError
 from peftkit.ports.embedding import SoftPrompt
 
@@ -28,9 +30,9 @@ def step(model, adaptation, optimizer) -> None:
 
 
 def test_start_is_the_base(name, position, architecture):
-    base = logits(stored([name], architecture))
+    base = logits(storages.stored([name], architecture))
     model, adaptation = attached(name, position, architecture)
-    if not adaptation.chosen[0].moves_base:
+    if not facts(name).moves_base:
         # A weight split in two is itself again up to its rounding.
         bound = 1e-5 if adaptation.chosen[0].splits_base else 1e-6
         assert (logits(model) - base).abs().max() <= bound
@@ -45,7 +47,9 @@ def test_only_what_is_declared_moves(name, position, architecture, checkpointing
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     trained = dict(adaptation.parameters())
-    assert adaptation.trainable == adaptation.chosen[0].count(adaptation.layout)
+    chosen, layout = adaptation.chosen[0], adaptation.layout
+    assert adaptation.trainable == count_trained(chosen, layout)
+    hold_counts(chosen, layout, adaptation.trainable, count_stored(chosen, layout))
     mine = {id(parameter) for parameter in trained.values()}
     frozen = {key: p.detach().clone() for key, p in model.named_parameters() if id(p) not in mine}
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
@@ -68,6 +72,7 @@ def test_only_what_is_declared_moves(name, position, architecture, checkpointing
     assert all(torch.equal(value, dict(model.named_buffers())[key]) for key, value in buffers.items())
 
 
+@pytest.mark.costly
 def test_checkpointing_gives_the_same_gradients(name, position, architecture):
     gradients = []
     for checkpointing in (False, True):
@@ -83,6 +88,7 @@ def test_checkpointing_gives_the_same_gradients(name, position, architecture):
         assert torch.allclose(gradient, gradients[1][key], atol=1e-6), key
 
 
+@pytest.mark.costly
 def test_gradients_are_right_in_float64(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
@@ -163,6 +169,7 @@ def test_it_compiles(name, position, architecture):
     torch.compiler.reset()
 
 
+@pytest.mark.costly
 def test_bf16_runs(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
@@ -179,8 +186,9 @@ def test_bf16_runs(name, position, architecture):
     assert torch.isfinite(logits(model)).all()
 
 
+@pytest.mark.costly
 def test_zero_rows_and_columns_give_no_nan(name, position, architecture):
-    model = stored([name], architecture)
+    model = storages.stored([name], architecture)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
@@ -193,9 +201,9 @@ def test_zero_rows_and_columns_give_no_nan(name, position, architecture):
 
 def test_a_rank_above_the_layer_is_refused(name, position, architecture):
     method = build(name, position)
-    if not hasattr(method, "rank") or not getattr(method, "bounded_rank", True):
+    if not hasattr(method, "rank") or not facts(name).bounded_rank:
         pytest.skip(f"{name} has no rank")
-    model = stored([name], architecture)
+    model = storages.stored([name], architecture)
     with unchanged_classes(model), pytest.raises(PeftkitError, match=r"rank 33 is larger than .* choose at most"):
         attach(model, [type(method).from_options({"rank": 33})])
 

@@ -29,6 +29,7 @@ def test_merged_equals_adapted(name, position, architecture):
     assert torch.equal(logits(model), adapted)
 
 
+@pytest.mark.costly
 def test_an_adapter_that_is_not_finite_is_not_merged(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
     if not adaptation.chosen[0].mergeable:
@@ -61,6 +62,7 @@ def test_disabled_and_removed_are_the_base(name, position, architecture):
     assert {key: parameter.requires_grad for key, parameter in model.named_parameters()} == trainable
 
 
+@pytest.mark.costly
 def test_switching_between_two_is_exact(name, position, architecture):
     alone = {}
     for seed, label in enumerate("ab"):

@@ -8,6 +8,7 @@ from torch import nn
 
 from peftkit.adaptation import attach, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
+from peftkit.export.hf_peft.converter import convert
 from peftkit.layout import Site
 from peftkit.methods.adalora import AdaLoRA
 from peftkit.models.tiny import tiny
@@ -101,7 +102,7 @@ def test_uneven_ranks_travel_to_hugging_face_peft(tmp_path):
             adapter.l[:rank] = 0.7
             adapter.P.normal_()
     adaptation.finish()
-    config, tensors = adaptation.parts[0].method.hf_peft(adaptation.parts[0].adapters, model)
+    config, tensors = convert(adaptation.parts[0].method, adaptation.parts[0].adapters, model)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "adapter_model.safetensors")
     theirs = peft.PeftModel.from_pretrained(tiny("llama"), str(tmp_path)).eval()

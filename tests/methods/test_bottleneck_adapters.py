@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftkit.adaptation import attach
+from peftkit.adaptation import attach, count_trained
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site
 from peftkit.methods.compacter import Compacter
@@ -62,13 +62,13 @@ def test_where_they_sit():
 def test_counts_by_hand():
     layout = Layout(tiny("llama"))
     # a module: 2 * 8 * 32 + 8 + 32 = 552
-    assert SerialAdapter(bottleneck=8).count(layout) == 4 * 552
-    assert PfeifferAdapter(bottleneck=8).count(layout) == 2 * 552
-    assert ParallelAdapter(bottleneck=8).count(layout) == 2 * 552
+    assert count_trained(SerialAdapter(bottleneck=8), layout) == 4 * 552
+    assert count_trained(PfeifferAdapter(bottleneck=8), layout) == 2 * 552
+    assert count_trained(ParallelAdapter(bottleneck=8), layout) == 2 * 552
     # five layer norms of 32 weights
-    assert SerialAdapter(bottleneck=8, norms=True).count(layout) == 4 * 552 + 5 * 32
+    assert count_trained(SerialAdapter(bottleneck=8, norms=True), layout) == 4 * 552 + 5 * 32
     # n^3 = 64 shared; a matrix width + r = 40; biases 8 + 32
-    assert Compacter(bottleneck=8).count(layout) == 64 + 4 * (2 * 40 + 40)
+    assert count_trained(Compacter(bottleneck=8), layout) == 64 + 4 * (2 * 40 + 40)
 
 
 def test_the_published_starts_are_near_the_base_and_not_on_it():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peftkit.adaptation import attach
+from peftkit.adaptation import attach, count_trained
 from peftkit.layout import Layout, Site
 from peftkit.methods.dora import DoRA, Stretched
 from peftkit.models.tiny import tiny
@@ -124,4 +124,4 @@ def test_small_changes_of_lengths_survive_bf16():
 def test_count():
     layout = Layout(tiny("llama"))
     # Two layers of q [32, 32] and v [16, 32] at rank 8: 8 (64 + 48) and magnitudes 32 + 16.
-    assert DoRA().count(layout) == 2 * (8 * 112 + 48)
+    assert count_trained(DoRA(), layout) == 2 * (8 * 112 + 48)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peftkit.adaptation import attach, check_methods
+from peftkit.adaptation import attach, check_methods, count_trained
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, own_parameters
 from peftkit.methods.galore import GaLore
@@ -25,7 +25,7 @@ def test_the_count_of_llama_2_7b_is_the_closed_form():
     )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    assert GaLore().count(Layout(model)) == 32 * (4 * 4096**2 + 3 * 4096 * 11008) == 6_476_005_376
+    assert count_trained(GaLore(), Layout(model)) == 32 * (4 * 4096**2 + 3 * 4096 * 11008) == 6_476_005_376
 
 
 def test_a_fused_module_is_trained_whole():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from peftkit.adaptation import count_trained
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site
 from peftkit.methods.ia3 import IA3
@@ -42,7 +43,7 @@ def test_the_count_of_llama_2_7b_is_the_published_one():
     )
     with torch.device("meta"):
         layout = Layout(AutoModelForCausalLM.from_config(config))
-    assert IA3().count(layout) == 614_400
+    assert count_trained(IA3(), layout) == 614_400
 
 
 def test_one_layer_is_not_scaled_on_both_sides():

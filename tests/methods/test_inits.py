@@ -11,6 +11,7 @@ from torch import nn
 
 from peftkit.adaptation import activate, attach, check_methods, load_adapter, route, save_adapter
 from peftkit.errors import PeftkitError
+from peftkit.export.hf_peft.converter import convert
 from peftkit.layout import Layout, Site
 from peftkit.method import METHODS
 from peftkit.methods.dora import DoRA
@@ -174,7 +175,7 @@ def test_exported_to_hugging_face_peft_as_a_plain_adapter_of_the_base(name, init
     adaptation = attach(model, [METHODS[name].from_options({"init": init, "rank": 3})])
     randomise(adaptation)
     part = adaptation.parts[0]
-    config, tensors = part.method.hf_peft(part.adapters, model)
+    config, tensors = convert(part.method, part.adapters, model)
     assert config["r"] == 6
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "adapter_model.safetensors")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from peftkit.adaptation import count_trained
 from peftkit.layout import Layout, Site
 from peftkit.methods.krona import KronA
 from peftkit.models.tiny import tiny
@@ -42,4 +43,4 @@ def test_the_sides_divide_the_weight(factor, size, side):
 
 def test_count():
     # q [32, 32] has A [4, 4] and B [8, 8], v [16, 32] has A [4, 4] and B [4, 8]; two layers.
-    assert KronA().count(Layout(tiny("llama"))) == 2 * (16 + 64 + 16 + 32)
+    assert count_trained(KronA(), Layout(tiny("llama"))) == 2 * (16 + 64 + 16 + 32)

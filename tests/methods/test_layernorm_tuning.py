@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peftkit.adaptation import attach
+from peftkit.adaptation import attach, count_trained
 from peftkit.errors import PeftkitError
 from peftkit.export.hf_peft import load
 from peftkit.layout import Layout
@@ -20,7 +20,7 @@ def test_the_count_of_llama_2_7b_is_the_closed_form():
     )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    assert LayerNormTuning().count(Layout(model)) == (2 * 32 + 1) * 4096 == 266_240
+    assert count_trained(LayerNormTuning(), Layout(model)) == (2 * 32 + 1) * 4096 == 266_240
 
 
 def test_layers_choose_the_norms_of_these_blocks_alone():

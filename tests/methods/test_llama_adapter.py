@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peftkit.adaptation import attach
+from peftkit.adaptation import attach, count_trained
 from peftkit.layout import Layout
 from peftkit.methods.llama_adapter import LlamaAdapter
 from peftkit.models.tiny import tiny
@@ -99,5 +99,5 @@ def test_the_count_of_llama_7b_is_the_published_one():
     )
     with torch.device("meta"):
         layout = Layout(AutoModelForCausalLM.from_config(config))
-    assert LlamaAdapter().count(layout) == 1_228_830
-    assert LlamaAdapter(variant="official").count(layout) == 30 * (10 * 4096 + 32)
+    assert count_trained(LlamaAdapter(), layout) == 1_228_830
+    assert count_trained(LlamaAdapter(variant="official"), layout) == 30 * (10 * 4096 + 32)

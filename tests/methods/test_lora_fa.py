@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftkit.adaptation import attach
+from peftkit.adaptation import attach, count_stored, count_trained
 from peftkit.layout import Layout, Site
 from peftkit.methods.lora import LoRA
 from peftkit.methods.lora_fa import LoRAFA
@@ -83,12 +83,12 @@ def test_a_is_saved_and_never_trained():
     assert all(key.endswith("/B") for key in keys)
     assert {key[:-1] + "A" for key in keys} | set(keys) == set(adaptation.state())
     # Two layers of q [32, 32] and v [16, 32]: B alone has rank 8 times 48.
-    assert LoRAFA().count(Layout(model)) == 2 * 8 * 48
+    assert count_trained(LoRAFA(), Layout(model)) == 2 * 8 * 48
 
 
 def test_what_is_stored_with_a_start_taken_out_of_the_weight():
     layout = Layout(tiny("llama"))
     method = LoRAFA(rank=RANK, targets=("q",), init="pissa")
     # A, B, A0 and B0 of 4 x 32 in two layers
-    assert method.stored(layout) == 2 * 4 * RANK * 32
-    assert method.count(layout) == 2 * RANK * 32
+    assert count_stored(method, layout) == 2 * 4 * RANK * 32
+    assert count_trained(method, layout) == 2 * RANK * 32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from peftkit.adaptation import count_trained
 from peftkit.layout import Layout, Site
 from peftkit.methods.lora import LoRA
 from peftkit.methods.moslora import MoSLoRA
@@ -37,6 +38,6 @@ def test_without_mixing_it_is_lora():
 
 def test_the_mixer_costs_rank_squared_and_may_start_orthogonal():
     layout = Layout(tiny("llama"))
-    assert MoSLoRA(rank=4).count(layout) - LoRA(rank=4).count(layout) == 4 * 16
+    assert count_trained(MoSLoRA(rank=4), layout) - count_trained(LoRA(rank=4), layout) == 4 * 16
     mixer = MoSLoRA(rank=4, mixer="orthogonal").build(layout.resolve("q")[0]).M
     assert torch.allclose(mixer @ mixer.T, torch.eye(4), atol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peftkit.adaptation import attach, load_adapter, save_adapter
+from peftkit.adaptation import attach, count_trained, load_adapter, save_adapter
 from peftkit.layout import Layout
 from peftkit.methods.p_tuning import PTuning
 from peftkit.methods.prompt_tuning import PromptTuning
@@ -93,4 +93,4 @@ def test_what_is_left_is_a_prompt_of_free_embeddings(encoder, tmp_path):
 
 def test_the_mlp_by_hand():
     # E 20 * 32; (32 + 1) * 128 + (128 + 1) * 128 + (128 + 1) * 32
-    assert PTuning().count(Layout(tiny("llama"))) == 640 + 4224 + 16512 + 4128
+    assert count_trained(PTuning(), Layout(tiny("llama"))) == 640 + 4224 + 16512 + 4128

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from peftkit.adaptation import attach, load_adapter, save_adapter
+from peftkit.adaptation import attach, count_trained, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.methods.p_tuning_v2 import PTuningV2
@@ -142,9 +142,9 @@ def test_counts_of_llama_2_7b_are_the_published_ones():
     )
     with torch.device("meta"):
         layout = Layout(AutoModelForCausalLM.from_config(config))
-    assert PTuningV2(length=30).count(layout) == 7_864_320
-    assert PrefixTuning(length=30, projection=None).count(layout) == 7_864_320
-    assert PrefixTuning(length=30, projection=512).count(layout) == 136_700_416
+    assert count_trained(PTuningV2(length=30), layout) == 7_864_320
+    assert count_trained(PrefixTuning(length=30, projection=None), layout) == 7_864_320
+    assert count_trained(PrefixTuning(length=30, projection=512), layout) == 136_700_416
 
 
 def test_a_family_with_its_own_attention_is_refused():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from peftkit.adaptation import attach
+from peftkit.adaptation import attach, count_trained
 from peftkit.adaptation.merge import merge_module
 from peftkit.layout import Layout, Rows, Site
 from peftkit.methods.ssf import SSF
@@ -30,9 +30,9 @@ def test_the_formula_by_hand():
 def test_a_shift_is_where_a_bias_is_or_everywhere():
     llama, gpt2 = Layout(tiny("llama")), Layout(tiny("gpt2"))
     # v [16, 32] in two layers of llama without biases; v [32, 32] in two of gpt2 with biases.
-    assert SSF(targets="v").count(llama) == 2 * 16
-    assert SSF(targets="v", shift="always").count(llama) == 2 * 2 * 16
-    assert SSF(targets="v").count(gpt2) == 2 * 2 * 32
+    assert count_trained(SSF(targets="v"), llama) == 2 * 16
+    assert count_trained(SSF(targets="v", shift="always"), llama) == 2 * 2 * 16
+    assert count_trained(SSF(targets="v"), gpt2) == 2 * 2 * 32
 
 
 def test_a_part_of_a_fused_module_without_bias_gets_one_that_goes_again():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peftkit.adaptation import attach
+from peftkit.adaptation import attach, count_trained
 from peftkit.layout import Layout, Site
 from peftkit.methods.vera import Projection, VeRA
 from peftkit.models.tiny import tiny
@@ -38,7 +38,7 @@ def test_the_count_of_llama_2_7b_is_the_published_one():
     )
     with torch.device("meta"):
         layout = Layout(AutoModelForCausalLM.from_config(config))
-    assert VeRA(rank=256).count(layout) == 278_528
+    assert count_trained(VeRA(rank=256), layout) == 278_528
 
 
 def test_the_shared_matrices_are_those_of_the_mersenne_twister():

@@ -89,7 +89,7 @@ def test_published_readers_score_as_by_the_official_script(name):
 @pytest.mark.parametrize("name", READERS)
 def test_a_turn_without_a_prediction_counts_as_nothing(name):
     case = read(name)
-    turns = {(turn["id"], turn["turn_id"]): coqa.Turn(tuple(turn["gold_answers"]), None) for turn in case["turns"]}
+    turns = {(turn["id"], turn["turn_id"]): coqa.Question(tuple(turn["gold_answers"]), None) for turn in case["turns"]}
     kept = [turn for index, turn in enumerate(case["turns"]) if index % 7 != 3]
     scores = {(turn["id"], turn["turn_id"]): coqa.score_turn(turn["prediction"], turn["gold_answers"]) for turn in kept}
     overall = coqa.report(turns, scores)["overall"]

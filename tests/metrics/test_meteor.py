@@ -75,6 +75,7 @@ def test_it_equals_the_official_scorer_without_a_java_of_the_machine(switched_on
 
 @with_program
 def test_it_equals_the_golden_results(switched_on, shared_data):
+    """By the program that the test above has left running, where it ran in this process."""
     golden = sorted((shared_data / "golden").glob("nlg_*.json"))
     assert golden
     for path in golden:

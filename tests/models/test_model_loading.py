@@ -9,8 +9,10 @@ import torch
 from model_folders import byte_tokenizer, section, write_model
 
 from peftkit.models import folder as folders
-from peftkit.models.load import load, load_tokenizer, quiet
+from peftkit.models.load import load
+from peftkit.models.quiet import quiet
 from peftkit.models.tiny import ARCHITECTURES, tiny
+from peftkit.models.tokenizer import load_tokenizer
 
 IDS = torch.arange(3, 40)[None]
 INIT = {"architecture": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1} | {

@@ -24,9 +24,10 @@ from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
 from peftkit.methods.full import Full
 from peftkit.methods.lora import LoRA
-from peftkit.models import foreign
-from peftkit.models.load import load, quiet
+from peftkit.models.load import load
 from peftkit.models.quantize import unpack
+from peftkit.models.quiet import quiet
+from peftkit.models.sources import foreign
 from peftkit.models.tiny import tiny
 from peftkit.quantization import foreign as layers
 from peftkit.quantization.foreign import READERS, ForeignLinear, Reader

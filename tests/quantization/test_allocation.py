@@ -13,9 +13,8 @@ from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS
-from peftkit.models import load as loading
-from peftkit.models import packed_cache
-from peftkit.models.allocation import spend
+from peftkit.models import layerwise, packed_cache
+from peftkit.models.allocation import allocate
 from peftkit.models.load import load
 from peftkit.models.quantize import Quantization, quantize
 from peftkit.models.tiny import tiny
@@ -61,13 +60,13 @@ def test_three_matrices_get_what_every_choice_tried_gives(seed):
 @pytest.mark.parametrize("budget", [3.0, 4.0])
 def test_the_packed_bytes_keep_the_budget_and_use_it(architecture, budget):
     model = tiny(architecture)
-    chosen = spend(budget, Layout(model), lambda path: dense(model.get_submodule(path)))
+    chosen = allocate(budget, Layout(model), lambda path: dense(model.get_submodule(path)))
     quantize(model, chosen)
     assert budget - 0.1 < spent(model) <= budget
     assert len({(one.name, one.block_size) for one in chosen.modules.values()}) > 1
     # On the meta device formats are chosen by shape alone, within the same budget.
     outline = tiny(architecture)
-    quantize(outline, spend(budget, Layout(outline), None))
+    quantize(outline, allocate(budget, Layout(outline), None))
     assert budget - 0.1 < spent(outline) <= budget
 
 
@@ -76,13 +75,13 @@ def test_larger_weights_get_more_bits():
     first, *_ = (site.path for site in Layout(model).linears)
     with torch.no_grad():
         model.get_submodule(first).weight.mul_(50)
-    chosen = spend(3.0, Layout(model), lambda path: dense(model.get_submodule(path)))
+    chosen = allocate(3.0, Layout(model), lambda path: dense(model.get_submodule(path)))
     assert chosen.modules[first].bits == 4
 
 
 def test_a_budget_below_the_smallest_formats_is_refused():
     with pytest.raises(PeftkitError, match=r"quantization\.budget: 1 bits a weight cannot be met: the smallest"):
-        spend(1.0, Layout(tiny("llama")), None)
+        allocate(1.0, Layout(tiny("llama")), None)
 
 
 def test_formats_beside_a_budget_are_taken_where_they_are_all_and_within_it(tmp_path):
@@ -108,7 +107,7 @@ def test_a_choice_is_kept_for_the_next_start(tmp_path, monkeypatch):
     section = ModelSection(name=str(write_model(tmp_path / "model")))
     first = load(section, quantization=QuantizationSection(budget=3.0))
     monkeypatch.setattr(allocation, "choose", lambda *_: pytest.fail("the budget was spent again"))
-    monkeypatch.setattr(loading.layerwise, "read", None)
+    monkeypatch.setattr(layerwise, "read", None)
     assert load(section, quantization=QuantizationSection(budget=3.0)).storage == first.storage
 
 

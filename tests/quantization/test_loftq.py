@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peftkit.adaptation import attach, load_adapter, save_adapter
+from peftkit.adaptation import attach, count_stored, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.methods.inits import INITS, loftq
@@ -99,7 +99,7 @@ def test_a_saved_start_comes_back_without_being_redone(tmp_path, monkeypatch):
     again = packed()
     load_adapter(again, tmp_path / "adapter", None)
     assert torch.equal(again(input_ids=IDS).logits, expected)
-    stored = method().stored(adaptation.layout)
+    stored = count_stored(method(), adaptation.layout)
     assert sum(tensor.numel() for tensor in adaptation.state().values()) == stored
 
 

@@ -12,10 +12,10 @@ from peftkit.adaptation import attach, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS
-from peftkit.models import load as loading
-from peftkit.models import packed_cache, packed_folder
+from peftkit.models import layerwise, packed_cache, packed_folder
 from peftkit.models.load import load
 from peftkit.models.quantize import Quantization, forget_originals, quantize
+from peftkit.models.sources import checkpoint
 from peftkit.models.tiny import tiny
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
@@ -104,7 +104,7 @@ def test_reading_layer_by_layer_equals_packing_the_whole(architecture, dtype, tm
     section = ModelSection(name=str(folder))
     plain = load(section)
     piecewise = load(section, quantization=NF4)
-    monkeypatch.setattr(loading, "_read_packed", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "_read_packed", lambda *_: None)
     whole = load(section, quantization=NF4)
     assert piecewise.fingerprint == whole.fingerprint == plain.fingerprint
     expected = whole.model.state_dict()
@@ -143,7 +143,7 @@ def kept(tmp_path, monkeypatch):
 
 def test_a_second_start_reads_what_the_first_one_packed(kept, monkeypatch):
     section, _, first = kept
-    monkeypatch.setattr(loading.layerwise, "read", None)
+    monkeypatch.setattr(layerwise, "read", None)
     second = load(section, quantization=NF4)
     assert second.fingerprint == first.fingerprint
     assert torch.equal(second.model(input_ids=IDS).logits, first.model(input_ids=IDS).logits)

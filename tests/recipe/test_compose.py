@@ -177,6 +177,7 @@ EDITS = st.sampled_from(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edit=EDITS)
 @example(edit=("generation.stop", ["\x85"]))
+@example(edit=("generation.stop", ["\0"]))
 @example(edit=("eval.split", "1e5"))
 def test_any_override_equals_its_edit(tmp_path, edit):
     key, value = edit

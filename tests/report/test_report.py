@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import io
 
-from peftkit.comparison import Comparison, Row, Spread
 from peftkit.report import page, picture, tables
+from peftkit.report.results import ComparedEntry, Comparison, Spread
 
 
-def row(label: str, score: float, **rest) -> Row:
+def row(label: str, score: float, **rest) -> ComparedEntry:
     known = {"trainable": 1000, "stored": 1200, "step_s": 0.2, "memory": 3 * 10**8, "validation": Spread(1.5, 0.1, 2)}
     scores = {"BLEU": Spread(score, 0.02, 2), "other": Spread(1.0, 0.0, 2)}
-    return Row(label, scores=scores, steps=(1, 2, 3), losses=(4.0, 3.0, 2.0), **{**known, **rest})
+    return ComparedEntry(label, scores=scores, steps=(1, 2, 3), losses=(4.0, 3.0, 2.0), **{**known, **rest})
 
 
 def comparison() -> Comparison:
-    rows = (row("b <i>", 0.75, step_s=0.3), row("a|c", 0.5), Row("none", reason="it has <no> bias"))
-    base = Row("base", scores={"BLEU": Spread(0.01, None, 1), "other": Spread(0.0, None, 1)})
+    rows = (row("b <i>", 0.75, step_s=0.3), row("a|c", 0.5), ComparedEntry("none", reason="it has <no> bias"))
+    base = ComparedEntry("base", scores={"BLEU": Spread(0.01, None, 1), "other": Spread(0.0, None, 1)})
     return Comparison("3 methods on a set", {"seeds": "2", "model": "m & n"}, "BLEU", base, rows, "a|c")
 
 
@@ -68,5 +68,6 @@ def test_the_picture_is_drawn_for_forty_rows_and_for_none():
     rows = tuple(row(f"method-{number}", 0.01 * number, stored=10 + number) for number in range(40))
     many = Comparison("t", {"seeds": "2"}, "BLEU", comparison().base, rows, "method-1")
     assert picture.draw(many).startswith(b"\x89PNG")
-    none = Comparison("t", {"seeds": "1"}, "score", Row("base"), (Row("x", reason="not run yet"),), "")
+    unmeasured = (ComparedEntry("x", reason="not run yet"),)
+    none = Comparison("t", {"seeds": "1"}, "score", ComparedEntry("base"), unmeasured, "")
     assert picture.draw(none).startswith(b"\x89PNG")

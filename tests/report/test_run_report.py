@@ -90,10 +90,10 @@ def test_weights_of_n_grams_are_those_of_the_whole_set(name):
     run = random_answers(3, [name])
     predictions, groups = [r["prediction"] for r in run.predictions], [r["references"] for r in run.predictions]
     metric = METRICS[name]
-    assert metric.rows is not None
+    assert metric.terms is not None
     assert metric.total is not None
     (key,) = metric.keys
-    rows = metric.rows(predictions, groups)
+    rows = metric.terms(predictions, groups)
     for values, drawn in zip(bootstrap.resample([run], metric)[key][0], bootstrap.draws(12, 60), strict=True):
         sums = [math.fsum(column) for column in zip(*(rows[i] for i in drawn), strict=True)]
         assert values == pytest.approx(metric.total(sums)[key], rel=1e-12)

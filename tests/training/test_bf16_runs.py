@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from facts import facts
 from small_runs import make_recipe
 
 from peftkit import recipe
@@ -36,7 +37,7 @@ def test_every_method_trains_on_weights_in_bf16(source: Path, method: str):
     assert dtypes(prepared.loaded.model) == {torch.float32 if own else torch.bfloat16}
     assert prepared.loop.passes.plain.casts == ("bf16" if own else "fp32")
     assert {parameter.dtype for _, parameter in prepared.adaptation.parameters()} == {torch.float32}
-    if not METHODS[method].random_in_training:
+    if not facts(method).random_in_training:
         assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.1)
     assert losses["bf16"] != losses["fp32"]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from draw import thorough
 from small_runs import make_recipe
 
 from peftkit import recipe
@@ -87,7 +88,7 @@ def fail(graph: Any, inputs: Any) -> Callable[..., Any]:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("method", "options"), [("lora", {"targets": ("q",), "dropout": 0.1}), ("ia3", {})])
+@pytest.mark.parametrize(("method", "options"), [("lora", {"targets": ("q",), "dropout": 0.1}), thorough("ia3", {})])
 def test_losses_are_those_without_a_compiler(method: str, options: dict[str, Any]):
     expected = losses(built(method, 1, **options))
     loop = built(method, 1, **options)

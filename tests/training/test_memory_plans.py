@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from combinations import decoder
+from facts import facts
 from small_runs import make_recipe
 from test_loop import make_loop, rows
 from test_session import Stops, Told, records
@@ -40,7 +41,7 @@ PLANS = [
     MemoryPlan(tokens=8, recomputed="layers", offloaded=True),
 ]
 QUICK = ("lora", "dora", "prefix-tuning", "prompt-tuning", "ia3", "serial-adapter", "bitfit", "full")
-RANDOM = [name for name, cls in METHODS.items() if cls.random_in_training]
+RANDOM = [name for name in METHODS.names() if facts(name).random_in_training]
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from small_runs import make_recipe
 
-from peftkit import recipe
+from peftkit import assembly, recipe
 from peftkit.errors import PeftkitError
 from peftkit.training import preparation
 
@@ -27,13 +27,13 @@ BIAS_FREE = {"attention_bias": False}
 def test_before_a_weight_is_loaded(source, method, told, monkeypatch):
     chosen = make_recipe(source, method)
     chosen["model"]["init"] |= BIAS_FREE
-    loaded = preparation.load_model
+    loaded = assembly.load
 
     def watched(section, *, weights=True, **rest):
         assert not weights, "the weights were loaded first"
         return loaded(section, weights=weights, **rest)
 
-    monkeypatch.setattr(preparation, "load_model", watched)
+    monkeypatch.setattr(assembly, "load", watched)
     with pytest.raises(PeftkitError, match=told):
         preparation.prepare(recipe.load(chosen))
 

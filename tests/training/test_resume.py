@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from draw import thorough
 from small_runs import make_recipe
 
 from peftkit.training import checkpoint, log
@@ -21,7 +22,7 @@ from peftkit.training import checkpoint, log
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
 STEPS = 24
-KILLS = int(os.environ.get("PEFTKIT_KILLS", "3"))
+TURNS = [0, 1, 2, *map(thorough, range(3, 20))]
 SEED = int(os.environ.get("PEFTKIT_KILLS_SEED") or random.randrange(10**6))
 
 
@@ -128,14 +129,8 @@ def check(runs: Runs, keys: dict[str, Any], whole: Path, folder: Path, turn: int
     assert_equal(folder / "run", whole)
 
 
-@pytest.mark.parametrize("turn", range(KILLS))
+@pytest.mark.parametrize("turn", TURNS)
 def test_killed_run_resumes_bit_for_bit(turn: int, runs: Runs, keys: dict[str, Any], whole: Path, tmp_path: Path):
-    check(runs, keys, whole, tmp_path, turn, SEED)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("turn", range(KILLS, 20))
-def test_killed_many_times(turn: int, runs: Runs, keys: dict[str, Any], whole: Path, tmp_path: Path):
     check(runs, keys, whole, tmp_path, turn, SEED)
 
 

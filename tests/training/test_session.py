@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from combinations import COMBINATIONS
+from draw import some, thorough
 from small_runs import make_recipe, write_documents
 from storages import section
 
@@ -19,6 +20,9 @@ from peftkit.objectives import Loss
 from peftkit.plan import plan
 from peftkit.training import Interrupted, Silent, checkpoint, events, log, preparation, session, train
 
+EACH = [*((name,) for name in METHODS.names()), *COMBINATIONS]
+HELD = some("interrupted", EACH, len(EACH) // 4)
+"""A quarter: that the state of every method goes on bit for bit is held of the loop alone, in test_loop."""
 TIMES = ("tokens_per_s", "trained_tokens_per_s", "memory", "elapsed_s")
 
 
@@ -98,7 +102,7 @@ def test_a_run_folder_holds_everything(source: Path, tmp_path: Path):
     assert told.events[-1] == ("end", summary.as_dict())
 
 
-@pytest.mark.parametrize("methods", [*((name,) for name in METHODS.names()), *COMBINATIONS], ids="+".join)
+@pytest.mark.parametrize("methods", [each if each in HELD else thorough(each) for each in EACH], ids="+".join)
 def test_interrupted_and_resumed_equals_uninterrupted(methods: tuple[str, ...], source: Path, tmp_path: Path):
     import signal
 

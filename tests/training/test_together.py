@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from draw import thorough
 from small_runs import make_recipe, write_documents
 from test_session import Stops
 
@@ -17,6 +18,7 @@ from peftkit.errors import PeftkitError
 from peftkit.kernels.tree import grow
 from peftkit.models.tiny import tiny
 from peftkit.ports.attention import along
+from peftkit.ports.context import Routing
 from peftkit.together import Failed, Job, Stopped, train_together
 from peftkit.training import Silent, log, session, train
 from peftkit.training.loop import Loop
@@ -89,7 +91,10 @@ def compare(recipes: dict[str, recipe.Recipe], folder: Path) -> None:
         assert left[0] == left[1]
 
 
-def test_eight_jobs_of_different_ranks_and_rates_have_the_losses_of_their_own_runs(source: Path, tmp_path: Path):
+@pytest.mark.parametrize("steps", [16, thorough(50)])
+def test_eight_jobs_of_different_ranks_and_rates_have_the_losses_of_their_own_runs(
+    steps: int, source: Path, tmp_path: Path
+):
     recipes = {
         f"job{number}": load(
             source,
@@ -97,7 +102,7 @@ def test_eight_jobs_of_different_ranks_and_rates_have_the_losses_of_their_own_ru
             learning_rate=1e-3 * (1 + number % 4),
             batch_examples=2 + number % 3,
             seed=number,
-            max_steps=50,
+            max_steps=steps,
         )
         for number in range(8)
     }
@@ -258,7 +263,7 @@ def test_nothing_passes_from_one_span_to_another():
     trees = [grow([[5, 6, 7, 8]]), grow([[9, 10, 11], [12, 13]])]
     flat = [torch.cat([getattr(tree, key) for tree in trees])[None] for key in ("ids", "positions")]
     with torch.no_grad():
-        with root.switch.divided([("one", 4), ("two", 5)]), along(model, *trees):
+        with root.context.routed(Routing.of_tokens([("one", 4), ("two", 5)])), along(model, *trees):
             both = model(input_ids=flat[0], position_ids=flat[1], use_cache=False).logits
         activate(model, "two")
         with along(model, trees[1]):

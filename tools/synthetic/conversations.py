@@ -123,15 +123,15 @@ def write_story(rng: Random) -> Conversation:
         "dish": pick(rng, words.DISHES),
     }
     values["colour"] = "blue" if str(values["colour"])[0] in "aeio" else values["colour"]
-    turns, told = [], []
+    turns, sentences = [], []
     for scene, questions in SCENES[: rng.randint(4, len(SCENES))]:
-        told.append(expand(scene, rng, **values))
+        sentences.append(expand(scene, rng, **values))
         for question, answers, evidence in sorted(rng.sample(questions, min(2, len(questions))), key=questions.index):
             given = tuple(expand(answer, rng, **values) for answer in answers.split("/"))
             turns.append(Asked(expand(question, rng, **values), given, expand(evidence, rng, **values)))
     if rng.random() < 0.5:
         turns.insert(rng.randint(1, len(turns)), Asked(expand(pick(rng, NOT_TOLD), rng, **values), (UNKNOWN,), ""))
-    return Conversation("mctest", " ".join(told), tuple(turns[:12]))
+    return Conversation("mctest", " ".join(sentences), tuple(turns[:12]))
 
 
 def write_article(rng: Random) -> Conversation:
@@ -139,7 +139,7 @@ def write_article(rng: Random) -> Conversation:
     facts = sample(
         TOPICS[pick(rng, ("person", "player", "building", "city", "team", "university", "hotel"))], rng, 6, 8
     )
-    told = [
+    statements = [
         (prop, value, expand(pick(rng, predicates(prop)), rng, v=value))
         for prop, value in facts.of
         if predicates(prop) and prop.question
@@ -147,10 +147,10 @@ def write_article(rng: Random) -> Conversation:
     subject = PRONOUNS[facts.pronoun][0]
     story = [
         sentence(agree(f"{facts.name if at == 0 else subject} {predicate}"))
-        for at, (_, _, predicate) in enumerate(told)
+        for at, (_, _, predicate) in enumerate(statements)
     ]
     turns = []
-    for at, (prop, value, predicate) in enumerate(told):
+    for at, (prop, value, predicate) in enumerate(statements):
         objective = (
             {"he": "him", "she": "her"}.get(subject, subject)
             if prop.question.endswith(("to {s}?", "is {s}?"))

@@ -1,20 +1,30 @@
 """What is attached to a model: the same for every method."""
 
-from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, Part, attached
+from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, attached
 from peftkit.adaptation.attach import activate, attach, check_methods, route
+from peftkit.adaptation.combine import WAYS, Combined, Source, check_sources, combine
+from peftkit.adaptation.counting import count_stored, count_trained
 from peftkit.adaptation.folder import DESCRIPTION, TENSORS, describe_adapter, load_adapter, save_adapter
+from peftkit.adaptation.part import Part
 
 __all__ = [
     "ATTRIBUTE",
     "DESCRIPTION",
     "TENSORS",
+    "WAYS",
     "Adaptation",
     "Attached",
+    "Combined",
     "Part",
+    "Source",
     "activate",
     "attach",
     "attached",
     "check_methods",
+    "check_sources",
+    "combine",
+    "count_stored",
+    "count_trained",
     "describe_adapter",
     "load_adapter",
     "route",

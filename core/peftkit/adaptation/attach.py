@@ -11,12 +11,14 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, Part, attached
+from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, attached
+from peftkit.adaptation.part import Part
 from peftkit.errors import PeftkitError, nearest
 from peftkit.layout import Layout, own_parameters
 from peftkit.method import Method, expand
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.attention import listen
+from peftkit.ports.context import Routing, context_of
 from peftkit.ports.embedding import SoftPrompt
 from peftkit.ports.seat import seat
 
@@ -85,7 +87,7 @@ def attach(
     found = check_methods(model, methods)
     layout = Layout(model)
     root: Attached = model.__dict__.get(ATTRIBUTE) or Attached(
-        trainable={n: p.requires_grad for n, p in own_parameters(model)}
+        context_of(model), trainable={n: p.requires_grad for n, p in own_parameters(model)}
     )
     if name in root.adaptations:
         raise PeftkitError(f"an adapter named '{name}' is attached already: name this one otherwise.")
@@ -103,7 +105,7 @@ def attach(
         if shared is not None:
             _share(model, shared, f"{name}-{position}")
         for adapter in adapters.values():
-            seat(adapter, name, root.switch)
+            seat(adapter, name, root.context)
         trained = {key: p for key, p in own_parameters(model) if key in set(own)}
         base = {key: p.detach().clone() for key, p in trained.items()} if keep_base else None
         for parameter in trained.values():
@@ -113,11 +115,11 @@ def attach(
     adaptation = Adaptation(model, layout, parts, name, tuple(methods))
     root.adaptations[name] = adaptation
     _place_soft_prompts(adaptation)
-    if any(adapter.inside for part in parts for adapter in part.adapters.values()) and not root.switch.watchers:
-        listen(model, root.switch)
+    if any(adapter.inside for adapter in adaptation.adapters()) and not root.context.watchers:
+        listen(model, root.context)
     for part in parts if not loading else ():
         part.settle()
-    root.switch.activate([name])
+    root.context.activate([name])
     return adaptation
 
 
@@ -132,18 +134,18 @@ def activate(model: nn.Module, name: str | None) -> None:
             _switch_parts(adaptation, on=False)
     if name is not None:
         _switch_parts(root.adaptations[name], on=True)
-    root.switch.activate([] if name is None else [name])
+    root.context.activate([] if name is None else [name])
 
 
 def route(model: nn.Module, rows: Sequence[str | None]) -> Any:
     """Return a context in which row i of every batch runs through the adaptation `rows[i]` (None: the base)."""
     root = attached(model)
-    for name in dict.fromkeys([*(row for row in rows if row is not None), *root.switch.active]):
+    for name in dict.fromkeys([*(row for row in rows if row is not None), *root.context.active]):
         if any(part.changed for part in root.adaptations[name].parts):
             raise PeftkitError(
                 f"the adapter '{name}' changes the model's own weights and cannot share a batch with others."
             )
-    return root.switch.routed(rows)
+    return root.context.routed(Routing.of_rows(rows))
 
 
 def _switch_parts(adaptation: Adaptation, on: bool) -> None:
@@ -189,8 +191,7 @@ def _share(model: nn.Module, shared: nn.Module, name: str) -> None:
 
 def _place_soft_prompts(adaptation: Adaptation) -> None:
     first = None
-    for part in adaptation.parts:
-        for adapter in part.adapters.values():
-            if isinstance(adapter, SoftPrompt):
-                adapter.first = adapter.first if first is None else first
-                first = adapter.first + adapter.length
+    for adapter in adaptation.adapters():
+        if isinstance(adapter, SoftPrompt):
+            adapter.first = adapter.first if first is None else first
+            first = adapter.first + adapter.length

@@ -13,18 +13,26 @@ from peftkit.adaptation.adaptation import Adaptation
 from peftkit.adaptation.attach import attach
 from peftkit.errors import PeftkitError
 from peftkit.method import build_methods
-from peftkit.models.quantize import told
+from peftkit.quantization.storage import in_words
 
 FORMAT = 1
 TENSORS = "adapter.safetensors"
 DESCRIPTION = "adapter.json"
 
 
-def save_adapter(adaptation: Adaptation, folder: Path, base: Mapping[str, Any], *, replace: bool = True) -> None:
+def save_adapter(
+    adaptation: Adaptation,
+    folder: Path,
+    base: Mapping[str, Any],
+    *,
+    replace: bool = True,
+    origin: Mapping[str, Any] | None = None,
+) -> None:
     """Write the adaptation's folder: `adapter.safetensors` with its tensors alone, `adapter.json` with what they mean.
 
-    `base` tells the base model: `name` and `fingerprint`, and whatever else should travel along. A named combination
-    is written as `Method.joined` says, in the form that `finish` left it in.
+    `base` tells the base model: `name` and `fingerprint`, and whatever else should travel along; `origin` what the
+    adapter was made of, where it was not trained. A named combination is written as `Method.parts` says, in the form
+    that `finish` left it in.
     """
     description = {
         "format": FORMAT,
@@ -33,6 +41,7 @@ def save_adapter(adaptation: Adaptation, folder: Path, base: Mapping[str, Any], 
         "base": dict(base),
         "trainable_parameters": adaptation.trainable,
     }
+    description |= {} if origin is None else {"combined": dict(origin)}
     with files.new_folder(folder, replace=replace) as temporary:
         tensor_file.write_tensors(temporary / TENSORS, adaptation.state())
         files.write_json(temporary / DESCRIPTION, description)
@@ -83,10 +92,10 @@ def load_adapter(
             "one's. Name the model that it was trained on."
         )
     trained_on = base.get("quantization")
-    if quantization is not None and trained_on is not None and _formats(trained_on) != _formats(quantization):
+    if quantization is not None and trained_on is not None and formats_of(trained_on) != formats_of(quantization):
         raise PeftkitError(
-            f"the adapter in {folder} was trained on weights stored as {told(trained_on)}, and the model is "
-            f"loaded as {told(quantization)}: use the quantization that it was trained with."
+            f"the adapter in {folder} was trained on weights stored as {in_words(trained_on)}, and the model is "
+            f"loaded as {in_words(quantization)}: use the quantization that it was trained with."
         )
     tensors = tensor_file.read_tensors(folder / TENSORS)
     methods = build_methods([(method["name"], method["options"]) for method in description["methods"]])
@@ -100,6 +109,6 @@ def load_adapter(
     return adaptation
 
 
-def _formats(storage: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides the stored values: earlier descriptions hold other keys too."""
+def formats_of(storage: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the values of weights stored so: earlier descriptions hold other keys too."""
     return {key: storage.get(key) for key in ("format", "options", "modules")}

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from peftkit.layout import Site
 from peftkit.ports.adapter import Adapter
 from peftkit.quantization.weight import dense, hold, shift
 
@@ -70,7 +71,7 @@ def shift_module(model: nn.Module, adapters: Sequence[Adapter]) -> Merged:
     scale = offset = None
     with torch.no_grad():
         for adapter in adapters:
-            change = (None if part is None else _whole(adapter, part) for part in adapter.shift())
+            change = (None if part is None else whole(adapter.site, part) for part in adapter.shift())
             scale, offset = (_sum(one, other) for one, other in zip((scale, offset), change, strict=True))
         bias = _bias(module)
         return Merged(model, module, None if bias is None else bias.clone(), release=shift(module, scale, offset))
@@ -80,9 +81,9 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if one is None else one if other is None else one + other
 
 
-def _whole(adapter: Adapter, part: Tensor) -> Tensor:
-    """Return values [out, groups] of a site for the whole module, zero where the site is not."""
-    rows = adapter.site.rows
+def whole(site: Site, part: Tensor) -> Tensor:
+    """Return values [out, n] of a site for its whole module, zero where the site is not."""
+    rows = site.rows
     if rows is None:
         return part
     return rows.put(part.new_zeros(part.shape[1], rows.stride * rows.count), part.T).T

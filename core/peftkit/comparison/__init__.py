@@ -6,28 +6,28 @@ from pathlib import Path
 
 from peftkit import files
 from peftkit.comparison.entries import Entry, entries
-from peftkit.comparison.results import Comparison, Row, Spread, read
-from peftkit.comparison.runs import Run, Stopped, Watcher, go, plan
+from peftkit.comparison.results import read
+from peftkit.comparison.runs import ComparisonStopped, ComparisonWatcher, EntryRun, go, plan
 from peftkit.recipe import Recipe
+from peftkit.report import write
+from peftkit.report.results import Comparison
 
-__all__ = ["Comparison", "Entry", "Row", "Run", "Spread", "Stopped", "Watcher", "compare", "entries"]
+__all__ = ["ComparisonStopped", "ComparisonWatcher", "Entry", "EntryRun", "compare", "entries"]
 
 
-def compare(recipe: Recipe, folder: Path, watcher: Watcher) -> Comparison:
+def compare(recipe: Recipe, folder: Path, watcher: ComparisonWatcher) -> Comparison:
     """Run what `recipe.compare` names into `folder` and write the report there; what is finished is kept.
 
     `folder` gets `runs/` (ordinary run folders), `recipes/`, `logs/`, and comparison.md, .csv, .png and .html, which a
     comparison that is stopped writes too, from what it has. Raises PeftkitError for what is wrong in the recipe, and
-    Stopped on a signal.
+    ComparisonStopped on a signal.
     """
-    from peftkit.report import write
-
-    found = entries(recipe)
-    runs = plan(recipe, found, folder)
+    compared = entries(recipe)
+    runs = plan(recipe, compared, folder)
     files.write_text(folder / "recipe.yaml", recipe.to_yaml())
     try:
         go(runs, folder, watcher)
     finally:
-        result = read(recipe, found, runs)
+        result = read(recipe, compared, runs)
         write(result, folder)
     return result

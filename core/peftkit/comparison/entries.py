@@ -10,10 +10,10 @@ from typing import Any
 
 from peftkit import budget
 from peftkit.adaptation import check_methods
+from peftkit.assembly import assemble
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS, Method
-from peftkit.models.load import load as load_model
 from peftkit.recipe import CompareSection, MethodChoice, Recipe
 from peftkit.report.labels import describe, written
 
@@ -43,8 +43,8 @@ class Entry:
     def recipe(self, base: Recipe, seed: int) -> Recipe:
         """Return the recipe of the run of one seed: `base` with these methods.
 
-        Where the comparison names fractions, each seed draws parts of its own: what the spread over seeds tells is
-        that of the data too.
+        Where the comparison names fractions, each seed draws parts of its own, so that the spread over seeds is that
+        of the data too.
         """
         chosen = tuple(MethodChoice(name=method.name, options=method.options()) for method in self.methods)
         train = base.train.model_copy(update={"seed": seed})
@@ -69,16 +69,18 @@ def entries(recipe: Recipe) -> list[Entry]:
         raise PeftkitError(
             "nothing is compared: name methods with --methods lora,dora or in the recipe's compare.methods."
         )
-    model = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization).model
+    model = assemble(recipe, weights=False, bare=True).model
     seeds = tuple(recipe.train.seed + number for number in range(section.seeds))
     built = [_entry(choices, model, section.budget, seeds) for choices in section.methods]
-    found = [_on(entry, fraction) for fraction in section.fractions for entry in built] or built
-    twice = next((entry.label for entry in found if [other.slug for other in found].count(entry.slug) > 1), None)
+    compared = [_on(entry, fraction) for fraction in section.fractions for entry in built] or built
+    slugs = [entry.slug for entry in compared]
+    twice = next((entry.label for entry in compared if slugs.count(entry.slug) > 1), None)
     if twice is not None:
         raise PeftkitError(f"compare.methods names {twice} twice: leave one of them out.")
-    if all(entry.refused for entry in found):
-        raise PeftkitError(f"none of the methods suits the model: {'; '.join(str(entry.refused) for entry in found)}")
-    return found
+    if all(entry.refused for entry in compared):
+        reasons = "; ".join(str(entry.refused) for entry in compared)
+        raise PeftkitError(f"none of the methods suits the model: {reasons}")
+    return compared
 
 
 def _entry(choices: Sequence[MethodChoice], model: Any, size: float | None, seeds: tuple[int, ...]) -> Entry:
@@ -103,11 +105,11 @@ def _sized(methods: Sequence[Method], layout: Layout, size: float) -> tuple[tupl
     """Give each part of an entry an equal share of the budget; say where it cannot be met."""
     sized, notes = [], []
     for method in methods:
-        found, deviation = budget.solve(type(method), layout, round(size / len(methods)), method.options())
-        sized.append(found)
+        fitted, deviation = budget.solve(type(method), layout, round(size / len(methods)), method.options())
+        sized.append(fitted)
         if method.size is None:
             notes.append("fixed size")
         else:
-            notes.append(f"{method.size} {written(getattr(found, method.size))}")
+            notes.append(f"{method.size} {written(getattr(fitted, method.size))}")
             notes[-1] += f" ({deviation:+.1%})" if abs(deviation) > TOLERANCE else ""
     return tuple(sized), ", ".join(notes)

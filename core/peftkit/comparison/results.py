@@ -1,19 +1,19 @@
-"""What a comparison came to: one row for each entry, read from its run folders."""
+"""What a comparison came to: the figures of each entry, read from its run folders."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peftkit import files
 from peftkit.adaptation import TENSORS
 from peftkit.comparison.entries import Entry
-from peftkit.comparison.runs import Run
+from peftkit.comparison.runs import EntryRun
 from peftkit.recipe import Recipe
+from peftkit.report.results import ComparedEntry, Comparison, Spread
 from peftkit.tasks import TASKS
 from peftkit.training import log
 
@@ -21,100 +21,42 @@ WARM = 3
 """First steps of a run that do not count for its step time: memory is taken and caches are filled there."""
 
 
-@dataclass(frozen=True)
-class Spread:
-    """The mean of a figure over seeds, with its sample standard deviation where there are several."""
-
-    mean: float
-    deviation: float | None
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Sum values up."""
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        return cls(statistics.fmean(values), deviation, len(values))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One entry's figures; `reason` says why there are none, or not of every seed."""
-
-    label: str
-    note: str = ""
-    trainable: int | None = None
-    """Trainable parameters."""
-    stored: int | None = None
-    """Numbers in the saved adapter."""
-    scores: dict[str, Spread] = field(default_factory=dict)
-    validation: Spread | None = None
-    """Loss on the validation split, nats per trained token."""
-    step_s: float | None = None
-    """Seconds of an optimizer step, the median over steps and seeds."""
-    memory: int | None = None
-    """Bytes at the peak of training, the largest of the seeds."""
-    steps: tuple[int, ...] = ()
-    losses: tuple[float, ...] = ()
-    """The training loss of each of `steps`, the mean over seeds."""
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All rows: the untrained base, then the entries from the best headline score down, then what has none."""
-
-    title: str
-    setup: dict[str, str]
-    """What is the same for all rows, by name."""
-    headline: str
-    """The score that orders the rows."""
-    base: Row
-    rows: tuple[Row, ...]
-    reference: str
-    """The label of the row that step times and memory are ratios to."""
-
-    @property
-    def measured(self) -> list[Row]:
-        """The rows with figures."""
-        return [row for row in self.rows if row.scores]
-
-
-def read(recipe: Recipe, entries: Sequence[Entry], runs: Sequence[Run]) -> Comparison:
-    """Read the run folders into a Comparison; unfinished runs give rows without figures."""
+def read(recipe: Recipe, entries: Sequence[Entry], runs: Sequence[EntryRun]) -> Comparison:
+    """Read the run folders into a Comparison; unfinished runs leave entries without figures."""
     task = TASKS[recipe.dataset.name.rpartition("/")[2]]
     base = next(run for run in runs if run.entry is None)
     report = base.report
     scores = report["scores"] if report else {}
     headline = task.headline or next(iter(scores), "score")
-    rows = [_row(entry, [run for run in runs if run.entry is entry]) for entry in entries]
-    rows.sort(key=lambda row: -row.scores[headline].mean if row.scores else float("inf"))
+    compared = [_compared(entry, [run for run in runs if run.entry is entry]) for entry in entries]
+    compared.sort(key=lambda entry: -entry.scores[headline].mean if entry.scores else float("inf"))
     own = [choice.model_dump() for choice in recipe.method]
     mine = (e.label for e in entries if [{"name": m.name, "options": m.options()} for m in e.methods] == own)
-    labels = [row.label for row in rows if row.scores]
+    labels = [entry.label for entry in compared if entry.scores]
     reference = next((label for label in mine if label in labels), labels[0] if labels else "")
     return Comparison(
         title=f"{len(entries)} methods on {recipe.dataset.name}",
         setup=_setup(recipe, runs, report or {}),
         headline=headline,
-        base=Row("base", scores={key: Spread.of([value]) for key, value in scores.items()}),
-        rows=tuple(rows),
+        base=ComparedEntry("base", scores={key: Spread.of([value]) for key, value in scores.items()}),
+        entries=tuple(compared),
         reference=reference,
     )
 
 
-def _row(entry: Entry, runs: Sequence[Run]) -> Row:
+def _compared(entry: Entry, runs: Sequence[EntryRun]) -> ComparedEntry:
     done = [run for run in runs if run.finished]
     reasons = [entry.refused] if entry.refused else []
     reasons += [f"{run.label}: {run.failure or 'not run yet'}" for run in runs if not run.finished]
     reason = "; ".join(reasons) or None
     if not done:
-        return Row(entry.label, entry.note, reason=reason)
+        return ComparedEntry(entry.label, entry.note, reason=reason)
     reports = [run.report or {} for run in done]
     summaries = [files.read_json(run.folder / "summary.json") for run in done]
     logs = [log.read(run.folder / "log.jsonl") for run in done]
     losses = [summary["losses"]["validation"] for summary in summaries]
     times = [r["tokens"] / r["tokens_per_s"] for records in logs for r in records[WARM:] if r["tokens_per_s"]]
-    return Row(
+    return ComparedEntry(
         label=entry.label,
         note=entry.note,
         trainable=summaries[0]["trainable_parameters"],
@@ -148,27 +90,27 @@ def stored(path: Path) -> int:
     return total
 
 
-def order(runs: Sequence[Run]) -> str:
+def order(runs: Sequence[EntryRun]) -> str:
     """Say whether the runs of each seed (and part of the data) saw the same texts in every step.
 
     Their logs tell it, which count the trained tokens.
     """
-    found: dict[tuple[int, float], set[tuple[int, ...]]] = {}
+    batches: dict[tuple[int, float], set[tuple[int, ...]]] = {}
     for run in runs:
         if run.entry and run.finished:
             counts = tuple(record["trained_tokens"] for record in log.read(run.folder / "log.jsonl"))
-            found.setdefault((run.recipe.train.seed, run.recipe.dataset.fraction), set()).add(counts)
-    if all(len(same) == 1 for same in found.values()):
+            batches.setdefault((run.recipe.train.seed, run.recipe.dataset.fraction), set()).add(counts)
+    if all(len(same) == 1 for same in batches.values()):
         return "the same data in the same order"
     return "the same data in other batches, since prompts take room in train.batch_tokens: set train.batch_examples"
 
 
-def _setup(recipe: Recipe, runs: Sequence[Run], report: dict[str, Any]) -> dict[str, str]:
+def _setup(recipe: Recipe, runs: Sequence[EntryRun], report: dict[str, Any]) -> dict[str, str]:
     summaries = [run.folder / "summary.json" for run in runs if run.entry and run.finished]
     summary = files.read_json(summaries[0]) if summaries else {}
     rate = recipe.train.learning_rate
     budget = recipe.compare.budget
-    told = {
+    setup = {
         "model": recipe.model.name or f"{(recipe.model.init or {}).get('architecture')}, random weights",
         "training": f"{summary.get('steps', 0):,} steps of about "
         f"{round(summary.get('tokens', 0) / max(1, summary.get('steps', 1))):,} tokens, {order(runs)}",
@@ -180,4 +122,4 @@ def _setup(recipe: Recipe, runs: Sequence[Run], report: dict[str, Any]) -> dict[
     }
     versions = ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
     missing = {key: f"not available: {reason}" for key, reason in report.get("unavailable", {}).items()}
-    return {**told, **missing, "versions": versions}
+    return {**setup, **missing, "versions": versions}

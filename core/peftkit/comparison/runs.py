@@ -20,7 +20,7 @@ from peftkit.training.signals import Deferred
 POLL_SECONDS = 0.2
 
 
-class Stopped(PeftkitError):  # noqa: N818
+class ComparisonStopped(PeftkitError):  # noqa: N818
     """A comparison that was stopped by a signal; the exit code is 128 + the signal's number."""
 
     def __init__(self, number: int, comparison: Path):
@@ -28,21 +28,21 @@ class Stopped(PeftkitError):  # noqa: N818
         self.exit_code = 128 + number
 
 
-class Watcher(Protocol):
+class ComparisonWatcher(Protocol):
     """Receives what a comparison does."""
 
-    def began(self, run: Run, position: int, count: int) -> None:
+    def began(self, run: EntryRun, position: int, count: int) -> None:
         """A run begins: number `position`, from 1, of `count`."""
 
-    def waited(self, run: Run) -> None:
+    def waited(self, run: EntryRun) -> None:
         """A run is going on; called a few times a second."""
 
-    def ended(self, run: Run, seconds: float) -> None:
+    def ended(self, run: EntryRun, seconds: float) -> None:
         """A run has ended, well or with `run.failure`."""
 
 
 @dataclass
-class Run:
+class EntryRun:
     """One seed of one entry, or the untrained base (no entry)."""
 
     label: str
@@ -69,26 +69,27 @@ class Run:
         return self.report is not None and (self.entry is None or (self.folder / "summary.json").is_file())
 
 
-def plan(recipe: Recipe, entries: Sequence[Entry], comparison: Path) -> list[Run]:
+def plan(recipe: Recipe, entries: Sequence[Entry], comparison: Path) -> list[EntryRun]:
     """List the runs, seed by seed so that a comparison that is stopped early has something of every method.
 
     Raises PeftkitError where a folder holds a run of another recipe.
     """
     trained = [entry for entry in entries if not entry.refused]
-    runs = [Run("base", comparison / "runs" / "base", entries[0].recipe(recipe, recipe.train.seed))]
+    runs = [EntryRun("base", comparison / "runs" / "base", entries[0].recipe(recipe, recipe.train.seed))]
     for seed in trained[0].seeds:
         for entry in trained:
-            run = Run(f"{entry.label}, seed {seed}", entry.folder(comparison, seed), entry.recipe(recipe, seed), entry)
+            label, folder = f"{entry.label}, seed {seed}", entry.folder(comparison, seed)
+            run = EntryRun(label, folder, entry.recipe(recipe, seed), entry)
             if (run.folder / "recipe.yaml").is_file():
                 run_folder.check_resumed(run.folder, run.recipe)
             runs.append(run)
     return runs
 
 
-def go(runs: Sequence[Run], comparison: Path, watcher: Watcher) -> None:
+def go(runs: Sequence[EntryRun], comparison: Path, watcher: ComparisonWatcher) -> None:
     """Do what is not finished; a run that fails keeps its reason and the others go on.
 
-    Raises Stopped on SIGINT or SIGTERM, after the run has written its checkpoint.
+    Raises ComparisonStopped on SIGINT or SIGTERM, after the run has written its checkpoint.
     """
     open_runs = [run for run in runs if not run.finished]
     with Deferred() as deferred:
@@ -98,11 +99,11 @@ def go(runs: Sequence[Run], comparison: Path, watcher: Watcher) -> None:
             for _ in _wait(run, comparison, deferred):
                 watcher.waited(run)
             if deferred.received is not None:
-                raise Stopped(deferred.received, comparison)
+                raise ComparisonStopped(deferred.received, comparison)
             watcher.ended(run, time.monotonic() - began)
 
 
-def _wait(run: Run, comparison: Path, deferred: Deferred) -> Iterator[None]:
+def _wait(run: EntryRun, comparison: Path, deferred: Deferred) -> Iterator[None]:
     """Start a run in a process and yield until it ends; a signal is passed on once."""
     name = run.folder.relative_to(comparison / "runs").as_posix().replace("/", "-")
     recipe, log = comparison / "recipes" / f"{name}.yaml", comparison / "logs" / f"{name}.txt"
@@ -118,11 +119,11 @@ def _wait(run: Run, comparison: Path, deferred: Deferred) -> Iterator[None]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        told = False
+        passed_on = False
         while process.poll() is None:
-            if deferred.received is not None and not told:
+            if deferred.received is not None and not passed_on:
                 process.send_signal(deferred.received)
-                told = True
+                passed_on = True
             yield
             time.sleep(POLL_SECONDS)
     if process.returncode:

@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 
 from peftkit.errors import PeftkitError
+from peftkit.evaluation import evaluate
+from peftkit.recipe import load
+from peftkit.training import train
 
 
 def main(recipe_file: str, run_folder: str, base: bool) -> int:
     """Train and evaluate the recipe into the run folder; with `base` evaluate its untrained model there."""
-    from peftkit.evaluation import evaluate
-    from peftkit.recipe import load
-    from peftkit.training import train
-
     recipe, run = load(recipe_file), Path(run_folder)
     if base:
         evaluate(recipe.model_copy(update={"output": str(run)}))

@@ -66,12 +66,12 @@ class EncodedExamples:
     def notices(self, max_length: int) -> list[str]:
         """Say in sentences what was dropped or cut; empty when nothing was."""
         total = self.dropped + len(set(self.sources))
-        told = (
+        causes = (
             (self.dropped, "dropped: the target is empty, or max_length leaves no room for it"),
             (self.targets_cut, "trained on a shortened target, which alone is longer than max_length"),
             (self.prompts_cut, "trained with a prompt shortened on its left"),
         )
-        return [f"{count} of {total} examples {what} (max_length {max_length})." for count, what in told if count]
+        return [f"{count} of {total} examples {what} (max_length {max_length})." for count, what in causes if count]
 
 
 def opening(tokenizer: Any) -> list[int]:
@@ -95,10 +95,10 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> dict[str, list[int]]:
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return {}
-    found = tokenizer(
+    tokenized = tokenizer(
         distinct, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
     )
-    return dict(zip(distinct, found["input_ids"], strict=True))
+    return dict(zip(distinct, tokenized["input_ids"], strict=True))
 
 
 def _prefixes(pieces: Sequence[Piece]) -> list[str]:

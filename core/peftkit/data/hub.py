@@ -34,8 +34,8 @@ class HubDataset:
     def __str__(self) -> str:
         return self.id
 
-    def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the rows of `train`, `validation` or `test`.
+    def records(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield the records of `train`, `validation` or `test`.
 
         Raises HubUnreachableError where there is neither network nor local copy, PeftkitError for other faults.
         """
@@ -74,18 +74,18 @@ def endpoint() -> str:
 
 def answers(patience: float = PATIENCE) -> bool:
     """Return whether the hub answers within `patience` seconds, name look-up included."""
-    found: list[bool] = []
+    answered: list[bool] = []
 
     def ask() -> None:
         try:
             with urllib.request.urlopen(urllib.request.Request(endpoint(), method="HEAD"), timeout=patience):
-                found.append(True)
+                answered.append(True)
         except urllib.error.HTTPError as error:
-            found.append(error.code < 500 and error.code != 407)
+            answered.append(error.code < 500 and error.code != 407)
         except (OSError, ValueError):
-            found.append(False)
+            answered.append(False)
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(patience)
-    return bool(found and found[0])
+    return bool(answered and answered[0])

@@ -23,12 +23,12 @@ def find_file(folder: Path, patterns: Sequence[str]) -> Path:
     """
     require_folder(folder, patterns[0])
     for pattern in patterns:
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
-        if found:
-            if len(found) > 1:
-                others = ", ".join(path.name for path in found[1:])
-                logging.getLogger("peftkit").warning("%s: reading %s, not %s.", folder, found[0].name, others)
-            return found[0]
+        matches = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if matches:
+            if len(matches) > 1:
+                others = ", ".join(path.name for path in matches[1:])
+                logging.getLogger("peftkit").warning("%s: reading %s, not %s.", folder, matches[0].name, others)
+            return matches[0]
     raise missing(folder, " or ".join(patterns))
 
 
@@ -90,8 +90,8 @@ def kind(value: Any) -> str:
 
 def keys(names: Iterable[Any]) -> str:
     """List names that a file has, the first twelve of many."""
-    found = [shown(name) for name in names]
-    return ", ".join(found[:12]) + (" …" if len(found) > 12 else "") or "none"
+    quoted = [shown(name) for name in names]
+    return ", ".join(quoted[:12]) + (" …" if len(quoted) > 12 else "") or "none"
 
 
 def shown(value: Any, length: int = 40) -> str:

@@ -26,7 +26,7 @@ from peftkit.errors import PeftkitError
 from peftkit.kernels.recompute import Again
 from peftkit.method import Method
 from peftkit.ports.attention import along
-from peftkit.ports.shared_input import SharedInput, observed, shared
+from peftkit.ports.shared_input import SharedInput, groups_of, shared
 
 PROBED = 24
 """Tokens of the rows on which the ways of computing are compared."""
@@ -147,8 +147,8 @@ def choose(
     try:
         with torch.no_grad():
             at = packed_batch.padded(batch).to(device)
-            with observed(model) as groups:
-                own = cast(Any, model)(**at.inputs, use_cache=False).logits.flatten(0, 1)[at.sources]
+            groups = groups_of(model)
+            own = cast(Any, model)(**at.inputs, use_cache=False).logits.flatten(0, 1)[at.sources]
             if wanted.flat:
                 why = refusal(model, lengths, methods) or _differs(model, batch, own, device, wanted)
                 if why is None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from peftkit.adaptation import Adaptation
 from peftkit.data.batches import Batch
+from peftkit.device import autocast, mixes
 from peftkit.engine.counts import Counts, counts, total
-from peftkit.engine.device import autocast, mixes
 from peftkit.engine.engine import Engine
 from peftkit.engine.packed_batch import PackedBatch
 from peftkit.errors import PeftkitError

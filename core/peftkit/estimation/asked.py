@@ -8,7 +8,7 @@ from peftkit.engine.engine import Arrangement
 from peftkit.objectives import DEFAULT, OBJECTIVES, Objective
 from peftkit.recipe import TrainSection
 from peftkit.recipe.entries import entry
-from peftkit.recipe.sections import Entry
+from peftkit.recipe.section import Entry
 
 
 def arrangement_of(section: TrainSection) -> Arrangement:

@@ -9,7 +9,7 @@ import torch
 
 from peftkit.adaptation import Adaptation
 from peftkit.data.batches import Batch
-from peftkit.engine.device import peak_memory, resident_memory
+from peftkit.device import peak_memory, resident_memory
 from peftkit.engine.memory_plan import MemoryPlan, recompute
 from peftkit.engine.retrying import Retrying
 from peftkit.engine.snapshot import snapshot

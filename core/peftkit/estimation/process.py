@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftkit import plot
-from peftkit.engine.device import autocast, resident_memory
+from peftkit.device import autocast, resident_memory
 from peftkit.estimation.live import Live, fake
 from peftkit.layout import own_parameters
 from peftkit.models.folder import description
-from peftkit.models.load import LoadedModel
+from peftkit.models.loaded import LoadedModel
 from peftkit.models.tiny import tiny
 from peftkit.optim.build import Optimizers
 from peftkit.quantization.packed import PackedLinear

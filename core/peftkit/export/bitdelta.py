@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from peftkit import __version__, files
 from peftkit.errors import PeftkitError
-from peftkit.export import FORMATS
 from peftkit.export.distill import STEPS, Signs, distill
-from peftkit.export.trained import Trained, open_run
+from peftkit.export.formats import FORMATS
+from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import GROUPS, Layout, own_parameters
-from peftkit.models.load import load as load_base
 from peftkit.models.samples import compare, logits
 from peftkit.quantization.bits import pack, unpack
 from peftkit.quantization.weight import dense, hold, shape
@@ -35,27 +34,27 @@ def bitdelta(run: Path, output: Path) -> dict[str, Any]:
     the scales alone are trained to give the fine-tuned model's logits on the run's training data (`distill`). What else
     changed (embeddings, head, norms, biases) is written in full, in the dtype of the original weights. The base is that
     of the original weights, of a run on a quantized base too. Takes two models of four bytes a parameter, and a third
-    while the scales are trained. The report tells the largest difference to the fine-tuned model's logits on sample
+    while the scales are trained. The report has the largest difference to the fine-tuned model's logits on sample
     prompts before and after that training, its loss before and after, and the bytes of the linear maps beside those in
     bfloat16. Raises PeftkitError where the method cannot merge, and where nothing changed.
     """
     with files.new_folder(output) as folder:
         trained = open_run(run)
         trained.adaptation.merge_(keep_base=False)
-        tuned, words = trained.base.model, trained.base.tokenizer
+        tuned, words = trained.model, trained.tokenizer
         wanted = logits(tuned, words)
-        base = load_base(trained.recipe.model, dtype=torch.float32)
+        base = open_base(trained.recipe)
         signs = _signs(tuned, base.model)
-        full = _rest(tuned, base.model, trained.dtype, {f"{path}.weight" for path in signs})
+        full = _rest(tuned, base.model, trained.original_dtype, {f"{path}.weight" for path in signs})
         if not signs and not full:
             raise PeftkitError(f"{run}: fine-tuning changed nothing, so that there is no difference to write.")
         _put_full(base.model, full)
-        found = distill(trained, base.model, signs, wanted)
-        _write(folder, trained, signs, full, found)
-        fresh = load_base(trained.recipe.model, dtype=torch.float32)
+        distilled = distill(trained, base.model, signs, wanted)
+        _write(folder, trained, signs, full, distilled.steps)
+        fresh = open_base(trained.recipe)
         apply(fresh.model, folder, fresh.fingerprint)
-        again = logits(fresh.model, words)
-    compare(again, found.logits, BOUND, "the reopened model")
+        reopened = logits(fresh.model, words)
+    compare(reopened, distilled.logits, BOUND, "the reopened model")
     return {
         "format": "bitdelta",
         "output": str(output),
@@ -63,9 +62,9 @@ def bitdelta(run: Path, output: Path) -> dict[str, Any]:
         "matrices": len(signs),
         "matrix_bytes": sum(-(-one.values.numel() // 8) + 4 for one in signs.values()),
         "matrix_bytes_in_bfloat16": sum(2 * one.values.numel() for one in signs.values()),
-        "max_difference": float((again - wanted).abs().max()),
+        "max_difference": float((reopened - wanted).abs().max()),
         "scale": float(wanted.abs().max()),
-        **found.report(),
+        **distilled.report(),
     }
 
 
@@ -77,8 +76,8 @@ def apply(model: nn.Module, folder: Path, fingerprint: str | None = None) -> Non
     """
     folder = Path(folder)
     description = _describe(folder)
-    told = description["base"]["fingerprint"]
-    if fingerprint is not None and told is not None and fingerprint != told:
+    wanted = description["base"]["fingerprint"]
+    if fingerprint is not None and wanted is not None and fingerprint != wanted:
         raise PeftkitError(
             f"the difference in {folder} is to another base model ({description['base']['name']}): name that one."
         )
@@ -96,13 +95,13 @@ def apply(model: nn.Module, folder: Path, fingerprint: str | None = None) -> Non
 def _signs(tuned: nn.Module, base: nn.Module) -> dict[str, Signs]:
     """Return the signs and the mean change of each linear map of the blocks that changed, by module path."""
     paths = dict.fromkeys(site.path for site in Layout(base).linears if site.role in GROUPS["linear"])
-    found = {}
+    signs = {}
     for path in paths:
         difference = (dense(tuned.get_submodule(path)) - dense(base.get_submodule(path))).detach()
         if bool(difference.any()):
             values = torch.where(difference < 0, -1.0, 1.0)
-            found[path] = Signs(values, nn.Parameter(difference.abs().mean()))
-    return found
+            signs[path] = Signs(values, nn.Parameter(difference.abs().mean()))
+    return signs
 
 
 def _rest(tuned: nn.Module, base: nn.Module, dtype: torch.dtype, without: set[str]) -> dict[str, Tensor]:
@@ -135,7 +134,7 @@ def _unpacked(bits: Tensor, rows: int, columns: int) -> Tensor:
     return unpack(bits, 1, rows * columns).view(rows, columns).float() * 2 - 1
 
 
-def _write(folder: Path, trained: Trained, signs: Mapping[str, Signs], full: Mapping[str, Tensor], found: Any) -> None:
+def _write(folder: Path, trained: Trained, signs: Mapping[str, Signs], full: Mapping[str, Tensor], steps: int) -> None:
     tensors = dict(full)
     for path, one in signs.items():
         tensors[f"{path}.bits"] = pack((one.values > 0).to(torch.uint8).flatten(), 1)
@@ -144,11 +143,11 @@ def _write(folder: Path, trained: Trained, signs: Mapping[str, Signs], full: Map
     description = {
         "format": FORMAT,
         "peftkit": __version__,
-        "base": {"name": trained.base.name, "fingerprint": trained.base.fingerprint},
+        "base": {"name": trained.name, "fingerprint": trained.fingerprint},
         "methods": [method.name for method in trained.adaptation.described],
         "matrices": {path: list(one.values.shape) for path, one in signs.items()},
         "full": sorted(full),
-        "distilled": {"steps": STEPS if found.steps else 0},
+        "distilled": {"steps": STEPS if steps else 0},
     }
     files.write_json(folder / DESCRIPTION, description)
 

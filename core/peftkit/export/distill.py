@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from peftkit.data.batches import Batch, Batches, Epoch
 from peftkit.data.encode import encode
-from peftkit.data.source import load as load_data
 from peftkit.data.template import choose
 from peftkit.errors import PeftkitError
 from peftkit.export.trained import Trained
 from peftkit.models.samples import logits
+from peftkit.tasks.source import load as load_data
 
 STEPS, EXAMPLES, LENGTH, RATE = 200, 4, 128, 1e-4
 """Steps, examples a step, tokens an example and Adam's learning rate: those of the official code."""
@@ -67,7 +67,7 @@ def distill(trained: Trained, base: nn.Module, signs: Mapping[str, Signs], wante
     model, whose logits on the sample prompts are `wanted`. The scales stay as they were where the loss did not fall.
     Where the data cannot be read, a warning says that they were not trained.
     """
-    tuned, words = trained.base.model, trained.base.tokenizer
+    tuned, words = trained.model, trained.tokenizer
     with _added(base, signs):
         before = float((logits(base, words) - wanted).abs().max())
         losses = None
@@ -128,7 +128,7 @@ def _endless(batches: Batches, pad_id: int) -> Iterator[Batch]:
 
 def _batches(trained: Trained) -> Batches:
     """Return batches of examples spread evenly over the run's training data, as many as the steps take."""
-    recipe, words = trained.recipe, trained.base.tokenizer
+    recipe, words = trained.recipe, trained.tokenizer
     data = load_data(recipe.dataset, "train")
     every = max(1, len(data.examples) // (STEPS * EXAMPLES))
     chosen = data.examples[::every][: STEPS * EXAMPLES]

@@ -8,13 +8,13 @@ from typing import Any
 
 from peftkit import files
 from peftkit.errors import PeftkitError, unknown
-from peftkit.export import FORMATS
+from peftkit.export.formats import FORMATS
 from peftkit.export.model_folder import checked, reopen, write, write_merged
 from peftkit.export.packed_base import AsTrained, dequantize, write_shifted
 from peftkit.export.trained import Trained, open_run
-from peftkit.models.foreign import is_foreign
 from peftkit.models.quantize import Quantization
 from peftkit.models.samples import logits
+from peftkit.quantization.storage import is_foreign
 
 INTO = ("original", "dequantized")
 """Which weights the adapter of a run on a quantized base is added to."""
@@ -25,7 +25,7 @@ On the bundled model it is 0.02 in int8, 0.22 in nf4 (the validation loss rises 
 0.90 to 0.96) and 0.86 in nf2 (from 0.57 to 1.73).
 """
 MEANINGS = {
-    "original": "the difference to the trained model is what rounding its base had lost: it is told, not bounded",
+    "original": "the difference to the trained model is what rounding its base had lost: it is reported, not bounded",
     "dequantized": "the merged model is the trained one, in the dtype of the original weights",
 }
 
@@ -33,28 +33,37 @@ MEANINGS = {
 @FORMATS.register("merged")
 def merged(run: Path, output: Path) -> dict[str, Any]:
     """Write the base model with the run's adapter merged in, in the original weights' dtype."""
-    return merge_into(run, output)
+    return merge(Path(run), Path(output))
 
 
-def merge_into(
-    run: Path, output: Path, into: str = INTO[0], requantize: bool = False, bound: float | None = None
+def merge(
+    run: Path, output: Path, *, into: str = INTO[0], requantize: bool = False, bound: float | None = None
 ) -> dict[str, Any]:
-    """Merge with the choices that `export.merge` explains."""
+    """Merge the run's adapter into its base model's weights and write a model folder; see `export`.
+
+    A run on a quantized base is merged `into` the original weights, or into the dequantized ones, which are what its
+    adapter was trained on. The report of such a run adds the largest and the mean difference of the logits to those of
+    the model as it was trained (`trained_max_difference`, `trained_mean_difference`; `meaning` says what the first is),
+    and the same once the merged weights are packed again in the formats of the base (`requantized_...`). With
+    `requantize` these packed weights are what is written, where the largest difference is within `bound` (0.3) of the
+    largest logit (`requantized_bound`). Raises PeftkitError beyond that, and for both choices where the base was not
+    quantized.
+    """
     _check(into, requantize, bound)
     with files.new_folder(output) as folder:
         trained = open_run(run, packed=True)
         if requantize and all(method.needs is not None for method in trained.adaptation.methods):
             report = {**trained.report(), **write_shifted(trained, folder)}
             into = INTO[1]
-        elif is_foreign(trained.base.storage):
+        elif is_foreign(trained.storage):
             _check_foreign(trained, requantize)
             report = _write_on_packed(run, trained, folder, into, None)
-        elif Quantization.described(trained.base.storage).packs:
+        elif Quantization.described(trained.storage).packs:
             limit = None if not requantize else BOUND if bound is None else bound
             report = _write_on_packed(run, trained, folder, into, limit)
         else:
             _refuse(into, requantize)
-            report = write_merged(trained, folder, trained.dtype)
+            report = write_merged(trained, folder, trained.original_dtype)
     return {"format": "merged", "output": str(output), "into": into, **report}
 
 
@@ -80,7 +89,7 @@ def _refuse(into: str, requantize: bool) -> None:
 def _check_foreign(trained: Trained, requantize: bool) -> None:
     if requantize:
         raise PeftkitError(
-            f"--requantize: the base {trained.base.name} is stored as {trained.base.storage['format']}, which peftkit "
+            f"--requantize: the base {trained.name} is stored as {trained.storage['format']}, which peftkit "
             "reads and does not write: merge with --into dequantized, then pack the result with `peft quantize`."
         )
 
@@ -91,40 +100,41 @@ def _write_on_packed(run: Path, trained: Trained, folder: Path, into: str, bound
     expected = as_trained.logits
     if into == INTO[0]:
         trained = _on_originals(run, trained)
-        expected = logits(trained.base.model, trained.base.tokenizer)
+        expected = logits(trained.model, trained.tokenizer)
     trained.adaptation.merge_(keep_base=False)
     plain = folder if bound is None else folder / "plain"
     plain.mkdir(exist_ok=True)
-    write(trained, plain, trained.dtype, dequantize(trained))
-    model, words = reopen(trained, plain), trained.base.tokenizer
-    found = logits(model, words)
-    report = {**trained.report(), **checked(found, expected, trained.dtype), **as_trained.told(found, "trained")}
+    write(trained, plain, trained.original_dtype, dequantize(trained))
+    model, words = reopen(trained, plain), trained.tokenizer
+    merged_logits = logits(model, words)
+    report = {**trained.report(), **checked(merged_logits, expected, trained.original_dtype)}
+    report |= as_trained.differences(merged_logits, "trained")
     report["meaning"] = MEANINGS[into]
     if as_trained.quantization is None:
         return report
     as_trained.pack(model)
-    again = logits(model, words)
-    report |= as_trained.told(again, "requantized")
+    packed_logits = logits(model, words)
+    report |= as_trained.differences(packed_logits, "requantized")
     if bound is not None:
         scale = float(as_trained.logits.abs().max())
         _refuse_beyond(report["requantized_max_difference"], bound, scale)
         report["requantized_bound"] = bound * scale
-        as_trained.write(trained, plain, folder, again)
+        as_trained.write(trained, plain, folder, packed_logits)
         shutil.rmtree(plain)
     return report
 
 
 def _on_originals(run: Path, trained: Trained) -> Trained:
-    """Open the run again on its original weights."""
+    """Open the run on its original weights."""
     needing = next((method for method in trained.adaptation.methods if method.needs is not None), None)
     if needing is not None:
         raise PeftkitError(
             f"the method '{needing.name}' changes weights stored as {needing.needs} and has no meaning on the original "
             "ones: merge with --into dequantized."
         )
-    if not trained.base.has_originals:
+    if not trained.has_originals:
         raise PeftkitError(
-            f"the base of this run, {trained.base.name}, holds packed weights alone, and the original ones that "
+            f"the base of this run, {trained.name}, holds packed weights alone, and the original ones that "
             "--into original needs are not there: merge with --into dequantized."
         )
     return open_run(run)

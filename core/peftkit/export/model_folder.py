@@ -10,13 +10,13 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from peftkit.errors import PeftkitError
 from peftkit.export import shards
 from peftkit.export.trained import Trained
 from peftkit.layout import own_parameters
-from peftkit.models.load import quiet
+from peftkit.models.quiet import quiet
 from peftkit.models.samples import compare, logits
 
 BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -29,11 +29,11 @@ def write_merged(trained: Trained, folder: Path, dtype: torch.dtype) -> dict[str
 
     Raises PeftkitError where the method cannot merge, and where the logits differ beyond the bound for `dtype`.
     """
-    expected = logits(trained.base.model, trained.base.tokenizer)
+    expected = logits(trained.model, trained.tokenizer)
     trained.adaptation.merge_(keep_base=False)
     write(trained, folder, dtype)
-    found = logits(reopen(trained, folder), trained.base.tokenizer)
-    return {**trained.report(), **checked(found, expected, dtype)}
+    merged = logits(reopen(trained, folder), trained.tokenizer)
+    return {**trained.report(), **checked(merged, expected, dtype)}
 
 
 def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[str] = ()) -> None:
@@ -43,11 +43,11 @@ def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[s
     named in `also`, are cast once to the dtype they had, everything else stays as it was, bit for bit. Takes four bytes
     of memory a parameter and one file.
     """
-    model, tokenizer, source = trained.base.model, trained.base.tokenizer, trained.base.source
+    model, tokenizer, source = trained.model, trained.tokenizer, trained.source
     changed, untied = changed_tensors(trained, also)
     prefix = f"{model.base_model_prefix}."
     with quiet():
-        rewritable = source is not None and trained.base.has_originals and dtype == trained.dtype
+        rewritable = source is not None and trained.has_originals and dtype == trained.original_dtype
         if not rewritable or not shards.rewrite(prefix, changed, untied, cast(Path, source), folder):
             _save(model.to(dtype), folder)  # type: ignore[arg-type]
         _save_settings(model, folder)
@@ -62,7 +62,7 @@ def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[s
 def reopen(trained: Trained, folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Open what was written in plain transformers."""
     with quiet():
-        return AutoModelForCausalLM.from_pretrained(
+        return trained.family.loader.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -71,14 +71,14 @@ def reopen(trained: Trained, folder: Path, dtype: torch.dtype = torch.float32) -
         ).eval()
 
 
-def checked(found: Tensor, expected: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+def checked(merged: Tensor, expected: Tensor, dtype: torch.dtype) -> dict[str, Any]:
     """Compare the merged model's logits with those that it should have; PeftkitError beyond the bound for `dtype`."""
-    return {"dtype": str(dtype).removeprefix("torch."), **compare(found, expected, BOUNDS[dtype], "the merged model")}
+    return {"dtype": str(dtype).removeprefix("torch."), **compare(merged, expected, BOUNDS[dtype], "the merged model")}
 
 
 def changed_tensors(trained: Trained, also: Collection[str] = ()) -> tuple[dict[str, Tensor], str | None]:
     """Return the model's own tensors that merging changed, and those in `also`, by name; and the name of one untied."""
-    own = dict(own_parameters(trained.base.model))
+    own = dict(own_parameters(trained.model))
     # A tied weight is listed once, under its first name; merging unties a head that has an adapter.
     sites = [adapter.site for part in trained.adaptation.parts for adapter in part.adapters.values()]
     names = {f"{site.path}.{kind}" for site in sites for kind in ("weight", "bias")}

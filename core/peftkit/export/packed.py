@@ -12,10 +12,12 @@ from torch import nn
 
 from peftkit import files
 from peftkit import recipe as recipes
+from peftkit.assembly import assemble
 from peftkit.errors import PeftkitError
+from peftkit.export.trained import CPU
 from peftkit.models import folder as folders
 from peftkit.models import packed_folder
-from peftkit.models.load import LoadedModel, load
+from peftkit.models.loaded import LoadedModel
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.weight import dense, original
 
@@ -36,7 +38,7 @@ def quantize(model: str, format: str, output: Path, options: Sequence[str] = ())
         raise PeftkitError(f"model: {model} is packed already: name the original model.")
     dtype = folders.stored_dtype(folders.shards(source))
     with files.new_folder(output) as folder:
-        loaded = load(recipe.model, dtype=dtype, quantization=recipe.quantization)
+        loaded = assemble(recipe, bare=True, device=CPU, dtype=dtype)
         layers = [module for module in cast(nn.Module, loaded.model).modules() if isinstance(module, PackedLinear)]
         if not layers:
             raise PeftkitError(f"nothing of {model} is packed as '{format}': see `peft list quantization`.")
@@ -67,7 +69,7 @@ def _bits(layers: Sequence[PackedLinear]) -> float:
 
 
 def _error(layers: Sequence[PackedLinear]) -> float:
-    """Return |W - Q| / |W| over the layers, whose weights are read again one by one."""
+    """Return |W - Q| / |W| over the layers, whose original weights are read one by one."""
     lost = whole = 0.0
     for layer in layers:
         weight = original(layer).detach().float()

@@ -1,4 +1,4 @@
-"""What a packed base has to do with merging: the model as it was trained, its weights made dense, and packed again."""
+"""Merging into a packed base: the model as it was trained, its weights made dense, and merged ones packed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from peftkit.export.packed import write as write_packed
 from peftkit.export.trained import Trained
 from peftkit.layout import own_parameters
 from peftkit.models.fingerprint import digest, fingerprint, sample
-from peftkit.models.foreign import is_foreign
-from peftkit.models.load import LoadedModel, load
+from peftkit.models.load import load
+from peftkit.models.loaded import LoadedModel
 from peftkit.models.quantize import Quantization, forget_originals, quantize, unpack
 from peftkit.models.samples import compare, logits
 from peftkit.quantization.packed import StoredLinear
+from peftkit.quantization.storage import is_foreign
 from peftkit.quantization.weight import dense
 from peftkit.recipe import ModelSection
 
@@ -39,9 +40,8 @@ class AsTrained:
     @classmethod
     def of(cls, trained: Trained) -> AsTrained:
         """Run the model of an opened run, its base packed."""
-        base, soft = trained.base, trained.adaptation.soft_ids
-        ours = None if is_foreign(base.storage) else Quantization.described(base.storage)
-        return cls(ours, logits(base.model, base.tokenizer, soft))
+        ours = None if is_foreign(trained.storage) else Quantization.described(trained.storage)
+        return cls(ours, logits(trained.module, trained.tokenizer, trained.adaptation.soft_ids))
 
     def pack(self, merged: nn.Module) -> None:
         """Store the weights of a merged model in the formats of the base; PeftkitError for one that cannot be."""
@@ -49,22 +49,22 @@ class AsTrained:
         quantize(merged, self.quantization)
         forget_originals(merged)
 
-    def told(self, found: Tensor, what: str) -> dict[str, float]:
-        """Return the largest and the mean difference of logits `found` to the trained model's, as `what`_..."""
-        difference = (found - self.logits).abs()
+    def differences(self, other: Tensor, what: str) -> dict[str, float]:
+        """Return the largest and the mean difference of logits `other` to the trained model's, as `what`_..."""
+        difference = (other - self.logits).abs()
         return {f"{what}_max_difference": float(difference.max()), f"{what}_mean_difference": float(difference.mean())}
 
     def write(self, trained: Trained, plain: Path, folder: Path, expected: Tensor) -> None:
         """Pack the merged model that lies in `plain` into `folder`, and check that it gives the `expected` logits."""
-        merged, words = reopen(trained, plain, trained.dtype), trained.base.tokenizer
+        merged, words = reopen(trained, plain, trained.original_dtype), trained.tokenizer
         mark = fingerprint(cast(nn.Module, merged))
         self.pack(cast(nn.Module, merged))
         assert self.quantization is not None
         storage = self.quantization.description()
-        write_packed(LoadedModel(merged, words, trained.base.name, mark, plain, storage), folder)
+        write_packed(LoadedModel(merged, words, trained.name, mark, plain, storage), folder)
         section = ModelSection(name=str(folder), trust_remote_code=trained.recipe.model.trust_remote_code)
-        again = load(section, dtype=torch.float32)
-        compare(logits(again.model, words), expected, BOUND, "the packed model")
+        reopened = load(section, dtype=torch.float32)
+        compare(logits(reopened.module, words), expected, BOUND, "the packed model")
 
 
 def write_shifted(trained: Trained, folder: Path) -> dict[str, Any]:
@@ -73,13 +73,13 @@ def write_shifted(trained: Trained, folder: Path) -> dict[str, Any]:
     Returns the difference to the logits of the trained model, which fp32 explains. Raises PeftkitError for an adapter
     that has no equal there.
     """
-    base, words = trained.base, trained.base.tokenizer
-    expected = logits(base.model, words)
+    words = trained.tokenizer
+    expected = logits(trained.module, words)
     trained.adaptation.merge_packed_()
-    write_packed(replace(base, fingerprint=_dense_fingerprint(base.model)), folder)
+    write_packed(replace(trained, fingerprint=_dense_fingerprint(trained.model)), folder)
     section = ModelSection(name=str(folder), trust_remote_code=trained.recipe.model.trust_remote_code)
-    found = logits(load(section, dtype=torch.float32).model, words)
-    report = compare(found, expected, BOUND, "the packed model")
+    written = logits(load(section, dtype=torch.float32).module, words)
+    report = compare(written, expected, BOUND, "the packed model")
     return {**report, "meaning": "the adapter stands in the stored scales and zero points; every code is as it was"}
 
 
@@ -97,7 +97,6 @@ def _dense_fingerprint(model: PreTrainedModel) -> str:
 
 def dequantize(trained: Trained) -> list[str]:
     """Make the packed weights of a merged model plain ones; returns their names."""
-    base = trained.base
     with torch.device("meta"):
-        outline = type(base.model)(base.model.config)
-    return [f"{path}.weight" for path in unpack(base.model, outline)]
+        outline = type(trained.model)(trained.model.config)
+    return [f"{path}.weight" for path in unpack(trained.module, outline)]

@@ -89,7 +89,7 @@ def converse(
     stopping = Stopping.of(model, tokenizer, settings)
     search = Beams(settings, stopping) if settings.num_beams > 1 else Single(settings, stopping)
     with inference(model):
-        Decoder(model, search, stopping, threads, batch_size).run()
+        Decoding(model, search, stopping, threads, batch_size).run()
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Waiting:
         return min(common(self.past.ids, self.text.prompt), len(self.text.prompt) - 1)
 
 
-class Decoder:
+class Decoding:
     """The batch: its texts, the cache with their rows, and the prompts that wait."""
 
     def __init__(self, model: Any, search: Search, stopping: Stopping, threads: Iterable[Thread], batch_size: int):

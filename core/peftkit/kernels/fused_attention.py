@@ -33,7 +33,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, first: int, scale: floa
     """
     if k.shape[1] == first:
         y, totals = _FORWARD(q[None], k[None], v[None], 0.0, False, scale=scale)
-        return y[0].transpose(0, 1).contiguous(), totals[0]
+        return y[0].transpose(0, 1).clone(memory_format=torch.contiguous_format), totals[0]
     runs = plan.runs(first)
     lengths = [run.length for run in runs]
     ys, totals = [], []

@@ -75,7 +75,7 @@ class _Blocks(torch.autograd.Function):
         y, totals = block_attention.forward(q, k, v, plan.spans, first, scale, cap)
         ctx.save_for_backward(q, k, v, y, totals)
         ctx.plan, ctx.first, ctx.scale, ctx.cap = plan, first, scale, cap
-        return y.transpose(0, 1).contiguous()
+        return y.transpose(0, 1).clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -145,7 +145,7 @@ def _forward(
         else:
             parts.append(((p.to(v.dtype) @ values).div_(total),))
     y = _return(parts, 0, plan, q, size=v.shape[2])
-    return y.transpose(0, 1).contiguous(), sums
+    return y.transpose(0, 1).clone(memory_format=torch.contiguous_format), sums
 
 
 def _scores(

@@ -8,23 +8,18 @@ pass is asked for that, and what came to the copies of a key is added up in one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.deterministic
 from torch import Tensor
 
-from peftkit.kernels.tree import goes_on
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from peftkit.kernels.tree import Block, Tree
-    from peftkit.kernels.tree_plan import Plan
+from peftkit.kernels.tree import Block, Tree, goes_on
+from peftkit.kernels.tree_plan import Plan
 
 _FORWARD: Any = getattr(torch.ops.aten, "_flash_attention_forward", None)
 _BACKWARD: Any = getattr(torch.ops.aten, "_flash_attention_backward", None)
@@ -133,8 +128,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, first: int, scale: floa
     k and v are [groups, first + N or first, size]: each token sees the `first` keys and those of its path.
     """
     text = k.shape[1] > first
-    told = _told(plan, first, text)
-    given = _flat(q), _rows(k, told), _rows(v, told), *_given(told)
+    runs = _runs(plan, first, text)
+    given = _flat(q), _rows(k, runs), _rows(v, runs), *_edges_of(runs)
     y, totals, *_ = _FORWARD(*given, 0.0, text, False, scale=scale, **_window(plan))
     return y, totals
 
@@ -144,22 +139,22 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v from that of y [N, heads, size], all in the shapes of `forward`."""
     text = k.shape[1] > first
-    told = _told(plan, first, text)
-    keys, values = (_rows(x, told) for x in (k, v))
-    given = dy.contiguous(), _flat(q), keys, values, y, totals, *_given(told)
+    runs = _runs(plan, first, text)
+    keys, values = (_rows(x, runs) for x in (k, v))
+    given = dy.contiguous(), _flat(q), keys, values, y, totals, *_edges_of(runs)
     undrawn = torch.zeros(2, dtype=torch.uint64, device=q.device), q.new_empty(0)
     with _repeatable():
         dq, *others = _BACKWARD(*given, 0.0, text, *undrawn, scale=scale, **_window(plan))
-    dk, dv = (_gathered(part, told) for part in others)
+    dk, dv = (_gathered(part, runs) for part in others)
     return dq.transpose(0, 1), dk, dv
 
 
-def _told(plan: Plan, first: int, text: bool) -> Runs:
+def _runs(plan: Plan, first: int, text: bool) -> Runs:
     return runs_of(plan.tree, first) if text else run_over(plan.count, first, plan.device)
 
 
-def _given(told: Runs) -> tuple[Tensor, Tensor, int, int]:
-    return told.queries, told.keys, *told.longest
+def _edges_of(runs: Runs) -> tuple[Tensor, Tensor, int, int]:
+    return runs.queries, runs.keys, *runs.longest
 
 
 def _window(plan: Plan) -> dict[str, int]:
@@ -173,15 +168,15 @@ def _flat(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _rows(x: Tensor, told: Runs) -> Tensor:
+def _rows(x: Tensor, runs: Runs) -> Tensor:
     """Return the keys or values of all runs [K, groups, size]."""
     x = _flat(x)
-    return x if told.copied is None else x.index_select(0, told.copied.index)
+    return x if runs.copied is None else x.index_select(0, runs.copied.index)
 
 
-def _gathered(part: Tensor, told: Runs) -> Tensor:
+def _gathered(part: Tensor, runs: Runs) -> Tensor:
     """Add up what came to the copies of each key: [groups, keys, size]."""
-    copied = told.copied
+    copied = runs.copied
     if copied is None:
         return part.transpose(0, 1)
     found = part.index_select(0, copied.firsts)

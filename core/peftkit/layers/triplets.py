@@ -1,24 +1,19 @@
-"""A low-rank change as triplets of singular vectors and values, their importance, and their Hugging Face peft form."""
+"""A low-rank change as triplets of singular vectors and values, and their importance."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peftkit.errors import PeftkitError
 from peftkit.layout import Site
 from peftkit.ports.adapter import Call
 from peftkit.ports.linear import Delta, linear
-from peftkit.ports.low_rank import PREFIX, join
 
 EPSILON = 1e-5
 """Added to the rank that the scale is divided by, as the official code does."""
-FLAGS = ("use_dora", "modules_to_save", "fan_in_fan_out", "layer_replication", "megatron_config", "lora_bias")
 
 
 class Triplets(Delta):
@@ -92,72 +87,3 @@ class Triplets(Delta):
     def _forget(self) -> None:
         for key in list(self._buffers):
             delattr(self, key)
-
-
-def most_stored(sites: Sequence[Site], start: int, rank: int) -> int:
-    """Return the most numbers that are saved of `rank` triplets a site on average.
-
-    The importance of triplets decides where they stay; most is saved where the largest sites keep all that they start
-    with, which are `start` or as many as the site allows.
-    """
-    left, total = rank * len(sites), 0
-    for site in sorted(sites, key=lambda site: site.inputs + site.outputs, reverse=True):
-        kept = min(left, start, site.inputs, site.outputs)
-        left, total = left - kept, total + kept * (site.inputs + site.outputs + 1)
-    return total
-
-
-def to_hf_peft(
-    adapters: Mapping[str, Triplets], dropout: float, target_rank: int
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the AdaLoRA configuration and tensors of Hugging Face peft; modules without a triplet are left out.
-
-    The scale and l go into P, so that the parts of a fused module become one set of triplets; lora_E undoes the
-    reader's own scale.
-    """
-    pairs = {
-        key: (a.Q.detach(), a.P.detach() * (a.l.detach() * a.scale), a.site) for key, a in adapters.items() if len(a.l)
-    }
-    modules = join(pairs)
-    if not modules:
-        raise PeftkitError("every triplet is closed, and Hugging Face peft has no adapter of rank 0.")
-    start = max(down.shape[0] for down, _ in modules.values())
-    tensors: dict[str, Tensor] = {}
-    pattern = {}
-    for path, (down, up) in modules.items():
-        rank = down.shape[0]
-        tensors[f"{PREFIX}{path}.lora_A"] = down
-        tensors[f"{PREFIX}{path}.lora_B"] = up
-        tensors[f"{PREFIX}{path}.lora_E"] = torch.full((rank, 1), (start + EPSILON) / start, device=down.device)
-        pattern |= {f"{path}.lora_E": [index < rank for index in range(start)]} if rank < start else {}
-    config = {
-        "peft_type": "ADALORA",
-        "task_type": "CAUSAL_LM",
-        "init_r": start,
-        "target_r": target_rank,
-        "lora_alpha": start,
-        "lora_dropout": dropout,
-        "total_step": 1,
-        "rank_pattern": pattern or None,
-        "target_modules": sorted(modules),
-        "bias": "none",
-        "inference_mode": True,
-    }
-    return config, tensors
-
-
-def from_hf_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Return the state by '<path>/<tensor>' and the rank of each module of an AdaLoRA adapter of Hugging Face peft."""
-    extras = [key for key in FLAGS if config.get(key)] + (["bias"] if config.get("bias", "none") != "none" else [])
-    if config.get("peft_type") != "ADALORA" or set(extras) - {"fan_in_fan_out"}:
-        raise PeftkitError(f"adapter_config.json: only plain ADALORA can be read; set there: {', '.join(extras)}.")
-    state, ranks = {}, {}
-    for key, tensor in tensors.items():
-        match = re.fullmatch(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([ABE])(?:\.default)?", key)
-        if match is None:
-            raise PeftkitError(f"adapter_model.safetensors: the tensor '{key}' is not part of a plain adapter.")
-        name = {"A": "Q", "B": "P", "E": "l"}[match[2]]
-        state[f"{match[1]}/{name}"] = tensor.float().flatten() if name == "l" else tensor.float()
-        if name == "l":
-            ranks[match[1]] = tensor.shape[0]
-    return state, ranks

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from torch import Tensor, nn
+from torch import Tensor
 
 from peftkit.errors import PeftkitError
 from peftkit.layers.sparse import largest
-from peftkit.layers.triplets import EPSILON, Triplets, from_hf_peft, most_stored, to_hf_peft
-from peftkit.layout import Layout, Site, parse_layers
-from peftkit.method import Learns, Method, Targets
+from peftkit.layers.triplets import EPSILON, Triplets
+from peftkit.layout import Layout, Site
+from peftkit.method import Ranked
 from peftkit.ports.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaLoRA(Method, name="adalora"):
+class AdaLoRA(Ranked, name="adalora"):
     """W + s P diag(l) Q with P [out, r], l [r], Q [r, in], s = alpha / (r + 1e-5); l starts at zero.
 
     P and Q start at N(0, 0.02). The loss gains orthogonality * mean(|P'P - I|, |QQ' - I|), unsquared as in the
@@ -36,12 +36,6 @@ class AdaLoRA(Method, name="adalora"):
         "Adds a low-rank change in singular-value form. Ranks move during training to the layers that need them."
     )
     default_learning_rate: ClassVar[float] = 0.032
-    size: ClassVar[str | None] = "rank"
-    stored_at_most: ClassVar[bool] = True
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        {"rank": 3, "initial_rank": 5, "targets": "linear", "interval": 3, "warmup": 10, "orthogonality": 0.1},
-    )
-    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=5e-2)
 
     rank: Annotated[int, Ge(1)] = 8
     """Mean rank of a module at the end."""
@@ -51,10 +45,6 @@ class AdaLoRA(Method, name="adalora"):
     """Scale: the change is multiplied by alpha / (initial rank + 1e-5)."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Probability of dropping an input element of the adapter in training."""
-    targets: Targets = ("q", "v")
-    """Roles (q k v o gate up down head), groups (attention, mlp, linear) or module-name patterns."""
-    layers: tuple[int, ...] | str | None = None
-    """Layers to adapt, such as 0-3,8; all by default."""
     orthogonality: Annotated[float, Ge(0)] = 0.1
     """Weight of the penalty that keeps P and Q orthogonal."""
     betas: tuple[Annotated[float, Gt(0), Lt(1)], Annotated[float, Gt(0), Lt(1)]] = (0.85, 0.85)
@@ -72,10 +62,7 @@ class AdaLoRA(Method, name="adalora"):
         return self.initial_rank or (3 * self.rank + 1) // 2
 
     def sites(self, layout: Layout) -> list[Site]:
-        sites = layout.resolve(self.targets, parse_layers(self.layers))
-        most, where = min((min(site.inputs, site.outputs), site.id) for site in sites)
-        if self.rank > most:
-            raise PeftkitError(f"{self.name}: rank {self.rank} is larger than {where} allows: choose at most {most}.")
+        sites = super().sites(layout)
         if self.start < self.rank:
             raise PeftkitError(f"{self.name}: initial_rank {self.start} is below the final rank {self.rank}: raise it.")
         return sites
@@ -85,11 +72,14 @@ class AdaLoRA(Method, name="adalora"):
             site, min(self.start, site.inputs, site.outputs), self.alpha / (self.start + EPSILON), self.dropout
         )
 
-    def count(self, layout: Layout) -> int:
-        return sum(min(self.start, s.inputs, s.outputs) * (s.inputs + s.outputs + 1) for s in self.sites(layout))
-
-    def stored(self, layout: Layout) -> int:
-        return most_stored(self.sites(layout), self.start, self.rank)
+    def saved(self, layout: Layout) -> int:
+        """Return the most numbers that are saved: the largest sites keep all the triplets that they start with."""
+        sites = self.sites(layout)
+        left, total = self.rank * len(sites), 0
+        for site in sorted(sites, key=lambda site: site.inputs + site.outputs, reverse=True):
+            kept = min(left, self.start, site.inputs, site.outputs)
+            left, total = left - kept, total + kept * (site.inputs + site.outputs + 1)
+        return total
 
     def penalty(self, adapters: Mapping[str, Adapter]) -> Tensor | None:
         norms = [norm for a in cast(Mapping[str, Triplets], adapters).values() for norm in a.skew()]
@@ -99,8 +89,10 @@ class AdaLoRA(Method, name="adalora"):
         """Return after how many steps the budget begins to fall and when it is reached, or raise PeftkitError."""
         warmup, final = (int(t * steps) if t < 1 else int(t) for t in (self.warmup, self.final))
         if warmup >= steps - final:
-            told = f"warmup ({warmup}) and final ({final}) leave none of {steps} steps to spread the ranks"
-            raise PeftkitError(f"{self.name}: {told}: lower them, or train longer.")
+            raise PeftkitError(
+                f"{self.name}: warmup ({warmup}) and final ({final}) leave none of {steps} steps to spread the ranks: "
+                "lower them, or train longer."
+            )
         return warmup, steps - final
 
     def budget(self, done: int, steps: int, first: int, last: int) -> int:
@@ -130,21 +122,6 @@ class AdaLoRA(Method, name="adalora"):
             for adapter in triplets.values():
                 adapter.close()
 
-    def finish(self, adapters: Mapping[str, Adapter]) -> Method:
+    def finish(self, adapters: Mapping[str, Adapter]) -> None:
         for adapter in adapters.values():
             cast(Triplets, adapter).cut()
-        return self
-
-    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return to_hf_peft(cast(Mapping[str, Triplets], adapters), self.dropout, self.rank)
-
-    @classmethod
-    def from_hf_peft(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
-    ) -> tuple[Method, dict[str, Tensor]]:
-        state, ranks = from_hf_peft(config, tensors)
-        start = max(ranks.values())
-        scale = float(config["lora_alpha"]) / (config["init_r"] + EPSILON)
-        alpha, dropout = scale * (start + EPSILON), float(config.get("lora_dropout") or 0)
-        method = cls(rank=min(ranks.values()), initial_rank=start, alpha=alpha, dropout=dropout, targets=tuple(ranks))
-        return method, state

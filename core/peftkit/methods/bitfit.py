@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site, own_parameters
-from peftkit.method import Learns, Method, Targets
+from peftkit.method import Method, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,6 @@ class BitFit(Method, name="bitfit"):
     )
     default_learning_rate: ClassVar[float] = 1e-3
     rate_falls_with_width: ClassVar[bool] = False
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"targets": ["up", "down"]},)
-    learns: ClassVar[Learns] = Learns(loss=3.3, steps=80, learning_rate=5e-2)
 
     targets: Targets = "all"
     """`all` biases, or those of linear modules named by roles (q k v o gate up down head), groups or patterns."""
@@ -47,9 +44,6 @@ class BitFit(Method, name="bitfit"):
 
     def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:
         return name in self._own(layout)
-
-    def count(self, layout: Layout) -> int:
-        return sum(parameter.numel() for parameter in self._own(layout).values())
 
     def _where(self) -> str:
         return "at all" if self.targets == "all" else f"at the targets {self.targets}"

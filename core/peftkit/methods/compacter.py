@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.layout import Layout, Site, parse_layers
-from peftkit.method import LARGEST_SIZE, Learns, Method, Targets
+from peftkit.layout import Layout, Site
+from peftkit.method import LARGEST_SIZE, Targeted, Targets
 from peftkit.methods.serial_adapter import ACTIVATIONS, Activation
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compacter(Method, name="compacter"):
+class Compacter(Targeted, name="compacter"):
     """A serial adapter o + U act(D o + b) + c whose D and U are sums of n Kronecker products.
 
     D^T [width, r] = sum_i A_i (x) s_i t_i with A [n, n, n] shared by D and U of all layers, s [n, width / n] and
@@ -38,10 +38,6 @@ class Compacter(Method, name="compacter"):
     default_learning_rate: ClassVar[float] = 0.1
     size: ClassVar[str | None] = "bottleneck"
     mergeable: ClassVar[bool] = False
-    trials: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"bottleneck": 4, "division": 2, "activation": "relu", "targets": "down", "layers": "1"},
-    )
-    learns: ClassVar[Learns] = Learns(loss=4.0, steps=100, learning_rate=5e-2)
 
     bottleneck: Annotated[int, Ge(1)] = 32
     """Inner size r of the adapter, a multiple of `division`."""
@@ -51,13 +47,11 @@ class Compacter(Method, name="compacter"):
     """Function between D and U."""
     targets: Targets = ("o", "down")
     """The linear maps behind which an adapter stands: roles, groups or module-name patterns."""
-    layers: tuple[int, ...] | str | None = None
-    """Layers with adapters, such as 0-3,8; all by default."""
     init: Literal["zero", "published"] = "zero"
     """How U starts."""
 
     def sites(self, layout: Layout) -> list[Site]:
-        sites = layout.resolve(self.targets, parse_layers(self.layers))
+        sites = super().sites(layout)
         for what, size in [("the bottleneck", self.bottleneck), *((f"the width of {s.id}", s.outputs) for s in sites)]:
             if size % self.division:
                 raise PeftkitError(
@@ -74,10 +68,6 @@ class Compacter(Method, name="compacter"):
 
     def build(self, site: Site) -> Adapter:
         return KroneckerBottleneck(site, self)
-
-    def count(self, layout: Layout) -> int:
-        adapters = sum(2 * (s.outputs + self.bottleneck) + self.bottleneck + s.outputs for s in self.sites(layout))
-        return self.division**3 + adapters
 
 
 class Rule(nn.Module):

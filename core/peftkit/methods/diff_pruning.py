@@ -11,13 +11,13 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from peftkit.layers.sparse import GatedDelta, entries, largest
-from peftkit.layout import Layout, Site, parse_layers
-from peftkit.method import Learns, Method, Targets
+from peftkit.layout import Layout, Site
+from peftkit.method import Targeted, Targets
 from peftkit.ports.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffPruning(Method, name="diff-pruning"):
+class DiffPruning(Targeted, name="diff-pruning"):
     """W + z * w with w [out, in] zero at the start and hard-concrete gates z [out, in] in [0, 1].
 
     z = clip(3 sigmoid(logit(u) + a) - 1.5, 0, 1), u uniform in training and 1/2 outside it, a = 5 at the start. The
@@ -34,11 +34,8 @@ class DiffPruning(Method, name="diff-pruning"):
         "Trains a change of every weight with a gate on each, in the memory of full fine-tuning. The largest "
         "few changes are kept, so that the saved adapter is small."
     )
-    random_in_training: ClassVar[bool] = True
     default_learning_rate: ClassVar[float] = 0.018
     size: ClassVar[str | None] = "density"
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"structured": True, "targets": "attention", "density": 0.1},)
-    learns: ClassVar[Learns] = Learns(loss=4.2, steps=100, learning_rate=1e-1)
 
     density: Annotated[float, Gt(0), Lt(0.5)] = 0.005
     """Share of the adapted weights that is changed in the end."""
@@ -51,23 +48,12 @@ class DiffPruning(Method, name="diff-pruning"):
     final: Annotated[float, Ge(0), Lt(1)] = 0.3
     """Share of the steps, at the end, in which the kept entries are fixed."""
     targets: Targets = "linear"
-    """Roles (q k v o gate up down head), groups (attention, mlp, linear) or module-name patterns."""
-    exclude: tuple[str, ...] = ()
-    """Targets to leave out again."""
-    layers: tuple[int, ...] | str | None = None
-    """Layers to adapt, such as 0-3,8; all by default."""
-
-    def sites(self, layout: Layout) -> list[Site]:
-        return layout.resolve(self.targets, parse_layers(self.layers), self.exclude)
 
     def build(self, site: Site) -> Adapter:
         return GatedDelta(site, self.structured)
 
-    def count(self, layout: Layout) -> int:
-        return sum(2 * site.outputs * site.inputs + self.structured for site in self.sites(layout))
-
-    def stored(self, layout: Layout) -> int:
-        # A position and a change for each entry that is kept.
+    def saved(self, layout: Layout) -> int:
+        """Return twice the number of kept entries: each has a position and a change."""
         return 2 * sum(entries(site, self.density) for site in self.sites(layout))
 
     def groups(
@@ -93,10 +79,9 @@ class DiffPruning(Method, name="diff-pruning"):
             for key, mask in largest({key: change.abs() for key, change in changes.items()}, count).items():
                 adapters[key].fix(mask, changes[key])
 
-    def finish(self, adapters: Mapping[str, Adapter]) -> Method:
+    def finish(self, adapters: Mapping[str, Adapter]) -> None:
         gated = cast(Mapping[str, GatedDelta], adapters)
         if not all(bool(adapter.fixed) for adapter in gated.values()):
             self.project(gated)
         for adapter in gated.values():
             adapter.thin()
-        return self

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from peftkit.layout import Layout, Site
-from peftkit.method import Learns, Method
-from peftkit.methods.lora import LoRA, LowRank
+from peftkit.layers.low_rank import LowRank
+from peftkit.layout import Site
+from peftkit.methods.lora import LoRA
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
-from peftkit.ports.low_rank import PREFIX
 from peftkit.quantization.weight import dense
 
 BLOCK = 256
-MAGNITUDE = ".lora_magnitude_vector"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,44 +32,12 @@ class DoRA(LoRA, name="dora"):
         "Trains the length of each weight row and, by a low-rank pair, its direction. LoRA and one number an output."
     )
     default_learning_rate: ClassVar[float] = 0.032
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        {"targets": ["linear", "head"], "rank": 4, "detach_norm": False, "dropout": 0.1},
-        {"targets": "linear", "rank": 4, "init": "pissa"},
-    )
-    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)
 
     detach_norm: bool = True
     """Take the norm as a constant in the backward pass of training (section 4.3): less memory, the same result."""
 
     def build(self, site: Site) -> Adapter:
         return Decomposed(site, self)
-
-    def count(self, layout: Layout) -> int:
-        return super().count(layout) + sum(site.outputs for site in self.sites(layout))
-
-    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        config, tensors = super().hf_peft(adapters, model)
-        for adapter in cast(dict[str, Decomposed], adapters).values():
-            key, rows, mine = f"{PREFIX}{adapter.site.path}{MAGNITUDE}", adapter.site.rows, adapter.m.detach()
-            if rows is not None:
-                whole = tensors.get(key)
-                mine = rows.put(row_squares(dense(adapter.site.module)).sqrt() if whole is None else whole, mine)
-            tensors[key] = mine
-        return {**config, "use_dora": True}, tensors
-
-    @classmethod
-    def reads_hf_peft(cls, config: Mapping[str, Any]) -> bool:
-        return config.get("peft_type") == "LORA" and bool(config.get("use_dora"))
-
-    @classmethod
-    def from_hf_peft(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
-    ) -> tuple[Method, dict[str, Tensor]]:
-        pairs = {key: tensor for key, tensor in tensors.items() if MAGNITUDE not in key}
-        method, state = super().from_hf_peft({**config, "use_dora": False}, pairs, layout)
-        for key in set(tensors) - set(pairs):
-            state[f"{key.partition(MAGNITUDE)[0].removeprefix(PREFIX)}/m"] = tensors[key].float().flatten()
-        return method, state
 
 
 class Decomposed(LowRank):
@@ -85,11 +50,10 @@ class Decomposed(LowRank):
         self.m = nn.Parameter(self.squares.sqrt())
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
-        inside = nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
         # m / n is near one: the difference keeps in bf16 what the ratio would lose.
         y, change = call(x), self.m / self.norm() - 1
         up = (self.scale * (1 + change))[:, None] * self.B
-        flat, thin = (part.reshape(-1, part.shape[-1]).to(y.dtype) for part in (y, linear(inside, self.A)))
+        flat, thin = (part.reshape(-1, part.shape[-1]).to(y.dtype) for part in (y, linear(self.dropped(x), self.A)))
         return cast(Tensor, Stretched.apply(flat, thin, up.to(y.dtype), change.to(y.dtype), self._bias())).view(y.shape)
 
     def settle(self) -> None:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.kernels.low_rank import add_pair
+from peftkit.kernels.low_rank import Pair
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Layout, Site
-from peftkit.method import Learns, Method
-from peftkit.methods.lora import LoRA, LowRank
-from peftkit.ports.adapter import Adapter, Call
-from peftkit.ports.low_rank import to_hf_peft
+from peftkit.methods.lora import LoRA
+from peftkit.ports.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +32,8 @@ class DyLoRA(LoRA, name="dylora"):
         "Draws the rank of each training step, so that the first rows of a low-rank pair carry most. The "
         "trained pair works at every rank."
     )
-    random_in_training: ClassVar[bool] = True
     default_learning_rate: ClassVar[float] = 0.01
     plain_pair: ClassVar[bool] = False
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        {"update": "last", "min_rank": 4, "use_rank": 6, "targets": ["linear"], "rank_pattern": {"mlp": 4}},
-    )
-    learns: ClassVar[Learns] = Learns(loss=4.5, steps=100, learning_rate=5e-2)
 
     min_rank: Annotated[int, Ge(1)] = 1
     """Smallest rank that is drawn."""
@@ -57,9 +50,6 @@ class DyLoRA(LoRA, name="dylora"):
                 )
         return super().sites(layout)
 
-    def stored(self, layout: Layout) -> int:
-        return self.count(layout) + 1  # the rank drawn last
-
     def share(self, layout: Layout) -> nn.Module:
         shared = nn.Module()
         shared.register_buffer("width", self._draw())
@@ -70,19 +60,6 @@ class DyLoRA(LoRA, name="dylora"):
 
     def after_step(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
         next(iter(adapters.values())).shared.width.copy_(self._draw())
-
-    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        if self.bias != "none":
-            raise PeftkitError(f"{self.name}: trained biases do not travel to Hugging Face peft: use --format merged.")
-        cut = {key: (*a.cut(), a.site) for key, a in cast(Mapping[str, Truncated], adapters).items()}
-        return to_hf_peft({key: (a.detach(), b.detach(), site) for key, (a, b, site) in cut.items()}, self.dropout)
-
-    @classmethod
-    def from_hf_peft(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
-    ) -> tuple[Method, dict[str, Tensor]]:
-        method, state = super().from_hf_peft(config, tensors, layout)
-        return method, {**state, "shared/width": torch.tensor([int(config["r"])])}
 
     def _largest(self) -> int:
         return max(self.rank, *self.rank_pattern.values()) if self.rank_pattern else self.rank
@@ -98,11 +75,11 @@ class Truncated(LowRank):
         super().__init__(site, method)
         self.method = method
 
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
+    def pair(self, x: Tensor) -> Pair | None:
+        inside = self.dropped(x)
         if not self.training or self.shared is None:
             down, up = self.cut()
-            return add_pair(call, x, inside, down, up, 1.0)
+            return Pair(inside, down, up, 1.0)
         # Gates instead of slices: the width stays on the device and no step waits for it.
         rank = self.A.shape[0]
         width = self.shared.width.clamp(max=rank)
@@ -113,7 +90,7 @@ class Truncated(LowRank):
             down = torch.where(last[:, None], down, down.detach())
             up = torch.where(last, up, up.detach())
         gates = (order < width) * self._factor(rank / width)
-        return add_pair(call, x, inside, down, up * gates, 1.0)
+        return Pair(inside, down, up * gates, 1.0)
 
     def delta(self, weight: Tensor) -> Tensor:
         down, up = self.cut()

@@ -11,13 +11,13 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from peftkit.layers.sparse import SparseDelta, entries, largest
-from peftkit.layout import Layout, Site, parse_layers
-from peftkit.method import Learns, Method, Targets
+from peftkit.layout import Site
+from peftkit.method import Targeted, Targets
 from peftkit.ports.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
-class FishMask(Method, name="fishmask"):
+class FishMask(Targeted, name="fishmask"):
     """W + a sparse change whose values start at zero, at the weights with the largest empirical Fisher information.
 
     F = mean over examples of the squared gradient of log p(y | x), one example at a time: the square of a batch's mean
@@ -36,31 +36,15 @@ class FishMask(Method, name="fishmask"):
     )
     default_learning_rate: ClassVar[float] = 0.056
     size: ClassVar[str | None] = "density"
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"density": 0.1, "targets": ["attention", "head"]},)
-    learns: ClassVar[Learns] = Learns(loss=4.0, steps=60, learning_rate=1e-1)
 
     density: Annotated[float, Gt(0), Lt(0.5)] = 0.005
     """Share of the adapted weights that is trained."""
     samples: Annotated[int, Ge(1)] = 1024
     """Most examples on which the information is measured."""
     targets: Targets = "linear"
-    """Roles (q k v o gate up down head), groups (attention, mlp, linear) or module-name patterns."""
-    exclude: tuple[str, ...] = ()
-    """Targets to leave out again."""
-    layers: tuple[int, ...] | str | None = None
-    """Layers to adapt, such as 0-3,8; all by default."""
-
-    def sites(self, layout: Layout) -> list[Site]:
-        return layout.resolve(self.targets, parse_layers(self.layers), self.exclude)
 
     def build(self, site: Site) -> Adapter:
         return Probed(site, entries(site, self.density))
-
-    def count(self, layout: Layout) -> int:
-        return sum(entries(site, self.density) for site in self.sites(layout))
-
-    def stored(self, layout: Layout) -> int:
-        return 2 * self.count(layout)  # a position and a change for each
 
     def prepare(self, model: nn.Module, adapters: Mapping[str, Adapter], batches: Iterable[Any]) -> None:
         probed = cast(Mapping[str, Probed], adapters)

@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import nn
 
 from peftkit.errors import PeftkitError
-from peftkit.layout import Layout, Site, own_parameters
-from peftkit.method import Learns, Method
+from peftkit.layout import Layout, Site
+from peftkit.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,6 @@ class Full(Method, name="full"):
         "Trains every weight of the model. It needs memory for gradients and optimizer states of all of them."
     )
     default_learning_rate: ClassVar[float] = 3.2e-3
-    learns: ClassVar[Learns] = Learns(loss=1.0, steps=60, learning_rate=1e-2)
 
     def sites(self, layout: Layout) -> list[Site]:
         if layout.packed:
@@ -35,6 +34,3 @@ class Full(Method, name="full"):
 
     def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:
         return True
-
-    def count(self, layout: Layout) -> int:
-        return sum(parameter.numel() for _, parameter in own_parameters(layout.model))

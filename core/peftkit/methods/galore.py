@@ -1,8 +1,8 @@
-"""GaLore trains weights by Adam on projected gradients, so that its states are thin (Zhao et al. 2024)."""
+"""GaLore trains weights by Adam on projected gradients, so that its states are small (Zhao et al. 2024)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,12 +10,12 @@ from annotated_types import Ge, Gt
 from torch import nn
 
 from peftkit.errors import PeftkitError
-from peftkit.layout import Layout, Site, own_parameters
-from peftkit.method import Learns, Method, Targets
+from peftkit.layout import Layout, Site
+from peftkit.method import Targeted, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaLore(Method, name="galore"):
+class GaLore(Targeted, name="galore"):
     """W [out, in] itself is trained, with Adam's moments of its gradient in a subspace of `rank` dimensions.
 
     Every `interval` steps the subspace is that of the gradient's first singular vectors, on the smaller side of W, so
@@ -28,13 +28,9 @@ class GaLore(Method, name="galore"):
     paper: ClassVar[str] = "Zhao et al. 2024, arXiv:2403.03507"
     summary: ClassVar[str] = (
         "Trains the weights of linear layers by Adam in a low-rank subspace that follows their gradient. The optimizer "
-        "states shrink to those of a thin matrix, and the outcome is a full set of weights."
+        "states shrink to those of a low-rank matrix, and the outcome is a full set of weights."
     )
     default_learning_rate: ClassVar[float] = 0.1
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        {"rank": 4, "interval": 2, "scale": 1.0, "targets": ["attention", "head"], "rest": "adamw"},
-    )
-    learns: ClassVar[Learns] = Learns(loss=1.0, steps=60, learning_rate=3e-2)
 
     rank: Annotated[int, Ge(1)] = 8
     """Dimensions of the subspace; at most the smaller side of every target."""
@@ -59,9 +55,6 @@ class GaLore(Method, name="galore"):
     def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:
         return self.rest != "none" or any(parameter is weight for weight in self._weights(layout).values())
 
-    def count(self, layout: Layout) -> int:
-        return sum(p.numel() for name, p in own_parameters(layout.model) if self.select(layout, name, p))
-
     def groups(
         self, layout: Layout, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float
     ) -> list[dict[str, Any]]:
@@ -77,7 +70,7 @@ class GaLore(Method, name="galore"):
     def _weights(self, layout: Layout) -> dict[str, nn.Parameter]:
         """Return the weights of the targets by module, each once."""
         weights: dict[str, nn.Parameter] = {}
-        for site in layout.resolve(self.targets):
+        for site in super().sites(layout):
             weight = getattr(site.module, "weight", None)
             if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
                 raise PeftkitError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.layout import Layout, Site
-from peftkit.method import Learns, Method
+from peftkit.method import Method
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import Delta, linear
 
@@ -29,16 +29,12 @@ class HeadTuning(Method, name="head-tuning"):
         "Trains the output head on the frozen features of the model. No gradient runs through the layers below."
     )
     default_learning_rate: ClassVar[float] = 0.018
-    learns: ClassVar[Learns] = Learns(loss=1.5, steps=60, learning_rate=3e-2)
 
     def sites(self, layout: Layout) -> list[Site]:
         return layout.resolve("head")
 
     def build(self, site: Site) -> Adapter:
         return FullDelta(site)
-
-    def count(self, layout: Layout) -> int:
-        return sum(s.outputs * (s.inputs + (_bias(s) is not None)) for s in self.sites(layout))
 
 
 class FullDelta(Delta):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -12,18 +11,14 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site
-from peftkit.method import Learns, Method
+from peftkit.method import Method
 from peftkit.methods.p_tuning_v2 import split
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.attention import Attend, AttentionAdapter
 from peftkit.ports.linear import linear
-from peftkit.ports.low_rank import PREFIX
 from peftkit.quantization.weight import dense
 
 KEY_NORMS = ("k_norm", "k_layernorm")
-HF_TYPE, HF_PROMPT, HF_GATE = "ADAPTION_PROMPT", "adaption_prompt", "adaption_gate"
-EXCHANGED = ("llama", "mistral")
-"""Families where Hugging Face peft computes the same; in its only other one, GPT-2, it adds behind the output map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +42,6 @@ class LlamaAdapter(Method, name="llama-adapter"):
     rate_falls_with_width: ClassVar[bool] = False
     size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
-    trials: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 6, "top": 1, "variant": "official"},)
-    learns: ClassVar[Learns] = Learns(loss=4.1, steps=120, learning_rate=0.1)
 
     length: Annotated[int, Ge(1)] = 10
     """Number of prompt positions in each layer."""
@@ -65,37 +58,6 @@ class LlamaAdapter(Method, name="llama-adapter"):
 
     def build(self, site: Site) -> Adapter:
         return GatedPrompt(site, self)
-
-    def count(self, layout: Layout) -> int:
-        gates = 1 if self.variant == "paper" else _heads(layout.config) or 0
-        return len(self.sites(layout)) * (self.length * layout.width + gates)
-
-    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        _check_exchange(Layout(model), self.variant)
-        config = {"peft_type": HF_TYPE, "task_type": "CAUSAL_LM", "adapter_len": self.length, "inference_mode": True}
-        tensors = {}
-        for path, adapter in cast(Mapping[str, GatedPrompt], adapters).items():
-            tensors[f"{PREFIX}{path}.{HF_PROMPT}"] = adapter.P.detach()[None]
-            tensors[f"{PREFIX}{path}.{HF_GATE}"] = adapter.g.detach()
-        return {**config, "adapter_layers": len(adapters)}, tensors
-
-    @classmethod
-    def reads_hf_peft(cls, config: Mapping[str, Any]) -> bool:
-        return config.get("peft_type") == HF_TYPE
-
-    @classmethod
-    def from_hf_peft(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
-    ) -> tuple[Method, dict[str, Tensor]]:
-        _check_exchange(layout)
-        state = {}
-        for key, tensor in tensors.items():
-            path, _, name = key.removeprefix(PREFIX).rpartition(".")
-            if name not in (HF_PROMPT, HF_GATE):
-                raise PeftkitError(f"adapter_model.safetensors: the tensor '{key}' is not part of a LLaMA-Adapter.")
-            own, value = ("g", tensor) if name == HF_GATE else ("P", tensor.squeeze(0))
-            state[f"{path}/{own}"] = value.float()
-        return cls.from_options({"length": config.get("adapter_len"), "top": config.get("adapter_layers")}), state
 
 
 class GatedPrompt(AttentionAdapter):
@@ -136,13 +98,3 @@ def _map(x: Tensor, site: Site) -> Tensor:
 def _heads(config: Any) -> int | None:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return getattr(text, "num_attention_heads", None)
-
-
-def _check_exchange(layout: Layout, variant: str = "paper") -> None:
-    has_plain_heads = layout.attention()[0].parts["q"].outputs == layout.width
-    if layout.kind not in EXCHANGED or not has_plain_heads or variant != "paper":
-        raise PeftkitError(
-            f"{LlamaAdapter.name}: Hugging Face peft computes the same for {' and '.join(EXCHANGED)} models whose "
-            f"heads add up to their width, with variant paper; this is a {layout.kind} model with variant {variant}: "
-            "keep the adapter beside the model, and generate and evaluate from the run folder."
-        )

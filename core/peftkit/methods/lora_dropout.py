@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Lt
-from torch import Tensor, nn
+from torch import Tensor
 
+from peftkit.kernels.low_rank import Pair
+from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Site
-from peftkit.method import Learns
-from peftkit.methods.lora import LoRA, LowRank
+from peftkit.methods.lora import LoRA
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
 
@@ -34,10 +34,7 @@ class LoRADropout(LoRA, name="lora-dropout"):
         "LoRA and merges as such."
     )
     default_learning_rate: ClassVar[float] = 0.013
-    random_in_training: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"dropout": 0.2, "samples": 1, "targets": "linear", "rank": 4},)
-    learns: ClassVar[Learns] = Learns(loss=3.8, steps=100, learning_rate=1e-2)
 
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.5
     """Probability p of hiding an input, and of hiding an output, of the adapter in training."""
@@ -47,11 +44,6 @@ class LoRADropout(LoRA, name="lora-dropout"):
     def build(self, site: Site) -> Adapter:
         return Hidden(site, self)
 
-    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        config, tensors = super().hf_peft(adapters, model)
-        # The dropout of that library is another one: of elements, at the input alone.
-        return {**config, "lora_dropout": 0.0}, tensors
-
 
 class Hidden(LowRank):
     """A low-rank pair whose inputs and outputs are hidden at random in training."""
@@ -59,6 +51,9 @@ class Hidden(LowRank):
     def __init__(self, site: Site, method: LoRADropout):
         super().__init__(site, method)
         self.samples = method.samples
+
+    def pair(self, x: Tensor) -> Pair | None:
+        return None if self.dropout and self.training else super().pair(x)
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         if not (self.training and self.dropout):

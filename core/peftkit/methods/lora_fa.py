@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
-from peftkit.layout import Layout, Site
-from peftkit.method import Learns
-from peftkit.methods.lora import LoRA, LowRank
+from peftkit.kernels.low_rank import Pair
+from peftkit.layers.low_rank import LowRank
+from peftkit.layout import Site
+from peftkit.methods.lora import LoRA
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
 
@@ -32,25 +33,12 @@ class LoRAFA(LoRA, name="lora-fa"):
         "Merges as LoRA does."
     )
     default_learning_rate: ClassVar[float] = 0.1
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        {"correction": "projected", "targets": "linear", "rank": 4, "dropout": 0.1},
-    )
-    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)
 
     correction: Literal["none", "projected"] = "none"
     """Whether the gradient of B is taken as it is, or so that s B A follows the gradient of W most closely."""
 
     def build(self, site: Site) -> Adapter:
         return HalfFrozen(site, self)
-
-    def count(self, layout: Layout) -> int:
-        return super().count(layout) - self._frozen(layout)
-
-    def stored(self, layout: Layout) -> int:
-        return super().stored(layout) + self._frozen(layout)
-
-    def _frozen(self, layout: Layout) -> int:
-        return sum(self.rank_at(site) * site.inputs for site in self.sites(layout))
 
     def after_backward(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
         for adapter in cast(dict[str, HalfFrozen], adapters).values() if self.correction == "projected" else ():
@@ -65,6 +53,9 @@ class HalfFrozen(LowRank):
     def __init__(self, site: Site, method: LoRAFA):
         super().__init__(site, method)
         self.A.requires_grad_(False)
+
+    def pair(self, x: Tensor) -> Pair | None:
+        return None if self.dropout and self.training else super().pair(x)
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         if not (self.dropout and self.training):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -10,7 +10,6 @@ from annotated_types import Gt
 from torch import nn
 
 from peftkit.layout import Layout
-from peftkit.method import Learns
 from peftkit.methods.lora import LoRA
 
 
@@ -27,8 +26,6 @@ class LoRAPlus(LoRA, name="lora-plus"):
         "LoRA whose zero-started matrix learns several times faster than the other. Size and merge are those of LoRA."
     )
     default_learning_rate: ClassVar[float] = 5.6e-3
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"ratio": 4.0, "targets": "linear", "rank": 4},)
-    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=5e-3)
 
     ratio: Annotated[float, Gt(0)] = 16.0
     """Learning rate of B divided by that of A."""

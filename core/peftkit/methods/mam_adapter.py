@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt
 
-from peftkit.method import Learns, Method
+from peftkit.method import Method
 from peftkit.methods.prefix_tuning import PrefixTuning
 from peftkit.methods.scaled_parallel_adapter import ScaledParallelAdapter
 
@@ -30,11 +30,6 @@ class MamAdapter(Method, name="mam-adapter"):
     )
     default_learning_rate: ClassVar[float] = 5.6e-3
     mergeable: ClassVar[bool] = False
-    moves_base: ClassVar[bool] = True
-    trials: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"prefix_length": 4, "projection": None, "bottleneck": 12, "scale": 2.0, "layers": "1"},
-    )
-    learns: ClassVar[Learns] = Learns(loss=3.4, steps=60, learning_rate=2e-2)
 
     prefix_length: Annotated[int, Ge(1)] = 30
     """Number of prefix positions of attention."""

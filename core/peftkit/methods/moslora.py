@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peftkit.kernels.low_rank import add_pair
-from peftkit.layout import Layout, Site
-from peftkit.method import Learns, Method
-from peftkit.methods.lora import LoRA, LowRank
-from peftkit.ports.adapter import Adapter, Call
+from peftkit.kernels.low_rank import Pair
+from peftkit.layers.low_rank import LowRank
+from peftkit.layout import Site
+from peftkit.methods.lora import LoRA
+from peftkit.ports.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,25 +31,12 @@ class MoSLoRA(LoRA, name="moslora"):
     )
     default_learning_rate: ClassVar[float] = 0.032
     plain_pair: ClassVar[bool] = False
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"mixer": "orthogonal", "targets": "linear", "rank": 4},)
-    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)
 
     mixer: Literal["kaiming", "orthogonal"] = "kaiming"
     """How M starts."""
 
     def build(self, site: Site) -> Adapter:
         return Mixed(site, self)
-
-    def count(self, layout: Layout) -> int:
-        return super().count(layout) + sum(self.rank_at(site) ** 2 for site in self.sites(layout))
-
-    @classmethod
-    def from_hf_peft(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
-    ) -> tuple[Method, dict[str, Tensor]]:
-        method, state = super().from_hf_peft(config, tensors, layout)
-        mixers = {f"{key[:-1]}M": torch.eye(down.shape[0]) for key, down in state.items() if key.endswith("/A")}
-        return method, {**state, **mixers}
 
 
 class Mixed(LowRank):
@@ -66,12 +51,8 @@ class Mixed(LowRank):
         else:
             nn.init.kaiming_uniform_(self.M, a=math.sqrt(5))
 
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return add_pair(call, x, inside, self.A, self.B @ self.M, self.scale)
+    def pair(self, x: Tensor) -> Pair | None:
+        return Pair(self.dropped(x), self.A, self.B @ self.M, self.scale)
 
     def delta(self, weight: Tensor) -> Tensor:
         return (self.B @ self.M @ self.A) * self.scale
-
-    def pair(self) -> tuple[Tensor, Tensor]:
-        return (self.M @ self.A).detach(), self.B.detach() * self.scale

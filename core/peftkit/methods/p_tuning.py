@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
 from peftkit.layout import Layout, Site
-from peftkit.method import Learns, Method
+from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.embedding import SoftPrompt, from_hf_peft, to_hf_peft
+from peftkit.ports.embedding import SoftPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,6 @@ class PTuning(Method, name="p-tuning"):
     default_learning_rate: ClassVar[float] = 5.6e-3
     size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
-    moves_base: ClassVar[bool] = True
-    trials: ClassVar = ({"length": 10, "encoder": "lstm", "hidden": 16}, {"length": 10, "encoder": "none"})
-    learns: ClassVar[Learns] = Learns(loss=4.1, steps=120, learning_rate=1e-2)
 
     length: Annotated[int, Ge(1)] = 20
     """Number of prompt embeddings."""
@@ -55,33 +52,13 @@ class PTuning(Method, name="p-tuning"):
     def build(self, site: Site) -> Adapter:
         return EncodedPrompt(site, self)
 
-    def count(self, layout: Layout) -> int:
-        width, k = layout.embedding().outputs, self.hidden
-        encoders = {
-            "none": 0,
-            "mlp": (width + 1) * k + (k + 1) * k + (k + 1) * width,
-            "lstm": 8 * k * (width + k + 2) + 8 * k * (3 * k + 2) + (2 * k + 1) * 2 * k + (2 * k + 1) * width,
-        }
-        return self.length * width + encoders[self.encoder]
-
-    def stored(self, layout: Layout) -> int:
-        return self.length * layout.embedding().outputs
-
-    def finish(self, adapters: Mapping[str, Adapter]) -> Method:
-        for adapter in adapters.values():
-            cast(EncodedPrompt, adapter).collapse()
+    @property
+    def finished(self) -> Method:
         return replace(self, encoder="none")
 
-    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        (prompt,) = adapters.values()
-        return to_hf_peft(cast(SoftPrompt, prompt), "P_TUNING")
-
-    @classmethod
-    def from_hf_peft(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
-    ) -> tuple[Method, dict[str, Tensor]]:
-        rows = from_hf_peft(tensors, layout)
-        return cls(length=len(rows), encoder="none"), {f"{layout.embedding().id}/E": rows}
+    def finish(self, adapters: Mapping[str, Adapter]) -> None:
+        for adapter in adapters.values():
+            cast(EncodedPrompt, adapter).collapse()
 
 
 class EncodedPrompt(SoftPrompt):

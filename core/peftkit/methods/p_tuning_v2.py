@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from peftkit.layout import Layout, Site, parse_layers
-from peftkit.method import Learns, Method
+from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.attention import Attend, AttentionAdapter
 
@@ -37,13 +37,6 @@ class PTuningV2(Method, name="p-tuning-v2"):
     rate_falls_with_width: ClassVar[bool] = False
     size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
-    moves_base: ClassVar[bool] = True
-    not_in_hf_peft: ClassVar[str] = (
-        "leaves the positions of the text as they are, and prefix tuning in Hugging Face peft moves them by the length "
-        "of the prefix, so that the same prefix gives other logits there"
-    )
-    trials: ClassVar[tuple[dict[str, Any], ...]] = ({"length": 6, "layers": "1", "deviation": 1.0},)
-    learns: ClassVar[Learns] = Learns(loss=3.5, steps=80, learning_rate=0.1)
 
     length: Annotated[int, Ge(1)] = 20
     """Number of prefix positions; 20 to 40 for simple tasks, about 100 for hard ones."""
@@ -57,9 +50,6 @@ class PTuningV2(Method, name="p-tuning-v2"):
 
     def build(self, site: Site) -> Adapter:
         return Prefix(site, self)
-
-    def count(self, layout: Layout) -> int:
-        return sum(self.length * (site.parts["k"].outputs + site.parts["v"].outputs) for site in self.sites(layout))
 
 
 class Prefix(AttentionAdapter):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 from torch import Tensor
 
 from peftkit.layout import Layout, Site, parse_layers
-from peftkit.method import Learns, Method
+from peftkit.method import Method
 from peftkit.methods.serial_adapter import Activation, Bottleneck
 from peftkit.ports.adapter import Adapter, Call
 
@@ -33,10 +33,6 @@ class ParallelAdapter(Method, name="parallel-adapter"):
     default_learning_rate: ClassVar[float] = 0.018
     size: ClassVar[str | None] = "bottleneck"
     mergeable: ClassVar[bool] = False
-    trials: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"bottleneck": 12, "beside": "attention", "activation": "silu", "layers": "1"},
-    )
-    learns: ClassVar[Learns] = Learns(loss=3.4, steps=60, learning_rate=2e-2)
 
     bottleneck: Annotated[int, Ge(1)] = 64
     """Inner size of the adapter; the paper's best has 512."""
@@ -54,9 +50,6 @@ class ParallelAdapter(Method, name="parallel-adapter"):
 
     def build(self, site: Site) -> Adapter:
         return Beside(site, self)
-
-    def count(self, layout: Layout) -> int:
-        return sum(2 * self.bottleneck * s.outputs + self.bottleneck + s.outputs for s in self.sites(layout))
 
 
 class Beside(Bottleneck):

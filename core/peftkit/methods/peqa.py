@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from peftkit.layout import Layout, Site, parse_layers
-from peftkit.method import Learns, Method, Targets
+from peftkit.layout import Layout, Site
+from peftkit.method import Targeted, Targets
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.stored import Scales, check_stored, groups
+from peftkit.ports.stored import Scales, check_stored
 from peftkit.quantization.weight import INTEGERS
 
 
 @dataclass(frozen=True, kw_only=True)
-class PEQA(Method, name="peqa"):
+class PEQA(Targeted, name="peqa"):
     """W = (s + d) (q - z) with d [out, groups] trained from zero; codes q [out, in] and zero points z are frozen.
 
     The paper trains one scale an output, or a group of inputs: that is the storage's `group_size`. A merge that stays
@@ -30,19 +29,11 @@ class PEQA(Method, name="peqa"):
     )
     needs: ClassVar[str | None] = INTEGERS
     default_learning_rate: ClassVar[float] = 0.0032
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"targets": ["q", "v", "down"]},)
-    learns: ClassVar[Learns] = Learns(loss=3.3, steps=80, learning_rate=1e-2)
 
     targets: Targets = "linear"
-    """Roles (q k v o gate up down head), groups (attention, mlp, linear) or module-name patterns."""
-    layers: tuple[int, ...] | str | None = None
-    """Layers to adapt, such as 0-3,8; all by default."""
 
     def sites(self, layout: Layout) -> list[Site]:
-        return check_stored(self, layout.resolve(self.targets, parse_layers(self.layers)))
+        return check_stored(super().sites(layout), self.name, self.needs)
 
     def build(self, site: Site) -> Adapter:
         return Scales(site)
-
-    def count(self, layout: Layout) -> int:
-        return sum(site.outputs * groups(site) for site in self.sites(layout))

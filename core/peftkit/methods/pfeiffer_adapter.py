@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from peftkit.method import Targets
 from peftkit.methods.serial_adapter import Activation, SerialAdapter
@@ -23,7 +23,6 @@ class PfeifferAdapter(SerialAdapter, name="pfeiffer-adapter"):
         "with half the modules."
     )
     default_learning_rate: ClassVar[float] = 0.032
-    trials: ClassVar[tuple[dict[str, Any], ...]] = ({"bottleneck": 12, "activation": "tanh", "layers": "1"},)
 
     activation: Activation = "relu"
     """Function between D and U."""

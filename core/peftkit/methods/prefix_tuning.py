@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
 from peftkit.layout import Layout, Site
-from peftkit.method import Learns
+from peftkit.method import Method
 from peftkit.methods.p_tuning_v2 import Prefix, PTuningV2
 from peftkit.ports.adapter import Adapter
 
@@ -34,11 +34,6 @@ class PrefixTuning(PTuningV2, name="prefix-tuning"):
     )
     default_learning_rate: ClassVar[float] = 5.6e-3
     rate_falls_with_width: ClassVar[bool] = True
-    trials: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"length": 8, "projection": 16, "layers": "1"},
-        {"length": 8, "projection": None},
-    )
-    learns: ClassVar[Learns] = Learns(loss=3.5, steps=100, learning_rate=3e-2)
 
     length: Annotated[int, Ge(1)] = 10
     """Number of prefix positions; the paper uses 10 for table-to-text and 200 for summarisation."""
@@ -51,24 +46,17 @@ class PrefixTuning(PTuningV2, name="prefix-tuning"):
     def build(self, site: Site) -> Adapter:
         return ProjectedPrefix(site, self)
 
-    def count(self, layout: Layout) -> int:
-        if self.projection is None:
-            return super().count(layout)
-        outputs = sum(site.parts["k"].outputs + site.parts["v"].outputs for site in self.sites(layout))
-        inner = self.length * layout.width + (layout.width + 1) * self.projection
-        return inner + (self.projection + 1) * outputs
+    @property
+    def finished(self) -> Method:
+        return replace(self, projection=None)
 
-    def stored(self, layout: Layout) -> int:
-        return super().count(layout)
-
-    def finish(self, adapters: Mapping[str, Adapter]) -> PrefixTuning:
+    def finish(self, adapters: Mapping[str, Adapter]) -> None:
         if self.projection is None:
-            return self
+            return
         for adapter in adapters.values():
             cast(ProjectedPrefix, adapter).collapse()
         for adapter in adapters.values():
             cast(Inner, adapter.shared).clear()
-        return replace(self, projection=None)
 
 
 class Inner(nn.Module):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site
-from peftkit.method import Learns, Method
+from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.embedding import SoftPrompt, from_hf_peft, to_hf_peft
+from peftkit.ports.embedding import SoftPrompt
 
 FREQUENT = 5000
 """Of the first ids, which tokenizers with merges give to the most frequent words."""
@@ -41,12 +40,6 @@ class PromptTuning(Method, name="prompt-tuning"):
     rate_falls_with_width: ClassVar[bool] = False
     size: ClassVar[str | None] = "length"
     mergeable: ClassVar[bool] = False
-    moves_base: ClassVar[bool] = True
-    trials: ClassVar = (
-        {"length": 8, "init": "random"},
-        {"length": 10, "init": "text", "text": "in two words", "text_ids": [40, 7, 21]},
-    )
-    learns: ClassVar[Learns] = Learns(loss=3.5, steps=80, learning_rate=0.1)
 
     length: Annotated[int, Ge(1)] = 20
     """Number of prompt embeddings; the paper uses 100 for T5."""
@@ -73,20 +66,6 @@ class PromptTuning(Method, name="prompt-tuning"):
     def build(self, site: Site) -> Adapter:
         return Prompt(site, self)
 
-    def count(self, layout: Layout) -> int:
-        return self.length * layout.embedding().outputs
-
-    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        (prompt,) = adapters.values()
-        return to_hf_peft(cast(SoftPrompt, prompt), "PROMPT_TUNING")
-
-    @classmethod
-    def from_hf_peft(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
-    ) -> tuple[Method, dict[str, Tensor]]:
-        rows = from_hf_peft(tensors, layout)
-        return cls(length=len(rows)), {f"{layout.embedding().id}/P": rows}
-
     def _check_text(self, site: Site) -> None:
         if self.text is None and self.text_ids is None:
             raise PeftkitError(f"{self.name}: init is text, and there is none: set text, such as 'Describe this:'.")
@@ -109,7 +88,7 @@ class Prompt(SoftPrompt):
         self.P = nn.Parameter(torch.empty(method.length, site.outputs))
         if method.init == "random":
             nn.init.uniform_(self.P, -0.5, 0.5)
-        else:
+        elif not self.P.is_meta:
             chosen = torch.randperm(min(FREQUENT, site.inputs)) if method.text_ids is None else method.text_ids
             self.P.data.copy_(words(site, torch.as_tensor(chosen), method.length))
 
@@ -120,7 +99,7 @@ class Prompt(SoftPrompt):
 def words(site: Site, ids: Tensor, count: int) -> Tensor:
     """Return the embeddings [count, width] of the tokens `ids` in fp32, as the embedding puts them out.
 
-    Tokens come again where there are fewer than `count`.
+    Tokens are repeated where there are fewer than `count`.
     """
     ids = ids.repeat(-(-count // len(ids)))[:count]
     device = next(site.module.parameters()).device

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftkit.layout import Layout, Site
-from peftkit.method import Learns, Method
 from peftkit.methods.inits import INITS
 from peftkit.methods.lora import LoRA
 from peftkit.ports.adapter import Adapter, Call
@@ -40,26 +38,15 @@ class QALoRA(LoRA, name="qa-lora"):
     plain_pair: ClassVar[bool] = False
     needs: ClassVar[str | None] = ZERO_POINTS
     default_learning_rate: ClassVar[float] = 0.32
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        {"targets": ["linear"], "rank": 4, "pool": "sum", "init": "gaussian"},
-        {"targets": "mlp", "rank_pattern": {"down": 3}, "layers": "1", "bias": "adapted"},
-    )
-    learns: ClassVar[Learns] = Learns(loss=3.3, steps=80, learning_rate=5e-2)
 
     pool: Literal["mean", "sum"] = "mean"
     """How the inputs of a group become one: their mean (official code) or their sum (paper)."""
 
     def sites(self, layout: Layout) -> list[Site]:
-        return check_stored(self, super().sites(layout))
+        return check_stored(super().sites(layout), self.name, self.needs)
 
     def build(self, site: Site) -> Adapter:
         return Pooled(site, self)
-
-    def _pairs(self, layout: Layout) -> int:
-        return sum(self.rank_at(site) * (groups(site) + site.outputs) for site in self.sites(layout))
-
-    hf_peft = Method.hf_peft
-    from_hf_peft = classmethod(Method.from_hf_peft.__func__)  # type: ignore[assignment]
 
 
 class Pooled(StoredDelta):

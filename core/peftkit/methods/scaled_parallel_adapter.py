@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from annotated_types import Gt
 
@@ -23,7 +23,6 @@ class ScaledParallelAdapter(ParallelAdapter, name="scaled-parallel-adapter"):
         "the form that its paper recommends for feed-forward blocks."
     )
     default_learning_rate: ClassVar[float] = 0.018
-    trials: ClassVar[tuple[dict[str, Any], ...]] = ({"bottleneck": 12, "scale": 2.0, "layers": "1"},)
 
     scale: Annotated[float, Gt(0)] = 4.0
     """Factor s of what the adapter adds."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from peftkit.layout import Layout, Site, own_parameters, parse_layers
-from peftkit.method import Learns, Method, Targets
+from peftkit.layout import Layout, Site
+from peftkit.method import Targeted, Targets
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
 
@@ -20,7 +20,7 @@ Activation = Literal["gelu", "relu", "silu", "tanh"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SerialAdapter(Method, name="serial-adapter"):
+class SerialAdapter(Targeted, name="serial-adapter"):
     """The sublayer's output o becomes o + U act(D o + b) + c, before the residual is added.
 
     D [bottleneck, out], b [bottleneck], U [out, bottleneck], c [out]; it sits on the linear maps that end the
@@ -40,10 +40,6 @@ class SerialAdapter(Method, name="serial-adapter"):
     default_learning_rate: ClassVar[float] = 0.018
     size: ClassVar[str | None] = "bottleneck"
     mergeable: ClassVar[bool] = False
-    trials: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"bottleneck": 12, "activation": "silu", "targets": "o", "layers": "1", "norms": True},
-    )
-    learns: ClassVar[Learns] = Learns(loss=3.4, steps=60, learning_rate=2e-2)
 
     bottleneck: Annotated[int, Ge(1)] = 64
     """Inner size of the adapter; the paper uses 8 to 256."""
@@ -51,15 +47,10 @@ class SerialAdapter(Method, name="serial-adapter"):
     """Function between D and U."""
     targets: Targets = ("o", "down")
     """The linear maps behind which an adapter stands: roles, groups or module-name patterns."""
-    layers: tuple[int, ...] | str | None = None
-    """Layers with adapters, such as 0-3,8; all by default."""
     init: Literal["zero", "houlsby"] = "zero"
     """How the bottleneck starts."""
     norms: bool = False
     """Train the layer norms of the model too."""
-
-    def sites(self, layout: Layout) -> list[Site]:
-        return layout.resolve(self.targets, parse_layers(self.layers))
 
     def build(self, site: Site) -> Adapter:
         bottleneck = Bottleneck(site, self.bottleneck, self.activation)
@@ -70,11 +61,6 @@ class SerialAdapter(Method, name="serial-adapter"):
 
     def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:
         return self.norms and name.rpartition(".")[0] in layout.norms()
-
-    def count(self, layout: Layout) -> int:
-        adapters = sum(2 * self.bottleneck * s.outputs + self.bottleneck + s.outputs for s in self.sites(layout))
-        own = own_parameters(layout.model)
-        return adapters + sum(p.numel() for name, p in own if self.select(layout, name, p))
 
 
 class Bottleneck(Adapter):

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from peftkit.errors import PeftkitError
-from peftkit.kernels.low_rank import add_pair
-from peftkit.layout import Layout, Site
-from peftkit.method import Learns, Method
-from peftkit.methods.lora import LoRA, LowRank
-from peftkit.ports.adapter import Adapter, Call
-from peftkit.ports.low_rank import to_hf_peft
+from peftkit.kernels.low_rank import Pair
+from peftkit.layers.low_rank import LowRank
+from peftkit.layout import Site
+from peftkit.methods.lora import LoRA
+from peftkit.ports.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +34,6 @@ class SoRA(LoRA, name="sora"):
     )
     default_learning_rate: ClassVar[float] = 0.018
     plain_pair: ClassVar[bool] = False
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"targets": "linear", "threshold": 0.01, "rank": 4},)
-    learns: ClassVar[Learns] = Learns(loss=3.0, steps=60, learning_rate=3e-2)
-    stored_at_most: ClassVar[bool] = True
 
     threshold: Annotated[float, Ge(0)] = 5e-4
     """How far each step moves a gate towards zero."""
@@ -46,37 +41,14 @@ class SoRA(LoRA, name="sora"):
     def build(self, site: Site) -> Adapter:
         return Gated(site, self)
 
-    def count(self, layout: Layout) -> int:
-        return super().count(layout) + sum(self.rank_at(site) for site in self.sites(layout))
-
     def after_step(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
         with torch.no_grad():
             for adapter in cast(Mapping[str, Gated], adapters).values():
                 adapter.g.copy_(F.softshrink(adapter.g, self.threshold))
 
-    def finish(self, adapters: Mapping[str, Adapter]) -> Method:
+    def finish(self, adapters: Mapping[str, Adapter]) -> None:
         for adapter in cast(Mapping[str, Gated], adapters).values():
             adapter.keep(adapter.g != 0)
-        return self
-
-    def hf_peft(self, adapters: Mapping[str, Adapter], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        if self.bias != "none":
-            raise PeftkitError(f"{self.name}: trained biases do not travel to Hugging Face peft: use --format merged.")
-        open_ones = {key: a for key, a in cast(Mapping[str, Gated], adapters).items() if len(a.g)}
-        if not open_ones:
-            raise PeftkitError(f"{self.name}: every gate is closed, and Hugging Face peft has no adapter of rank 0.")
-        pairs = {
-            key: (a.A.detach() * a.g.detach()[:, None], a.B.detach() * a.scale, a.site) for key, a in open_ones.items()
-        }
-        return to_hf_peft(pairs, self.dropout)
-
-    @classmethod
-    def from_hf_peft(
-        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
-    ) -> tuple[Method, dict[str, Tensor]]:
-        method, state = super().from_hf_peft(config, tensors, layout)
-        gates = {key[:-1] + "g": torch.ones(down.shape[0]) for key, down in state.items() if key.endswith("/A")}
-        return method, {**state, **gates}
 
 
 class Gated(LowRank):
@@ -86,9 +58,8 @@ class Gated(LowRank):
         super().__init__(site, method)
         self.g = nn.Parameter(torch.randn(self.A.shape[0]))
 
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        inside = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        return add_pair(call, x, inside, self.A, self.B * self.g, self.scale)
+    def pair(self, x: Tensor) -> Pair | None:
+        return Pair(self.dropped(x), self.A, self.B * self.g, self.scale)
 
     def delta(self, weight: Tensor) -> Tensor:
         return (self.B @ (self.g[:, None] * self.A)) * self.scale

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from peftkit.layout import Layout, Site, parse_layers
-from peftkit.method import Learns, Method, Targets
+from peftkit.layout import Site
+from peftkit.method import Targeted, Targets
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import LinearAdapter
 
 
 @dataclass(frozen=True, kw_only=True)
-class SSF(Method, name="ssf"):
+class SSF(Targeted, name="ssf"):
     """y = gamma * (W x + b) + beta with gamma and beta [out]; the merged layer is (gamma W, gamma b + beta).
 
     The paper shifts every layer. A layer without a bias has no place for the shift: `shift: auto`, the default,
@@ -35,28 +34,15 @@ class SSF(Method, name="ssf"):
     )
     default_learning_rate: ClassVar[float] = 0.18
     rate_falls_with_width: ClassVar[bool] = False
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"shift": "always", "targets": ["v", "up", "down"]},)
-    learns: ClassVar[Learns] = Learns(loss=3.5, steps=60, learning_rate=1e-1)
 
     targets: Targets = "linear"
-    """Roles (q k v o gate up down head), groups (attention, mlp, linear) or module-name patterns."""
-    exclude: tuple[str, ...] = ()
-    """Targets to leave out again."""
-    layers: tuple[int, ...] | str | None = None
-    """Layers to adapt, such as 0-3,8; all by default."""
     shift: Literal["auto", "always"] = "auto"
     """Where outputs are shifted: where the layer has a bias, or everywhere."""
     variant: Literal["paper", "official"] = "paper"
     """Start unchanged, or with the small noise of the official code."""
 
-    def sites(self, layout: Layout) -> list[Site]:
-        return layout.resolve(self.targets, parse_layers(self.layers), self.exclude)
-
     def build(self, site: Site) -> Adapter:
         return ScaleAndShift(site, self)
-
-    def count(self, layout: Layout) -> int:
-        return sum(site.outputs * (2 if self.shifts(site) else 1) for site in self.sites(layout))
 
     def shifts(self, site: Site) -> bool:
         """Say whether the outputs of a site are shifted."""

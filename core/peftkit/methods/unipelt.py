@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from peftkit.layers.gate import Gate
-from peftkit.layout import Layout, Site
-from peftkit.method import Learns, Method
-from peftkit.methods.lora import LoRA, LowRank
+from peftkit.layers.low_rank import LowRank
+from peftkit.layout import Site
+from peftkit.method import Method
+from peftkit.methods.lora import LoRA
 from peftkit.methods.pfeiffer_adapter import PfeifferAdapter
 from peftkit.methods.prefix_tuning import PrefixTuning, ProjectedPrefix
 from peftkit.methods.serial_adapter import Bottleneck
@@ -42,9 +42,6 @@ class UniPELT(Method, name="unipelt"):
     )
     default_learning_rate: ClassVar[float] = 0.01
     mergeable: ClassVar[bool] = False
-    moves_base: ClassVar[bool] = True
-    trials: ClassVar[tuple[dict[str, Any], ...]] = ({"rank": 4, "prefix_length": 4, "projection": None, "layers": "1"},)
-    learns: ClassVar[Learns] = Learns(loss=3.4, steps=60, learning_rate=2e-2)
 
     rank: Annotated[int, Ge(1)] = 8
     """Inner size of the low-rank pairs."""
@@ -57,6 +54,10 @@ class UniPELT(Method, name="unipelt"):
     layers: tuple[int, ...] | str | None = None
     """Layers that are changed, such as 0-3,8; all by default."""
 
+    @property
+    def finished(self) -> Method:
+        return replace(self, projection=None)
+
     def parts(self) -> tuple[Method, ...]:
         every: dict[str, Any] = {"layers": self.layers, "learning_rate": self.learning_rate}
         return (
@@ -64,9 +65,6 @@ class UniPELT(Method, name="unipelt"):
             GatedPrefixTuning(length=self.prefix_length, projection=self.projection, **every),
             GatedAdapter(bottleneck=self.bottleneck, **every),
         )
-
-    def joined(self, parts: Sequence[Method]) -> tuple[Method, ...]:
-        return (replace(self, projection=cast(GatedPrefixTuning, parts[1]).projection),)
 
 
 class GatedLoRA(LoRA):
@@ -79,9 +77,6 @@ class GatedLoRA(LoRA):
     def build(self, site: Site) -> Adapter:
         return GatedPair(site, self)
 
-    def count(self, layout: Layout) -> int:
-        return super().count(layout) + len(self.sites(layout)) * (layout.width + 1)
-
 
 class GatedPrefixTuning(PrefixTuning):
     """The prefix of each layer."""
@@ -92,12 +87,6 @@ class GatedPrefixTuning(PrefixTuning):
     def build(self, site: Site) -> Adapter:
         return GatedPrefix(site, self)
 
-    def count(self, layout: Layout) -> int:
-        return super().count(layout) + len(self.sites(layout)) * (layout.width + 1)
-
-    def stored(self, layout: Layout) -> int:
-        return super().stored(layout) + len(self.sites(layout)) * (layout.width + 1)
-
 
 class GatedAdapter(PfeifferAdapter):
     """The adapter behind each feed-forward block."""
@@ -107,9 +96,6 @@ class GatedAdapter(PfeifferAdapter):
 
     def build(self, site: Site) -> Adapter:
         return GatedBottleneck(site, self.bottleneck, self.activation)
-
-    def count(self, layout: Layout) -> int:
-        return super().count(layout) + len(self.sites(layout)) * (layout.width + 1)
 
 
 class GatedPair(LowRank):
@@ -126,15 +112,13 @@ class GatedPair(LowRank):
 class GatedPrefix(ProjectedPrefix):
     """A prefix whose share of each query's attention is multiplied by the query's gate."""
 
-    reads_input: ClassVar[bool] = True
-
     def __init__(self, site: Site, method: PrefixTuning):
         super().__init__(site, method)
         self.gate = Gate(site.inputs)
 
-    def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *x: Tensor) -> Tensor:
+    def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         alone = attend(q, k, v, mask)
-        gate = self.gate(x[0]).unsqueeze(-1).to(alone.dtype)
+        gate = self.gate(self.input).unsqueeze(-1).to(alone.dtype)
         return torch.lerp(alone, super().forward(attend, q, k, v, mask), gate)
 
 

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from evaluate import EvaluationModule
 
 Compute = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
-Rows = Callable[[Sequence[str], Sequence[Sequence[str]]], list[tuple[float, ...]]]
-"""Returns one row of numbers an input, all of the same length."""
+Terms = Callable[[Sequence[str], Sequence[Sequence[str]]], list[tuple[float, ...]]]
+"""Returns the terms of each input, all of the same number."""
 Total = Callable[[Sequence[float]], dict[str, float]]
-"""Returns each key's figure from the sums of the rows' columns."""
+"""Returns each key's figure from the sums of the terms over inputs."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Metric:
     keys: tuple[str, ...]
     """The names of the figures, as printed."""
     compute: Compute = field(repr=False)
-    rows: Rows | None = field(default=None, repr=False)
-    """Of a metric that is a function of sums over inputs, what is summed; what an input's row holds of the whole set,
+    terms: Terms | None = field(default=None, repr=False)
+    """Of a metric that is a function of sums over inputs, what is summed; what an input's terms hold of the whole set,
     such as how rare an n-gram is, is taken from the references that are given. None of any other metric."""
     total: Total | None = field(default=None, repr=False)
-    """What the sums of `rows` come to; None where there are no rows."""
+    """What the sums of `terms` come to; None where there are no terms."""
 
     def score(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
         """Return each key's figure for the whole set.
@@ -71,20 +71,20 @@ def metric(name: str, *keys: str) -> Callable[[Compute], Compute]:
     return decorate
 
 
-def summed(name: str, *keys: str, total: Total) -> Callable[[Rows], Rows]:
-    """Register the decorated function, which returns a row an input, as the metric `name`, a function of their sums.
+def summed(name: str, *keys: str, total: Total) -> Callable[[Terms], Terms]:
+    """Register the decorated function, which returns the terms of each input, as the metric `name` of their sums.
 
     Such a score can be resampled without scoring a text again.
     """
 
-    def decorate(rows: Rows) -> Rows:
-        @functools.wraps(rows)
+    def decorate(terms: Terms) -> Terms:
+        @functools.wraps(terms)
         def compute(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-            return total([math.fsum(column) for column in zip(*rows(predictions, references), strict=True)])
+            return total([math.fsum(column) for column in zip(*terms(predictions, references), strict=True)])
 
         compute.__doc__ = total.__doc__
-        METRICS.add(name, Metric(name, keys, compute, rows, total))
-        return rows
+        METRICS.add(name, Metric(name, keys, compute, terms, total))
+        return terms
 
     return decorate
 

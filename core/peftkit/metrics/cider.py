@@ -40,11 +40,11 @@ def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> li
     How rare an n-gram is is counted in all the references.
     """
     groups = [[counts(tokens) for tokens in group] for group in tokenize_groups(references)]
-    found: Counter[Ngram] = Counter()
+    inputs_with: Counter[Ngram] = Counter()
     for group in groups:
-        found.update({ngram for text in group for order in text for ngram in order})
+        inputs_with.update({ngram for text in group for order in text for ngram in order})
     inputs = math.log(len(groups))
-    rarity = {ngram: inputs - math.log(times) for ngram, times in found.items()}
+    rarity = {ngram: inputs - math.log(times) for ngram, times in inputs_with.items()}
     rows = []
     for tokens, group in zip(tokenize_lines(predictions), groups, strict=True):
         hypothesis = weigh(counts(tokens), rarity, inputs)

@@ -36,7 +36,7 @@ Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Turn:
+class Question:
     """One question: its human answers, and the `source` of its conversation where that is known."""
 
     answers: tuple[str, ...]
@@ -107,7 +107,7 @@ def means(scores: Iterable[tuple[float, float]]) -> dict[str, float]:
     return {"em": 100 * sum(turn[0] for turn in turns) / count, "f1": 100 * sum(turn[1] for turn in turns) / count}
 
 
-def report(turns: Mapping[Key, Turn], scores: Mapping[Key, tuple[float, float]]) -> dict[str, dict[str, float]]:
+def report(turns: Mapping[Key, Question], scores: Mapping[Key, tuple[float, float]]) -> dict[str, dict[str, float]]:
     """Return em, f1 and the number of turns of every domain, `in_domain`, `out_domain` and `overall`, in percent.
 
     A turn without a score counts as 0.
@@ -129,10 +129,10 @@ def score_files(predictions: Path, references: Path) -> Scores:
     PeftkitError for a prediction of a question that the references do not have.
     """
     turns, answers = read_turns(references), read_answers(predictions)
-    strange = next((key for key in answers if key not in turns), None)
-    if strange:
+    extra = next((key for key in answers if key not in turns), None)
+    if extra:
         raise PeftkitError(
-            f"{predictions} answers turn {strange[1]} of '{strange[0]}', which {references} does not have. "
+            f"{predictions} answers turn {extra[1]} of '{extra[0]}', which {references} does not have. "
             "Give the predictions and the references of the same split."
         )
     full = report(turns, {key: score_turn(answer, turns[key].answers) for key, answer in answers.items()})
@@ -165,7 +165,7 @@ def read_answers(path: Path) -> dict[Key, str]:
     return answers
 
 
-def read_turns(path: Path) -> dict[Key, Turn]:
+def read_turns(path: Path) -> dict[Key, Question]:
     """Read every turn of a file in the official layout, with all its human answers."""
     content = files.read_json(path)
     conversations = content.get("data") if isinstance(content, dict) else None
@@ -173,7 +173,7 @@ def read_turns(path: Path) -> dict[Key, Turn]:
         raise PeftkitError(
             f"{path}: an object with a list of conversations under 'data' is wanted (the official layout)."
         )
-    turns: dict[Key, Turn] = {}
+    turns: dict[Key, Question] = {}
     for number, conversation in enumerate(conversations, 1):
         try:
             turns |= read_conversation(conversation)
@@ -185,7 +185,7 @@ def read_turns(path: Path) -> dict[Key, Turn]:
     return turns
 
 
-def read_conversation(conversation: Mapping[str, Any]) -> dict[Key, Turn]:
+def read_conversation(conversation: Mapping[str, Any]) -> dict[Key, Question]:
     """Return the turns of one conversation; a KeyError, TypeError or ValueError tells what is wrong with it."""
     people = [conversation["answers"], *conversation.get("additional_answers", {}).values()]
     source = conversation.get("source")
@@ -198,5 +198,5 @@ def read_conversation(conversation: Mapping[str, Any]) -> dict[Key, Turn]:
         if any(answer["turn_id"] != number for answer in given):
             raise ValueError(f"the answers to question {index + 1} are not to turn {number}")
         texts = tuple(answer["input_text"] for answer in given)
-        turns[str(conversation["id"]), number] = Turn(texts, source)
+        turns[str(conversation["id"]), number] = Question(texts, source)
     return turns

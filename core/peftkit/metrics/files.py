@@ -65,12 +65,12 @@ def blocks(path: Path) -> list[list[str]]:
 def entries(path: Path, key: str) -> Iterator[tuple[int, Any]]:
     """Iterate over (number from 1, entry) of a JSON list or of JSON lines; of an object, what it has at `key`."""
     if path.suffix == ".jsonl":
-        found = [parse(line, path, number) for number, line in enumerate(lines(path), 1) if line.strip()]
+        listed = [parse(line, path, number) for number, line in enumerate(lines(path), 1) if line.strip()]
     else:
-        found = files.read_json(path)
-    if not isinstance(found, list) or not found:
-        raise PeftkitError(f"{path}: a JSON list with at least one entry is wanted, and this is {describe(found)}.")
-    for number, entry in enumerate(found, 1):
+        listed = files.read_json(path)
+    if not isinstance(listed, list) or not listed:
+        raise PeftkitError(f"{path}: a JSON list with at least one entry is wanted, and this is {describe(listed)}.")
+    for number, entry in enumerate(listed, 1):
         if isinstance(entry, dict):
             place = f"{path}, entry {number}"
             known(entry, FIELDS, place)
@@ -82,9 +82,9 @@ def entries(path: Path, key: str) -> Iterator[tuple[int, Any]]:
 
 def known(entry: Mapping[str, Any], fields: Sequence[str], place: str) -> None:
     """Raise PeftkitError where an object has a field that is none of `fields`."""
-    strange = next((field for field in entry if field not in fields), None)
-    if strange is not None:
-        raise PeftkitError(f"{place}: {unknown('field', strange, fields)}")
+    other = next((field for field in entry if field not in fields), None)
+    if other is not None:
+        raise PeftkitError(f"{place}: {unknown('field', other, fields)}")
 
 
 def parse(line: str, path: Path, number: int) -> Any:

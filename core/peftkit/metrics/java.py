@@ -61,16 +61,16 @@ class Program:
         try:
             self._process.stdin.write(f"{line}\n".encode())
             self._process.stdin.flush()
-            found = [self._process.stdout.readline().decode("utf-8", "replace") for _ in range(answers)]
+            lines = [self._process.stdout.readline().decode("utf-8", "replace") for _ in range(answers)]
         except OSError:
-            found = [""]
+            lines = [""]
         finally:
             watch.cancel()
         if self._expired:
             raise self.failure(f"gave no answer in {seconds:g} seconds")
-        if not all(answer.endswith("\n") for answer in found):
+        if not all(answer.endswith("\n") for answer in lines):
             raise self.failure("ended")
-        return [answer.strip() for answer in found]
+        return [answer.strip() for answer in lines]
 
     def failure(self, fault: str) -> UnavailableError:
         """End the program and return an error that tells `fault` and the last line of what the program said."""

@@ -42,8 +42,8 @@ def nist(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> lis
         for index, (tokens, group) in enumerate(zip(hypotheses, groups, strict=True)):
             counts = count(tokens, order)
             matched = clipped(counts, [count(reference, order) for reference in group])
-            told = (hits * information(ngram, seen, histories, words) for ngram, hits in matched.items())
-            gained[index].append(math.fsum(told))
+            gains = (hits * information(ngram, seen, histories, words) for ngram, hits in matched.items())
+            gained[index].append(math.fsum(gains))
             had[index].append(counts.total())
         histories = seen
     return [

@@ -115,11 +115,11 @@ def tokenize(text: str, following: str = "") -> tuple[str, ...]:
         if text[position].isspace():
             position += 1
             continue
-        found = split_at(text, position)
-        for token in found:
+        pieces = split_at(text, position)
+        for token in pieces:
             tokens.append(WRITTEN.get(token, token).lower())
             position += len(token)
-        position += not any(found)
+        position += not any(pieces)
     return tuple(token for token in tokens if token and token not in PUNCTUATION)
 
 

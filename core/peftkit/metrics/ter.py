@@ -68,7 +68,7 @@ def edits_to(words: list[str], reference: list[str], limit: int | None) -> int:
         return len(words) if limit is None else min(limit, len(words))
     # A shift moves words and changes none, so what is at least left stays the same.
     bound = fewest_edits(words, reference)
-    search = Search(reference)
+    search = ShiftSearch(reference)
     while limit is None or search.shifts + bound < limit:
         distance, trace = search.edits(words)
         shifted = search.best_shift(words, distance, trace) if distance > bound else None
@@ -79,7 +79,7 @@ def edits_to(words: list[str], reference: list[str], limit: int | None) -> int:
     return limit
 
 
-class Search:
+class ShiftSearch:
     """The search for shifts that bring texts nearer to one reference."""
 
     def __init__(self, reference: list[str]):
@@ -90,8 +90,8 @@ class Search:
 
     def edits(self, words: list[str]) -> tuple[int, str]:
         """Return the distance from `words` to the reference, and the edits, as `Distance.trace` gives them."""
-        found = self._distance.trace(words)
-        return found if self._exact(words, found[0]) else self._in_band(words)
+        traced = self._distance.trace(words)
+        return traced if self._exact(words, traced[0]) else self._in_band(words)
 
     def best_shift(self, words: list[str], distance: int, trace: str) -> list[str] | None:
         """Return `words` after the shift that saves most edits; None where none saves any.

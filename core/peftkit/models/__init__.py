@@ -1,1 +1,1 @@
-"""Base models: loading, random tiny ones, the bundled one, and what tells one from another."""
+"""Base models: loading, random tiny ones, the bundled one, and the fingerprint of each."""

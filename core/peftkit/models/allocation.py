@@ -1,4 +1,4 @@
-"""A budget of bits per weight, spent on the formats of a model's linear layers."""
+"""Bit allocation: a budget of bits per weight decides the formats of a model's linear layers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SLACK = 1e-9
 
 
 def within(budget: float, chosen: Quantization, layout: Layout, read: Callable[[str], Tensor] | None) -> Quantization:
-    """Return the formats that a budget is spent on; those that stand beside it already are checked and taken."""
+    """Return the formats that a budget pays for; those that stand beside it already are checked and taken."""
     if not chosen.modules:
-        return spend(budget, layout, read)
-    check_spent(budget, layout, chosen)
+        return allocate(budget, layout, read)
+    check_allocated(budget, layout, chosen)
     return chosen
 
 
-def spend(budget: float, layout: Layout, read: Callable[[str], Tensor] | None) -> Quantization:
+def allocate(budget: float, layout: Layout, read: Callable[[str], Tensor] | None) -> Quantization:
     """Choose a format for every linear layer of the blocks: `budget` bits a weight in all, the least squared error.
 
     Counted are the packed bytes, scales included, over the weights of these layers. The error is |W - Q|^2, without a
@@ -49,13 +49,13 @@ def spend(budget: float, layout: Layout, read: Callable[[str], Tensor] | None) -
         raise PeftkitError(f"quantization.budget: {budget:g} bits a weight cannot be met: {error}") from None
     spent = 8 * sum(line[index] for line, index in zip(packed, picked, strict=True)) / weights
     names = [choices[index].name for index in picked]
-    told = ", ".join(f"{names.count(name)} x {name}" for name in sorted(set(names)))
-    logging.getLogger("peftkit").info("a budget of %g bits a weight: %s, %.4f bits in all", budget, told, spent)
+    counts = ", ".join(f"{names.count(name)} x {name}" for name in sorted(set(names)))
+    logging.getLogger("peftkit").info("a budget of %g bits a weight: %s, %.4f bits in all", budget, counts, spent)
     return Quantization(None, {path: choices[index] for path, index in zip(sizes, picked, strict=True)})
 
 
-def check_spent(budget: float, layout: Layout, chosen: Quantization) -> None:
-    """Refuse formats that stand beside a budget and are not what it was spent on."""
+def check_allocated(budget: float, layout: Layout, chosen: Quantization) -> None:
+    """Refuse formats that stand beside a budget and are not what it pays for."""
     sizes, packed = _shapes(layout), chosen.choose(layout)
     left = next((path for path in sizes if path not in packed), None)
     if left is not None:
@@ -82,9 +82,9 @@ def _errors(
 
 def _shapes(layout: Layout) -> dict[str, tuple[int, int]]:
     """Return (out, in) of the modules that are packed, each once."""
-    found = {}
+    shapes = {}
     for site in layout.linears:
         size = shape(site.module)
         if site.role in GROUPS["linear"] and size is not None:
-            found[site.path] = size
-    return found
+            shapes[site.path] = size
+    return shapes

@@ -1,4 +1,4 @@
-"""A model's configuration, from its folder or from a recipe's `init`, checked to be a decoder of text."""
+"""A model's configuration, from its folder or from a recipe's `init`, checked to be of a family that works."""
 
 from __future__ import annotations
 
@@ -8,23 +8,17 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
+from peftkit import families
 from peftkit.errors import PeftkitError, nearest
 from peftkit.models import folder as folders
-from peftkit.models import foreign
-
-OTHER_INPUTS = ("vision_config", "audio_config")
 
 
 def from_folder(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """Read the configuration in `folder`; refuses what is no text decoder, and foreign code that is not trusted."""
+    """Read the configuration in `folder`; refuses what no family takes, and foreign code that is not trusted."""
     described = folders.description(folder)
     path, architecture = folder / "config.json", described["model_type"]
-    own_code = "AutoModelForCausalLM" in (described.get("auto_map") or {})
+    own_code = families.named_in(described.get("auto_map")) is not None
     if architecture not in CONFIG_MAPPING_NAMES and not own_code:
         raise PeftkitError(f"{path}: " + _unknown_architecture(architecture))
     if own_code and architecture not in CONFIG_MAPPING_NAMES and not trust_remote_code:
@@ -37,8 +31,7 @@ def from_folder(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
     except Exception as error:  # transformers and a model's own code raise every kind here
         raise PeftkitError(f"{path} is not a valid configuration: {one_line(error)}") from error
     if not (own_code and trust_remote_code):
-        check_decoder(config, str(path))
-    foreign.check(config, str(path))
+        families.check(config, str(path))
     return config
 
 
@@ -50,11 +43,11 @@ def from_init(init: Mapping[str, Any], defaults: Mapping[str, Any]) -> Pretraine
     """
     keys = dict(init)
     architecture = str(keys.pop("architecture", ""))
-    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if architecture not in families.architectures():
         raise PeftkitError("model.init.architecture: " + _unknown_architecture(architecture))
     try:
         blank = AutoConfig.for_model(architecture)
-        check_decoder(blank, "model.init.architecture")
+        families.check(blank, "model.init.architecture")
         known = set(blank.to_dict()) | set(blank.attribute_map)
         for key in keys:
             if key not in known:
@@ -69,29 +62,12 @@ def from_init(init: Mapping[str, Any], defaults: Mapping[str, Any]) -> Pretraine
     return config
 
 
-def check_decoder(config: PretrainedConfig, where: str) -> None:
-    """Refuse a configuration whose model is not a decoder of plain text; `where` names the file or key."""
-    architecture = config.model_type
-    if config.is_encoder_decoder:
-        raise PeftkitError(
-            f"{where}: {architecture} is an encoder-decoder; only decoders (causal language models) work."
-        )
-    if any(getattr(config, key, None) is not None for key in OTHER_INPUTS):
-        raise PeftkitError(f"{where}: {architecture} takes images or sound; only decoders of plain text work.")
-    masked = architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    if masked or architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise PeftkitError(
-            f"{where}: {architecture} is not a decoder (no causal language model of it is known to transformers). "
-            "Choose a model that generates text, such as llama, qwen3, gemma, mistral, phi, gpt2 or opt."
-        )
-
-
 def one_line(error: Exception) -> str:
     """Return the error's text in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _unknown_architecture(name: str) -> str:
-    guess = nearest(name, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    guess = nearest(name, families.architectures())
     hint = f" Did you mean '{guess}'?" if guess else ""
     return f"'{name}' is not an architecture that this transformers knows.{hint} Examples: llama, qwen3, mistral, gpt2."

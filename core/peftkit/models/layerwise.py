@@ -47,8 +47,8 @@ def read(
         path, _, kind = name.rpartition(".")
         setattr(model.get_submodule(path), kind, nn.Parameter(value, requires_grad=False))
         if kind == "weight" and path in packed:
-            replace(model, path, packed[path], partial(again, file.path, name, dtype, path in transposed))
-            give_back()
+            replace(model, path, packed[path], partial(read_weight, file.path, name, dtype, path in transposed))
+            release_memory()
     if wanted - set(samples):
         return None
     model.tie_weights()
@@ -79,13 +79,13 @@ def _tied(model: PreTrainedModel) -> set[str]:
     return {f"{site.path}.weight" for site in layout.linears if site.tied}
 
 
-def again(path: Path, name: str, dtype: torch.dtype, transposed: bool) -> Tensor:
+def read_weight(path: Path, name: str, dtype: torch.dtype, transposed: bool) -> Tensor:
     """Read one weight [out, in] of a safetensors file."""
     weight = TensorFile(path).read(name).to(dtype)
     return weight.T if transposed else weight
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Give memory that was freed back to the system: glibc keeps what lies between blocks that are still in use."""
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:

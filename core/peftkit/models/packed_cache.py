@@ -23,7 +23,7 @@ from peftkit.quantization.quantizer import Quantizer
 
 VERSION = 2
 CHOICE = "choice.json"
-"""In a folder of its own: the formats that a budget was spent on."""
+"""In a folder of its own: the formats that a budget was allocated to."""
 SMALLEST = 64 << 20
 """Bytes of the weight files from which on a model is kept: packing a smaller one is as quick as reading it."""
 
@@ -44,7 +44,7 @@ def folder(paths: list[Path], description: Mapping[str, Any]) -> Path | None:
 
 
 def keep_choice(where: Path, storage: Mapping[str, Any]) -> None:
-    """Keep the description of chosen formats; a full or read-only disk is told and does not stop the run."""
+    """Keep the description of chosen formats; a full or read-only disk is a warning and does not stop the run."""
     try:
         with files.new_folder(where, replace=True) as temporary:
             files.write_json(temporary / CHOICE, dict(storage))
@@ -55,14 +55,14 @@ def keep_choice(where: Path, storage: Mapping[str, Any]) -> None:
 def choice(where: Path) -> dict[str, Any] | None:
     """Return what `keep_choice` kept; None where there is nothing or it is damaged."""
     try:
-        found = files.read_json(where / CHOICE) if (where / CHOICE).is_file() else None
+        kept = files.read_json(where / CHOICE) if (where / CHOICE).is_file() else None
     except PeftkitError:
         return None
-    return found if isinstance(found, dict) else None
+    return kept if isinstance(kept, dict) else None
 
 
 def write(where: Path, model: nn.Module, fingerprint: str, storage: Mapping[str, Any]) -> None:
-    """Keep a packed model; a full or read-only disk is told and does not stop the run."""
+    """Keep a packed model; a full or read-only disk is a warning and does not stop the run."""
     try:
         with files.new_folder(where, replace=True) as temporary:
             packed_folder.write(temporary, model, fingerprint, storage)
@@ -83,7 +83,7 @@ def read(
 
     def source(path: str) -> Callable[[], Tensor]:
         key = f"{path}.weight"
-        return partial(layerwise.again, homes[key], key, dtype, isinstance(model.get_submodule(path), Conv1D))
+        return partial(layerwise.read_weight, homes[key], key, dtype, isinstance(model.get_submodule(path), Conv1D))
 
     try:
         return packed_folder.fill(model, where, packed, dtype, source)

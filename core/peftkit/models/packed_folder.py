@@ -46,15 +46,16 @@ def is_packed(folder: Path) -> bool:
 def facts(folder: Path) -> dict[str, Any]:
     """Return `fingerprint`, `sha256` and `storage` of a packed folder; a damaged description is a PeftkitError."""
     path = folder / FACTS
-    found = files.read_json(path)
+    content = files.read_json(path)
     kinds = {"fingerprint": (str, type(None)), "sha256": str, "storage": dict}
-    if not isinstance(found, dict) or not all(isinstance(found.get(key, 0), kind) for key, kind in kinds.items()):
+    if not isinstance(content, dict) or not all(isinstance(content.get(key, 0), kind) for key, kind in kinds.items()):
         raise PeftkitError(f"{path} does not describe packed weights: pack the model again.")
-    if found.get("version") != VERSION:
+    version = content.get("version")
+    if version != VERSION:
         raise PeftkitError(
-            f"{path} has the version {found.get('version')!r}, and this peftkit reads {VERSION}: pack the model again."
+            f"{path} has the version {version!r}, and this peftkit reads {VERSION}: pack the model again."
         )
-    return found
+    return content
 
 
 def fill(
@@ -108,8 +109,8 @@ def _place(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype) -> N
         return
     own = module._parameters.get(key)
     if own is None or own.shape != tensor.shape:
-        told = "no weight" if own is None else f"of the shape {list(own.shape)}"
-        raise PeftkitError(f"{name} {list(tensor.shape)} is {told} in this model: the packed file is another one's.")
+        there = "no weight" if own is None else f"of the shape {list(own.shape)}"
+        raise PeftkitError(f"{name} {list(tensor.shape)} is {there} in this model: the packed file is another one's.")
     setattr(module, key, nn.Parameter(tensor.to(dtype), requires_grad=False))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -13,10 +13,9 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import GROUPS, Layout
 from peftkit.quantization.packed import PackedLinear, StoredLinear
 from peftkit.quantization.quantizer import QUANTIZERS, Quantizer
+from peftkit.quantization.storage import in_words
 from peftkit.quantization.weight import dense, store
-
-if TYPE_CHECKING:
-    from peftkit.recipe import QuantizationSection
+from peftkit.recipe import QuantizationSection
 
 DENSE = "none"
 """The name for weights that stay as they are."""
@@ -39,17 +38,18 @@ class Quantization:
 
     @classmethod
     def described(cls, storage: Mapping[str, Any]) -> Quantization:
-        """Build what `description` told; an unknown format or option is a PeftkitError."""
+        """Build what `description` returned; an unknown format or option is a PeftkitError."""
         modules = storage.get("modules") or {}
         return cls(_build(storage), {pattern: _build(choice) for pattern, choice in modules.items()})
 
     def description(self) -> dict[str, Any]:
-        """Return plain values that tell the formats with all their options."""
-        return {**_told(self.default), "modules": {key: _told(quantizer) for key, quantizer in self.modules.items()}}
+        """Return plain values: the formats with all their options."""
+        modules = {pattern: _choice(quantizer) for pattern, quantizer in self.modules.items()}
+        return {**_choice(self.default), "modules": modules}
 
-    def told(self) -> str:
-        """Tell the formats in a few words."""
-        return told(self.description())
+    def in_words(self) -> str:
+        """Describe the formats in a few words."""
+        return in_words(self.description())
 
     @property
     def packs(self) -> bool:
@@ -66,11 +66,11 @@ class Quantization:
         chosen: dict[str, Quantizer | None] = dict.fromkeys(blocks, self.default)
         for pattern, quantizer in self.modules.items():
             try:
-                found = {site.path: site for site in layout.resolve(pattern)}
+                matches = {site.path: site for site in layout.resolve(pattern)}
             except PeftkitError as error:
                 raise PeftkitError(f"quantization: {error}") from None
-            sites |= found
-            chosen |= dict.fromkeys(found, quantizer)
+            sites |= matches
+            chosen |= dict.fromkeys(matches, quantizer)
         packed = {path: quantizer for path, quantizer in chosen.items() if quantizer is not None}
         tied = next((path for path in packed if sites[path].tied), None)
         if tied is not None:
@@ -81,16 +81,16 @@ class Quantization:
 def quantize(model: nn.Module, quantization: Quantization) -> None:
     """Put packed layers in the place of the linear ones that are chosen, one by one.
 
-    Each keeps its dense weight for starts that are found from it, until `forget_originals`. Raises PeftkitError naming
+    Each keeps its dense weight for starts that are computed from it, until `forget_originals`. Raises PeftkitError with
     the layer whose weight cannot be packed; the layers before it are packed then.
     """
     for path, quantizer in quantization.choose(Layout(model)).items():
         weight = dense(model.get_submodule(path)).detach()
-        replace(model, path, quantizer, partial(_same, weight))
+        replace(model, path, quantizer, partial(_itself, weight))
 
 
 def replace(model: nn.Module, path: str, quantizer: Quantizer, source: Callable[[], Tensor] | None = None) -> None:
-    """Put a packed layer in the place of the linear one at `path`; `source` reads its dense weight [out, in] again."""
+    """Put a packed layer in the place of the linear one at `path`; `source` reads its dense weight [out, in]."""
     parent, _, name = path.rpartition(".")
     module = cast(Any, model.get_submodule(path))
     bias = None if module.bias is None else module.bias.detach()
@@ -123,21 +123,14 @@ def forget_originals(model: nn.Module) -> None:
             module.source = None
 
 
-def told(storage: Mapping[str, Any]) -> str:
-    """Tell a description of formats in a few words."""
-    words = [f"{key} {value}" for key, value in (storage.get("options") or {}).items()]
-    words += [f"{pattern} as {choice['format']}" for pattern, choice in (storage.get("modules") or {}).items()]
-    return f"{storage.get('format')} ({', '.join(words)})" if words else str(storage.get("format"))
-
-
 def _build(choice: Mapping[str, Any]) -> Quantizer | None:
     name = choice.get("format", DENSE)
     return None if name == DENSE else QUANTIZERS[name].from_options(choice.get("options") or {})
 
 
-def _told(quantizer: Quantizer | None) -> dict[str, Any]:
+def _choice(quantizer: Quantizer | None) -> dict[str, Any]:
     return {"format": quantizer.name if quantizer else DENSE, "options": quantizer.options() if quantizer else {}}
 
 
-def _same(weight: Tensor) -> Tensor:
+def _itself(weight: Tensor) -> Tensor:
     return weight

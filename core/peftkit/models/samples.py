@@ -34,8 +34,8 @@ def logits(model: nn.Module, tokenizer: Any, soft: Sequence[int] = ()) -> Tensor
             ids = tokenizer(text, add_special_tokens=True)["input_ids"][:LENGTH]
             if ids:
                 batch = torch.tensor([[*ids[:first], *soft, *ids[first:]]], device=device)
-                found = model(input_ids=batch, use_cache=False).logits[0].float().cpu()
-                rows += [found[:first], found[first + length :]]
+                row = model(input_ids=batch, use_cache=False).logits[0].float().cpu()
+                rows += [row[:first], row[first + length :]]
     return torch.cat(rows)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from peftkit.errors import PeftkitError, unknown
+from peftkit.families import family_of
 
 VOCABULARY = 96
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": VOCABULARY}
@@ -50,7 +51,7 @@ def tiny(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     config = AutoConfig.for_model(architecture, **(SETTINGS[architecture] | overrides))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = family_of(config).loader.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:

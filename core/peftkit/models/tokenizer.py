@@ -9,7 +9,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from peftkit import files
 from peftkit.errors import PeftkitError
+from peftkit.models import folder as folders
 from peftkit.models.configuration import one_line
+from peftkit.models.quiet import quiet
+from peftkit.recipe import ModelSection
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|padding|>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
@@ -43,6 +46,20 @@ def read(folder: Path, *, trust_remote_code: bool = False) -> Any:
         )
     set_padding(tokenizer)
     return tokenizer
+
+
+def load_tokenizer(section: ModelSection) -> Any:
+    """Load the section's tokenizer: the one it names, else the model's own; the padding token is always set."""
+    name = section.tokenizer or section.name
+    if name is None:
+        raise PeftkitError(
+            "model.init describes a model without a tokenizer: name one with `model.tokenizer`, such as bundled/tiny "
+            "or a folder with tokenizer.json."
+        )
+    revision = None if section.tokenizer else section.revision
+    with quiet():
+        folder = folders.find(name, revision, weights=False, code=section.trust_remote_code)
+        return read(folder, trust_remote_code=section.trust_remote_code)
 
 
 def set_padding(tokenizer: PreTrainedTokenizerBase) -> None:

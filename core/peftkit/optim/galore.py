@@ -14,7 +14,7 @@ from peftkit.optim import OPTIMIZERS
 
 
 @OPTIMIZERS.register("galore")
-class GaLore(torch.optim.Optimizer):
+class GaLoreAdam(torch.optim.Optimizer):
     """W [out, in] -= lr * scale * back(Adam(R)), with R [out, r] = G P' where out >= in and R [r, in] = P' G elsewhere.
 
     P holds the first r = `rank` right singular vectors of the gradient as rows [r, in], or the left ones as columns

@@ -6,8 +6,9 @@ positions, caches, beams and gradient checkpointing, and touches no cache. Famil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -20,7 +21,8 @@ from peftkit.kernels.tree import Tree
 from peftkit.kernels.tree_attention import attend as attend_along
 from peftkit.kernels.tree_plan import plan_of
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.seat import INPUT, Seat, Switch
+from peftkit.ports.context import LINK, Context, Routing, context_of
+from peftkit.ports.seat import Seat
 
 NAME = "peftkit"
 TREE = "peftkit-tree"
@@ -32,60 +34,57 @@ class AttentionAdapter(Adapter):
     """An adapter inside the attention of its site: `forward(attend, q, k, v, mask) -> y`.
 
     q [B, heads, T, size]; k and v [B, groups, S, size] after rotary positions, those of the cache included; mask
-    [B or 1, 1, T, S], True where a query may look; y [B, T, heads, size], as `attend(q, k, v, mask)` returns it. With
-    `reads_input` the hidden states x [B, T, width] that the attention reads follow the mask.
+    [B or 1, 1, T, S], True where a query may look; y [B, T, heads, size], as `attend(q, k, v, mask)` returns it. What
+    the attention itself reads, x [B, T, width], is `self.input`.
     """
 
     inside: ClassVar[bool] = True
 
-    def forward(  # type: ignore[override]
-        self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *x: Tensor
-    ) -> Tensor:
+    @property
+    def input(self) -> Tensor:
+        """The hidden states [B, T, width] from which the queries that are given were made."""
+        return self.context.tape[self.site.module]
+
+    def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """Compute the adapted attention."""
         raise TypeError(f"{type(self).__name__} does not define what it computes")
 
 
-def listen(model: nn.Module, switch: Switch) -> None:
+def listen(model: nn.Module, context: Context) -> None:
     """Have the model's attention run its active adapters, and its own function as it was while none is active."""
     config = cast(Any, model).config
     own = config._attn_implementation
 
     def choose() -> None:
         seats = (module for module in model.modules() if isinstance(module, Seat))
-        wanted = any(inside(module, switch) for module in seats)
+        wanted = any(adapter.inside for seat in seats for adapter in seat.running(context.names))
         config._attn_implementation = NAME if wanted else own
 
-    switch.watchers.append(choose)
-
-
-def inside(module: Seat, switch: Switch) -> list[AttentionAdapter]:
-    """Return the active attention adapters of a module, innermost first."""
-    return [cast(AttentionAdapter, adapter) for adapter in module.running(switch.names) if adapter.inside]
+    context.watchers.append(choose)
 
 
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **rest: Any
 ) -> tuple[Tensor, None]:
     """Attend as transformers' registry asks it, through the adapters of `module`."""
-    x = rest.pop(INPUT, None)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         return ALL_ATTENTION_FUNCTIONS[KERNEL](module, q, k, v, mask, **rest)[0]
 
     if not isinstance(module, Seat):
         return attend(query, key, value, attention_mask), None
-    rows = module.switch.rows
-    if rows is None:
-        return _chain(module, module.switch.active, attend, x)(query, key, value, attention_mask), None
-    parts = []
+    context = module.peftkit_context
+    routing = context.routing
+    if routing is None:
+        return _chain(module, context.active, attend)(query, key, value, attention_mask), None
     mask = attention_mask.expand(query.shape[0], -1, -1, -1)
-    for name in dict.fromkeys(rows):
-        index = torch.tensor([i for i, row in enumerate(rows) if row == name], device=query.device)
-        mine = None if x is None else x[index]
-        call = _chain(module, () if name is None else (name,), attend, mine)
-        parts.append((index, call(query[index], key[index], value[index], mask[index])))
-    order = torch.cat([index for index, _ in parts]).argsort()
-    return torch.cat([part for _, part in parts]).index_select(0, order), None
+    portions = [routing.order(x).split(routing.sizes) for x in (query, key, value, mask)]
+    inputs = _inputs(module, routing, 0)
+    parts = []
+    for name, x, *given in zip(routing.names, inputs, *portions, strict=True):
+        with _input(module, x):
+            parts.append(_chain(module, (name,), attend)(*given))
+    return routing.restore(torch.cat(parts)), None
 
 
 @torch.compiler.disable
@@ -93,44 +92,54 @@ def attention_along(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **rest: Any
 ) -> tuple[Tensor, None]:
     """Attend as `attention` does, along the trees, which are others in each step: no compiler looks inside."""
-    x = rest.pop(INPUT, None)
-    tree, *others = STATE.trees
-    if others:
-        return _divide(module, query, key, value, attention_mask, x, rest), None
-    call = _attend_along(tree, key, rest)
-    call = _chain(module, module.switch.names, call, x) if isinstance(module, Seat) else call
-    return call(query, key, value, attention_mask), None
-
-
-def _divide(
-    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, x: Tensor | None, rest: dict[str, Any]
-) -> Tensor:
-    """Attend along several trees, each with the adapters of its own span; nothing passes from one to another."""
-    sizes = [len(tree.ids) for tree in STATE.trees]
+    context: Context = module.__dict__[LINK]
+    tree, *others = context.trees
+    if not others:
+        call = _attend_along(tree, key, rest)
+        call = _chain(module, context.names, call) if isinstance(module, Seat) else call
+        return call(query, key, value, attention_mask), None
+    sizes = [len(tree.ids) for tree in context.trees]
+    names = context.routing.names if context.routing is not None else [None] * len(sizes)
+    portions = query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), attention_mask.split(sizes, 3)
+    inputs = [None] * len(sizes) if context.routing is None else _inputs(module, context.routing, 1)
     parts = []
-    split = zip(q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), mask.split(sizes, 3), strict=True)
-    inputs = [None] * len(sizes) if x is None else x.split(sizes, 1)
-    for place, (tree, mine, given) in enumerate(zip(STATE.trees, split, inputs, strict=True)):
-        call = _attend_along(tree, mine[1], rest)
-        if isinstance(module, Seat):
-            call = _chain(module, module.switch.names[place : place + 1], call, given)
-        parts.append(call(*mine))
-    return torch.cat(parts, 1)
+    for tree, name, x, q, k, v, mask in zip(context.trees, names, inputs, *portions, strict=True):
+        call = _attend_along(tree, k, rest)
+        with _input(module, x):
+            call = _chain(module, (name,), call) if isinstance(module, Seat) else call
+            parts.append(call(q, k, v, mask))
+    return torch.cat(parts, 1), None
+
+
+def _inputs(module: nn.Module, routing: Routing, dimension: int) -> Sequence[Tensor | None]:
+    """Return of what the attention reads that of each portion; None where no adapter is there to ask."""
+    x = module.__dict__[LINK].tape.get(module)
+    return [None] * len(routing.sizes) if x is None else routing.order(x, dimension).split(routing.sizes, dimension)
+
+
+@contextmanager
+def _input(module: nn.Module, x: Tensor | None) -> Iterator[None]:
+    """Have the adapters of an attention read x as its input."""
+    tape = module.__dict__[LINK].tape
+    before = tape.get(module)
+    if x is not None:
+        tape[module] = x
+    try:
+        yield
+    finally:
+        if x is not None:
+            tape[module] = before
 
 
 def _attend_along(tree: Tree, key: Tensor, rest: dict[str, Any]) -> Attend:
     return lambda q, k, v, mask: _along(tree, q, k, v, 0 if k is key else _front(tree, k, mask), **rest)
 
 
-def _chain(module: Seat, names: tuple[str, ...], attend: Attend, x: Tensor | None) -> Attend:
+def _chain(module: Seat, names: Sequence[str | None], attend: Attend) -> Attend:
     for adapter in module.running(names):
         if adapter.inside:
-            attend = _around(cast(AttentionAdapter, adapter), attend, (x,) if adapter.reads_input else ())
+            attend = partial(adapter, attend)
     return attend
-
-
-def _around(adapter: AttentionAdapter, attend: Attend, more: tuple[Tensor | None, ...]) -> Attend:
-    return lambda q, k, v, mask: adapter(attend, q, k, v, mask, *more)
 
 
 def full_mask(*args: Any, **kwargs: Any) -> Tensor:
@@ -140,15 +149,8 @@ def full_mask(*args: Any, **kwargs: Any) -> Tensor:
     )
 
 
-class State:
-    """The trees along which attention runs now; a plain place, as backward passes have threads of their own."""
-
-    trees: tuple[Tree, ...] = ()
-
-
-STATE = State()
 KNOWN = {"scaling", "dropout", "sliding_window", "softcap"}
-"""What attention functions are told and the tree's can do; other things that are set are refused."""
+"""What attention functions are given and the tree's can do; other things that are set are refused."""
 IDLE = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position", "is_causal"}
 IDLE |= {"position_embeddings", "return_dict", "output_router_logits", "logits_to_keep"}
 
@@ -157,15 +159,16 @@ IDLE |= {"position_embeddings", "return_dict", "output_router_logits", "logits_t
 def along(model: nn.Module, *trees: Tree) -> Iterator[None]:
     """Run the model inside on the flat tokens of `trees`, forward and backward; its attention sees paths alone.
 
-    Of several trees each has the tokens of one span of the model's switch.
+    Of several trees each has the tokens of one portion of the routing.
     """
-    config = cast(Any, model).config
+    config, context = cast(Any, model).config, context_of(model)
     before, config._attn_implementation = config._attn_implementation, TREE
-    STATE.trees = trees
+    context.trees = trees
     try:
         yield
     finally:
-        STATE.trees = ()
+        context.trees = ()
+        context.tape.clear()
         config._attn_implementation = before
 
 
@@ -179,27 +182,26 @@ def _front(tree: Tree, k: Tensor, mask: Tensor) -> int:
     return count - tokens if has_text else count
 
 
-def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **told: Any) -> Tensor:
+def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **asked: Any) -> Tensor:
     """Attend along the tree, and to the `first` keys, which every token sees."""
-    strange = [key for key, value in told.items() if value is not None and key not in KNOWN | IDLE]
-    if strange:
-        raise PeftkitError(f"attention along shared paths does not know what {', '.join(strange)} asks for.")
+    unsupported = [key for key, value in asked.items() if value is not None and key not in KNOWN | IDLE]
+    if unsupported:
+        raise PeftkitError(f"attention along shared paths does not know what {', '.join(unsupported)} asks for.")
     return attend_along(
         q,
         k,
         v,
-        plan_of(tree, told.get("sliding_window")),
+        plan_of(tree, asked.get("sliding_window")),
         first=first,
-        scale=told.get("scaling") or q.shape[-1] ** -0.5,
-        cap=told.get("softcap"),
-        dropout=told.get("dropout") or 0.0,
+        scale=asked.get("scaling") or q.shape[-1] ** -0.5,
+        cap=asked.get("softcap"),
+        dropout=asked.get("dropout") or 0.0,
     )
 
 
-def tree_mask(*args: Any, **kwargs: Any) -> Tensor:
+def tree_mask(*, q_length: int, device: torch.device, **rest: Any) -> Tensor:
     """Return the mask [1, 1, 1, N] of no key in front; what a token sees of the others is in the tree."""
-    count = sum(len(tree.ids) for tree in STATE.trees)
-    return torch.zeros(1, 1, 1, count, dtype=torch.bool, device=STATE.trees[0].ids.device)
+    return torch.zeros(1, 1, 1, q_length, dtype=torch.bool, device=device)
 
 
 AttentionInterface.register(NAME, attention)

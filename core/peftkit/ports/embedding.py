@@ -6,15 +6,11 @@ labels, masks, positions, caches and generation of every model stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peftkit.errors import PeftkitError
-from peftkit.layout import Layout, Site
+from peftkit.layout import Site
 from peftkit.ports.adapter import Adapter, Call
 
 
@@ -41,35 +37,3 @@ class SoftPrompt(Adapter):
         y = call(x.masked_fill(soft, 0))
         mine = F.embedding((x - self.first).clamp(0, self.length - 1), self.rows())
         return torch.where(soft.unsqueeze(-1), mine.to(y.dtype), y)
-
-
-HF_TENSOR = "prompt_embeddings"
-
-
-def to_hf_peft(prompt: SoftPrompt, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the configuration of the type `kind` and the tensor of Hugging Face peft for a soft prompt.
-
-    That library puts its prompt in front of everything, also of a beginning-of-sequence token.
-    """
-    rows = prompt.rows().detach()
-    config = {
-        "peft_type": kind,
-        "task_type": "CAUSAL_LM",
-        "num_virtual_tokens": prompt.length,
-        "token_dim": rows.shape[1],
-        "num_transformer_submodules": 1,
-        "inference_mode": True,
-    }
-    return config, {HF_TENSOR: rows}
-
-
-def from_hf_peft(tensors: Mapping[str, Tensor], layout: Layout) -> Tensor:
-    """Return the rows [length, width] of a soft prompt that Hugging Face peft saved, or refuse."""
-    stray = next((key for key in tensors if key != HF_TENSOR), None)
-    if stray is not None:
-        raise PeftkitError(f"adapter_model.safetensors: the tensor '{stray}' is not part of a soft prompt.")
-    rows, width = tensors.get(HF_TENSOR), layout.embedding().outputs
-    if rows is None or rows.ndim != 2 or rows.shape[1] != width:
-        found = "missing" if rows is None else f"of the shape {list(rows.shape)}"
-        raise PeftkitError(f"adapter_model.safetensors: '{HF_TENSOR}' is {found}, and [length, {width}] is wanted.")
-    return rows.float()

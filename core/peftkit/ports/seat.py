@@ -8,115 +8,55 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.kernels.low_rank import PLAIN, add_pair
-from peftkit.kernels.low_rank_spans import Offer, Pair, linear_with_pairs
+from peftkit.kernels.low_rank import Linear, Pair, add_pair, linears_with_pairs
 from peftkit.layout import Rows
 from peftkit.ports.adapter import Adapter, Call
-
-if TYPE_CHECKING:
-    from peftkit.ports.shared_input import Plain, SharedInput
-
-INPUT = "seat_input"
-"""The keyword under which a seat hands its input to the adapters within its computation that read it."""
+from peftkit.ports.context import LINK, Context, Routing
 
 
-@dataclass
-class Switch:
-    """Which adaptations of one model run: the `active` one, or those that `rows` or `spans` name, each on its own."""
+class InputGroup(Protocol):
+    """Seats that are computed together (`peftkit.ports.shared_input`)."""
 
-    active: tuple[str, ...] = ()
-    rows: tuple[str | None, ...] | None = None
-    """The adaptation of each row of a batch, where rows have their own."""
-    spans: tuple[tuple[str, int], ...] | None = None
-    """Adaptations and how many of the flat tokens [1, N] each has, one after the other, where tokens have their own."""
-    merged: set[str] = field(default_factory=set)
-    watchers: list[Callable[[], None]] = field(default_factory=list)
-    """Called after what runs has changed."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The adaptations that run in some row or span."""
-        if self.spans is not None:
-            return tuple(name for name, _ in self.spans)
-        return self.active if self.rows is None else tuple(dict.fromkeys(name for name in self.rows if name))
-
-    def activate(self, names: Sequence[str]) -> None:
-        """Run these adaptations from now on."""
-        self.active = tuple(names)
-        self.notify()
-
-    def notify(self) -> None:
-        """Tell the watchers."""
-        for watcher in self.watchers:
-            watcher()
-
-    @contextmanager
-    def routed(self, rows: Sequence[str | None]):
-        """Run row i of every batch inside through the adaptation `rows[i]` (None: the base)."""
-        self.rows, before = tuple(rows), self.rows
-        self.notify()
-        try:
-            yield
-        finally:
-            self.rows = before
-            self.notify()
-
-    @contextmanager
-    def divided(self, spans: Sequence[tuple[str, int]]):
-        """Run the first `spans[0][1]` flat tokens inside through the adaptation `spans[0][0]`, and so on."""
-        self.spans, before = tuple(spans), self.spans
-        self.notify()
-        try:
-            yield
-        finally:
-            self.spans = before
-            self.notify()
-
-    @contextmanager
-    def alone(self, name: str):
-        """Run one adaptation on all that is computed inside, within `divided` too; watchers are not told."""
-        before = self.active, self.spans
-        self.active, self.spans = (name,), None
-        try:
-            yield
-        finally:
-            self.active, self.spans = before
+    def output(self, member: Seat, x: Tensor) -> Tensor | None:
+        """Return what a member makes of x, where the group has that; None where it has to compute by itself."""
+        ...
 
 
 class Seat(nn.Module):
     """Mixed into the class of a seated module; the adapters are in `self.seated`, a list for each adaptation."""
 
     seated: nn.ModuleDict
-    switch: Switch
-    sharing: SharedInput | None = None
+    peftkit_context: Context
+    input_group: InputGroup | None = None
     """The modules that read the same input, while they are computed together."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module inside the chain of its adapters: tensor in, tensor out; the rest passes by."""
-        switch = self.switch
-        if switch.rows is None and switch.spans is None and switch.merged.issuperset(switch.active):
+        context = self.peftkit_context
+        routing = context.routing
+        if routing is None and context.merged.issuperset(context.active):
             return super().forward(*args, **kwargs)
-        if self.sharing is not None and len(args) == 1 and not kwargs:
-            shared = self.sharing.output(self, args[0])
+        if self.input_group is not None and len(args) == 1 and not kwargs:
+            shared = self.input_group.output(self, args[0])
             if shared is not None:
                 return shared
         kwargs = dict(kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs.pop(_first_parameter(self.__class__)), None)
         others: list[Any] = []
-        hands_on = any(adapter.reads_input for adapter in self.running(switch.names))
+
+        # What attention reads, for the adapters inside it.
+        taped = any(adapter.inside for adapter in self.running(context.names))
 
         def frozen(value: Tensor) -> Tensor:
-            if hands_on:
-                kwargs[INPUT] = value
+            if taped:
+                context.tape[self] = value
             if rest is None:
                 output = super(Seat, self).forward(**{_first_parameter(self.__class__): value}, **kwargs)
             else:
@@ -126,21 +66,26 @@ class Seat(nn.Module):
                 return output[0]
             return output
 
-        frozen.plain = None if kwargs else self.plain()
-        if switch.spans is not None:
-            y = self._divide(frozen, x, switch.spans, bool(rest or kwargs))
-        elif switch.rows is not None:
-            y = self._route(frozen, x, switch.rows, bool(rest or kwargs))
+        whole = bool(rest or kwargs)
+        if routing is None:
+            y = self._chain(frozen, context.active, None if whole else self.frozen_linear())(x)
         else:
-            y = self._chain(frozen, switch.active)(x)
+            y = self._route(frozen, x, routing, whole)
+        if taped:
+            context.tape.pop(self, None)
         return (y, *others) if others else y
 
-    def running(self, names: Sequence[str]) -> list[Adapter]:
+    def running(self, names: Sequence[str | None]) -> list[Adapter]:
         """Return the adapters of these adaptations that are switched on, innermost first."""
-        seated = (self.seated[name] for name in names if name in self.seated)
+        seated = (self.seated[name] for name in names if name is not None and name in self.seated)
         return [adapter for adapters in seated for adapter in cast(list[Adapter], adapters) if adapter.enabled]
 
-    def plain(self) -> Plain | None:
+    def adapters_around(self, names: Sequence[str | None]) -> list[Adapter]:
+        """Return those of them that run around the module and are not merged."""
+        merged = self.peftkit_context.merged
+        return [a for a in self.running([name for name in names if name not in merged]) if not a.inside]
+
+    def frozen_linear(self) -> Linear | None:
         """Return the weight [out, in] and bias of a linear layer of torch's own class, if both are frozen."""
         if type(self).__mro__[2] is not nn.Linear:
             return None
@@ -148,111 +93,72 @@ class Seat(nn.Module):
         frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
         return (weight, bias) if frozen else None
 
-    def pair(self, x: Tensor) -> Pair | None:
-        """Return the pair that the adapters add to the frozen product of x; None where they do anything else.
+    def only_adapter(self, names: Sequence[str | None]) -> Adapter | None:
+        """Return the one adapter around the whole output, if it may say that it is a pair.
 
-        None too where hooks stand between an adapter and the product, as those of a profile do.
+        Hooks, as those of a profile, want to see it run.
         """
-        switch, plain = self.switch, self.plain()
-        if plain is None or switch.rows is not None or switch.spans is not None:
-            return None
-        names = [name for name in switch.active if name not in switch.merged]
-        adapters = self.running(names)
-        if len(adapters) != 1 or adapters[0].inside or adapters[0].site.rows is not None:
-            return None
-        offer = Offer(_declined, x, len(plain[0]))
-        try:
-            part = self._chain(offer, names)(x)
-        except DeclinedError:
-            return None
-        return offer.pair if part is offer.place else None
+        adapters = self.adapters_around(names)
+        return adapters[0] if len(adapters) == 1 and may_be_pair(adapters[0]) else None
 
-    def _chain(self, call: Call, active: Sequence[str]) -> Call:
-        for adapter in self.running([name for name in active if name not in self.switch.merged]):
-            call = call if adapter.inside else _around(adapter, call)
+    def _chain(self, call: Call, names: Sequence[str | None], linear: Linear | None) -> Call:
+        """Return `call`, which is the frozen `linear` where that is told, inside the chain of its adapters."""
+        for adapter in self.adapters_around(names):
+            call, linear = _around(adapter, call, linear), None
         return call
 
-    def _route(self, frozen: Call, x: Tensor, rows: tuple[str | None, ...], whole: bool) -> Tensor:
-        """Send each row through its own chain; with `whole` the frozen module sees the batch once and undivided."""
-        if x.shape[0] != len(rows):
-            raise PeftkitError(f"the batch has {x.shape[0]} rows and adapters are named for {len(rows)} of them.")
-        y = frozen(x) if whole else None
-        parts: list[tuple[Tensor, Tensor]] = []
-        for name in dict.fromkeys(rows):
-            index = torch.tensor([i for i, row in enumerate(rows) if row == name], device=x.device)
-            mine = x.index_select(0, index)
-            call = frozen if y is None else _known(mine, partial(y.index_select, 0, index))
-            part = self._chain(call, () if name is None else (name,))(mine)
-            parts.append((index, part))
-        order = torch.cat([index for index, _ in parts]).argsort()
-        return torch.cat([part for _, part in parts]).index_select(0, order)
+    def _route(self, frozen: Call, x: Tensor, routing: Routing, whole: bool) -> Tensor:
+        """Send each portion through its own chain, around one frozen product of them all where that can be.
 
-    def _divide(self, frozen: Call, x: Tensor, spans: tuple[tuple[str, int], ...], whole: bool) -> Tensor:
-        """Send each span of tokens through its own chain, around one frozen product of them all where that can be.
-
-        Ids may mean another soft prompt in each span, and are looked up one span at a time.
+        With `whole` the frozen module sees the batch once and undivided. Ids may mean another soft prompt in each
+        portion, and are looked up one portion at a time.
         """
-        dim, sizes = _token_dimension(x, spans), [size for _, size in spans]
-        product = cache(lambda: frozen(x).split(sizes, dim))
-        pieces: Sequence[Tensor] = x.split(sizes, dim)
-        calls: list[Call] = [partial(self._alone, frozen, name) for name, _ in spans]
-        plain = None
+        dimension, sizes = routing.dimension(x), routing.sizes
+        product = cache(lambda: routing.order(frozen(x), dimension).split(sizes, dimension))
+        ordered = routing.order(x, dimension)
+        pieces: Sequence[Tensor] = ordered.split(sizes, dimension)
+        calls: list[Call] = [partial(self._alone, frozen, name) for name in routing.names]
+        linear = None
         if whole or x.is_floating_point():
-            plain = getattr(frozen, PLAIN)
+            linear = None if whole else self.frozen_linear()
             calls = [
                 _known(mine, lambda place=place: product()[place], None if whole else call)
                 for place, (mine, call) in enumerate(zip(pieces, calls, strict=True))
             ]
-        out = None if plain is None else len(plain[0])
-        parts = [self._part(name, call, mine, out) for (name, _), call, mine in zip(spans, calls, pieces, strict=True)]
-        if plain is not None and not any(isinstance(part, Tensor) for part in parts):
-            return linear_with_pairs(x, plain[0], plain[1], sizes, cast(list[Pair | None], parts))
+        parts = [
+            self._portion(name, call, mine, linear is not None)
+            for name, call, mine in zip(routing.names, calls, pieces, strict=True)
+        ]
+        if all(part is None for part in parts):
+            return frozen(x)
+        if linear is not None and not any(isinstance(part, Tensor) for part in parts):
+            tokens = [mine.numel() // mine.shape[-1] for mine in pieces]
+            (y,) = linears_with_pairs(ordered, [linear], [cast(list[Pair | None], parts)], tokens)
+            return routing.restore(y, dimension)
         done = [_settle(part, call, mine) for part, call, mine in zip(parts, calls, pieces, strict=True)]
-        return torch.cat(done, dim)
+        return routing.restore(torch.cat(done, dimension), dimension)
 
-    def _part(self, name: str, call: Call, x: Tensor, out: int | None) -> Tensor | Pair | None:
-        """Return what the chain of a span computes, or the pair that it adds to `call(x)` [..., out], None for none."""
-        adapters = [adapter for adapter in self.running((name,)) if not adapter.inside]
+    def _portion(self, name: str | None, call: Call, x: Tensor, paired: bool) -> Tensor | Pair | None:
+        """Return what the chain of a portion computes, or the pair that it adds to `call(x)`, or None for none."""
+        adapters = self.adapters_around((name,))
         if not adapters:
             return None
-        if out is not None and len(adapters) == 1 and adapters[0].site.rows is None:
-            offer = Offer(call, x, out)
-            part = self._chain(offer, (name,))(x)
-            if part is offer.place or offer.pair is None:
-                return offer.pair or part
-        return self._chain(call, (name,))(x)
+        only = self.only_adapter((name,)) if paired else None
+        pair = None if only is None else only.pair(x)
+        if pair is None:
+            return self._chain(call, (name,), None)(x)
+        return pair if pair.inside is x else add_pair(call(x), pair)
 
-    def _alone(self, frozen: Call, name: str, x: Tensor) -> Tensor:
-        with self.switch.alone(name):
+    def _alone(self, frozen: Call, name: str | None, x: Tensor) -> Tensor:
+        with self.peftkit_context.only(name):
             return frozen(x)
 
 
 def _settle(part: Tensor | Pair | None, call: Call, x: Tensor) -> Tensor:
-    """Return the output of a span from what `Seat._part` returned for it."""
+    """Return the output of a portion from what `Seat._portion` returned for it."""
     if isinstance(part, Pair):
-        return add_pair(call, x, x, part.down, part.up, part.scale)
+        return add_pair(call(x), part)
     return call(x) if part is None else part
-
-
-def _token_dimension(x: Tensor, spans: Sequence[tuple[str, int]]) -> int:
-    """Return the dimension of x along which the flat tokens stand; PeftkitError where there is none."""
-    count = sum(size for _, size in spans)
-    if x.ndim > 1 and tuple(x.shape[:2]) == (1, count):
-        return 1
-    if x.shape[0] == count:
-        return 0
-    raise PeftkitError(
-        f"an adapter sits on a module that is given {list(x.shape)} instead of all {count} tokens: it cannot share a "
-        "batch with others."
-    )
-
-
-class DeclinedError(Exception):
-    """Raised in the place of a frozen product that was asked for where a pair alone would do."""
-
-
-def _declined(value: Tensor) -> Tensor:
-    raise DeclinedError
 
 
 def _known(x: Tensor, y: Callable[[], Tensor], otherwise: Call | None = None) -> Call:
@@ -266,9 +172,27 @@ def _known(x: Tensor, y: Callable[[], Tensor], otherwise: Call | None = None) ->
     return call
 
 
-def _around(adapter: Adapter, call: Call) -> Call:
+def _around(adapter: Adapter, call: Call, linear: Linear | None) -> Call:
     rows = adapter.site.rows
-    return partial(adapter, call) if rows is None else partial(_on_rows, adapter, call, rows)
+    if rows is not None:
+        return partial(_on_rows, adapter, call, rows)
+    if linear is None or torch.compiler.is_compiling() or not may_be_pair(adapter):
+        return partial(adapter, call)
+    return partial(_on_linear, adapter, call, linear)
+
+
+def may_be_pair(adapter: Adapter) -> bool:
+    """Say whether an adapter of a whole module may add a pair and nothing else, which no hook wants to see."""
+    return type(adapter).pair is not Adapter.pair and adapter.site.rows is None and not adapter._forward_pre_hooks
+
+
+def _on_linear(adapter: Adapter, call: Call, linear: Linear, x: Tensor) -> Tensor:
+    pair = adapter.pair(x)
+    if pair is None:
+        return adapter(call, x)
+    if pair.inside is not x:
+        return add_pair(call(x), pair)
+    return linears_with_pairs(x, [linear], [[pair]])[0]
 
 
 def _on_rows(adapter: Adapter, call: Call, rows: Rows, x: Tensor) -> Tensor:
@@ -287,13 +211,13 @@ def _seated_class(cls: type[nn.Module]) -> type[nn.Module]:
     return type(f"Seated{cls.__name__}", (Seat, cls), {"__module__": cls.__module__})
 
 
-def seat(adapter: Adapter, name: str, switch: Switch) -> None:
+def seat(adapter: Adapter, name: str, context: Context) -> None:
     """Seat an adapter on its site's module as part of the adaptation `name`, outside those already there."""
     module = adapter.site.module
     if not isinstance(module, Seat):
         module.__class__ = _seated_class(type(module))
         module.seated = nn.ModuleDict()
-        cast(Any, module).switch = switch
+    module.__dict__[LINK] = adapter.__dict__[LINK] = context
     seated = cast(Seat, module).seated
     if name not in seated:
         seated[name] = nn.ModuleList()
@@ -307,5 +231,4 @@ def unseat(module: nn.Module, name: str) -> None:
     del module.seated[name]
     if not len(module.seated):
         del module.seated
-        del module.switch
         cast(Any, module).__class__ = type(module).__mro__[2]

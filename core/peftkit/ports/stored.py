@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,18 +14,15 @@ from peftkit.ports.linear import Delta, linear
 from peftkit.quantization.quantizer import formats
 from peftkit.quantization.weight import Steps, steps, traits
 
-if TYPE_CHECKING:
-    from peftkit.method import Method
 
-
-def check_stored(method: Method, sites: list[Site]) -> list[Site]:
-    """Return the sites; PeftkitError for one whose storage has not the trait that the method needs."""
+def check_stored(sites: list[Site], method: str, trait: str | None) -> list[Site]:
+    """Return the sites; PeftkitError for one whose storage has not the trait that the method of this name needs."""
     for site in sites:
-        if method.needs not in traits(site.module):
-            able = ", ".join(formats(str(method.needs)))
+        if trait not in traits(site.module):
+            able = ", ".join(formats(str(trait)))
             raise PeftkitError(
-                f"{method.name}: the weight of {site.id} is not stored as {method.needs}: set quantization to one of "
-                f"{able}, or leave it out of targets."
+                f"{method}: the weight of {site.id} is not stored as {trait}: set quantization to one of {able}, or "
+                "leave it out of targets."
             )
     return sites
 

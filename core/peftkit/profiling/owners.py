@@ -123,8 +123,6 @@ def _inner(call: Callable[..., Any], path: str, watcher: Watcher) -> Callable[..
         finally:
             watcher.leave()
 
-    # A frozen call may say more about itself than what it computes (`peftkit.kernels.low_rank`).
-    inner.__dict__.update(getattr(call, "__dict__", {}))
     return inner
 
 

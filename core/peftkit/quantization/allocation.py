@@ -26,15 +26,15 @@ def candidates() -> list[Quantizer]:
 
 def fitting(shape: tuple[int, int], choices: Sequence[Quantizer]) -> list[bool]:
     """Say of each choice whether a weight [out, in] can be packed so."""
-    found = []
+    fits = []
     for quantizer in choices:
         try:
             quantizer.check(shape)
         except PeftkitError:
-            found.append(False)
+            fits.append(False)
         else:
-            found.append(True)
-    return found
+            fits.append(True)
+    return fits
 
 
 def error(weight: Tensor, quantizer: Quantizer, where: str) -> float:
@@ -66,16 +66,16 @@ def choose(errors: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], li
     single = coo_array((np.ones(len(able)), (rows, np.arange(len(able)))), shape=(len(errors), len(able))).tocsr()
     # Both scaled to about one, where the solver's tolerances are meant to be.
     constraints = [LinearConstraint(single, 1, 1), LinearConstraint(size[None] / limit, ub=1)]
-    found = milp(
+    solution = milp(
         cost / max(cost.max(), np.finfo(float).tiny),
         integrality=np.ones(len(able)),
         bounds=Bounds(0, 1),
         constraints=constraints,
         options={"mip_rel_gap": 1e-9},
     )
-    if found.x is None:
-        raise PeftkitError(f"no choice of formats within the budget was found: {found.message}")
-    picked = {able[index][0]: able[index][1] for index in np.flatnonzero(found.x > 0.5)}
+    if solution.x is None:
+        raise PeftkitError(f"no choice of formats within the budget was found: {solution.message}")
+    picked = {able[index][0]: able[index][1] for index in np.flatnonzero(solution.x > 0.5)}
     return [picked[row] for row in range(len(errors))]
 
 

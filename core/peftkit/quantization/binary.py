@@ -89,8 +89,8 @@ def _least_squares(groups: Tensor, basis: Tensor) -> Tensor:
     """Return the scales [groups, bits], falling and not negative, that bring the sum nearest to the weights."""
     gram = (basis.mT @ basis).double()
     # Signs that are equal throughout a group leave a choice: the one with the smallest scales is taken.
-    found = torch.linalg.pinv(gram, hermitian=True) @ (basis.mT @ groups[:, :, None]).double()
-    return found.squeeze(2).abs().float().sort(1, descending=True).values
+    solution = torch.linalg.pinv(gram, hermitian=True) @ (basis.mT @ groups[:, :, None]).double()
+    return solution.squeeze(2).abs().float().sort(1, descending=True).values
 
 
 def _nearest(groups: Tensor, scale: Tensor) -> Tensor:

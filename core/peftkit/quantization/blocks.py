@@ -40,8 +40,8 @@ class Blockwise(Quantizer):
         raise TypeError("a format of a code book gives its values")
 
     def faults(self) -> list[str]:
-        told = f"block_size: found {self.block_size}; allowed: a power of two from 16 to 4096"
-        return [] if self.block_size in {2**power for power in range(4, 13)} else [told]
+        fault = f"block_size: found {self.block_size}; allowed: a power of two from 16 to 4096"
+        return [] if self.block_size in {2**power for power in range(4, 13)} else [fault]
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         blocks = _blocks(weight.flatten(), self.block_size)
@@ -51,8 +51,10 @@ class Blockwise(Quantizer):
         divisor = largest.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
         packed = []
         for piece in pieces(blocks):
-            found = scales.nearest(blocks[piece] / divisor[piece], rising).flatten()
-            packed.append(pack(found if order is None else order.index_select(0, found.int()), self.bits))
+            codes_of_piece = scales.nearest(blocks[piece] / divisor[piece], rising).flatten()
+            packed.append(
+                pack(codes_of_piece if order is None else order.index_select(0, codes_of_piece.int()), self.bits)
+            )
         codes = torch.cat(packed)[: packed_size(weight.numel(), self.bits)]
         return {"codes": codes, **scales.encode(largest, self.double_quant)}
 

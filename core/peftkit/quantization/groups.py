@@ -32,8 +32,8 @@ class Grouped(Quantizer):
         size = self.group_size
         if size and shape[1] % size:
             fitting = [other for other in (16, 32, 64, 128, 256) if shape[1] % other == 0]
-            told = f"one of {', '.join(map(str, fitting))}, or 0" if fitting else "0"
-            raise PeftkitError(f"its {shape[1]} inputs are no multiple of group_size {size}: choose {told}.")
+            choices = f"one of {', '.join(map(str, fitting))}, or 0" if fitting else "0"
+            raise PeftkitError(f"its {shape[1]} inputs are no multiple of group_size {size}: choose {choices}.")
 
 
 @dataclass(frozen=True, kw_only=True)

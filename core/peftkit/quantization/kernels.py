@@ -30,8 +30,8 @@ def choose(what: str, sample: Mapping[str, Tensor], dtype: torch.dtype, ways: Ma
     sound = [names[0], *(name for name in names[1:] if _agrees(ways[name], sample, dtype, expected))]
     times = _measure([ways[name] for name in sound], sample, dtype) if len(sound) > 1 else [0.0]
     best = min(range(len(sound)), key=times.__getitem__)
-    told = ", ".join(f"{name} {1000 * took:.2f} ms" for name, took in zip(sound, times, strict=True))
-    logging.getLogger("peftkit").info("%s to %s: %s (%s)", what, dtype, sound[best], told)
+    timings = ", ".join(f"{name} {1000 * took:.2f} ms" for name, took in zip(sound, times, strict=True))
+    logging.getLogger("peftkit").info("%s to %s: %s (%s)", what, dtype, sound[best], timings)
     return ways[sound[best]]
 
 

@@ -187,8 +187,8 @@ def _(module: PackedLinear, scale: Tensor | None, offset: Tensor | None) -> Call
     return lambda: module.fill(before)
 
 
-def _needs(module: PackedLinear, found: frozenset[str]) -> None:
-    if not found:
+def _needs(module: PackedLinear, traits: frozenset[str]) -> None:
+    if not traits:
         raise PeftkitError(f"the format {module.quantizer.name} has no scales or zero points that take this change.")
 
 

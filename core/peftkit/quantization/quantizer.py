@@ -46,7 +46,7 @@ class Quantizer:
         for key, value in options.items():
             wanted = type(allowed[key].default) if key in allowed else object
             if key in allowed and (type(value) is not wanted):
-                faults.append(f"{cls.name}: {key}: found {value!r}; allowed: {_told(wanted)}")
+                faults.append(f"{cls.name}: {key}: found {value!r}; allowed: {_kind(wanted)}")
         if not faults:
             built = cls(**options)
             faults = [f"{cls.name}: {fault}" for fault in built.faults()]
@@ -138,9 +138,9 @@ def _outline(quantizer: Quantizer, shape: tuple[int, int]) -> dict[str, tuple[to
 
 def formats(trait: str) -> list[str]:
     """List the formats that have a trait as they come, the one nearest to 4 bits a code first."""
-    found = [(abs(cls.bits - 4), name) for name, cls in QUANTIZERS.items() if trait in cls().traits]
-    return [name for _, name in sorted(found)]
+    having = [(abs(cls.bits - 4), name) for name, cls in QUANTIZERS.items() if trait in cls().traits]
+    return [name for _, name in sorted(having)]
 
 
-def _told(kind: type) -> str:
+def _kind(kind: type) -> str:
     return {int: "a whole number", bool: "true or false", float: "a number"}.get(kind, kind.__name__)

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
+from peftkit.recipe.base_sections import FormatChoice, MethodChoice, ModelSection, QuantizationSection
 from peftkit.recipe.catalogue import shipped
 from peftkit.recipe.compose import part_names
 from peftkit.recipe.loading import load
 from peftkit.recipe.schema import schema
-from peftkit.recipe.sections import (
-    CompareSection,
-    DatasetSection,
-    EvalSection,
-    FormatChoice,
-    GenerationSection,
-    MethodChoice,
-    ModelSection,
-    QuantizationSection,
-    Recipe,
-    TrainSection,
-)
+from peftkit.recipe.scoring_sections import CompareSection, EvalSection, GenerationSection
+from peftkit.recipe.sections import DatasetSection, Recipe, TrainSection
 from peftkit.recipe.sweep import load_sweep
 
 __all__ = [

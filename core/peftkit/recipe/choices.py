@@ -1,10 +1,18 @@
-"""The names that a recipe may use for things which other parts of the package register."""
+"""What a recipe may name and other parts of the package register; what takes torch is imported when it is asked for."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+from peftkit.optim import OPTIMIZERS
 from peftkit.registry import Registry
+from peftkit.tasks import TASKS
+
+if TYPE_CHECKING:
+    from peftkit.method import Method
+    from peftkit.objectives import Objective
+    from peftkit.quantization.quantizer import Quantizer
+    from peftkit.strategies import Strategy
 
 NO_FORMAT = "none"
 """The storage format that leaves weights as they are."""
@@ -12,27 +20,37 @@ NO_FORMAT = "none"
 
 def dataset_names() -> list[str]:
     """List the data sets: every task, and every task's bundled set."""
-    from peftkit.tasks import TASKS
-
     names = TASKS.names()
     return [*names, *(f"bundled/{name}" for name in names)]
 
 
 def optimizer_names() -> list[str]:
     """List what can take the steps."""
-    from peftkit.optim import OPTIMIZERS
-
     return OPTIMIZERS.names()
 
 
-def objectives() -> Registry[Any]:
+def methods() -> Registry[type[Method]]:
+    """Return what can be trained."""
+    from peftkit.method import METHODS
+
+    return METHODS
+
+
+def quantizers() -> Registry[type[Quantizer]]:
+    """Return how frozen weights can be stored, beside as they are."""
+    from peftkit.quantization.quantizer import QUANTIZERS
+
+    return QUANTIZERS
+
+
+def objectives() -> Registry[type[Objective]]:
     """Return what can be minimised."""
     from peftkit.objectives import OBJECTIVES
 
     return OBJECTIVES
 
 
-def strategies() -> Registry[Any]:
+def strategies() -> Registry[type[Strategy]]:
     """Return how a step can be made."""
     from peftkit.strategies import STRATEGIES
 
@@ -41,6 +59,4 @@ def strategies() -> Registry[Any]:
 
 def quantization_formats() -> list[str]:
     """List the storage formats of the frozen weights."""
-    from peftkit.quantization.quantizer import QUANTIZERS
-
-    return [NO_FORMAT, *QUANTIZERS.names()]
+    return [NO_FORMAT, *quantizers().names()]

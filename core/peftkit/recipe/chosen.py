@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from peftkit.errors import PeftkitError
+from peftkit.recipe.choices import methods
 from peftkit.recipe.compose import expand_methods
 from peftkit.recipe.describe import words
 from peftkit.recipe.mistakes import Mistakes, suggest
@@ -26,8 +27,7 @@ def complete_methods(
     The recipe's `rank` and `quantization.init` move into those that have the option. `homes` learns the options of each
     method, for suggestions.
     """
-    from peftkit.method import METHODS
-
+    registered = methods()
     rank = keys.get("rank") if type(keys.get("rank")) is int and keys["rank"] >= 1 else None
     choices: list[dict[str, Any]] = []
     reached, ranked, started = False, "", False
@@ -36,23 +36,25 @@ def complete_methods(
     start = tree.find(("quantization", "init")) if chooses else None
     for item in tree.value["method"].value:
         ((name, options),) = item.value.items()
-        if name not in METHODS:
-            mistakes.add(item.place, "method", f"found '{name}', which is no method; {suggest(name, METHODS.names())}")
+        if name not in registered:
+            mistakes.add(
+                item.place, "method", f"found '{name}', which is no method; {suggest(name, registered.names())}"
+            )
             continue
-        names = [field.name for field in dataclasses.fields(METHODS[name])]
+        names = [field.name for field in dataclasses.fields(registered[name])]
         homes[f"method.{name}"] = names
         given = options.plain()
         if rank is not None and "rank" in names:
             ranked, reached = name, reached or "rank" not in given
             given = {"rank": rank, **given}
-        if start is not None and _takes(METHODS[name], "init", start.plain()):
+        if start is not None and _takes(registered[name], "init", start.plain()):
             started, given = True, {"init": start.plain(), **given}
-        choices.append({"name": name, "options": _complete(METHODS[name], given, options, mistakes)})
+        choices.append({"name": name, "options": _complete(registered[name], given, options, mistakes)})
     if start is not None and not started:
         mistakes.add(start.place, "quantization.init", f"found {start.plain()}, and no chosen method has an init")
     if reached:
         keys["rank"] = None
-    elif rank is not None and not mistakes.tells("method"):
+    elif rank is not None and not mistakes.has("method"):
         reason = f"'{ranked}' sets its own: write method.{ranked}.rank" if ranked else "no chosen method has a rank"
         mistakes.add(tree.value["rank"].place, "rank", f"found {rank}, and {reason}")
     return choices
@@ -81,7 +83,7 @@ def _complete(
     try:
         return method.from_options(known).options()
     except PeftkitError as error:
-        told = False
+        named = False
         for key, value in known.items():
             try:
                 method.from_options({key: value})
@@ -89,8 +91,8 @@ def _complete(
                 reason = str(fault).removeprefix(f"{method.name}: ").removeprefix(f"{key}: ")
                 place, allowed = options.find((key,)).place, words(meanings[key])
                 mistakes.add(place, f"{home}.{method.name}.{key}", f"{reason}; allowed: {allowed}")
-                told = True
-        if not told:
+                named = True
+        if not named:
             mistakes.add(options.place, f"{home}.{method.name}", str(error).removeprefix(f"{method.name}: "))
     return {}
 
@@ -100,12 +102,10 @@ def complete_compared(node: Node, own: list[dict[str, Any]], mistakes: Mistakes)
 
     `own` are the recipe's methods: a bare name that is the only one of them stands for it with its options.
     """
-    from peftkit.method import METHODS
-
-    home, entries = "compare.methods", []
+    home, entries, registered = "compare.methods", [], methods()
     items = node.value if isinstance(node.value, list) else [node]
     if any(item.value == ALL for item in items):
-        items = [Node(name, item.place) for item in items for name in (METHODS.names() if item.value == ALL else ())]
+        items = [Node(name, item.place) for item in items for name in (registered.names() if item.value == ALL else ())]
     for item in items:
         if isinstance(item.value, str) and [item.value] == [choice["name"] for choice in own]:
             entries.append(own)
@@ -115,13 +115,13 @@ def complete_compared(node: Node, own: list[dict[str, Any]], mistakes: Mistakes)
         entry = []
         for choice in expand_methods(item, mistakes, home).value:
             ((name, options),) = choice.value.items()
-            if name in METHODS:
+            if name in registered:
                 entry.append(
-                    {"name": name, "options": _complete(METHODS[name], options.plain(), options, mistakes, home)}
+                    {"name": name, "options": _complete(registered[name], options.plain(), options, mistakes, home)}
                 )
             else:
-                told = suggest(name, [*METHODS.names(), ALL])
-                mistakes.add(choice.place, home, f"found '{name}', which is no method; {told}")
-        if entry or not mistakes.tells(home):
+                choices = suggest(name, [*registered.names(), ALL])
+                mistakes.add(choice.place, home, f"found '{name}', which is no method; {choices}")
+        if entry or not mistakes.has(home):
             entries.append(entry)
     return entries

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from peftkit import resources
 from peftkit.recipe.mistakes import Mistakes, Place, show, suggest
-from peftkit.recipe.sections import Recipe, Section
+from peftkit.recipe.section import Section
+from peftkit.recipe.sections import Recipe
 from peftkit.recipe.tree import Node, read_file, read_text
 
 PARTS = 100
@@ -46,22 +47,22 @@ def expand(tree: Node, mistakes: Mistakes) -> Node:
 
 
 def expand_methods(node: Node, mistakes: Mistakes, home: str = "method") -> Node:
-    """Return a list of one-key mappings {name: options}; mistakes are told at the key `home`."""
+    """Return a list of one-key mappings {name: options}; mistakes are noted at the key `home`."""
     items = []
     for item in node.value if isinstance(node.value, list) else [node]:
         if isinstance(item.value, str):
             items.append(Node({item.value: Node({}, item.place)}, item.place))
             continue
-        found = show(item.value)
+        written = show(item.value)
         if isinstance(item.value, dict) and len(item.value) == 1:
             ((name, options),) = item.value.items()
             if options.value is None or isinstance(options.value, dict):
                 items.append(Node({name: Node(options.value or {}, options.place)}, item.place))
                 continue
-            found = f"{show(options.value)} as the options of '{name}'"
+            written = f"{show(options.value)} as the options of '{name}'"
         elif isinstance(item.value, dict):
-            found = f"a mapping of {len(item.value)} keys"
-        mistakes.add(item.place, home, f"found {found}; allowed: {METHOD_FORMS}")
+            written = f"a mapping of {len(item.value)} keys"
+        mistakes.add(item.place, home, f"found {written}; allowed: {METHOD_FORMS}")
     return Node(items, node.place)
 
 
@@ -171,7 +172,7 @@ def override(tree: Node, texts: Sequence[str], mistakes: Mistakes) -> Node:
         if not equals or not all(path):
             mistakes.add(place, "", "allowed: key=value with a dotted key, such as train.epochs=2 or dataset.path=data")
             continue
-        value = read_text(written, place, mistakes)
+        value = read_text(written, place, mistakes, key.strip())
         if value is not None:
             tree = expand(_set(tree, path, value, key.strip(), mistakes), mistakes)
     return tree

@@ -25,26 +25,26 @@ class Mistakes:
     """What is wrong in a recipe, in the order of files and lines."""
 
     def __init__(self) -> None:
-        self._found: list[tuple[Place, str]] = []
+        self._mistakes: list[tuple[Place, str]] = []
         self._keys: list[str] = []
         self.final = False
 
     def add(self, place: Place, key: str, message: str, *, final: bool = False) -> None:
         """Note a mistake at `key` (dotted; empty: the whole file); after a `final` one nothing else can be judged."""
-        self._found.append((place, f"{place}: {key}: {message}" if key else f"{place}: {message}"))
+        self._mistakes.append((place, f"{place}: {key}: {message}" if key else f"{place}: {message}"))
         self._keys.append(key)
         self.final |= final
 
-    def tells(self, key: str) -> bool:
+    def has(self, key: str) -> bool:
         """Say whether a mistake is known at `key` or below it."""
         return any(f"{known}.".startswith(f"{key}.") for known in self._keys)
 
     def check(self) -> None:
         """Raise one PeftkitError that tells every mistake, or return where there is none."""
-        if not self._found:
+        if not self._mistakes:
             return
-        sources = list(dict.fromkeys(place.source for place, _ in self._found))
-        ordered = sorted(self._found, key=lambda found: (sources.index(found[0].source), found[0].line))
+        sources = list(dict.fromkeys(place.source for place, _ in self._mistakes))
+        ordered = sorted(self._mistakes, key=lambda mistake: (sources.index(mistake[0].source), mistake[0].line))
         lines = list(dict.fromkeys(text for _, text in ordered))
         if len(lines) > SHOWN:
             lines[SHOWN:] = [f"and {len(lines) - SHOWN} more"]

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from peftkit.errors import PeftkitError
-from peftkit.recipe.choices import NO_FORMAT, quantization_formats
+from peftkit.recipe.choices import NO_FORMAT, quantization_formats, quantizers
 from peftkit.recipe.mistakes import Mistakes, show, suggest
 from peftkit.recipe.tree import Node
 
@@ -47,8 +47,8 @@ def complete_quantization(node: Node, mistakes: Mistakes) -> dict[str, Any] | No
         named = form.value.get("format")
         if named is None or not isinstance(named.value, str):
             allowed = [*KEYS, *_options(name.value)]
-            told = f"unknown key; {suggest(pattern, allowed)}; a module's name takes a format"
-            mistakes.add(item.place, f"{HOME}.{pattern}", told)
+            fault = f"unknown key; {suggest(pattern, allowed)}; a module's name takes a format"
+            mistakes.add(item.place, f"{HOME}.{pattern}", fault)
             continue
         inner = dict(form.value)
         inner.pop("format")
@@ -60,8 +60,6 @@ def complete_quantization(node: Node, mistakes: Mistakes) -> dict[str, Any] | No
 
 def _choice(name: Node, options: dict[str, Node], home: str, mistakes: Mistakes) -> dict[str, Any]:
     """Return a format's name and every option of it."""
-    from peftkit.quantization.quantizer import QUANTIZERS
-
     formats = quantization_formats()
     if not isinstance(name.value, str) or name.value not in formats:
         mistakes.add(name.place, f"{home}.format", f"found {show(name.value)}; {suggest(str(name.value), formats)}")
@@ -70,7 +68,7 @@ def _choice(name: Node, options: dict[str, Node], home: str, mistakes: Mistakes)
         for key, node in options.items():
             mistakes.add(node.place, f"{home}.{key}", f"found, and the format is {NO_FORMAT}, which has no options")
         return {"format": NO_FORMAT, "options": {}}
-    cls, complete = QUANTIZERS[name.value], {}
+    cls, complete = quantizers()[name.value], {}
     for key, node in options.items():
         try:
             cls.from_options({key: node.plain()})
@@ -82,7 +80,5 @@ def _choice(name: Node, options: dict[str, Node], home: str, mistakes: Mistakes)
 
 def _options(name: Any) -> list[str]:
     """List the options of a format; none of what is no format."""
-    from peftkit.quantization.quantizer import QUANTIZERS
-
-    known = isinstance(name, str) and name in QUANTIZERS
-    return [field.name for field in dataclasses.fields(QUANTIZERS[name])] if known else []
+    known = isinstance(name, str) and name in quantizers()
+    return [field.name for field in dataclasses.fields(quantizers()[name])] if known else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftkit.recipe.choices import dataset_names, optimizer_names, quantization_formats
+from peftkit.recipe.choices import dataset_names, methods, optimizer_names, quantization_formats, quantizers
 from peftkit.recipe.compose import SECTIONS, part_names
 from peftkit.recipe.sections import Recipe
 
@@ -44,11 +44,10 @@ def schema() -> dict[str, Any]:
 
 def _define_methods(definitions: dict[str, Any]) -> None:
     """Define each method's options, and the forms of one method: its name, or {name: options}."""
-    from peftkit.method import METHODS
     from peftkit.method import schema as options_schema
 
     forms: dict[str, Any] = {}
-    for name, method in METHODS.items():
+    for name, method in methods().items():
         options = options_schema(method)
         definitions.update(options.pop("$defs", {}))
         definitions[f"method-{name}"] = {**options, "additionalProperties": False}
@@ -65,12 +64,10 @@ def _define_methods(definitions: dict[str, Any]) -> None:
 
 def _define_formats(definitions: dict[str, Any]) -> None:
     """Let formats' options, and names of modules with a format of their own, stand beside the format."""
-    from peftkit.quantization.quantizer import QUANTIZERS
-
     kinds = {bool: "boolean", int: "integer", float: "number"}
     names = {"type": "string", "enum": quantization_formats()}
     section, options = definitions["QuantizationSection"], {}
-    for _, cls in QUANTIZERS.items():
+    for _, cls in quantizers().items():
         options |= {key: {"type": kinds[type(value)]} for key, value in cls().options().items()}
     choice = {"type": "object", "properties": {"format": names, "options": {"type": "object"}, **options}}
     one = {"anyOf": [names, {**choice, "required": ["format"], "additionalProperties": False}]}

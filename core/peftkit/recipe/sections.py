@@ -1,105 +1,21 @@
-"""What a recipe may say: one model a section, each key with its type, bounds, default and meaning."""
+"""A recipe as a whole, with what it says of data and training; each key has its type, bounds, default and meaning."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from peftkit.recipe import choices
+from peftkit.recipe.base_sections import MethodChoice, ModelSection, QuantizationSection
+from peftkit.recipe.scoring_sections import CompareSection, EvalSection, GenerationSection
+from peftkit.recipe.section import Beta, Count, Entry, PathText, Positive, Section, Seed, Text
 from peftkit.recipe.size import check_memory
 from peftkit.recipe.tree import Dumper
 
 if TYPE_CHECKING:
     from peftkit.method import Method
-
-Text = Annotated[str, Field(min_length=1, max_length=4096)]
-PathText = Annotated[Text, AfterValidator(os.path.expanduser)]
-Count = Annotated[int, Field(ge=1, le=10**12)]
-Entry = Text | Annotated[dict[Text, dict[str, Any]], Field(min_length=1, max_length=1)]
-"""An entry of a registry: its name, or {name: options} where it has options."""
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Positive = Annotated[float, Field(gt=0, le=1e12)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A part of a recipe; unknown keys and values of another type are refused."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
-    short: ClassVar[str | None] = None
-    """The key that is meant where plain text stands in the section's place."""
-
-
-class ModelSection(Section):
-    """The language model to adapt: pretrained by `name`, or with random weights by `init`."""
-
-    short: ClassVar[str | None] = "name"
-    name: PathText | None = None
-    """A Hugging Face id, a folder, or a model that comes with the package (`bundled/tiny`)."""
-    init: dict[str, Any] | None = None
-    """Start from random weights: `architecture` (the model type that transformers knows) and its configuration."""
-    tokenizer: PathText | None = None
-    """Another tokenizer than the model's own: a Hugging Face id or a folder."""
-    revision: Text | None = None
-    """The branch, tag or commit of a model on the hub."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What the frozen weights are held in; `auto` takes what suits the device."""
-    trust_remote_code: bool = False
-    """Run the Python code that comes with a model from the hub."""
-    seed: Seed = 0
-    """Draws the random weights of `init`."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> ModelSection:
-        if (self.name is None) == (self.init is None):
-            found = "neither 'name' nor 'init'" if self.name is None else "both 'name' and 'init'"
-            raise ValueError(f"found {found}; allowed: exactly one of them (write null for the other)")
-        if self.init is not None and not isinstance(self.init.get("architecture"), str):
-            raise ValueError("found no 'architecture' in init; allowed: a model type, such as 'architecture: llama'")
-        return self
-
-
-class MethodChoice(Section):
-    """One method with its options, complete."""
-
-    name: Text
-    """The registered name."""
-    options: dict[str, Any] = {}
-    """Every option of the method, by name."""
-
-
-class FormatChoice(Section):
-    """One storage format with its options, complete."""
-
-    format: Text = "none"
-    """The registered name."""
-    options: dict[str, Any] = {}
-    """Every option of the format, by name."""
-
-
-class QuantizationSection(FormatChoice):
-    """How the frozen weights are stored."""
-
-    short: ClassVar[str | None] = "format"
-    format: Text = "none"
-    """The storage format of the blocks' linear layers; `none` keeps them as they are."""
-    options: dict[str, Any] = {}
-    """The format's options, which may also stand beside `format`."""
-    modules: dict[Text, FormatChoice] = {}
-    """Formats of single modules by role, group or pattern of names, which may also stand beside `format`."""
-    init: Text | None = None
-    """How low-rank pairs start, for each method with an `init` that does not set its own (`loftq`, `lq-lora`)."""
-    budget: Annotated[float, Field(gt=0, le=16)] | None = None
-    """Bits per weight, scales included: chooses a format for each linear layer of the blocks by its error."""
 
 
 class DatasetSection(Section):
@@ -248,72 +164,6 @@ class TrainSection(Section):
         return self
 
 
-class EvalSection(Section):
-    """What `peft eval` measures."""
-
-    split: Text = "test"
-    """The split of the data set."""
-    limit: Count | None = None
-    """Use at most so many inputs."""
-    batch_size: Count = 32
-    """Prompts that are decoded together."""
-    history: Literal["gold", "predicted"] = "gold"
-    """Which earlier answers stand in the prompts of a conversation (CoQA): the right ones, or the model's own."""
-
-
-class GenerationSection(Section):
-    """How text is generated."""
-
-    max_new_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = None
-    """Tokens of an answer at most; null takes the task's own number."""
-    do_sample: bool = False
-    """Draw each token instead of taking the likeliest."""
-    temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """Divides the logits before drawing."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Draw from the likeliest tokens that hold so much of the probability."""
-    top_k: Annotated[int, Field(ge=0, le=10**9)] = 0
-    """Draw from so many likeliest tokens; 0 takes all."""
-    num_beams: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Above 1, a beam search follows so many continuations of each prompt."""
-    length_penalty: Annotated[float, Field(ge=-1000, le=1000)] = 1.0
-    """A beam search divides an answer's log-probability by its length to this power; above 0 favours longer ones."""
-    early_stopping: Literal[False, True, "never"] = False
-    """When a beam search ends: with `num_beams` answers (true), once the best continuation is worse than all of them
-    (false), or once it would be at any length (`never`)."""
-    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=10**6)] = 0
-    """No text holds the same n tokens twice; 0 leaves repetitions be."""
-    no_repeat_ngram_prompt: bool = True
-    """Whether the n tokens of the prompt count too, as in transformers; the LoRA paper's code counts the answer's."""
-    seed: Seed = 0
-    """Draws the tokens."""
-    stop: Annotated[tuple[Text, ...], Field(strict=False)] = ()
-    """Texts that end an answer, besides the task's own."""
-
-    @model_validator(mode="after")
-    def _beams_or_draws(self) -> GenerationSection:
-        if self.do_sample and self.num_beams > 1:
-            raise ValueError(f"found do_sample true and num_beams {self.num_beams}; allowed: one of them")
-        return self
-
-
-class CompareSection(Section):
-    """What `peft compare` sets side by side; every other key of the recipe is the same for all of them."""
-
-    methods: Annotated[
-        tuple[Annotated[tuple[MethodChoice, ...], Field(strict=False, min_length=1)], ...], Field(strict=False)
-    ] = ()
-    """Methods as `method` takes them, `a+b` for a combination, or `all`; a bare name of the recipe's own method has its
-    options there."""
-    seeds: Annotated[int, Field(ge=1, le=100)] = 1
-    """Runs of each method: with `train.seed`, the seed after it, and so on."""
-    fractions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(strict=False)] = ()
-    """Parts of the training split on which each method runs, as `dataset.fraction`, the smaller inside the larger; each
-    seed draws its own. Empty takes the recipe's."""
-    budget: Positive | None = None
-    """Stored parameters of each method: its size (rank, bottleneck, length) is chosen to come nearest."""
-
-
 class Recipe(Section):
     """A whole experiment: what is adapted, how, on what, and where the results go."""
 
@@ -346,9 +196,7 @@ class Recipe(Section):
 
     def methods(self) -> list[Method]:
         """Build the chosen methods, in order; raises PeftkitError for an unknown name or a wrong option."""
-        from peftkit.method import METHODS
-
-        return [METHODS[choice.name].from_options(choice.options) for choice in self.method]
+        return [choices.methods()[choice.name].from_options(choice.options) for choice in self.method]
 
     def to_yaml(self) -> str:
         """Write the resolved recipe with every key (`compare` where it is used); it loads as an equal Recipe."""

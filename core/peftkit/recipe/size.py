@@ -18,8 +18,8 @@ def size_in_bytes(text: str) -> int:
 
     Raises ValueError for another form, and for a size of nothing.
     """
-    found = _WRITTEN.fullmatch(text)
-    size = int(float(found[1]) * UNITS[found[2]]) if found else 0
+    written = _WRITTEN.fullmatch(text)
+    size = int(float(written[1]) * UNITS[written[2]]) if written else 0
     if size < 1:
         hint = f"; did you mean '{AUTO}'?" if nearest(text, [AUTO]) else ""
         raise ValueError(f"found {text[:60]!r} (text); allowed: {FORMS}{hint}")

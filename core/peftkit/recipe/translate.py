@@ -18,7 +18,7 @@ def translate(fault: ErrorDetails, tree: Node, homes: Mapping[str, list[str]], m
     """Add a pydantic error unless one is known there; `homes` are the keys of each section, by its dotted path."""
     path = fault["loc"]
     place, key = tree.find(path).place, ".".join(str(step) for step in path)
-    if mistakes.tells(key):
+    if mistakes.has(key):
         return
     section, _, field = key.partition(".") if path and path[0] in SECTIONS and len(path) > 1 else ("", "", key)
     field = field.split(".")[0]
@@ -30,10 +30,10 @@ def translate(fault: ErrorDetails, tree: Node, homes: Mapping[str, list[str]], m
         case "value_error":
             mistakes.add(place, key, fault["msg"].removeprefix("Value error, "))
         case kind:
-            found, forms = fault["input"], _forms(section, field)
-            guess = nearest(found, forms.split(", ")) if kind == "literal_error" and isinstance(found, str) else None
+            value, forms = fault["input"], _forms(section, field)
+            guess = nearest(value, forms.split(", ")) if kind == "literal_error" and isinstance(value, str) else None
             hint = f"; did you mean '{guess}'?" if guess else ""
-            mistakes.add(place, key, f"found {show(found)}; allowed: {forms}{hint}")
+            mistakes.add(place, key, f"found {show(value)}; allowed: {forms}{hint}")
 
 
 def _forms(section: str, field: str) -> str:

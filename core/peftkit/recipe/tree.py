@@ -112,19 +112,19 @@ def read_file(path: Path, mistakes: Mistakes) -> Node:
     if node is None:
         return Node({}, place)
     if not isinstance(node.value, dict):
-        found = "an empty file" if node.value is None else show(node.value)
-        fault = f"found {found}; allowed: a mapping of keys, such as 'model: bundled/tiny'"
+        written = "an empty file" if node.value is None else show(node.value)
+        fault = f"found {written}; allowed: a mapping of keys, such as 'model: bundled/tiny'"
         mistakes.add(node.place, "", fault, final=True)
         return Node({}, place)
     return node
 
 
-def read_text(text: str, place: Place, mistakes: Mistakes) -> Node | None:
-    """Read one YAML document (a file, or an override's value); None after a mistake."""
+def read_text(text: str, place: Place, mistakes: Mistakes, key: str = "") -> Node | None:
+    """Read one YAML document (a file, or an override's value, which stands at `key`); None after a mistake."""
     loader = None
     try:
         loader = Loader(text)
-        return _Reader(loader, place, mistakes).read()
+        return _Reader(loader, place, mistakes).read(key)
     except yaml.reader.ReaderError as error:
         before = text[: error.position] if isinstance(error.position, int) else ""
         mistakes.add(_lined(place, before.count("\n")), "", f"not a text: {error.reason}", final=True)
@@ -192,9 +192,9 @@ class _Reader:
         self.loader, self.place, self.mistakes = loader, place, mistakes
         self.count = 0
 
-    def read(self) -> Node:
+    def read(self, key: str) -> Node:
         root = self.loader.get_single_node()
-        return Node(None, self.place) if root is None else self.convert(root, "", 0)
+        return Node(None, self.place) if root is None else self.convert(root, key, 0)
 
     def convert(self, node: yaml.Node, key: str, depth: int) -> Node:
         place = _lined(self.place, node.start_mark.line)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from peftkit import files
-
-if TYPE_CHECKING:
-    from peftkit.comparison import Comparison
-    from peftkit.report.document import Document
+from peftkit.report import compared, evidence, page, papers, picture, tables
+from peftkit.report.document import Document
+from peftkit.report.results import Comparison
 
 
 def write(comparison: Comparison, folder: Path) -> None:
     """Write `comparison.md`, `.csv`, `.png` and `.html` into `folder`, each whole or not at all."""
-    from peftkit.report import page, picture, tables
-
     drawn = picture.draw(comparison)
     files.write_text(folder / "comparison.md", tables.markdown(comparison))
     files.write_text(folder / "comparison.csv", tables.csv_text(comparison))
@@ -36,10 +32,8 @@ def report(
     With `paper` the runs are set beside that table or figure of `configs/papers/`. Raises PeftkitError for a folder
     that holds no run, runs of different data sets without `paper`, and a paper that is not known.
     """
-    from peftkit.report import compared, evidence, papers
-
     known = None if paper is None else papers.read(paper)
     runs, bases = evidence.read(folders)
-    page = compared.report(runs, bases, on_progress) if known is None else papers.report(known, runs, bases)
-    page.write(output)
-    return page
+    document = compared.report(runs, bases, on_progress) if known is None else papers.report(known, runs, bases)
+    document.write(output)
+    return document

@@ -33,14 +33,14 @@ def draws(inputs: int, times: int) -> list[list[int]]:
 def single(metric: Metric, answers: Answers) -> dict[str, list[float]]:
     """Return each key's figure of every input alone; nothing where the metric cannot be computed here."""
     try:
-        found = [metric.score([r["prediction"]], [r["references"]]) for r in answers.predictions]
+        alone = [metric.score([r["prediction"]], [r["references"]]) for r in answers.predictions]
     except PeftkitError:
         return {}
-    return {key: [scores[key] for scores in found] for key in metric.keys}
+    return {key: [scores[key] for scores in alone] for key in metric.keys}
 
 
 def is_same(value: float, score: float) -> bool:
-    """Say whether a figure found again is the one that was written."""
+    """Say whether a recomputed figure is the one that was written."""
     return math.isclose(value, score, rel_tol=1e-9, abs_tol=1e-12)
 
 
@@ -54,19 +54,21 @@ def resample(runs: Sequence[Answers], metric: Metric) -> dict[str, list[list[flo
 
     A key is left out where a run's score is neither the mean of its inputs' figures nor what the metric's sums come to.
     """
-    found = [summed(metric, run) if metric.rows else means(metric, run) for run in runs]
-    return {key: [values[key] for values in found] for key in metric.keys if all(key in values for values in found)}
+    resampled = [summed(metric, run) if metric.terms else means(metric, run) for run in runs]
+    return {
+        key: [values[key] for values in resampled] for key in metric.keys if all(key in values for values in resampled)
+    }
 
 
 def means(metric: Metric, answers: Answers) -> dict[str, list[float]]:
     """Return the resampled values of each key whose score is the mean of the figures of single inputs."""
     alone = single(metric, answers)
-    found: dict[str, list[float]] = {}
+    resampled: dict[str, list[float]] = {}
     for key in (key for key in alone if key in answers.scores):
         inputs = len(alone[key])
         if is_same(math.fsum(alone[key]) / inputs, answers.scores[key]):
-            found[key] = [value / inputs for (value,) in _sums([(value,) for value in alone[key]], RESAMPLES)]
-    return found
+            resampled[key] = [value / inputs for (value,) in _sums([(value,) for value in alone[key]], RESAMPLES)]
+    return resampled
 
 
 def summed(metric: Metric, answers: Answers) -> dict[str, list[float]]:
@@ -74,23 +76,23 @@ def summed(metric: Metric, answers: Answers) -> dict[str, list[float]]:
 
     What a row holds of the whole set stays as it is on all inputs: how much an n-gram tells, or how rare it is.
     """
-    assert metric.rows is not None
+    assert metric.terms is not None
     assert metric.total is not None
     records = answers.predictions
     try:
-        rows = metric.rows([r["prediction"] for r in records], [r["references"] for r in records])
-        whole = metric.total([math.fsum(column) for column in zip(*rows, strict=True)])
+        terms = metric.terms([r["prediction"] for r in records], [r["references"] for r in records])
+        whole = metric.total([math.fsum(column) for column in zip(*terms, strict=True)])
         keys = [key for key in metric.keys if key in answers.scores and is_same(whole[key], answers.scores[key])]
-        totals = [metric.total(sums) for sums in _sums(rows, RESAMPLES)] if keys else []
+        totals = [metric.total(sums) for sums in _sums(terms, RESAMPLES)] if keys else []
     except UnavailableError:
         return {}
     return {key: [total[key] for total in totals] for key in keys}
 
 
-def _sums(rows: Sequence[Sequence[float]], times: int) -> list[list[float]]:
-    """Return the sums of the rows' columns on each resample."""
-    columns = torch.tensor(rows, dtype=torch.float64)
-    return [columns[drawn].sum(dim=0).tolist() for drawn in draws(len(rows), times)]
+def _sums(terms: Sequence[Sequence[float]], times: int) -> list[list[float]]:
+    """Return the sums of the terms over the inputs of each resample."""
+    columns = torch.tensor(terms, dtype=torch.float64)
+    return [columns[drawn].sum(dim=0).tolist() for drawn in draws(len(terms), times)]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from typing import Any
 from peftkit import suites
 from peftkit.errors import PeftkitError
 from peftkit.report import bootstrap, drawings
-from peftkit.report.document import Document, Heading, Picture, Table, Text
+from peftkit.report.document import Document, Heading, Paragraph, Picture, Table
 from peftkit.report.evidence import Answers, Evidence
 from peftkit.report.tables import NONE
 from peftkit.tasks import TASKS, Task
@@ -60,7 +60,7 @@ def report(runs: Sequence[Evidence], bases: Sequence[Answers], on_progress: OnPr
         like = scored.answers[0].facts
         fit = [b for b in bases if b.facts["split"] == like["split"] and b.facts["dataset"] == like["dataset"]]
         bases = [b for b in fit if b.facts["model"] in own]
-        document.add(Heading("Scores"), _scores(scored, bases), Text(_how(scored)))
+        document.add(Heading("Scores"), _scores(scored, bases), Paragraph(_how(scored)))
         document.add(*_pairs(scored))
         document.add(Heading(f"{scored.headline} against trainable parameters"), _against(scored, bases))
     document.add(*_suites(runs))
@@ -76,13 +76,13 @@ def score(runs: Sequence[tuple[int, Evidence]], on_progress: OnProgress | None =
     answers = [run.answers for _, run in runs if run.answers is not None]
     task = TASKS[answers[0].facts["dataset"].rpartition("/")[2]]
     headline = task.headline or next(iter(answers[0].scores))
-    found: dict[str, list[list[float]]] = {}
+    resampled: dict[str, list[list[float]]] = {}
     for done, name in enumerate(task.metrics, 1):
         metric = bootstrap.METRICS[name]
-        found |= bootstrap.resample(answers, metric)
+        resampled |= bootstrap.resample(answers, metric)
         if on_progress:
             on_progress(done, len(task.metrics))
-    return Scored(task, headline, list(runs), found)
+    return Scored(task, headline, list(runs), resampled)
 
 
 def _check(runs: Sequence[Evidence]) -> None:
@@ -98,8 +98,8 @@ def _check(runs: Sequence[Evidence]) -> None:
 
 
 def _data(runs: Sequence[Evidence]) -> str:
-    told = [run.answers.facts for run in runs if run.answers]
-    return f"{told[0]['dataset']}, {told[0]['split']} split" if told else runs[0].recipe.dataset.name
+    evaluated = [run.answers.facts for run in runs if run.answers]
+    return f"{evaluated[0]['dataset']}, {evaluated[0]['split']} split" if evaluated else runs[0].recipe.dataset.name
 
 
 def _named(number: int, run: Evidence) -> list[str]:
@@ -121,8 +121,8 @@ def _suites(runs: Sequence[Evidence]) -> list[Any]:
     """Set side by side what `peft eval --suite` found, a row a task and metric."""
     columns: dict[str, dict[str, str]] = {}
     for number, run in enumerate(runs, 1):
-        for found, base in ((run.base_suites, True), (run.suites, False)):
-            for one in found:
+        for reports, base in ((run.base_suites, True), (run.suites, False)):
+            for one in reports:
                 column = columns.setdefault(f"untrained {one['model']}" if base else str(number), {})
                 cut = "" if one["limit"] is None else f" (of {one['limit']:,})"
                 for row in one["scores"]:
@@ -132,8 +132,10 @@ def _suites(runs: Sequence[Evidence]) -> list[Any]:
     heads = sorted(columns, key=lambda head: not head.startswith("untrained"))
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     rows = [[name, *(columns[head].get(name, NONE) for head in heads)] for name in names]
-    told = f"Scores of {suites.SUITE}'s own code, with its standard error; in brackets, of how many inputs at most."
-    return [Heading("Suites"), Table(["task", *heads], rows), Text(told)]
+    explanation = (
+        f"Scores of {suites.SUITE}'s own code, with its standard error; in brackets, of how many inputs at most."
+    )
+    return [Heading("Suites"), Table(["task", *heads], rows), Paragraph(explanation)]
 
 
 def _with_error(row: dict[str, Any]) -> str:
@@ -156,9 +158,9 @@ def _brackets(span: tuple[float, float] | None) -> str:
 
 
 def _how(scored: Scored) -> str:
-    told = HOW.format(resamples=bootstrap.RESAMPLES)
+    explanation = HOW.format(resamples=bootstrap.RESAMPLES)
     reasons = {name: why for answers in scored.answers for name, why in answers.facts.get("unavailable", {}).items()}
-    return " ".join([told, *(f"{name} is not available: {reason}" for name, reason in reasons.items())])
+    return " ".join([explanation, *(f"{name} is not available: {reason}" for name, reason in reasons.items())])
 
 
 def _pairs(scored: Scored) -> list[Any]:
@@ -175,9 +177,11 @@ def _pairs(scored: Scored) -> list[Any]:
             apart += 1
             continue
         differences = [a - b for a, b in zip(values[one], values[other], strict=True)]
-        told = f"{scores[one] - scores[other]:+.4f}{_brackets(bootstrap.interval(differences))}"
+        difference = f"{scores[one] - scores[other]:+.4f}{_brackets(bootstrap.interval(differences))}"
         p = bootstrap.significance(values[one], values[other])
-        rows.append([f"{scored.runs[one][0]} − {scored.runs[other][0]}", told, f"{p:.3f}", "yes" if p < 0.05 else "no"])
+        rows.append(
+            [f"{scored.runs[one][0]} − {scored.runs[other][0]}", difference, f"{p:.3f}", "yes" if p < 0.05 else "no"]
+        )
     text = (
         f"Paired bootstrap (Koehn 2004): both runs of a pair on the same {len(values[0]):,} resamples of the same "
         "inputs. p is two-sided and counts how often the difference does not have its sign; of many pairs some fall "
@@ -185,7 +189,7 @@ def _pairs(scored: Scored) -> list[Any]:
     )
     text += f" {apart} pairs were not evaluated on the same inputs and are left out." if apart else ""
     heads = ["runs", f"difference in {key}", "p", "below 0.05"]
-    return [Heading(f"Significance of {key}"), *([Table(heads, rows)] if rows else []), Text(text)]
+    return [Heading(f"Significance of {key}"), *([Table(heads, rows)] if rows else []), Paragraph(text)]
 
 
 def _against(scored: Scored, bases: Sequence[Answers]) -> Picture:

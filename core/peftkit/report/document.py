@@ -23,7 +23,7 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Text:
+class Paragraph:
     """A paragraph."""
 
     text: str
@@ -48,7 +48,7 @@ class Picture:
     content: bytes
 
 
-Block = Heading | Text | Table | Picture
+Block = Heading | Paragraph | Table | Picture
 
 
 @dataclass
@@ -89,7 +89,7 @@ def _markdown(block: Block) -> str:
     match block:
         case Heading(text):
             return f"## {text}"
-        case Text(text):
+        case Paragraph(text):
             return text
         case Table(heads, rows, prose):
             written = grid(heads, [[" ".join(cell.split()) for cell in row] for row in rows])
@@ -102,7 +102,7 @@ def _html(block: Block) -> str:
     match block:
         case Heading(text):
             return f"<h2>{escape(text)}</h2>"
-        case Text(text):
+        case Paragraph(text):
             return f"<p>{escape(text)}</p>"
         case Table(heads, rows, prose):
             written = table(heads, rows)

@@ -24,12 +24,12 @@ def canvas(columns: int, height: float, width: float = 7.5) -> tuple[Any, list[A
 
     figure = Figure(figsize=(width * columns, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    found = list(figure.subplots(1, columns, squeeze=False)[0])
-    for axes in found:
+    panels = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axes in panels:
         axes.grid(color=GREY, alpha=0.3, linewidth=0.6)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    return figure, found
+    return figure, panels
 
 
 def png(figure: Any) -> bytes:

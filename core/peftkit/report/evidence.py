@@ -78,8 +78,8 @@ def read(given: Sequence[Path]) -> tuple[list[Evidence], list[Answers]]:
     untrained: dict[tuple[Any, ...], Answers] = {}
     for place in dict.fromkeys([*folders, *(folder / "runs" / "base" for folder in given)]):
         for path in (path for path in _evaluations(place) if path.stem.endswith(BASE)):
-            found = _answers(path)
-            untrained.setdefault(tuple(found.facts[key] for key in ("model", "dataset", "split", "limit")), found)
+            answers = _answers(path)
+            untrained.setdefault(tuple(answers.facts[key] for key in ("model", "dataset", "split", "limit")), answers)
     return _labelled(runs), list(untrained.values())
 
 
@@ -112,9 +112,9 @@ def _read(folder: Path) -> Evidence:
 def _chosen(folder: Path, recipe: Recipe) -> Answers | None:
     """Return the evaluation of the recipe's split, on as many inputs as the recipe says where there are several."""
     paths = [path for path in _evaluations(folder) if not path.stem.endswith(BASE)]
-    found = [answers for answers in map(_answers, paths) if answers.facts["split"] == recipe.eval.split]
-    found.sort(key=lambda answers: answers.facts["limit"] != recipe.eval.limit)
-    return found[0] if found else None
+    evaluations = [answers for answers in map(_answers, paths) if answers.facts["split"] == recipe.eval.split]
+    evaluations.sort(key=lambda answers: answers.facts["limit"] != recipe.eval.limit)
+    return evaluations[0] if evaluations else None
 
 
 def _evaluations(folder: Path) -> list[Path]:
@@ -128,13 +128,13 @@ def _answers(path: Path) -> Answers:
     lines = files.read_text(path.with_suffix(ANSWERS)).splitlines()
     try:
         predictions = [json.loads(line) for line in lines]
-        found = Answers(facts, predictions)
-        _ = (found.inputs, found.scores, [facts[key] for key in ("model", "dataset", "split", "limit")])
+        answers = Answers(facts, predictions)
+        _ = (answers.inputs, answers.scores, [facts[key] for key in ("model", "dataset", "split", "limit")])
     except (ValueError, KeyError, TypeError) as error:
         raise PeftkitError(
             f"{path} is not an evaluation ({type(error).__name__}: {error}): run peft eval again."
         ) from None
-    return found
+    return answers
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -148,12 +148,12 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _labelled(runs: list[Evidence]) -> list[Evidence]:
     """Add to each label the keys of the recipes that differ, and the folder where that tells runs not apart."""
-    told = [dict(leaves(run.recipe.model_dump(exclude=set(SILENT)))) for run in runs]
-    names = list(dict.fromkeys(key for keys in told for key in keys))
-    differ = [key for key in names if len({repr(keys.get(key)) for keys in told}) > 1]
+    settings = [dict(leaves(run.recipe.model_dump(exclude=set(SILENT)))) for run in runs]
+    names = list(dict.fromkeys(key for keys in settings for key in keys))
+    differ = [key for key in names if len({repr(keys.get(key)) for keys in settings}) > 1]
     labels = [
         ", ".join([run.label, *(f"{key.removeprefix('train.')} {written(keys.get(key))}" for key in differ)])
-        for run, keys in zip(runs, told, strict=True)
+        for run, keys in zip(runs, settings, strict=True)
     ]
     return [
         replace(run, label=label if labels.count(label) == 1 else f"{label}, {run.folder}")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from peftkit.method import Method
+from peftkit.method import Method
 
 
 def describe(method: Method) -> str:
     """Name a method with the options that are not its defaults: `lora (rank 16, targets linear)`."""
     defaults = type(method).from_options({}).options()
     changed = {key: value for key, value in method.options().items() if value != defaults[key]}
-    told = ", ".join(f"{key} {written(value)}" for key, value in changed.items())
-    return f"{method.name} ({told})" if told else method.name
+    options = ", ".join(f"{key} {written(value)}" for key, value in changed.items())
+    return f"{method.name} ({options})" if options else method.name
 
 
 def written(value: Any) -> str:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
-from peftkit.report.tables import all_scores, cells, heads, told
-
-if TYPE_CHECKING:
-    from peftkit.comparison import Comparison
+from peftkit.report.results import Comparison
+from peftkit.report.tables import all_scores, cells, heads, legend
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
@@ -42,12 +39,12 @@ def html(comparison: Comparison, picture: bytes) -> str:
     """Write the page with the PNG `picture` in it."""
     image = base64.b64encode(picture).decode()
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in comparison.setup.items())
-    failed = [row for row in comparison.rows if row.reason]
-    left_out = "".join(f"<li>{escape(row.label)}: {escape(str(row.reason))}</li>" for row in failed)
+    failed = [entry for entry in comparison.entries if entry.reason]
+    left_out = "".join(f"<li>{escape(entry.label)}: {escape(str(entry.reason))}</li>" for entry in failed)
     parts = [
         f"<h1>{escape(comparison.title)}</h1><dl>{facts}</dl>",
         table(heads(comparison), cells(comparison)),
-        f"<p>{escape(told(comparison))} A click on a head sorts.</p>",
+        f"<p>{escape(legend(comparison))} A click on a head sorts.</p>",
         f'<img alt="Loss curves, and scores against stored parameters" src="data:image/png;base64,{image}">',
         "<h2>All scores</h2>" + table(*all_scores(comparison)),
         f"<h2>Left out</h2><ul>{left_out}</ul>" if failed else "",

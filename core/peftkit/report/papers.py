@@ -14,9 +14,10 @@ from peftkit import files, resources
 from peftkit.errors import PeftkitError, unknown
 from peftkit.report import volumes
 from peftkit.report.compared import costs
-from peftkit.report.document import Document, Heading, Table, Text
+from peftkit.report.document import Document, Heading, Paragraph, Table
 from peftkit.report.evidence import Answers, Evidence, leaves
 from peftkit.report.tables import NONE
+from peftkit.report.volumes import Figure
 
 NOT_RUN = "not run"
 RATE = "learning_rate"
@@ -35,23 +36,13 @@ class Printed(BaseModel):
     printed: list[float]
 
 
-class Part(BaseModel):
+class PaperTable(BaseModel):
     """The rows of one data set."""
 
     model_config = ConfigDict(extra="forbid")
     where: dict[str, Any]
     expects: dict[str, Any] = {}
     rows: dict[str, Printed]
-
-
-class Figure(BaseModel):
-    """Scores over `x`, a line for each value of `line`, for each of the series that `series` tells apart."""
-
-    model_config = ConfigDict(extra="forbid")
-    line: str
-    x: str
-    series: dict[str, dict[str, Any]]
-    keys: list[str]
 
 
 class Paper(BaseModel):
@@ -64,7 +55,7 @@ class Paper(BaseModel):
     where: dict[str, Any]
     columns: dict[str, dict[str, Any]]
     notes: list[str]
-    tables: dict[str, Part]
+    tables: dict[str, PaperTable]
     figure: Figure | None = None
 
 
@@ -76,8 +67,8 @@ class Trial:
 
     def values(self, row: Printed) -> list[float]:
         """Return the score of each run as the paper writes it; runs without that score are left out."""
-        found = [run.answers.scores.get(row.key) for run in self.runs if run.answers]
-        return [value * row.scale for value in found if value is not None]
+        scores = [run.answers.scores.get(row.key) for run in self.runs if run.answers]
+        return [value * row.scale for value in scores if value is not None]
 
     @property
     def validation(self) -> float:
@@ -101,7 +92,7 @@ def facts(run: Evidence) -> dict[str, Any]:
     recipe = run.recipe
     options = recipe.method[0].options
     rate = options.get(RATE) or recipe.train.learning_rate
-    found = {
+    known = {
         "method": "+".join(choice.name for choice in recipe.method),
         "model": recipe.model.name,
         "dataset": run.answers.facts["dataset"] if run.answers else recipe.dataset.name,
@@ -109,9 +100,9 @@ def facts(run: Evidence) -> dict[str, Any]:
         RATE: rate,
         **{key: options[key] for key in ("rank", "alpha") if key in options},
     }
-    if found.get("rank") and found.get("alpha"):
-        found["alpha_per_rank"] = found["alpha"] / found["rank"]
-    return found
+    if known.get("rank") and known.get("alpha"):
+        known["alpha_per_rank"] = known["alpha"] / known["rank"]
+    return known
 
 
 def fits(run: Evidence, wanted: Mapping[str, Any]) -> bool:
@@ -122,15 +113,15 @@ def fits(run: Evidence, wanted: Mapping[str, Any]) -> bool:
 
 def trials(runs: Sequence[Evidence]) -> list[Trial]:
     """Put runs that differ in their seeds alone together."""
-    found: dict[str, list[Evidence]] = {}
+    by_setting: dict[str, list[Evidence]] = {}
     for run in runs:
         keys = dict(leaves(run.recipe.model_dump(exclude={"output", "compare", "method"})))
         keys = {key: value for key, value in keys.items() if key not in SEEDS}
         options = [(choice.name, {**choice.options, RATE: None}) for choice in run.recipe.method]
         # The rate may stand in the recipe or in the method's options: it is the same trial.
-        told = (sorted(keys.items()), options, facts(run)[RATE])
-        found.setdefault(repr(told), []).append(run)
-    return [Trial(same) for same in found.values()]
+        setting = (sorted(keys.items()), options, facts(run)[RATE])
+        by_setting.setdefault(repr(setting), []).append(run)
+    return [Trial(same) for same in by_setting.values()]
 
 
 def arms(paper: Paper, runs: Sequence[Evidence]) -> dict[str, tuple[Trial | None, int]]:
@@ -159,31 +150,31 @@ def report(paper: Paper, runs: Sequence[Evidence], bases: Sequence[Answers]) -> 
         used |= {id(run): "figure" for run in mine}
         groups = {name: [run for run in mine if fits(run, wanted)] for name, wanted in paper.figure.series.items()}
         document.add(*volumes.blocks(paper.figure, _by_arm(paper, groups), facts))
-    document.add(*map(Text, paper.notes))
+    document.add(*map(Paragraph, paper.notes))
     document.add(Heading("Runs"), _runs(paper, runs, used), Heading("Costs"), costs(runs))
     return document
 
 
 def _by_arm(paper: Paper, groups: Mapping[str, list[Evidence]]) -> dict[str, list[Evidence]]:
-    found = {}
+    groups_by_arm = {}
     for name, runs in groups.items():
         for arm in ARMS:
             chosen = [run for run in runs if fits(run, paper.literal) == (arm == ARMS[0])]
             if chosen:
-                found[f"{arm}, {name}"] = chosen
-    return found
+                groups_by_arm[f"{arm}, {name}"] = chosen
+    return groups_by_arm
 
 
 def _tables(
-    paper: Paper, part: Part, runs: Sequence[Evidence], bases: Sequence[Answers], used: dict[int, str]
+    paper: Paper, part: PaperTable, runs: Sequence[Evidence], bases: Sequence[Answers], used: dict[int, str]
 ) -> list[Any]:
     """Return the table of printed and obtained values, and that of the orders of the columns."""
     cells = {column: arms(paper, [r for r in runs if fits(r, wanted)]) for column, wanted in paper.columns.items()}
-    for column, found in cells.items():
-        for arm, (trial, count) in found.items():
+    for column, tried in cells.items():
+        for arm, (trial, count) in tried.items():
             for run in trial.runs if trial else ():
-                told = f"{column}, {arm}" + (f" (best of {count} trials)" if count > 1 else "")
-                used[id(run)] = f"{used[id(run)]}; {told}" if id(run) in used else told
+                place = f"{column}, {arm}" + (f" (best of {count} trials)" if count > 1 else "")
+                used[id(run)] = f"{used[id(run)]}; {place}" if id(run) in used else place
     rows, orders = [], []
     for name, row in part.rows.items():
         obtained: dict[str, dict[str, float]] = {arm: {} for arm in ARMS}
@@ -191,10 +182,10 @@ def _tables(
             if base.facts["dataset"] == part.where.get("dataset") and row.key in base.scores:
                 value = base.scores[row.key] * row.scale
                 rows.append([name, f"untrained {base.facts['model']}", NONE, f"{value:.4f}", *[NONE] * 3])
-        for (column, found), printed in zip(cells.items(), row.printed, strict=True):
+        for (column, tried), printed in zip(cells.items(), row.printed, strict=True):
             line = [name, column, f"{printed:g}"]
             for arm in ARMS:
-                trial, _ = found[arm]
+                trial, _ = tried[arm]
                 line += _cell(trial, row, printed)
                 if trial and trial.values(row):
                     obtained[arm][column] = statistics.fmean(trial.values(row))
@@ -203,7 +194,7 @@ def _tables(
         orders.append([name, printed_order, *(_order(obtained[arm]) for arm in ARMS)])
     heads = ["score", "column", "printed", "literal", "difference", "tuned", "difference"]
     text = "Columns from the highest score down, as printed and as obtained:"
-    return [Table(heads, rows), Text(text), Table(["score", "printed", *ARMS], orders)]
+    return [Table(heads, rows), Paragraph(text), Table(["score", "printed", *ARMS], orders)]
 
 
 def _cell(trial: Trial | None, row: Printed, printed: float) -> list[str]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peftkit.plot import GREY, INK, smooth
+from peftkit.report.results import Comparison
 from peftkit.report.tables import names
-
-if TYPE_CHECKING:
-    from peftkit.comparison import Comparison
 
 STYLES = ("-", "--", ":", "-.")
 
@@ -37,35 +35,36 @@ def draw(comparison: Comparison) -> bytes:
 
 
 def _look(position: int) -> dict[str, Any]:
-    """Return colour and line of the row at `position`; forty rows look different."""
+    """Return colour and line of the entry at `position`; forty look different."""
     return {"color": f"C{position % 10}", "linestyle": STYLES[position // 10 % len(STYLES)]}
 
 
 def _curves(axes: Any, comparison: Comparison) -> None:
-    rows = comparison.measured
+    entries = comparison.measured
     last: list[float] = []
-    for position, (row, name) in enumerate(zip(rows, names(rows), strict=True)):
-        losses = smooth(row.losses, max(1, len(row.losses) // 10))
-        axes.plot(row.steps, losses, label=name, linewidth=1.3, **_look(position))
+    for position, (entry, name) in enumerate(zip(entries, names(entries), strict=True)):
+        losses = smooth(entry.losses, max(1, len(entry.losses) // 10))
+        axes.plot(entry.steps, losses, label=name, linewidth=1.3, **_look(position))
         last.append(losses[-1])
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("training loss, smoothed (nats per trained token)")
-    if rows:
+    if entries:
         axes.set_ylim(
-            bottom=0.95 * min(last), top=min(max(row.losses[0] for row in rows), 4 * sorted(last)[len(last) // 2])
+            bottom=0.95 * min(last),
+            top=min(max(entry.losses[0] for entry in entries), 4 * sorted(last)[len(last) // 2]),
         )
-        columns = 1 + (len(rows) > 36)
+        columns = 1 + (len(entries) > 36)
         axes.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1.01, 1.01), ncols=columns)
 
 
 def _scores(axes: Any, comparison: Comparison) -> None:
-    rows = comparison.measured
-    for position, (row, name) in enumerate(zip(rows, names(rows), strict=True)):
-        score = row.scores[comparison.headline]
+    entries = comparison.measured
+    for position, (entry, name) in enumerate(zip(entries, names(entries), strict=True)):
+        score = entry.scores[comparison.headline]
         look = {"color": _look(position)["color"], "markersize": 4, "capsize": 2}
-        axes.errorbar(row.stored, score.mean, yerr=score.deviation, fmt="o", **look)
+        axes.errorbar(entry.stored, score.mean, yerr=score.deviation, fmt="o", **look)
         place = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": 7, "color": INK}
-        axes.annotate(name, (row.stored, score.mean), **place)
+        axes.annotate(name, (entry.stored, score.mean), **place)
     base = comparison.base.scores.get(comparison.headline)
     if base is not None:
         axes.axhline(base.mean, color=GREY, linestyle="--", linewidth=1)

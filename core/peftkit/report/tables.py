@@ -5,39 +5,37 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from peftkit.comparison import Comparison, Row, Spread
+from peftkit.report.results import ComparedEntry, Comparison, Spread
 
 NONE = "–"
 
 
 def heads(comparison: Comparison) -> list[str]:
     """Return the heads of the table that is shown."""
-    size = ["size"] if any(row.note for row in comparison.rows) else []
+    size = ["size"] if any(entry.note for entry in comparison.entries) else []
     ratios = [f"step time / {short(comparison.reference)}", f"memory / {short(comparison.reference)}"]
     return ["method", *size, comparison.headline, "validation loss", "trainable", "stored", *ratios]
 
 
 def cells(comparison: Comparison) -> list[list[str]]:
     """Return the rows of the table that is shown: the base first, then from the best score down."""
-    sized = any(row.note for row in comparison.rows)
-    return [_cells(comparison, row, sized) for row in (comparison.base, *comparison.measured)]
+    sized = any(entry.note for entry in comparison.entries)
+    return [_cells(comparison, entry, sized) for entry in (comparison.base, *comparison.measured)]
 
 
-def _cells(comparison: Comparison, row: Row, sized: bool) -> list[str]:
-    like = next((other for other in comparison.rows if other.label == comparison.reference), None)
-    score = row.scores.get(comparison.headline)
+def _cells(comparison: Comparison, entry: ComparedEntry, sized: bool) -> list[str]:
+    like = next((other for other in comparison.entries if other.label == comparison.reference), None)
+    score = entry.scores.get(comparison.headline)
     return [
-        row.label,
-        *([row.note or NONE] if sized else []),
+        entry.label,
+        *([entry.note or NONE] if sized else []),
         spread(score, 4),
-        spread(row.validation, 3),
-        NONE if row.trainable is None else f"{row.trainable:,}",
-        NONE if row.stored is None else f"{row.stored:,}",
-        ratio(row.step_s, like.step_s if like else None),
-        ratio(row.memory, like.memory if like else None),
+        spread(entry.validation, 3),
+        NONE if entry.trainable is None else f"{entry.trainable:,}",
+        NONE if entry.stored is None else f"{entry.stored:,}",
+        ratio(entry.step_s, like.step_s if like else None),
+        ratio(entry.memory, like.memory if like else None),
     ]
 
 
@@ -46,18 +44,18 @@ def short(label: str) -> str:
     return label.partition(" (")[0]
 
 
-def names(rows: Sequence[Row]) -> list[str]:
-    """Return labels for a picture: without options where that still tells the rows apart."""
-    brief = [short(row.label) for row in rows]
-    return brief if len(set(brief)) == len(brief) else [row.label for row in rows]
+def names(entries: Sequence[ComparedEntry]) -> list[str]:
+    """Return labels for a picture: without options where that still tells the entries apart."""
+    brief = [short(entry.label) for entry in entries]
+    return brief if len(set(brief)) == len(brief) else [entry.label for entry in entries]
 
 
 def spread(value: Spread | None, digits: int) -> str:
     """Write a mean, and its spread over seeds where there is one."""
     if value is None:
         return NONE
-    told = f"{value.mean:.{digits}f}"
-    return told if value.deviation is None else f"{told} ± {value.deviation:.{digits}f}"
+    mean = f"{value.mean:.{digits}f}"
+    return mean if value.deviation is None else f"{mean} ± {value.deviation:.{digits}f}"
 
 
 def ratio(value: float | None, reference: float | None) -> str:
@@ -72,17 +70,17 @@ def markdown(comparison: Comparison) -> str:
         f"# {comparison.title}",
         "\n".join(facts),
         grid(heads(comparison), cells(comparison)),
-        told(comparison),
+        legend(comparison),
         "![Loss curves, and scores against stored parameters](comparison.png)",
         "## All scores",
         grid(*all_scores(comparison)),
     ]
-    failed = [f"- {row.label}: {row.reason}" for row in comparison.rows if row.reason]
+    failed = [f"- {entry.label}: {entry.reason}" for entry in comparison.entries if entry.reason]
     parts += ["## Left out", "\n".join(failed)] if failed else []
     return "\n\n".join(parts) + "\n"
 
 
-def told(comparison: Comparison) -> str:
+def legend(comparison: Comparison) -> str:
     """Say how the table is to be read."""
     deviation = " ± is the standard deviation over seeds." if comparison.setup["seeds"] != "1" else ""
     return (
@@ -94,10 +92,9 @@ def told(comparison: Comparison) -> str:
 
 def all_scores(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of a table with every score of the whole set; those of its parts are in the CSV file."""
-    found = list(comparison.base.scores) or list(comparison.measured[0].scores if comparison.measured else ())
-    names = [name for name in found if "/" not in name]
-    rows = [[r.label, *(spread(r.scores.get(n), 4) for n in names)] for r in (comparison.base, *comparison.measured)]
-    return ["method", *names], rows
+    names = [name for name in _score_names(comparison) if "/" not in name]
+    entries = (comparison.base, *comparison.measured)
+    return ["method", *names], [[entry.label, *(spread(entry.scores.get(n), 4) for n in names)] for entry in entries]
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -107,19 +104,24 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def csv_text(comparison: Comparison) -> str:
-    """Write every figure of every row as CSV; a spread has its own column, what is not known is empty."""
-    scores = list(comparison.base.scores) or list(comparison.measured[0].scores if comparison.measured else ())
+    """Write every figure of every entry as CSV; a spread has its own column, what is not known is empty."""
+    scores = _score_names(comparison)
     figures = ["trainable", "stored", "validation_loss", "validation_loss_deviation", "step_s", "peak_memory_bytes"]
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(["method", "note", "seeds", *figures, *(f"{n}{end}" for n in scores for end in ("", "_deviation"))])
-    for row in (comparison.base, *comparison.rows):
-        seeds = next((value.count for value in row.scores.values()), 0)
-        values = [row.trainable, row.stored, *_pair(row.validation), row.step_s, row.memory]
-        values += [figure for name in scores for figure in _pair(row.scores.get(name))]
-        note = "; ".join(text for text in (row.note, row.reason) if text)
-        writer.writerow([row.label, note, seeds, *("" if value is None else f"{value:.10g}" for value in values)])
+    for entry in (comparison.base, *comparison.entries):
+        seeds = next((value.count for value in entry.scores.values()), 0)
+        values = [entry.trainable, entry.stored, *_pair(entry.validation), entry.step_s, entry.memory]
+        values += [figure for name in scores for figure in _pair(entry.scores.get(name))]
+        note = "; ".join(text for text in (entry.note, entry.reason) if text)
+        writer.writerow([entry.label, note, seeds, *("" if value is None else f"{value:.10g}" for value in values)])
     return written.getvalue()
+
+
+def _score_names(comparison: Comparison) -> list[str]:
+    """List the scores that the base has or, where it is not scored, the best entry."""
+    return list(comparison.base.scores) or list(comparison.measured[0].scores if comparison.measured else ())
 
 
 def _pair(value: Spread | None) -> tuple[float | None, float | None]:

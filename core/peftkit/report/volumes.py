@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from peftkit.report.document import Heading, Picture, Table, Text
+from pydantic import BaseModel, ConfigDict
+
+from peftkit.report.document import Heading, Paragraph, Picture, Table
 from peftkit.report.drawings import canvas, png
 from peftkit.report.evidence import Evidence
 from peftkit.report.tables import NONE
-
-if TYPE_CHECKING:
-    from peftkit.report.papers import Figure
 
 Facts = Callable[[Evidence], dict[str, Any]]
 Points = dict[float, dict[float, dict[int, float]]]
@@ -26,17 +25,27 @@ HOW = (
 )
 
 
+class Figure(BaseModel):
+    """Scores over `x`, a line for each value of `line`, for each of the series that `series` tells apart."""
+
+    model_config = ConfigDict(extra="forbid")
+    line: str
+    x: str
+    series: dict[str, dict[str, Any]]
+    keys: list[str]
+
+
 def blocks(figure: Figure, groups: Mapping[str, Sequence[Evidence]], facts: Facts) -> list[Any]:
     """Return the pictures, tables and tests of each group of runs; groups with a single x are left out."""
-    found: list[Any] = []
+    parts: list[Any] = []
     for number, (name, runs) in enumerate(groups.items(), 1):
         points = {key: collect(figure, runs, key, facts) for key in figure.keys}
         points = {key: lines for key, lines in points.items() if any(len(line) > 1 for line in lines.values())}
         if points:
             shows = f"{', '.join(points)} over {figure.x}, a line for each {figure.line} ({name})"
             picture = Picture(f"volumes-{number}", shows, draw(figure, points))
-            found += [Heading(name), picture, values(figure, points), slopes(points), Text(_how(figure))]
-    return found or [Text(f"not run: no runs with at least two values of {figure.x}.")]
+            parts += [Heading(name), picture, values(figure, points), slopes(points), Paragraph(_how(figure))]
+    return parts or [Paragraph(f"not run: no runs with at least two values of {figure.x}.")]
 
 
 def _how(figure: Figure) -> str:
@@ -87,18 +96,18 @@ def values(figure: Figure, points: Mapping[str, Points]) -> Table:
 def _spread(seeds: Mapping[int, float] | None) -> str:
     if not seeds:
         return "not run"
-    found = list(seeds.values())
-    return f"{statistics.fmean(found):.4f}" + (f" ± {statistics.stdev(found):.4f}" if len(found) > 1 else "")
+    scores = list(seeds.values())
+    return f"{statistics.fmean(scores):.4f}" + (f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else "")
 
 
 def slopes(points: Mapping[str, Points]) -> Table:
     """Return the slope at each volume and the interaction, each with its test over seeds."""
     rows = []
     for key, lines in points.items():
-        found = {name: slope_by_seed(line) for name, line in lines.items()}
-        rows += [[key, f"slope at {100 * name:g} %", *_tested(list(found[name].values()))] for name in found]
-        small, large = found[min(found)], found[max(found)]
-        if len(found) > 1:
+        by_volume = {name: slope_by_seed(line) for name, line in lines.items()}
+        rows += [[key, f"slope at {100 * name:g} %", *_tested(list(by_volume[name].values()))] for name in by_volume]
+        small, large = by_volume[min(by_volume)], by_volume[max(by_volume)]
+        if len(by_volume) > 1:
             both = sorted(small.keys() & large.keys())
             rows.append([key, "interaction", *_tested([large[seed] - small[seed] for seed in both])])
     return Table(["score", "what", "mean", "spread over seeds", "p", "seeds"], rows)
@@ -106,23 +115,23 @@ def slopes(points: Mapping[str, Points]) -> Table:
 
 def slope_by_seed(line: Mapping[float, Mapping[int, float]]) -> dict[int, float]:
     """Return the least-squares slope over log2 of x of every seed that has at least two points."""
-    found = {}
+    slopes = {}
     for seed in sorted({seed for seeds in line.values() for seed in seeds}):
         pairs = [(math.log2(x), seeds[seed]) for x, seeds in line.items() if seed in seeds]
         if len(pairs) > 1:
-            found[seed] = statistics.linear_regression(*zip(*pairs, strict=True)).slope
-    return found
+            slopes[seed] = statistics.linear_regression(*zip(*pairs, strict=True)).slope
+    return slopes
 
 
-def _tested(found: Sequence[float]) -> list[str]:
-    if not found:
+def _tested(values: Sequence[float]) -> list[str]:
+    if not values:
         return [NONE, NONE, NONE, "0"]
-    mean = statistics.fmean(found)
-    if len(found) < 2:
+    mean = statistics.fmean(values)
+    if len(values) < 2:
         return [f"{mean:+.5f}", NONE, NONE, "1"]
-    deviation = statistics.stdev(found)
-    p = two_sided(mean / (deviation / math.sqrt(len(found))), len(found) - 1) if deviation else float(mean == 0)
-    return [f"{mean:+.5f}", f"{deviation:.5f}", f"{p:.3f}", str(len(found))]
+    deviation = statistics.stdev(values)
+    p = two_sided(mean / (deviation / math.sqrt(len(values))), len(values) - 1) if deviation else float(mean == 0)
+    return [f"{mean:+.5f}", f"{deviation:.5f}", f"{p:.3f}", str(len(values))]
 
 
 def two_sided(t: float, freedom: int) -> float:

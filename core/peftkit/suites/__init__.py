@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import files
+from peftkit.assembly import Assembled, read_run
 from peftkit.errors import PeftkitError
-from peftkit.evaluation import Subject, prepare, read_recipe
+from peftkit.evaluation import prepare
+from peftkit.evaluation.runs import OTHERWISE
 from peftkit.recipe import Recipe
+from peftkit.suites import harness
 from peftkit.versions import versions
 
 SUITE = "lm-eval"
@@ -56,11 +59,9 @@ def evaluate(
     if limit is not None and limit < 1:
         raise PeftkitError(f"the limit is {limit}, and at least one input of a task is scored.")
     bare = base or isinstance(target, Recipe)
-    recipe = target if isinstance(target, Recipe) else read_recipe(target, adapter=not bare)
+    recipe = target if isinstance(target, Recipe) else read_run(target, adapter=not bare, otherwise=OTHERWISE)
     output = target if isinstance(target, Path) else Path(recipe.output) if recipe.output else None
     check_installed()
-    from peftkit.suites import harness
-
     tasks = harness.load(names, folder)
     subject = prepare(recipe, None if bare or output is None else output / "adapter")
     model = harness.wrap(subject, recipe.eval.batch_size)
@@ -68,12 +69,12 @@ def evaluate(
     scores: list[dict[str, Any]] = []
     for name, task in tasks.items():
         began = time.monotonic()
-        found = harness.score(model, name, task, limit)
-        scores += found
+        figures = harness.score(model, name, task, limit)
+        scores += figures
         if output is not None:
             path = output / "eval" / f"{SUITE}-{name.replace('/', '-')}{BASE if bare else ''}.json"
             wall = round(time.monotonic() - began, 3)
-            files.write_json(path, {"task": name, "scores": found, **facts, "wall_s": wall})
+            files.write_json(path, {"task": name, "scores": figures, **facts, "wall_s": wall})
     return {"tasks": list(tasks), "scores": scores, **facts}
 
 
@@ -99,11 +100,11 @@ def check_installed() -> None:
         )
 
 
-def about(subject: Subject) -> dict[str, Any]:
+def about(subject: Assembled) -> dict[str, Any]:
     """Return what the scores depend on."""
     return {
-        "model": subject.loaded.name,
-        "fingerprint": subject.loaded.fingerprint,
+        "model": subject.name,
+        "fingerprint": subject.fingerprint,
         "adapter": subject.methods,
         "soft_tokens": len(subject.template.soft),
         "batch_size": subject.recipe.eval.batch_size,

@@ -58,8 +58,8 @@ class AdaptedLM(HFLM):
         # Padding stands to the left alone, so more ones at the end are the mask of a longer text.
         wide_mask = torch.cat([mask, mask.new_ones(len(mask), len(self.soft))], dim=1)
         wide = self._widened(context, begins)
-        found = super()._model_generate(wide, max_length + len(self.soft), stop, attention_mask=wide_mask, **options)
-        return torch.cat([context, found[:, wide.shape[1] :]], dim=1)
+        answers = super()._model_generate(wide, max_length + len(self.soft), stop, attention_mask=wide_mask, **options)
+        return torch.cat([context, answers[:, wide.shape[1] :]], dim=1)
 
     def _widened(self, ids: Tensor, begins: Tensor) -> Tensor:
         """Return ids [B, soft + T]: in each row the soft ones stand where its text begins, behind a first bos."""
@@ -73,7 +73,7 @@ class AdaptedLM(HFLM):
 
 @contextmanager
 def _left_as_it_is(model: Any) -> Iterator[None]:
-    """Keep lm-eval from tying weights anew inside: an adapted model may have parted them, and loading has tied them."""
+    """Keep lm-eval from tying weights anew inside: an adapted model may have untied them, and loading has tied them."""
     model.tie_weights = lambda *_, **__: None
     try:
         yield

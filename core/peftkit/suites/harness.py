@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from peftkit.assembly import Assembled
 from peftkit.data import hub
 from peftkit.errors import PeftkitError
-from peftkit.evaluation import Subject
 
 SEED, SAMPLING_SEED = 0, 1234
 """What lm-eval seeds Python's generator with, and numpy's, torch's and the choice of examples in the prompt."""
@@ -64,33 +64,33 @@ def _index(names: Sequence[str], folder: Path | None) -> Any:
 
 def _load(index: Any, name: str) -> Any:
     try:
-        found = index.load([name])
+        loaded = index.load([name])
     # A task may fail in its file, in its own Python code, and in its data: each with errors of its own.
     except Exception as error:
-        told = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         away = isinstance(error, OSError) and (hub.offline() or not hub.answers())
         hint = f" The Hugging Face hub ({hub.endpoint()}) cannot be reached." if away else ""
         raise PeftkitError(
-            f"lm-eval's task '{name}' could not be loaded ({type(error).__name__}: {told}).{hint}"
+            f"lm-eval's task '{name}' could not be loaded ({type(error).__name__}: {reason}).{hint}"
         ) from error
-    for task_name, task in found["tasks"].items():
+    for task_name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
             what = "runs code that the model writes" if getattr(task, "UNSAFE_CODE", False) else "asks about pictures"
             raise PeftkitError(f"lm-eval's task '{task_name}' {what}, which is not done here: leave it out.")
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=SAMPLING_SEED)
-    return found
+    return loaded
 
 
-def wrap(subject: Subject, batch_size: int) -> Any:
+def wrap(subject: Assembled, batch_size: int) -> Any:
     """Return the subject's model, as it stands, as a model of lm-eval."""
     from peftkit.suites.adapted import AdaptedLM
 
     with quiet():
         return AdaptedLM(
-            subject.loaded.model,
-            subject.loaded.tokenizer,
+            subject.model,
+            subject.tokenizer,
             soft=subject.template.soft,
             batch_size=batch_size,
             precision=subject.precision,
@@ -108,17 +108,17 @@ def score(model: Any, name: str, task: Any, limit: int | None) -> list[dict[str,
     try:
         # What its metrics print is not the answer of the command.
         with quiet(), redirect_stdout(sys.stderr):
-            found = evaluator.evaluate(
+            results = evaluator.evaluate(
                 lm=model, task_dict=task, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False
             )
     except (AssertionError, ValueError, ImportError, LookupError) as error:
-        told = " ".join(str(error).split())[:300]
-        raise PeftkitError(f"lm-eval could not run the task '{name}' ({type(error).__name__}: {told}).") from error
-    return list(_scores(found))
+        reason = " ".join(str(error).split())[:300]
+        raise PeftkitError(f"lm-eval could not run the task '{name}' ({type(error).__name__}: {reason}).") from error
+    return list(_scores(results))
 
 
-def _scores(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for task, figures in {**found.get("groups", {}), **found["results"], **found.get("groups", {})}.items():
+def _scores(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for task, figures in {**results.get("groups", {}), **results["results"], **results.get("groups", {})}.items():
         for key, value in figures.items():
             metric, comma, kind = key.partition(",")
             if not comma or metric.endswith("_stderr"):
@@ -129,9 +129,9 @@ def _scores(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 "filter": kind,
                 "value": _number(value),
                 "stderr": _number(figures.get(f"{metric}_stderr,{kind}")),
-                "shots": found["n-shot"].get(task),
-                "inputs": found["n-samples"].get(task, {}).get("effective"),
-                "version": found["versions"].get(task),
+                "shots": results["n-shot"].get(task),
+                "inputs": results["n-samples"].get(task, {}).get("effective"),
+                "version": results["versions"].get(task),
             }
 
 
@@ -146,7 +146,7 @@ def _number(value: Any) -> float | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let lm-eval tell its errors alone inside; its notices are about options that are not the user's."""
+    """Let lm-eval log its errors alone inside; its notices are about options that are not the user's."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)

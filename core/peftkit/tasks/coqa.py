@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peftkit.data.example import Example, Turn
 from peftkit.data.hub import HubDataset
 from peftkit.data.records import find_file, member, read_json, shown, text
 from peftkit.errors import PeftkitError
+from peftkit.metrics import Scores, coqa
 from peftkit.tasks.task import TASKS, Task
-
-if TYPE_CHECKING:
-    from peftkit.metrics import Scores
 
 
 class CoQA(Task):
@@ -54,10 +52,10 @@ class CoQA(Task):
             for example in _turns(conversation, f"{path}, data[{number}]")
         ]
 
-    def from_rows(self, rows: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
+    def from_records(self, records: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
         """Read the columns `story`, `questions` and `answers`; the hub has one answer per turn."""
-        found: list[Example] = []
-        for row, record in enumerate(rows):
+        examples: list[Example] = []
+        for row, record in enumerate(records):
             place = f"{self.hub}, {split} row {row}"
             answers = member(
                 member(record, place, "answers", dict, "row"), place, "input_text", list, "row's 'answers'"
@@ -71,32 +69,28 @@ class CoQA(Task):
                 ],
                 "answers": [_numbered(at, given) for at, given in enumerate(answers, 1)],
             }
-            found += _turns(conversation, place)
-        return found
+            examples += _turns(conversation, place)
+        return examples
 
     def key(self, example: Example) -> Hashable:
         return example.id
 
     def parts(self, example: Example) -> Iterable[str]:
         """Name the domain of the conversation, where the file tells it, and which of the two kinds it is of."""
-        from peftkit.metrics import coqa
-
         return coqa.domains(example.meta.get("source"))
 
     def conversation(self, example: Example) -> Hashable:
         return example.meta["conversation"]
 
     def said(self, examples: Sequence[Example], answers: Sequence[str]) -> Example:
-        told = examples[0].prompt[-1].text
+        prompt = examples[0].prompt[-1].text
         for before, after, answer in zip(examples, examples[1:], answers, strict=False):
             gold = f"{before.prompt[-1].text} {before.turns[-1].text}"
-            told += f" {answer}{after.prompt[-1].text.removeprefix(gold)}"
-        return replace(examples[-1], turns=(Turn("user", told), examples[-1].turns[-1]))
+            prompt += f" {answer}{after.prompt[-1].text.removeprefix(gold)}"
+        return replace(examples[-1], turns=(Turn("user", prompt), examples[-1].turns[-1]))
 
     def score_files(self, predictions: Path, references: Path) -> Scores:
         """Score as the official script does, by domain too, where both files are of the official form."""
-        from peftkit.metrics import coqa
-
         if predictions.suffix == references.suffix == self.suffix:
             return coqa.score_files(predictions, references)
         return super().score_files(predictions, references)
@@ -108,13 +102,13 @@ def _numbered(turn: int, said: Any) -> dict[str, Any]:
 
 def _said(conversation: Any, place: str, key: str) -> list[str]:
     """Return what is said in each turn of `questions` or `answers`, with the turns' numbers checked."""
-    found = []
+    texts = []
     for number, turn in enumerate(member(conversation, place, key, list, "conversation")):
         at = f"{place}.{key}[{number}]"
         if member(turn, at, "turn_id", int, "turn") != number + 1:
             raise PeftkitError(f"{at}: 'turn_id' is {shown(turn['turn_id'])}, and {number + 1} is wanted.")
-        found.append(text(member(turn, at, "input_text", str, "turn"), at, "input_text").strip())
-    return found
+        texts.append(text(member(turn, at, "input_text", str, "turn"), at, "input_text").strip())
+    return texts
 
 
 def _turns(conversation: Any, place: str) -> Iterator[Example]:

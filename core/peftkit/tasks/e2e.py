@@ -39,7 +39,7 @@ class E2E(Task):
             for line, record in read_csv(path, ("mr", "ref"))
         ]
 
-    def from_rows(self, rows: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
+    def from_records(self, records: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
         """Read the columns `meaning_representation` and `human_reference`."""
         return [
             self._example(
@@ -48,7 +48,7 @@ class E2E(Task):
                 record.get("meaning_representation"),
                 record.get("human_reference"),
             )
-            for row, record in enumerate(rows)
+            for row, record in enumerate(records)
         ]
 
     def _example(self, identity: str, place: str, meaning: Any, reference: Any) -> Example:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from peftkit.data.example import Example, question
 from peftkit.data.hub import HubDataset
 from peftkit.data.records import find_file, member, read_json_lines, text
 from peftkit.data.subset import permutation
+from peftkit.metrics import Scores
+from peftkit.metrics.files import read_predictions
 from peftkit.tasks.task import TASKS, Task
-
-if TYPE_CHECKING:
-    from peftkit.metrics import Scores
 
 HELD_OUT = 500
 """Validation examples that are taken out of the training file, or a tenth of it where that is less."""
@@ -47,21 +46,20 @@ class GSM8K(Task):
             for line, record in read_json_lines(path)
         ]
 
-    def from_rows(self, rows: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
+    def from_records(self, records: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
         """Read the columns `question` and `answer`."""
         name = (self.hub.splits if self.hub else {}).get(split, split)
-        found = [
-            self._example(f"{name}:{row}", f"{self.hub}, {name} row {row}", record) for row, record in enumerate(rows)
+        examples = [
+            self._example(f"{name}:{row}", f"{self.hub}, {name} row {row}", record)
+            for row, record in enumerate(records)
         ]
-        return part(found, split)
+        return part(examples, split)
 
     def key(self, example: Example) -> Hashable:
         return example.id
 
     def score_files(self, predictions: Path, references: Path) -> Scores:
         """Score worked answers against the official file, or a list of reference answers, one per problem."""
-        from peftkit.metrics.files import read_predictions
-
         if references.suffix == self.suffix:
             return super().score_files(predictions, references)
         return self.score_texts(read_predictions(predictions), [[text] for text in read_predictions(references)])

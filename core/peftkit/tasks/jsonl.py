@@ -48,12 +48,12 @@ class JSONLines(Task):
 
     def read_file(self, path: Path) -> list[Example]:
         """Read one file; which form a line has is told by its keys, line by line."""
-        found = [
+        examples = [
             _example(record, f"{path.name}:{line}", f"{path}, line {line}") for line, record in read_json_lines(path)
         ]
-        if not found:
+        if not examples:
             raise PeftkitError(f"{path} is empty; JSON lines are wanted, each of one of the forms {'; '.join(FORMS)}.")
-        return found
+        return examples
 
 
 def _example(record: Mapping[str, Any], identity: str, place: str) -> Example:

@@ -6,15 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from peftkit.data.example import Example
 from peftkit.data.hub import HubDataset
 from peftkit.errors import PeftkitError
+from peftkit.metrics import Scores, score
+from peftkit.metrics.files import read_predictions, read_references
 from peftkit.registry import Registry
-
-if TYPE_CHECKING:
-    from peftkit.metrics import Scores
 
 
 class Task(ABC):
@@ -46,13 +45,13 @@ class Task(ABC):
     def read_file(self, path: Path) -> list[Example]:
         """Read one official file, whatever split it is."""
 
-    def from_rows(self, rows: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
-        """Turn the hub's rows into the same examples as the official files give."""
+    def from_records(self, records: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
+        """Turn the hub's records into the same examples as the official files give."""
         raise PeftkitError(f"dataset: {self.name} is not on the hub; name your own files in `dataset.path`.")
 
     def from_hub(self, split: str) -> list[Example]:
         """Read a split from the Hugging Face hub; `HubUnreachableError` where it does not answer."""
-        return self.from_rows(self.hub.rows(split) if self.hub else (), split)
+        return self.from_records(self.hub.records(split) if self.hub else (), split)
 
     def key(self, example: Example) -> Hashable:
         """Return what examples of the same input share."""
@@ -94,14 +93,12 @@ class Task(ABC):
                 parts.setdefault(part, []).append(index)
         for part, chosen in sorted(parts.items()):
             if len(chosen) < len(examples):
-                found = self.score_texts([predictions[i] for i in chosen], [references[i] for i in chosen])
-                scores |= {f"{part}/{key}": figure for key, figure in found.items()}
+                figures = self.score_texts([predictions[i] for i in chosen], [references[i] for i in chosen])
+                scores |= {f"{part}/{key}": figure for key, figure in figures.items()}
         return scores
 
     def score_texts(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
         """Score predictions against lists of references, pair by pair."""
-        from peftkit.metrics import score
-
         if len(predictions) != len(references):
             raise PeftkitError(
                 f"{len(predictions)} predictions for {len(references)} inputs: "
@@ -116,8 +113,6 @@ class Task(ABC):
 
         `peftkit.metrics.files` says what a plain file may be: in short, JSON, JSON lines, or one text a line.
         """
-        from peftkit.metrics.files import read_predictions, read_references
-
         texts = read_predictions(predictions)
         if references.suffix != self.suffix:
             return self.score_texts(texts, read_references(references))

@@ -14,7 +14,7 @@ from peftkit.tasks.task import TASKS, Task
 SUFFIXES = (".txt", ".jsonl")
 
 
-class Text(Task):
+class Documents(Task):
     """Your own documents: `.txt` files of one document each, or `.jsonl` lines with `text`.
 
     `dataset.path` is one file, or a folder with `train.txt` or `train.jsonl` or a folder `train/` of such files, and
@@ -40,10 +40,12 @@ class Text(Task):
             ]
         else:
             documents = [(path.name, read_text(path))]
-        found = [Example(identity, (Turn("text", document),)) for identity, document in documents if document.strip()]
-        if not found:
+        examples = [
+            Example(identity, (Turn("text", document),)) for identity, document in documents if document.strip()
+        ]
+        if not examples:
             raise PeftkitError(f"{path} is empty; documents are wanted.")
-        return found
+        return examples
 
 
-TASKS.add(Text.name, Text())
+TASKS.add(Documents.name, Documents())

@@ -66,10 +66,10 @@ class WebNLG(Task):
             for example in _of_entry(entry, path, f"{path}, line {lines[entry]}", lines[entry])
         ]
 
-    def from_rows(self, rows: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
-        """Read the hub's rows; of its test split, which holds three files, those of `testdata_with_lex`."""
-        found: list[Example] = []
-        for row, record in enumerate(rows):
+    def from_records(self, records: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
+        """Read the hub's records; of its test split, which holds three files, those of `testdata_with_lex`."""
+        examples: list[Example] = []
+        for row, record in enumerate(records):
             place = f"{self.hub}, {split} row {row}"
             if split == "test" and record.get("test_category") not in (None, "", "testdata_with_lex"):
                 continue
@@ -78,8 +78,8 @@ class WebNLG(Task):
             if not triples or not isinstance(triples[0], list):
                 raise PeftkitError(f"{place}: no list of triples in 'modified_triple_sets'.")
             category = member(record, place, "category", str, "row")
-            found += _examples(f"{split}:{row}", place, category, triples[0], texts)
-        return found
+            examples += _examples(f"{split}:{row}", place, category, triples[0], texts)
+        return examples
 
     def key(self, example: Example) -> Hashable:
         return example.meta["entry"]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftkit.adaptation import check_methods
+from peftkit.assembly import Assembled, assemble, methods_of
 from peftkit.errors import PeftkitError
 from peftkit.method import expand
-from peftkit.models.load import load as load_model
 from peftkit.recipe import Recipe
 from peftkit.recipe.entries import entry
 from peftkit.strategies import DEFAULT
@@ -17,8 +17,8 @@ from peftkit.training.folder import unequal
 ALONE = "Train it by itself, without --together."
 
 
-def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
-    """Refuse recipes, each with its run's name, that differ in their base or change it; no weights are loaded.
+def check(recipes: Sequence[tuple[str, Recipe]]) -> Assembled:
+    """Refuse recipes, each with its run's name, that differ in their base or change it; returns it without weights.
 
     Raises PeftkitError that names the run and the keys or the method.
     """
@@ -31,7 +31,7 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
                 f"{first} and {name} do not stand on the same base: {'; '.join(different)}. Runs that are trained "
                 "together share model, quantization, train.precision and train.device."
             )
-    outline = load_model(lead.model, device="meta", weights=False, quantization=lead.quantization)
+    outline = assemble(lead, weights=False, bare=True)
     for name, recipe in recipes:
         if not recipe.train.packing:
             raise PeftkitError(
@@ -53,9 +53,9 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
                 f"{name} cannot be trained together with others: train.strategy is {strategy!r}, whose steps have "
                 f"passes of their own. Set it to {DEFAULT}. {ALONE}"
             )
-        methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
+        methods = methods_of(recipe, outline.tokenizer)
         try:
-            checked = check_methods(outline.model, methods)
+            checked = check_methods(outline.module, methods)
         except PeftkitError as error:
             raise PeftkitError(f"{name}: {error}") from None
         for method, (_, own) in zip(expand(methods), checked, strict=True):
@@ -66,6 +66,7 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> None:
                     f"{name} cannot be trained together with others: the method '{method.name}' {changed}, which the "
                     f"other runs share. {ALONE}"
                 )
+    return outline
 
 
 def _base(recipe: Recipe) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from functools import reduce
 
 import torch
 
-from peftkit.adaptation import attached
 from peftkit.data.batches import Batch
+from peftkit.device import autocast
 from peftkit.engine.counts import Counts, counts
-from peftkit.engine.device import autocast
 from peftkit.engine.packed_batch import PackedBatch
 from peftkit.engine.passes import Passes, Plain, Result, Wrapper, out_of_memory, result
 from peftkit.errors import PeftkitError
 from peftkit.objectives import Loss
 from peftkit.ports.attention import along
+from peftkit.ports.context import Routing, context_of
 
 
 @dataclass
@@ -85,10 +85,10 @@ def _pass(present: Mapping[str, Member], place: int) -> None:
         key: torch.cat([batch.inputs[key] for batch in packed.values()], 1) for key in ("input_ids", "position_ids")
     }
     lead = next(iter(present.values())).plain
-    switch = attached(lead.engine.model).switch
+    context = context_of(lead.engine.model)
     losses: dict[str, Loss] = {}
     with ExitStack() as stack:
-        stack.enter_context(switch.divided(list(zip(packed, sizes, strict=True))))
+        stack.enter_context(context.routed(Routing.of_tokens(list(zip(packed, sizes, strict=True)))))
         stack.enter_context(along(lead.engine.model, *trees))
         if all(member.plain.engine.arrangement.fused for member in present.values()):
             stack.enter_context(lead.engine.fused())
@@ -99,7 +99,7 @@ def _pass(present: Mapping[str, Member], place: int) -> None:
                 plain = member.plain
                 assert plain.engine.head is not None
                 plain.engine.head.follow(lead.engine.head)
-                with switch.alone(name):
+                with context.only(name):
                     outputs = plain.engine.outputs(mine, packed[name], plain.module)
                     losses[name] = plain.objective.loss(outputs, packed[name])
         torch.stack([losses[name].sum / member.normaliser for name, member in present.items()]).sum().backward()

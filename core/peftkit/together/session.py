@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peftkit.adaptation import activate
+from peftkit.assembly import Assembled, assemble, training_dtype
 from peftkit.errors import PeftkitError
 from peftkit.models.quantize import forget_originals
 from peftkit.recipe import Recipe
@@ -17,7 +18,6 @@ from peftkit.together import base
 from peftkit.together.rounds import Done, Member, backward_together
 from peftkit.training import events, folder, summary
 from peftkit.training.observer import Observer, Silent
-from peftkit.training.preparation import load_base
 from peftkit.training.session import Session
 from peftkit.training.signals import Deferred
 from peftkit.training.summary import Summary
@@ -78,8 +78,8 @@ def train_together(jobs: Sequence[Job], *, resume: bool = False) -> dict[str, Su
             events.check_installed()
         waiting.append((job, resumed))
     if waiting:
-        base.check([(job.name, job.recipe) for job, _ in waiting])
-        results |= _Together(waiting).go()
+        outline = base.check([(job.name, job.recipe) for job, _ in waiting])
+        results |= _Together(waiting, outline).go()
     return {job.name: results[job.name] for job in jobs}
 
 
@@ -107,9 +107,11 @@ class _Running:
 class _Together:
     """The runs that have steps left, on one model."""
 
-    def __init__(self, waiting: Sequence[tuple[Job, bool]]):
-        ready = load_base(waiting[0][0].recipe)
-        self.model = ready.loaded.model
+    def __init__(self, waiting: Sequence[tuple[Job, bool]], outline: Assembled):
+        lead = waiting[0][0].recipe
+        dtype = training_dtype(lead, outline.precision, outline.module, own=False)
+        ready = assemble(lead, bare=True, dtype=dtype)
+        self.model = ready.model
         self.running: list[_Running] = []
         self.results: dict[str, Summary | Failed] = {}
         for number, (job, resumed) in enumerate(waiting):
@@ -123,7 +125,7 @@ class _Together:
                     f"{job.name} cannot be trained together with others, which takes tokens without padding: {why}."
                 )
             self.running.append(_Running(job, session, name))
-        forget_originals(self.model)
+        forget_originals(ready.module)
 
     def go(self) -> dict[str, Summary | Failed]:
         """Train until no run has a step left."""

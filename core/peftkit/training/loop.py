@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peftkit.adaptation import Adaptation
 from peftkit.data.batches import Batch, Batches
-from peftkit.engine.device import peak_memory
+from peftkit.device import peak_memory
 from peftkit.engine.passes import OutOfMemory, Passes
 from peftkit.engine.snapshot import random_state, set_random_state
 from peftkit.optim.build import Optimizers

@@ -6,29 +6,23 @@ import hashlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
-from peftkit.adaptation import Adaptation, attach, check_methods
+from peftkit.adaptation import Adaptation
+from peftkit.assembly import Assembled, assemble, attach_methods
 from peftkit.data.batches import Batches, Epoch
 from peftkit.data.encode import Encoded, EncodedExamples, encode
-from peftkit.data.source import load as load_data
-from peftkit.data.template import choose
-from peftkit.engine.device import choose_device, choose_precision
 from peftkit.engine.engine import choose as choose_engine
 from peftkit.engine.memory_plan import checkpoint_gradients
 from peftkit.engine.passes import Phase
 from peftkit.errors import PeftkitError
 from peftkit.estimation.asked import arrangement_of, objective_of
-from peftkit.models.layerwise import give_back
-from peftkit.models.load import LoadedModel
-from peftkit.models.load import load as load_model
-from peftkit.models.quantize import forget_originals
+from peftkit.models.layerwise import release_memory
 from peftkit.objectives import Objective
-from peftkit.quantization.weight import packed_shape
 from peftkit.recipe import Recipe, TrainSection
+from peftkit.tasks.source import load as load_data
 from peftkit.training.loop import Loop
 from peftkit.training.nesting import make_loop
 from peftkit.training.scoring import Slice, check, load_slice
@@ -41,7 +35,7 @@ class Prepared:
     """A run that is set up: the loop, what it stands on, and what became of the data."""
 
     loop: Loop
-    loaded: LoadedModel
+    loaded: Assembled
     adaptation: Adaptation
     template: Any
     dataset: str
@@ -57,38 +51,16 @@ class Prepared:
     """What a person should know: examples dropped or cut, no validation split."""
 
 
-@dataclass(frozen=True)
-class ReadyModel:
-    """What a run stands on: a model without adapters, and what it is computed with."""
-
-    loaded: LoadedModel
-    device: torch.device
-    precision: str
-
-
-def load_base(recipe: Recipe) -> ReadyModel:
-    """Load the model of a recipe, ready for its methods."""
-    device = choose_device(recipe.train.device)
-    # What the model's layout and its tokenizer tell is refused before gigabytes are read.
-    outline = load_model(recipe.model, device="meta", weights=False, quantization=recipe.quantization)
-    methods = [method.with_tokenizer(outline.tokenizer) for method in recipe.methods()]
-    trained = [name for _, own in check_methods(outline.model, methods) for name in own]
-    precision = choose_precision(recipe.train.precision, device)
-    dtype = weights_dtype(recipe, precision, cast(nn.Module, outline.model), own=bool(trained))
-    loaded = load_model(recipe.model, device=str(device), dtype=dtype, quantization=recipe.quantization)
-    return ReadyModel(loaded, device, precision)
-
-
 def prepare(
     recipe: Recipe,
     *,
     resumed: bool = False,
-    base: ReadyModel | None = None,
+    base: Assembled | None = None,
     name: str = "default",
     notice: Callable[[str], None] = lambda text: None,
     phase: Phase = lambda name, loss: None,
 ) -> Prepared:
-    """Load the model and the data, attach the methods and build the loop; every fault is a PeftkitError.
+    """Assemble the model, read the data and build the loop; every fault is a PeftkitError.
 
     Of a `resumed` run the loop's saved state has to be loaded before anything else: it holds what the methods found
     in the data before the first step, which is not measured again. On a `base` that is there already the methods are
@@ -97,18 +69,15 @@ def prepare(
     """
     section = recipe.train
     check(recipe)
-    own = base is None
-    base = base or load_base(recipe)
-    loaded, device = base.loaded, base.device
-    methods = [method.with_tokenizer(loaded.tokenizer) for method in recipe.methods()]
-    adaptation = attach(loaded.model, methods, name, section.seed, keep_base=False, loading=resumed)
+    if base is None:
+        loaded = assemble(recipe, loading=resumed)
+    else:
+        loaded = attach_methods(base, recipe, name, loading=resumed)
+    adaptation, template = loaded.adaptation, loaded.template
     objective = objective_of(section, recipe.objective)
     module = objective.build(adaptation.layout)
     if module is not None:
-        adaptation.modules["objective"] = module.to(device)
-    if own and not resumed:
-        forget_originals(loaded.model)
-    template = choose(recipe.dataset.template, loaded.tokenizer).with_soft(adaptation.soft_ids)
+        adaptation.modules["objective"] = module.to(loaded.device)
     data = load_data(recipe.dataset, "train")
     encoded = encode(data.examples, template, loaded.tokenizer, section.max_length)
     if not encoded.rows:
@@ -120,7 +89,7 @@ def prepare(
     if not resumed:
         torch.manual_seed(section.seed)
         adaptation.prepare(Epoch(batches, 0, pad_id))
-    loop = _loop(base, adaptation, batches, section, objective, notices, notice, phase)
+    loop = _loop(loaded, batches, section, objective, notices, notice, phase)
     return Prepared(
         loop=loop,
         loaded=loaded,
@@ -137,8 +106,7 @@ def prepare(
 
 
 def _loop(
-    base: ReadyModel,
-    adaptation: Adaptation,
+    loaded: Assembled,
     batches: Batches,
     section: TrainSection,
     objective: Objective,
@@ -147,38 +115,27 @@ def _loop(
     phase: Phase,
 ) -> Loop:
     """Build the loop over what is ready; `notices` learns where the engine computes otherwise than it was asked to."""
-    model, pad_id = base.loaded.model, base.loaded.tokenizer.pad_token_id
+    model, pad_id = loaded.model, loaded.tokenizer.pad_token_id
     if section.gradient_checkpointing:
         checkpoint_gradients(model)
     engine, differing = choose_engine(
-        model, batches.encoded, pad_id, base.device, arrangement_of(section), adaptation.methods
+        model, batches.encoded, pad_id, loaded.device, arrangement_of(section), loaded.adaptation.methods
     )
     notices += differing
-    give_back()
+    release_memory()
     torch.manual_seed(section.seed)
     return make_loop(
         engine,
-        adaptation,
+        loaded.adaptation,
         batches,
         section,
         pad_id=pad_id,
-        device=base.device,
-        precision=base.precision,
+        device=loaded.device,
+        precision=loaded.precision,
         objective=objective,
         notice=notice,
         phase=phase,
     )
-
-
-def weights_dtype(recipe: Recipe, precision: str, outline: nn.Module, *, own: bool) -> torch.dtype | None:
-    """Return bf16 where frozen weights may be held in what they are computed in; None leaves it to the recipe.
-
-    They are not where the method trains weights of the model's `own`, which want their last bits, nor where some of the
-    model's are packed: codes are found from the weights as other commands load them.
-    """
-    packed = any(packed_shape(module) is not None for module in outline.modules())
-    lean = precision == "bf16" and recipe.model.dtype == "auto" and not packed and not own
-    return torch.bfloat16 if lean else None
 
 
 def batched(encoded: Sequence[Encoded], section: TrainSection, objective: Objective | None = None) -> Batches:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftkit.data.example import Example
-from peftkit.data.source import PREFIX
-from peftkit.data.source import load as load_data
 from peftkit.data.template import Template
-from peftkit.engine.device import autocast
+from peftkit.device import autocast
 from peftkit.engine.passes import Plain
 from peftkit.errors import PeftkitError, nearest
 from peftkit.evaluation import check_examples, evaluate_loaded
 from peftkit.metrics import METRICS
 from peftkit.recipe import Recipe
 from peftkit.tasks import TASKS, Task
+from peftkit.tasks.source import PREFIX
+from peftkit.tasks.source import load as load_data
 from peftkit.training.best import VALIDATION, Best
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from peftkit import files, plot
 from peftkit.adaptation import save_adapter
+from peftkit.assembly import Assembled
 from peftkit.data.batches import Batches
 from peftkit.engine.counts import largest_batch, saved_parts
 from peftkit.engine.retrying import EARLIER, PLAN
@@ -20,7 +21,7 @@ from peftkit.training.best import Best
 from peftkit.training.log import Log
 from peftkit.training.observer import Observer, Silent
 from peftkit.training.parts import memory_parts
-from peftkit.training.preparation import Prepared, ReadyModel, prepare
+from peftkit.training.preparation import Prepared, prepare
 from peftkit.training.signals import Deferred, Interrupted
 from peftkit.training.summary import Summary
 from peftkit.versions import versions
@@ -57,7 +58,7 @@ class Session:
         run: Path,
         observer: Observer,
         resume: bool,
-        base: ReadyModel | None = None,
+        base: Assembled | None = None,
         name: str = "default",
     ):
         self.run, self.observer, self.resume = run, observer, resume
@@ -191,7 +192,7 @@ class Session:
         self.loop.load_state(parts, facts)
         if self.best is not None:
             self.best.load(facts["best"], parts["best"])
-        forget_originals(self.prepared.loaded.model)
+        forget_originals(self.prepared.loaded.module)
 
     def _origin(self) -> dict[str, Any]:
         """What a checkpoint's numbers depend on beside the recipe."""

@@ -22,21 +22,22 @@ def write_turn(asked: Asked, answer: str, story: str, turn: int) -> dict[str, An
     return {"span_start": start, "span_end": end, "span_text": asked.evidence, "input_text": answer, "turn_id": turn}
 
 
-def write_conversation(told: Conversation, identity: str, rng: Random, others: int) -> dict[str, Any]:
+def write_conversation(conversation: Conversation, identity: str, rng: Random, others: int) -> dict[str, Any]:
     """Return one element of the file's `data`; `others` is the number of additional answers a question."""
-    turns = list(enumerate(told.turns, 1))
+    turns = list(enumerate(conversation.turns, 1))
     written: dict[str, Any] = {
-        "source": told.domain,
+        "source": conversation.domain,
         "id": identity,
         "filename": f"{identity}.txt",
-        "story": told.story,
+        "story": conversation.story,
         "questions": [{"input_text": asked.question, "turn_id": turn} for turn, asked in turns],
-        "answers": [write_turn(asked, asked.answers[0], told.story, turn) for turn, asked in turns],
+        "answers": [write_turn(asked, asked.answers[0], conversation.story, turn) for turn, asked in turns],
     }
     if others:
         written["additional_answers"] = {
             str(other): [
-                write_turn(asked, vary(pick(rng, asked.answers), rng), told.story, turn) for turn, asked in turns
+                write_turn(asked, vary(pick(rng, asked.answers), rng), conversation.story, turn)
+                for turn, asked in turns
             ]
             for other in range(others)
         }
@@ -55,8 +56,8 @@ def write_coqa(folder: Path, seed: int) -> None:
     for split, count, others in (("train", 40, 0), ("dev", 12, 3)):
         data = []
         while len(data) < count:
-            told = (write_story if len(data) % 2 else write_article)(rng)
-            if len(told.turns) >= 6:
-                data.append(write_conversation(told, f"generated-{split}-{len(data) + 1:03d}", rng, others))
+            conversation = (write_story if len(data) % 2 else write_article)(rng)
+            if len(conversation.turns) >= 6:
+                data.append(write_conversation(conversation, f"generated-{split}-{len(data) + 1:03d}", rng, others))
         text = json.dumps({"version": "1.0", "data": data}, ensure_ascii=False)
         files.write_text(folder / f"coqa-{split}-v1.0.json", text + "\n")

@@ -129,12 +129,12 @@ def write_reference(meaning: dict[str, str], rng: Random) -> str:
 
 def write_references(meaning: dict[str, str], rng: Random, count: int) -> list[str]:
     """Return up to `count` different references; a meaning with few attributes has fewer."""
-    found: dict[str, None] = {}
+    texts: dict[str, None] = {}
     for _ in range(count * 6):
-        found.setdefault(write_reference(meaning, rng))
-        if len(found) == count:
+        texts.setdefault(write_reference(meaning, rng))
+        if len(texts) == count:
             break
-    return list(found)
+    return list(texts)
 
 
 def write_rows(rows: list[tuple[str, ...]], header: tuple[str, ...], ending: str, *, quoted: bool = False) -> str:

@@ -63,8 +63,8 @@ def write_entry(entity: Entity, categories: dict[str, Category], rng: Random, si
         value = str(relation.value(rng))
         subjects.append(as_facts(CITY.noun, places[0], "it", [(relation, value)]))
         triples.append((places[0], relation, value))
-    found = dict.fromkeys(" ".join(describe(facts, rng) for facts in subjects) for _ in range(texts * 4))
-    return Entry(entity.category, tuple(triples), tuple(found)[:texts])
+    written = dict.fromkeys(" ".join(describe(facts, rng) for facts in subjects) for _ in range(texts * 4))
+    return Entry(entity.category, tuple(triples), tuple(written)[:texts])
 
 
 def write_object(relation: Relation, value: str) -> str:

@@ -127,10 +127,10 @@ def _texts_as_rendered(turns: Sequence[Turn], literals: Sequence[str], rendered:
 def _ending(tokenizer: Any, literal: str) -> str:
     """Return `literal` up to the end of its first special token, or nothing where it holds none."""
     special = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())}
-    found = [(literal.find(token), token) for token in special if token and token in literal]
-    if not found:
+    places = [(literal.find(token), token) for token in special if token and token in literal]
+    if not places:
         return ""
-    at, token = min(found, key=lambda pair: (pair[0], -len(pair[1])))
+    at, token = min(places, key=lambda pair: (pair[0], -len(pair[1])))
     return literal[: at + len(token)]
 
 

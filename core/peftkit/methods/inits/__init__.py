@@ -38,8 +38,8 @@ def splits(init: str) -> bool:
 
 def saved_pairs(init: str) -> int:
     """Return how many pairs of the size of A and B are saved beside them."""
-    found = INITS[init]
-    return (2 if found.answers else 1) if isinstance(found, Factorisation) else 0
+    choice = INITS[init]
+    return (2 if choice.answers else 1) if isinstance(choice, Factorisation) else 0
 
 
 def check_split(name: str, init: str, plain: bool, sites: Sequence[Site]) -> None:

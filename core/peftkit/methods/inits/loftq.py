@@ -44,9 +44,9 @@ def loftq(adapter: Any, weight: Tensor) -> tuple[Tensor, ...]:
         if errors[-1].is_meta or errors[-1] == min(errors):
             best = (own_down, own_up, *before)
     if not weight.is_meta:
-        told = ", ".join(f"{float(error):.4g}" for error in errors)
+        listed = ", ".join(f"{float(error):.4g}" for error in errors)
         plain = torch.linalg.norm(weight - adapter.rounded(weight))
-        logging.getLogger("peftkit").info("loftq %s: %s; without it %.4g", adapter.site.id, told, float(plain))
+        logging.getLogger("peftkit").info("loftq %s: %s; without it %.4g", adapter.site.id, listed, float(plain))
     return best
 
 

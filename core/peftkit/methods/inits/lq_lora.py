@@ -38,9 +38,9 @@ def lq_lora(adapter: Any, weight: Tensor) -> tuple[Tensor, ...]:
         if error.is_meta:
             break
     if not weight.is_meta:
-        told = ", ".join(f"{float(error):.4g}" for error in errors)
+        listed = ", ".join(f"{float(error):.4g}" for error in errors)
         plain = torch.linalg.norm(weight - adapter.rounded(weight))
-        logging.getLogger("peftkit").info("lq-lora %s: %s; without it %.4g", adapter.site.id, told, float(plain))
+        logging.getLogger("peftkit").info("lq-lora %s: %s; without it %.4g", adapter.site.id, listed, float(plain))
     return best
 
 

@@ -34,8 +34,8 @@ class Int8(Groupwise, name="int8"):
     """Share of the input columns, those with the largest weights, that is kept in bfloat16."""
 
     def faults(self) -> list[str]:
-        told = f"outliers: found {self.outliers}; allowed: from 0 to 0.5"
-        return [*super().faults(), *([] if 0 <= self.outliers <= 0.5 else [told])]
+        fault = f"outliers: found {self.outliers}; allowed: from 0 to 0.5"
+        return [*super().faults(), *([] if 0 <= self.outliers <= 0.5 else [fault])]
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         count = round(self.outliers * weight.shape[1])

@@ -14,13 +14,45 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from peftkit.errors import PeftkitError
 from peftkit.layout import own_parameters
+from peftkit.models import build, configuration
+from peftkit.models import folder as folders
 from peftkit.models.fingerprint import digest, sample
+from peftkit.models.loaded import LoadedModel
+from peftkit.models.sources import ModelFiles, Request, ready
 from peftkit.quantization.foreign import READERS, ForeignLinear, Reader, reader_of
 from peftkit.quantization.weight import shape
 
 MARKS = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
 MARKS += ("_weight_conversions",)
 """The attributes by which transformers knows a quantized model, and how it would write one."""
+
+
+def load(request: Request, files: ModelFiles) -> LoadedModel:
+    """Read the checkpoint with transformers and take its layers over; refuses a recipe that packs it again.
+
+    The fingerprint is that of the tensors in its files, and the storage has the name of the library's method.
+    """
+    folder, config, trust = files.folder, files.config, request.section.trust_remote_code
+    storage = {"format": method_of(config), "options": {}, "modules": {}}
+    if request.packs:
+        raise PeftkitError(
+            f"quantization: the weights in {folder} are quantized already ({method_of(config)}). Leave "
+            "`quantization` out, or name the original checkpoint."
+        )
+    prepare(config)
+    dtype = request.dtype_of(files.dtype)
+    if not request.weights:
+        model = build.on_meta(config, dtype, trust)
+        try:
+            outline(model, dtype)
+        except Exception as error:  # each library's quantizer fails in its own way
+            raise PeftkitError(f"model: {folder} cannot be loaded: {configuration.one_line(error)}") from error
+        return ready(request, model, files.tokenizer, folder=folder, storage=storage)
+    paths = folders.shards(folder)
+    model = build.read_whole(folder, config, dtype, trust, device_map={"": str(request.device)})
+    take_over(model, dtype, folder)
+    mark = fingerprint_of(model, paths)
+    return ready(request, model, files.tokenizer, folder=folder, mark=mark, storage=storage)
 
 
 def method_of(config: PretrainedConfig) -> str | None:
@@ -31,16 +63,6 @@ def method_of(config: PretrainedConfig) -> str | None:
     chosen = chosen if isinstance(chosen, Mapping) else chosen.to_dict()
     method = chosen.get("quant_method", "bitsandbytes" if "load_in_4bit" in chosen else None)
     return str(getattr(method, "value", method))
-
-
-def storage(config: PretrainedConfig) -> dict[str, Any]:
-    """Describe how the weights are stored, in the form of a recipe's `quantization`; the fingerprint tells the rest."""
-    return {"format": method_of(config), "options": {}, "modules": {}}
-
-
-def is_foreign(storage: Mapping[str, Any]) -> bool:
-    """Say whether a description of how weights are stored is that of another library's checkpoint."""
-    return any(reader.method == storage["format"] for _, reader in READERS.items())
 
 
 def check(config: PretrainedConfig, where: str) -> None:
@@ -88,9 +110,9 @@ def take_over(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
 
 def _element_size(quantizer: Any) -> float:
     """Return the bytes of a packed weight; older versions of transformers, such as 5.17, leave it to the kind."""
-    told = getattr(quantizer, "quantized_element_size", None)
+    size = getattr(quantizer, "quantized_element_size", None)
     config = quantizer.quantization_config
-    return told or (0.5 if getattr(config, "load_in_4bit", False) else getattr(config, "bits", 8) / 8)
+    return size or (0.5 if getattr(config, "load_in_4bit", False) else getattr(config, "bits", 8) / 8)
 
 
 def outline(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -115,7 +137,7 @@ def outline(model: PreTrainedModel, dtype: torch.dtype) -> None:
     _forget(model)
 
 
-def marked(model: PreTrainedModel, paths: list[Path]) -> str:
+def fingerprint_of(model: PreTrainedModel, paths: list[Path]) -> str:
     """Return the fingerprint of a packed checkpoint: of the tensors in its files, the packed ones among them."""
     from safetensors import safe_open
 

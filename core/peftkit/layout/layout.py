@@ -2,89 +2,35 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
-import yaml
-from torch import Tensor, nn
+from torch import nn
 
-from peftkit import resources
 from peftkit.errors import PeftkitError, nearest
+from peftkit.families import family_of
+from peftkit.layout.sites import Rows, Site
+from peftkit.layout.targets import GROUPS, LINEAR_ROLES, names_module
 from peftkit.quantization.weight import packed_shape, shape
-
-GROUPS = {
-    "attention": ("q", "k", "v", "o"),
-    "mlp": ("gate", "up", "down"),
-    "linear": ("q", "k", "v", "o", "gate", "up", "down"),
-}
-LINEAR_ROLES = (*GROUPS["linear"], "head")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The output rows of one part of a fused linear: `length` rows at `start` in each of `count` runs of `stride`."""
-
-    start: int
-    length: int
-    stride: int
-    count: int = 1
-
-    def take(self, y: Tensor) -> Tensor:
-        """Select the part from the last dimension: [..., count * stride] -> [..., count * length]."""
-        return self._view(y).flatten(-2)
-
-    def put(self, y: Tensor, part: Tensor) -> Tensor:
-        """Return a copy of `y` with the part replaced."""
-        result = y.clone()
-        self._view(result).copy_(part.unflatten(-1, (self.count, self.length)))
-        return result
-
-    def _view(self, y: Tensor) -> Tensor:
-        return y.unflatten(-1, (self.count, self.stride)).narrow(-1, self.start, self.length)
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place in the model where an adapter sits."""
-
-    path: str
-    module: nn.Module = field(repr=False, compare=False)
-    inputs: int
-    outputs: int
-    role: str | None = None
-    layer: int | None = None
-    rows: Rows | None = None
-    """The part of a fused module; None where the site is the whole module."""
-    tied: bool = False
-    """Whether the weight is shared with another module (a head tied to the embedding)."""
-    parts: Mapping[str, Site] = field(default_factory=dict, repr=False, compare=False)
-    """The linear sites inside an attention by their role (q k v o); empty elsewhere."""
-
-    @property
-    def id(self) -> str:
-        """The name under which the site's tensors are stored."""
-        return self.path if self.rows is None else f"{self.path}[{self.role}]"
 
 
 class Layout:
-    """The blocks and roles of a decoder, found by the names in configs/layouts/decoder.yaml."""
+    """The blocks and roles of a model, found by the names that its family gives them."""
 
     def __init__(self, model: nn.Module):
         self.model = model
         self.config: Any = getattr(model, "config", None)
         self.kind: str = getattr(self.config, "model_type", type(model).__name__)
-        self.names: dict[str, Any] = _names(self.kind)
+        self.names: Mapping[str, Any] = family_of(self.config).names(self.kind)
         self.modules: dict[str, nn.Module] = {
             name: module for name, module in model.named_modules() if ".seated" not in f".{name}"
         }
 
     @cached_property
     def blocks(self) -> list[str]:
-        """The paths of the decoder layers, lowest first."""
+        """The paths of the layers, lowest first."""
         best: list[str] = []
         for name, module in self.modules.items():
             if isinstance(module, nn.ModuleList) and len(module) > len(best):
@@ -206,11 +152,11 @@ class Layout:
         if roles:
             return [site for site in self.linears if site.role in roles]
         known = {site.id: site for site in self.linears}
-        found = []
-        for name, module in self.modules.items():
-            if name and _matches(target, name) and shape(module) is not None:
-                found.append(known.get(name) or self._site(name, None, self._layer_of(name)))
-        return found
+        return [
+            known.get(name) or self._site(name, None, self._layer_of(name))
+            for name, module in self.modules.items()
+            if name and names_module(target, name) and shape(module) is not None
+        ]
 
     def _no_match(self, target: str) -> str:
         roles = ", ".join(f"{role} ({count})" for role, count in self.roles().items())
@@ -285,39 +231,3 @@ class Layout:
 
     def _layer_of(self, path: str) -> int | None:
         return next((i for i, block in enumerate(self.blocks) if path.startswith(block + ".")), None)
-
-
-def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Iterate over the model's own named parameters, leaving out those of seated adapters; a tied one comes once."""
-    return ((name, p) for name, p in model.named_parameters() if ".seated." not in f".{name}")
-
-
-def parse_layers(layers: str | Sequence[int] | None) -> tuple[int, ...] | None:
-    """Read a choice of layers: None for all, a list of indices, or ranges such as `0-3,8`."""
-    if layers is None:
-        return None
-    if not isinstance(layers, str):
-        return tuple(layers)
-    chosen: list[int] = []
-    for part in layers.split(","):
-        match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", part)
-        if not match or int(match[2] or match[1]) < int(match[1]):
-            raise PeftkitError(f"layers: '{layers}' is not a choice of layers: write indices and ranges such as 0-3,8.")
-        chosen.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(chosen)
-
-
-def matched(pattern: str, site: Site) -> bool:
-    """Say whether a key of a per-module pattern (a role, a group or a module-name pattern) names the site."""
-    return site.role in GROUPS.get(pattern, (pattern,)) or _matches(pattern, site.path)
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, form) for form in (pattern, f"*.{pattern}"))
-
-
-@cache
-def _names(kind: str) -> dict[str, Any]:
-    path = resources.folder("configs") / "layouts" / "decoder.yaml"
-    table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {**table["default"], **table["families"].get(kind, {})}

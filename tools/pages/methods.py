@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import resources
-from peftkit.adaptation import check_methods
+from peftkit.adaptation import check_methods, count_trained
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS, TUNED_WIDTH, Method, schema
 from peftkit.models.load import load
 from peftkit.quantization.quantizer import formats
-from peftkit.recipe.loading import load as load_recipe
-from peftkit.recipe.sections import ModelSection, QuantizationSection
+from peftkit.recipe import ModelSection, QuantizationSection
+from peftkit.recipe import load as load_recipe
 from peftkit.tasks import TASKS
 
 LLAMA_2_7B = {
@@ -78,7 +78,7 @@ def methods_page() -> str:
 
 
 def _compared(path: Path) -> tuple[dict[str, str], str]:
-    """Tell each method's line of the comparison in words, and the method that its ratios refer to."""
+    """Write each method's line of the comparison in words, and the method that its ratios refer to."""
     recipe = load_recipe(RECIPE)
     reference, score = recipe.method[0].name, TASKS[recipe.dataset.name.rpartition("/")[2]].headline
     with path.open(newline="", encoding="utf-8") as file:
@@ -87,35 +87,35 @@ def _compared(path: Path) -> tuple[dict[str, str], str]:
     def ratio(name: str, figure: str) -> str:
         return f"{float(rows[name][figure]) / float(rows[reference][figure]):.2f}"
 
-    told = {}
+    lines = {}
     for name, row in rows.items():
         if row["stored"]:
-            told[name] = (
+            lines[name] = (
                 f"On {recipe.dataset.name}: {score} {float(row[str(score)]):.3f}, validation loss "
                 f"{float(row['validation_loss']):.3f}, {int(float(row['stored'])):,} stored parameters, "
                 f"step time {ratio(name, 'step_s')}, memory {ratio(name, 'peak_memory_bytes')}."
             )
         elif row["note"]:
-            told[name] = f"On {recipe.dataset.name}: refused, since {row['note']}"
-    return told, reference
+            lines[name] = f"On {recipe.dataset.name}: refused, since {row['note']}"
+    return lines, reference
 
 
 def _rates(path: Path) -> str:
-    """Tell how the default rates were found: a line of (rate: loss) for each method."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    """Write how the default rates were searched: a line of (rate: loss) for each method."""
+    trials: dict[str, list[tuple[float, float]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            found.setdefault(row["method"], []).append((float(row["learning_rate"]), float(row["validation_loss"])))
+            trials.setdefault(row["method"], []).append((float(row["learning_rate"]), float(row["validation_loss"])))
     lines = ["| method | rate: validation loss |", "|---|---|"]
-    for name in sorted(found):
-        best = min(loss for _, loss in found[name])
-        told = (
+    for name in sorted(trials):
+        best = min(loss for _, loss in trials[name])
+        rates = (
             f"**{rate:g}: {loss:.3f}**" if loss == best else f"{rate:g}: {loss:.3f}"
-            for rate, loss in sorted(found[name])
+            for rate, loss in sorted(trials[name])
         )
-        lines.append(f"| `{name}` | {', '.join(told)} |")
-    trials = max(map(len, found.values()))
-    return RATES.format(width=TUNED_WIDTH, trials=trials) + "\n".join(lines) + "\n"
+        lines.append(f"| `{name}` | {', '.join(rates)} |")
+    count = max(map(len, trials.values()))
+    return RATES.format(width=TUNED_WIDTH, trials=count) + "\n".join(lines) + "\n"
 
 
 @cache
@@ -132,18 +132,20 @@ def _count(cls: type[Method]) -> str:
         check_methods(layout.model, [method], layout)
     except PeftkitError:
         return "refused"
-    return f"{method.count(layout):,}"
+    return f"{count_trained(method, layout):,}"
 
 
 def _section(name: str, cls: type[Method], compared: str) -> str:
     rows = ["| option | default | meaning |", "|---|---|---|"]
     defaults = cls.from_options({}).options()
-    for option, facts in schema(cls)["properties"].items():
+    described = schema(cls)["properties"]
+    for option in defaults:
+        facts = described[option]
         default = "its own" if option == "learning_rate" else f"`{_written(defaults[option])}`"
         rows.append(f"| `{option}` | {default} | {' '.join(facts.get('description', '').split())} |")
     needs = f" Needs weights stored as {cls.needs}: {', '.join(formats(cls.needs))}." if cls.needs else ""
-    told = f"{cls.summary}{needs}\n\n{compared}".strip()
-    return f"## {name}\n\n{told}\n\n" + "\n".join(rows) + "\n"
+    text = f"{cls.summary}{needs}\n\n{compared}".strip()
+    return f"## {name}\n\n{text}\n\n" + "\n".join(rows) + "\n"
 
 
 def _written(value: Any) -> str:

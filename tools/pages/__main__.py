@@ -1,10 +1,10 @@
-"""`python -m peftkit.recipe` writes `configs/recipe.schema.json`, `docs/recipes.md` and `docs/methods.md` anew."""
+"""`PYTHONPATH=tools python -m pages` writes `configs/recipe.schema.json`, `docs/recipes.md` and `docs/methods.md`."""
 
 from __future__ import annotations
 
+from pages.methods import methods_page
+from pages.recipes import recipes_page
 from peftkit import files, resources
-from peftkit.recipe.methods_page import methods_page
-from peftkit.recipe.reference import reference
 from peftkit.recipe.schema import schema
 
 
@@ -12,7 +12,7 @@ def main() -> None:
     """Write the files into the checkout."""
     configs = resources.folder("configs")
     files.write_json(configs / "recipe.schema.json", schema())
-    files.write_text(configs.parent / "docs" / "recipes.md", reference())
+    files.write_text(configs.parent / "docs" / "recipes.md", recipes_page())
     files.write_text(configs.parent / "docs" / "methods.md", methods_page())
 
 

@@ -11,11 +11,10 @@ from peftkit import files, tensor_file
 from peftkit.adaptation import Adaptation, attach
 from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
-from peftkit.export import FORMATS
-from peftkit.export.trained import Trained, open_run
+from peftkit.export.formats import FORMATS
+from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, REFUSALS, convert
+from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import Layout
-from peftkit.method import METHODS, Method
-from peftkit.models.load import load as load_base
 from peftkit.models.samples import compare, logits
 
 CONFIGURATION = "adapter_config.json"
@@ -32,15 +31,15 @@ def hf_peft(run: Path, output: Path) -> dict[str, Any]:
     with files.new_folder(output) as folder:
         trained = open_run(run)
         write(trained, folder)
-        expected = logits(trained.base.model, trained.base.tokenizer, trained.adaptation.soft_ids)
-        base = load_base(trained.recipe.model, dtype=next(trained.base.model.parameters()).dtype)
+        expected = logits(trained.model, trained.tokenizer, trained.adaptation.soft_ids)
+        base = open_base(trained.recipe)
         soft = load(folder, base.model).soft_ids
-        found = compare(logits(base.model, base.tokenizer, soft), expected, BOUND, "the exported adapter")
-    return {"format": "hf-peft", "output": str(output), **trained.report(), **found}
+        comparison = compare(logits(base.model, base.tokenizer, soft), expected, BOUND, "the exported adapter")
+    return {"format": "hf-peft", "output": str(output), **trained.report(), **comparison}
 
 
 def write(trained: Trained, folder: Path) -> None:
-    """Write the configuration and the tensors that the method supplies."""
+    """Write the configuration and the tensors that the method's converter gives."""
     parts = trained.adaptation.parts
     if len(parts) > 1:
         names = ", ".join(part.method.name for part in parts)
@@ -48,19 +47,16 @@ def write(trained: Trained, folder: Path) -> None:
             f"this run combines several methods ({names}), and a Hugging Face peft folder holds one: export with "
             "--format merged instead."
         )
-    first = opening(trained.base.tokenizer) if trained.adaptation.soft_ids else []
+    first = opening(trained.tokenizer) if trained.adaptation.soft_ids else []
     if first:
         raise PeftkitError(
-            f"this model's tokenizer begins texts with '{trained.base.tokenizer.decode(first)}': a soft prompt stands "
-            "behind that token here and in front of it in Hugging Face peft, which gives other logits: keep the "
-            "adapter beside the model, and generate and evaluate from the run folder."
+            f"this model's tokenizer begins texts with '{trained.tokenizer.decode(first)}': a soft prompt stands "
+            f"behind that token here and in front of it in Hugging Face peft, which gives other logits: {ALONE}."
         )
-    config, tensors = parts[0].method.hf_peft(parts[0].adapters, trained.base.model)
-    source = trained.base.source
-    is_hub_name = (
-        source is not None and not trained.base.name.startswith("bundled/") and not Path(trained.base.name).is_dir()
-    )
-    place = trained.base.name if is_hub_name else None if source is None else str(source.resolve())
+    config, tensors = convert(parts[0].method, parts[0].adapters, trained.model)
+    source = trained.source
+    is_hub_name = source is not None and not trained.name.startswith("bundled/") and not Path(trained.name).is_dir()
+    place = trained.name if is_hub_name else None if source is None else str(source.resolve())
     origin = {"base_model_name_or_path": place, "revision": trained.recipe.model.revision}
     files.write_json(folder / CONFIGURATION, {**origin, **config})
     tensor_file.write_tensors(folder / TENSORS, tensors)
@@ -76,14 +72,19 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
         raise PeftkitError(f"{folder} is no adapter folder of Hugging Face peft: there is no {CONFIGURATION} in it.")
     config = files.read_json(path)
     kind = config.get("peft_type") if isinstance(config, dict) else None
-    readers = [cls for _, cls in METHODS.items() if isinstance(config, dict) and cls.reads_hf_peft(config)]
+    readers = [converter for _, converter in CONVERTERS.items() if isinstance(config, dict) and converter.reads(config)]
     if not readers:
-        able = [name for name, cls in METHODS.items() if cls.from_hf_peft.__func__ is not Method.from_hf_peft.__func__]
-        raise PeftkitError(f"{path}: peft_type is {kind!r}; it can be read for the methods {', '.join(able)}.")
+        able = ", ".join(CONVERTERS.names())
+        counterpart = str(kind).lower().replace("_", "-")
+        if counterpart in REFUSALS:
+            raise PeftkitError(
+                f"{folder}: the method '{counterpart}' {REFUSALS[counterpart]}: an adapter of that library cannot be "
+                "read."
+            )
+        raise PeftkitError(f"{path}: peft_type is {kind!r}; it can be read for the methods {able}.")
     tensors = tensor_file.read_tensors(folder / TENSORS)
     try:
-        reader = max(readers, key=lambda cls: len(cls.__mro__))
-        method, state = reader.from_hf_peft(config, tensors, Layout(model))
+        method, state = readers[0].read(config, tensors, Layout(model))
         adaptation = attach(model, [method], name)
     except PeftkitError as error:
         raise PeftkitError(f"{folder}: {error}") from None

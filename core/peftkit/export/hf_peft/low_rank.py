@@ -1,4 +1,4 @@
-"""A low-rank pair outside its own layer: parts of a fused module as one pair, and the layout of Hugging Face peft."""
+"""LoRA and what is LoRA once it is trained: low-rank pairs as Hugging Face peft has them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,59 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.layout import Site
+from peftkit.export.hf_peft.converter import CONVERTERS, PREFIX, Config, Converter, Tensors
+from peftkit.layout import Layout, Site
+from peftkit.method import Method
+from peftkit.methods.lora import LoRA
+from peftkit.methods.lora_dropout import LoRADropout
+from peftkit.methods.lora_fa import LoRAFA
+from peftkit.methods.lora_plus import LoRAPlus
 from peftkit.quantization.weight import shape
 
-PREFIX = "base_model.model."
+Pairs = dict[str, tuple[Tensor, Tensor, Site]]
+"""A [rank, in] and B [out, rank], the scale in B, and the site of each adapter."""
 PLAIN = {"lora_alpha", "lora_dropout", "peft_type", "peft_version", "r", "rank_pattern", "alpha_pattern", "revision"}
 PLAIN |= {"target_modules", "task_type", "use_rslora", "fan_in_fan_out", "init_lora_weights", "inference_mode", "bias"}
 PLAIN |= {"auto_mapping", "base_model_name_or_path", "exclude_modules", "layers_pattern", "runtime_config"}
 PLAIN |= {"megatron_core", "qalora_group_size"}
 EMPTY = (None, False, [], {}, "", 1)
+
+
+class LowRankConverter(Converter):
+    """Pairs of matrices; a method whose adapters hold more says how it becomes a pair, and what a pair lacks."""
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        return super().reads(config) and not config.get("use_dora")
+
+    def write(self, method: LoRA, adapters: Mapping[str, Any], model: nn.Module) -> tuple[Config, Tensors]:
+        if method.bias != "none":
+            raise PeftkitError(
+                f"{method.name}: trained biases do not travel to Hugging Face peft: use --format merged."
+            )
+        return to_folder(self.pairs(method, adapters), method.dropout)
+
+    def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
+        options, state = from_folder(config, tensors)
+        return self.method(**options), {**state, **self.lacking(config, state)}
+
+    def pairs(self, method: Any, adapters: Mapping[str, Any]) -> Pairs:
+        """Return the plain pair of each adapter."""
+        return {key: (*adapter.exported(), adapter.site) for key, adapter in adapters.items()}
+
+    def lacking(self, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Tensors:
+        """Return the tensors of the method that a pair does not have, such that they change nothing."""
+        return {}
+
+
+class HiddenConverter(LowRankConverter):
+    """The dropout of that library is another one: of elements, at the input alone."""
+
+    def write(self, method: LoRA, adapters: Mapping[str, Any], model: nn.Module) -> tuple[Config, Tensors]:
+        config, tensors = super().write(method, adapters, model)
+        return {**config, "lora_dropout": 0.0}, tensors
 
 
 def join(pairs: Mapping[str, tuple[Tensor, Tensor, Site]]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -43,9 +84,7 @@ def _widen(up: Tensor, site: Site) -> Tensor:
     return site.rows.put(up.new_zeros(up.shape[1], sizes[0]), up.T).T
 
 
-def to_hf_peft(
-    pairs: Mapping[str, tuple[Tensor, Tensor, Site]], dropout: float
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def to_folder(pairs: Mapping[str, tuple[Tensor, Tensor, Site]], dropout: float) -> tuple[Config, Tensors]:
     """Return the LoRA configuration and tensors of Hugging Face peft for pairs whose scale is already in B.
 
     Every module's alpha equals its rank there, so that the reader multiplies by one whatever
@@ -73,7 +112,7 @@ def to_hf_peft(
     return config, tensors
 
 
-def from_hf_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def from_folder(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensors]:
     """Return the options and the state by '<path>/<tensor>' of a LoRA adapter of Hugging Face peft, a plain one."""
     if config.get("peft_type") != "LORA":
         raise PeftkitError(f"adapter_config.json: peft_type is {config.get('peft_type')!r}; only LORA can be read.")
@@ -107,3 +146,9 @@ def from_hf_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tu
 
 def _pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+
+
+CONVERTERS.add("lora", LowRankConverter(LoRA, "LORA"))
+CONVERTERS.add("lora-dropout", HiddenConverter(LoRADropout, None))
+CONVERTERS.add("lora-fa", LowRankConverter(LoRAFA, None))
+CONVERTERS.add("lora-plus", LowRankConverter(LoRAPlus, None))

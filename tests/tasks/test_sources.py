@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 
-from peftkit.data import hub, source
+from peftkit.data import hub
 from peftkit.data.hub import HubDataset, HubUnreachableError
 from peftkit.data.subset import permutation, subset
 from peftkit.errors import PeftkitError
-from peftkit.tasks import TASKS
+from peftkit.tasks import TASKS, source
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,11 @@ FROM_HUB = {
 def test_rows_of_the_hub_give_the_same_examples_as_files(name, monkeypatch):
     asked = []
 
-    def rows(self, split):
+    def records(self, split):
         asked.append((self.id, self.splits.get(split, split)))
         return iter(HUB_ROWS[name])
 
-    monkeypatch.setattr(HubDataset, "rows", rows)
+    monkeypatch.setattr(HubDataset, "records", records)
     loaded = source.load(Section(name, source="hub"), "test")
     assert [(example.turns[0].text, example.turns[-1].text) for example in loaded.examples] == FROM_HUB[name]
     assert (loaded.name, loaded.origin) == (name, "hub")
@@ -185,7 +185,7 @@ def test_rows_of_the_hub_give_the_same_examples_as_files(name, monkeypatch):
 @pytest.mark.parametrize("name", HUB_ROWS)
 def test_rows_of_the_hub_without_the_columns_are_explained(name):
     with pytest.raises(PeftkitError, match="row 0"):
-        TASKS[name].from_rows([{"something": "else"}], "train")
+        TASKS[name].from_records([{"something": "else"}], "train")
 
 
 def test_a_data_set_published_as_a_script_is_read_from_its_converted_copy(monkeypatch):
@@ -200,7 +200,7 @@ def test_a_data_set_published_as_a_script_is_read_from_its_converted_copy(monkey
         return [{"meaning_representation": "a", "human_reference": "b"}]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert len(list(HubDataset("some/set").rows("train"))) == 1
+    assert len(list(HubDataset("some/set").records("train"))) == 1
     assert asked == [None, hub.CONVERTED]
 
 
@@ -214,5 +214,5 @@ def test_faults_of_the_hub_are_errors_of_ours(monkeypatch):
     monkeypatch.setattr(hub, "offline", lambda: False)
     monkeypatch.setattr(hub, "answers", lambda: True)
     with pytest.raises(PeftkitError, match=r"some/set, split train.*no such data set") as caught:
-        list(HubDataset("some/set").rows("train"))
+        list(HubDataset("some/set").records("train"))
     assert not isinstance(caught.value, HubUnreachableError)

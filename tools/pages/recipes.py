@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe.compose import SECTIONS
 from peftkit.recipe.describe import allowed
-from peftkit.recipe.sections import MethodChoice, QuantizationSection, Recipe, Section
+from peftkit.recipe.section import Section
+from peftkit.recipe.sections import MethodChoice, QuantizationSection, Recipe
 
 INTRODUCTION = """\
 # Recipes
@@ -64,7 +66,7 @@ The choice is written into the run's `recipe.yaml` beside the budget, and is not
 LARGE = (4096, 4096)
 
 
-def reference() -> str:
+def recipes_page() -> str:
     """Return the page: the forms of a recipe, then every key with its default, what it allows, and what it means."""
     parts = [INTRODUCTION, "## The top\n", _table(Recipe, "")]
     for name, section in SECTIONS.items():
@@ -84,8 +86,6 @@ def _table(section: type[Section], name: str) -> str:
 
 def _formats() -> str:
     """Return how formats are chosen, and the table of them."""
-    from peftkit.quantization.quantizer import QUANTIZERS
-
     rows = ["| format | bits a weight | options | what it is |", "|---|---|---|---|"]
     for name, cls in QUANTIZERS.items():
         options = ", ".join(f"`{key}: {_written(value)}`" for key, value in cls().options().items())

@@ -1,33 +1,72 @@
-"""A low-rank pair that may start as a part of the frozen weight, which then keeps the rest."""
+"""A low-rank pair beside a frozen linear map, which may start as a part of the frozen weight that keeps the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.kernels.low_rank import Pair
+from peftkit.layout import Site
 from peftkit.ports.linear import Delta
 
 
-class Split(Delta):
-    """W + s B A with A [rank, in] and B [out, rank]; once `split`, W is W - B0 A0 and B0 A0 the start of s B A.
+class PairOptions(Protocol):
+    """What a method says of its pairs."""
+
+    @property
+    def dropout(self) -> float:
+        """The probability of dropping an element of what is multiplied, in training."""
+        ...
+
+    def rank_at(self, site: Site) -> int:
+        """Return the rank at a site."""
+        ...
+
+    def scale_at(self, site: Site) -> float:
+        """Return the scale s at a site."""
+        ...
+
+    def initialise(self, adapter: LowRank) -> None:
+        """Give A and B their start."""
+        ...
+
+
+class LowRank(Delta):
+    """W + s B A with A [rank, in] and B [out, rank] in fp32; once `split`, W is W - B0 A0, and s B A starts as B0 A0.
 
     A0 [rank, in] and B0 [out, rank], the scale in B0, are saved beside A and B: loading factorises nothing again. A
     start that answers what packing lost (`answers`) has a third pair: the packed weight is that of W - B1 A1.
     """
 
-    scale: float
-    A: nn.Parameter
-    B: nn.Parameter
     A0: Tensor
     B0: Tensor
     A1: Tensor
     B1: Tensor
     answers: bool = False
     factorise: Callable[[Any, Tensor], tuple[Tensor, ...]] | None = None
+
+    def __init__(self, site: Site, method: PairOptions):
+        super().__init__(site)
+        rank = method.rank_at(site)
+        self.scale, self.dropout = method.scale_at(site), method.dropout
+        self.A = nn.Parameter(torch.empty(rank, site.inputs))
+        self.B = nn.Parameter(torch.empty(site.outputs, rank))
+        method.initialise(self)
+
+    def pair(self, x: Tensor) -> Pair | None:
+        return Pair(self.dropped(x), self.A, self.B, self.scale)
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """Return x, some of it dropped in training."""
+        return F.dropout(x, self.dropout, True) if self.dropout and self.training else x
+
+    def delta(self, weight: Tensor) -> Tensor:
+        return (self.B @ self.A) * self.scale
 
     def split(self, factorise: Callable[[Any, Tensor], tuple[Tensor, ...]], answers: bool = False) -> None:
         """Have `start` take the pair (A, B) = `factorise(self, W)` out of the frozen weight; of four, (A1, B1) too."""
@@ -61,7 +100,7 @@ class Split(Delta):
         down, up = (self.A1, self.B1) if self.answers and not self.exact else (self.A0, self.B0)
         self.put(self.original().float() - up @ down)
 
-    def pair(self) -> tuple[Tensor, Tensor]:
+    def exported(self) -> tuple[Tensor, Tensor]:
         """Return the plain pair A [rank, in], B [out, rank] that does the same to the base at a scale of one.
 
         Its rank is twice that of a split pair, whose start is subtracted.

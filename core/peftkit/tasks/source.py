@@ -11,15 +11,15 @@ from peftkit.data.example import Example
 from peftkit.data.hub import HubUnreachableError
 from peftkit.data.subset import subset
 from peftkit.errors import PeftkitError, unknown
-from peftkit.tasks import TASKS, Task
+from peftkit.tasks.task import TASKS, Task
 
 SPLITS = ("train", "validation", "test")
 SOURCES = ("auto", "path", "hub", "bundled")
-BUNDLED = Path(__file__).resolve().parent / "bundled"
+BUNDLED = Path(__file__).resolve().parents[1] / "data" / "bundled"
 PREFIX = "bundled/"
 
 
-class DatasetSection(Protocol):
+class DataSource(Protocol):
     """What is read of a recipe's section `dataset`."""
 
     @property
@@ -58,7 +58,7 @@ def names() -> list[str]:
     return [*TASKS.names(), *(PREFIX + name for name in bundled())]
 
 
-def load(section: DatasetSection, split: str, *, grouped: bool = False) -> Loaded:
+def load(section: DataSource, split: str, *, grouped: bool = False) -> Loaded:
     """Read a split (`train`, `validation` or `test`).
 
     With `grouped`, one example per distinct input that holds all of its references, in the order of the file; else
@@ -80,7 +80,7 @@ def load(section: DatasetSection, split: str, *, grouped: bool = False) -> Loade
     return Loaded(examples, task, (PREFIX if origin == "bundled" else "") + task.name, origin)
 
 
-def _resolve(section: DatasetSection) -> tuple[Task, str]:
+def _resolve(section: DataSource) -> tuple[Task, str]:
     """Return the task and the source that name, path and source of the section agree on."""
     name = section.name.removeprefix(PREFIX)
     shipped = name != section.name
@@ -105,7 +105,7 @@ def _resolve(section: DatasetSection) -> tuple[Task, str]:
     return TASKS[name], source
 
 
-def _read(task: Task, source: str, section: DatasetSection, split: str) -> tuple[list[Example], str]:
+def _read(task: Task, source: str, section: DataSource, split: str) -> tuple[list[Example], str]:
     """Read the split from the source; `auto` tries the hub, then the package."""
     if source == "path":
         return task.read(Path(section.path or "").expanduser(), split), "path"
@@ -126,5 +126,5 @@ def _read(task: Task, source: str, section: DatasetSection, split: str) -> tuple
     return task.read(BUNDLED / task.name, split), "bundled"
 
 
-def _place(task: Task, origin: str, section: DatasetSection) -> str:
+def _place(task: Task, origin: str, section: DataSource) -> str:
     return str(section.path) if origin == "path" else f"{task.name} ({origin})"

@@ -1,0 +1,78 @@
+"""What one method added to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.method import Method
+from peftkit.ports.adapter import Adapter
+
+
+@dataclass
+class Part:
+    """What one method added: its adapters by site id, and the model's own parameters that it trains by name."""
+
+    method: Method
+    adapters: dict[str, Adapter]
+    own: dict[str, nn.Parameter]
+    base: dict[str, Tensor] | None = None
+    """The values of `changed` before; None where they were not kept."""
+    shared: nn.Module | None = None
+    """The module that the adapters share."""
+    tuned: dict[str, Tensor] | None = None
+    """The part's values of `changed` while the base's are in place; None while the part is switched on."""
+    settled: dict[str, Tensor] = field(default_factory=dict)
+    """Frozen tensors of the model, by name, that hold what the adapters' start left of them."""
+
+    @property
+    def changed(self) -> dict[str, Tensor]:
+        """The model's own tensors that the part gives other values."""
+        return {**self.own, **self.settled}
+
+    def settle(self) -> None:
+        """Have the adapters write what their start leaves of frozen weights, once; the old values are in `base`."""
+        if self.settled or not self.method.splits_base:
+            return
+        for adapter in self.adapters.values():
+            module, path = adapter.site.module, adapter.site.path
+            tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            self.settled |= {f"{path}.{key}": tensor for key, tensor in tensors if not tensor.requires_grad}
+        if self.base is not None:
+            self.base |= {name: tensor.detach().clone() for name, tensor in self.settled.items()}
+        for adapter in self.adapters.values():
+            adapter.settle()
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over (key, tensor): `<site>/<tensor>` for adapters, `shared/<tensor>`, `own/<name>`."""
+        for site, adapter in self.adapters.items():
+            for key, tensor in adapter.state_dict(keep_vars=True).items():
+                yield f"{site}/{key}", tensor
+        for key, tensor in self.shared.state_dict(keep_vars=True).items() if self.shared is not None else ():
+            yield f"shared/{key}", tensor
+        for name, parameter in self.own.items():
+            yield f"own/{name}", parameter if self.tuned is None else self.tuned[name]
+
+    def switch(self, on: bool) -> None:
+        """Put the part's (on) or the base's values (off) into the model's own tensors that the part changes."""
+        if not self.changed or on == (self.tuned is None):
+            return
+        if self.base is None:
+            raise PeftkitError(
+                f"the method '{self.method.name}' changed the model's own weights and the base's were not kept: "
+                "load the base model again."
+            )
+        with torch.no_grad():
+            if on:
+                assert self.tuned is not None
+                for name, tensor in self.changed.items():
+                    tensor.data = self.tuned[name]
+                self.tuned = None
+            else:
+                self.tuned = {name: tensor.data for name, tensor in self.changed.items()}
+                for name, tensor in self.changed.items():
+                    tensor.data = self.base[name].clone()

@@ -1,0 +1,129 @@
+"""The tensors of an adaptation by key, and how many parameters it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.adaptation.part import Part
+from peftkit.errors import PeftkitError
+from peftkit.layout import Layout, own_parameters
+from peftkit.method import METHODS, Method
+from peftkit.ports.adapter import Adapter
+from peftkit.ports.context import Context, context_of
+from peftkit.ports.embedding import SoftPrompt
+from peftkit.quantization.weight import packed_shape
+
+
+class State:
+    """The parts that stand on a model under one name, and their tensors."""
+
+    def __init__(self, model: nn.Module, layout: Layout, parts: list[Part], name: str, chosen: tuple[Method, ...]):
+        self.model = model
+        self.layout = layout
+        self.parts = parts
+        self.name = name
+        self.chosen = chosen
+        """The methods as they were given to `attach`: a named combination is one of them."""
+        self.modules: dict[str, nn.Module] = {}
+        """Modules that are trained beside the adapters, by the name that their tensors have in the state."""
+
+    @property
+    def context(self) -> Context:
+        """The model's context, which says whether the adaptation runs."""
+        return context_of(self.model)
+
+    def adapters(self) -> Iterator[Adapter]:
+        """Iterate over the adapters of all parts, in their order."""
+        return (adapter for part in self.parts for adapter in part.adapters.values())
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The attached methods in the order of the recipe; the parts of a named combination stand one by one."""
+        return tuple(part.method for part in self.parts)
+
+    @property
+    def described(self) -> tuple[Method, ...]:
+        """The registered methods whose parts are `methods`: what is written beside the tensors."""
+        left = iter(self.methods)
+        described: list[Method] = []
+        for method in self.chosen:
+            parts = [next(left) for _ in method.parts()]
+            described += parts if all(part.name in METHODS for part in parts) else [method]
+        return tuple(described)
+
+    @property
+    def trainable(self) -> int:
+        """The number of trainable parameters."""
+        return sum(parameter.numel() for _, parameter in self.parameters())
+
+    @property
+    def total(self) -> int:
+        """The number of all parameters, those of this adaptation included; a packed weight counts as a dense one."""
+        base = sum(parameter.numel() for _, parameter in own_parameters(self.model))
+        packed = (packed_shape(module) for module in self.model.modules())
+        base += sum(sizes[0] * sizes[1] for sizes in packed if sizes is not None)
+        modules = [a for part in self.parts for a in (*part.adapters.values(), part.shared) if a is not None]
+        return base + sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+    @property
+    def soft_ids(self) -> tuple[int, ...]:
+        """The ids of soft prompt rows that stand in front of every text; without those that are switched off."""
+        prompts = (adapter for adapter in self.adapters() if isinstance(adapter, SoftPrompt) and adapter.enabled)
+        return tuple(index for prompt in prompts for index in prompt.ids)
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """List (key, parameter) of everything trainable; keys as in `state`."""
+        return [(key, cast(nn.Parameter, tensor)) for key, tensor in self._tensors() if tensor.requires_grad]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the adaptation's tensors by key `<method's position>/<site>/<tensor>`, in the model's memory."""
+        return {key: tensor.detach() for key, tensor in self._tensors()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors into the adaptation; a missing, unexpected or misshaped one is a PeftkitError that names it.
+
+        So is a start taken out of frozen weights that is not the one which they lack already.
+        """
+        for position, part in enumerate(self.parts):
+            for site, adapter in part.adapters.items():
+                prefix = f"{position}/{site}/"
+                adapter.fit({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+        own = dict(self._tensors())
+        missing, unexpected = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+        if missing or unexpected:
+            faults = [f"lacks {missing[0]} ({len(missing)} in all)"] if missing else []
+            faults += [f"has the unexpected {unexpected[0]} ({len(unexpected)} in all)"] if unexpected else []
+            raise PeftkitError(
+                f"the adapter's tensors {' and '.join(faults)}: it was made for another model or method."
+            )
+        for key, tensor in tensors.items():
+            if tensor.shape != own[key].shape:
+                raise PeftkitError(
+                    f"the adapter's tensor {key} has the shape {list(tensor.shape)}, and {list(own[key].shape)} is "
+                    "wanted."
+                )
+            position = key.partition("/")[0]
+            settled = position.isdecimal() and self.parts[int(position)].settled
+            is_settled = settled and not own[key].requires_grad
+            if is_settled and not torch.equal(own[key], tensor.to(own[key])):
+                raise PeftkitError(
+                    f"the adapter's tensor {key} has another start than the one that was taken out of the model's "
+                    "weights: attach with loading=True and load the tensors then."
+                )
+        with torch.no_grad():
+            for key, tensor in tensors.items():
+                own[key].copy_(tensor)
+        for part in self.parts:
+            part.settle()
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for position, part in enumerate(self.parts):
+            for key, tensor in part.tensors():
+                yield f"{position}/{key}", tensor
+        for name, module in self.modules.items():
+            for key, tensor in module.state_dict(keep_vars=True).items():
+                yield f"{name}/{key}", tensor

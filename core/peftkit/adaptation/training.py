@@ -1,0 +1,68 @@
+"""What methods say and do in training: groups of the optimizer, terms of the loss, and hooks around steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.adaptation.state import State
+
+
+class Training(State):
+    """What an adaptation does in training."""
+
+    def groups(self, learning_rate: float | None, weight_decay: float) -> list[dict[str, Any]]:
+        """Return optimizer groups: each method's own learning rate, and no weight decay on vectors.
+
+        A method's rate is its option `learning_rate`, else the given one, else its own for the width of the model.
+        """
+        asked: list[dict[str, Any]] = []
+        rate = learning_rate
+        for position, part in enumerate(self.parts):
+            rate = part.method.learning_rate or learning_rate or part.method.rate(self.layout.width)
+            asked += part.method.groups(self.layout, self._parameters(f"{position}"), rate)
+        asked += [{"params": self._parameters(name), "lr": learning_rate or rate} for name in self.modules]
+        groups = []
+        for group in asked:
+            for is_vector, decay in ((False, weight_decay), (True, 0.0)):
+                chosen = [(key, p) for key, p in group["params"] if (p.ndim < 2) == is_vector]
+                if chosen:
+                    named = {"params": [p for _, p in chosen], "keys": [key for key, _ in chosen]}
+                    groups.append({**group, **named, "weight_decay": decay})
+        return groups
+
+    def _parameters(self, prefix: str) -> list[tuple[str, nn.Parameter]]:
+        return [(key, parameter) for key, parameter in self.parameters() if key.startswith(f"{prefix}/")]
+
+    def finish(self) -> None:
+        """Bring the adapters to the form that is saved: to be called once, after the last step."""
+        for part in self.parts:
+            part.method.finish(part.adapters)
+            part.method = part.method.finished
+        self.chosen = tuple(method.finished for method in self.chosen)
+
+    def prepare(self, batches: Iterable[Any]) -> None:
+        """Let each method look at the model and the batches of an epoch before a run's first step; not on resuming."""
+        for part in self.parts:
+            part.method.prepare(self.model, part.adapters, batches)
+
+    def penalty(self) -> Tensor | None:
+        """Return the sum of what methods and their running adapters add to the loss; None where none does."""
+        terms = [part.method.penalty(part.adapters) for part in self.parts]
+        terms += [adapter.aux_loss(self.context) for adapter in self.adapters() if adapter.enabled]
+        given = [term for term in terms if term is not None]
+        return torch.stack(given).sum() if given else None
+
+    def after_backward(self, step: int, steps: int) -> None:
+        """Let each method act on the gradients of a step."""
+        for part in self.parts:
+            part.method.after_backward(part.adapters, step, steps)
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Let each method act after a step."""
+        self.context.step = step
+        for part in self.parts:
+            part.method.after_step(part.adapters, step, steps)

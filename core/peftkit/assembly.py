@@ -1,0 +1,179 @@
+"""The one set-up of every command: from a recipe to a model that is ready, by the same stages in the same order.
+
+family -> model source -> surgery -> quantization -> layout -> adapters -> sharding
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftkit import recipe as recipes
+from peftkit.adaptation import DESCRIPTION, Adaptation, attach, check_methods, load_adapter
+from peftkit.data.template import Template, choose
+from peftkit.device import choose_device, choose_precision
+from peftkit.errors import PeftkitError
+from peftkit.families import Family, family_of
+from peftkit.layout import Layout
+from peftkit.method import Method
+from peftkit.models.load import load
+from peftkit.models.loaded import LoadedModel
+from peftkit.models.quantize import forget_originals
+from peftkit.quantization.weight import packed_shape
+from peftkit.recipe import QuantizationSection, Recipe
+
+
+@dataclass(kw_only=True)
+class Assembled(LoadedModel):
+    """A recipe's model: what it was loaded from, what it is computed with, and what is attached to it."""
+
+    recipe: Recipe
+    device: torch.device
+    precision: str
+    attached: Adaptation | None = None
+    """None where the base stands alone."""
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """What is attached; asked of a model that has its adapters."""
+        assert self.attached is not None, "the base stands alone"
+        return self.attached
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return family_of(self.model.config)
+
+    @property
+    def layout(self) -> Layout:
+        """The sites of the model."""
+        return Layout(self.module) if self.attached is None else self.attached.layout
+
+    @property
+    def template(self) -> Template:
+        """The recipe's template, with the ids of soft prompts; PeftkitError where the tokenizer cannot serve it."""
+        template = choose(self.recipe.dataset.template, self.tokenizer)
+        return template if self.attached is None else template.with_soft(self.attached.soft_ids)
+
+    @property
+    def methods(self) -> list[dict[str, Any]] | None:
+        """Names and options of what is attached; None where the base stands alone."""
+        if self.attached is None:
+            return None
+        return [{"name": method.name, "options": method.options()} for method in self.attached.described]
+
+
+def assemble(
+    recipe: Recipe,
+    adapter: Path | None = None,
+    *,
+    weights: bool = True,
+    bare: bool = False,
+    original: bool = False,
+    loading: bool = False,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Assembled:
+    """Load a recipe's base and attach its methods, freshly started, or the trained `adapter` of a folder.
+
+    Without `weights` the model is on the meta device. A `bare` base gets no adapters, and an `original` one is not
+    packed, whatever the recipe says. With `loading`, adapters wait for a saved state before they start. `device` and
+    `dtype` replace the recipe's. What layout and tokenizer refuse is raised before a weight is read. Raises
+    PeftkitError for every fault of the recipe, the files or the adapter.
+    """
+    device = device or choose_device(recipe.train.device)
+    precision = choose_precision(recipe.train.precision, device)
+    fresh = adapter is None and not bare
+    quantization = None if original else recipe.quantization
+    outline = None if weights and not fresh else _load_outline(recipe, device, quantization)
+    if outline is not None and fresh:
+        methods = methods_of(recipe, outline.tokenizer)
+        own = any(names for _, names in check_methods(outline.module, methods))
+        dtype = dtype or training_dtype(recipe, precision, outline.module, own=own)
+    if outline is not None and not weights:
+        loaded = _cast(outline, dtype)
+    else:
+        loaded = load(recipe.model, device=device, dtype=dtype, quantization=quantization)
+    loaded = _operate(loaded)
+    assembled = Assembled(**vars(loaded), recipe=recipe, device=device, precision=precision)
+    if adapter is not None:
+        assembled = attach_adapter(assembled, adapter, original=original)
+    elif fresh:
+        assembled = attach_methods(assembled, recipe, loading=loading)
+        if not loading:
+            forget_originals(assembled.module)
+    return _shard(assembled)
+
+
+def read_run(run: Path, *, adapter: bool = True, otherwise: str = "") -> Recipe:
+    """Read the recipe of a run folder; with `adapter`, a run without one is refused, and `otherwise` is another way."""
+    if not (run / "recipe.yaml").is_file():
+        raise PeftkitError(f"{run} is not a run folder: there is no recipe.yaml in it. Name one that training wrote.")
+    if adapter and not (run / "adapter" / DESCRIPTION).is_file():
+        more = f", or {otherwise}" if otherwise else ""
+        raise PeftkitError(
+            f"{run} has no adapter yet: its training did not finish. Continue it with `peft train` and --resume{more}."
+        )
+    return recipes.load(run / "recipe.yaml")
+
+
+def attach_methods(base: Assembled, recipe: Recipe, name: str = "default", *, loading: bool = False) -> Assembled:
+    """Attach a recipe's methods under `name` to a base, beside those of other runs; packed layers keep their source."""
+    methods = methods_of(recipe, base.tokenizer)
+    adaptation = attach(base.module, methods, name, recipe.train.seed, keep_base=False, loading=loading)
+    return replace(base, recipe=recipe, attached=adaptation)
+
+
+def attach_adapter(base: Assembled, folder: Path, *, original: bool = False) -> Assembled:
+    """Attach the trained adapter of a folder to its base; one that stands in its `original` weights fits any storage.
+
+    Raises PeftkitError for an adapter of another base or storage, and a damaged one.
+    """
+    storage = None if original else base.storage
+    adaptation = load_adapter(base.module, folder, base.fingerprint, quantization=storage, keep_base=False)
+    forget_originals(base.module)
+    base.model.eval()
+    return replace(base, attached=adaptation)
+
+
+def methods_of(recipe: Recipe, tokenizer: Any) -> list[Method]:
+    """Build a recipe's methods for a model with this tokenizer."""
+    return [method.with_tokenizer(tokenizer) for method in recipe.methods()]
+
+
+def training_dtype(recipe: Recipe, precision: str, outline: nn.Module, *, own: bool) -> torch.dtype | None:
+    """Return bf16 where frozen weights may be held in what they are computed in; None leaves it to the recipe.
+
+    They are not where the method trains weights of the model's `own`, which want their last bits, nor where some of the
+    model's are packed: codes are found from the weights as other commands load them.
+    """
+    packed = any(packed_shape(module) is not None for module in outline.modules())
+    lean = precision == "bf16" and recipe.model.dtype == "auto" and not packed and not own
+    return torch.bfloat16 if lean else None
+
+
+def _load_outline(recipe: Recipe, device: torch.device, quantization: QuantizationSection | None) -> LoadedModel:
+    """Load the model without its weights, in the dtype that it has on `device`."""
+    # The meta device would get the checkpoint's own dtype, as a GPU does.
+    dtype = torch.float32 if recipe.model.dtype == "auto" and device.type == "cpu" else None
+    return load(recipe.model, device="meta", dtype=dtype, weights=False, quantization=quantization)
+
+
+def _cast(outline: LoadedModel, dtype: torch.dtype | None) -> LoadedModel:
+    for parameter in outline.model.parameters() if dtype is not None else ():
+        parameter.data = parameter.data.to(dtype)
+    return outline
+
+
+def _operate(loaded: LoadedModel) -> LoadedModel:
+    """Surgery: parts pruned and tokens added, before weights are packed. No recipe asks for any yet."""
+    return loaded
+
+
+def _shard(assembled: Assembled) -> Assembled:
+    """Sharding: what each rank holds of the model and its adapters. One process holds all of it yet."""
+    return assembled

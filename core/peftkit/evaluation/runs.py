@@ -1,0 +1,164 @@
+"""Evaluating a run, its base model, or the untrained model of a recipe, and the report of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftkit import files
+from peftkit.adaptation import Adaptation
+from peftkit.assembly import Assembled, assemble, read_run
+from peftkit.data.example import Example, Turn
+from peftkit.device import autocast
+from peftkit.errors import PeftkitError
+from peftkit.evaluation.answers import Evaluation, check_examples, evaluate_loaded, settings_for
+from peftkit.generation import generate
+from peftkit.generation.decoding import OnProgress
+from peftkit.generation.journal import Journal
+from peftkit.recipe import Recipe
+from peftkit.tasks import TASKS, source
+from peftkit.versions import versions
+
+OTHERWISE = "evaluate its base model instead"
+
+
+def evaluate(
+    target: Path | Recipe,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    base: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Score a run, its base model (`base`), or the untrained model of a recipe, and return the report.
+
+    `split` and `limit` replace the recipe's. The report and the predictions are written to `eval/` in the run folder,
+    or in a recipe's `output` where it names one; those of a bare base have `-base` in their name. `on_progress`
+    receives (answers so far, all). An evaluation that was interrupted goes on from the answers that it had written, to
+    `….partial.jsonl`, and ends with the same predictions. Raises PeftkitError for a run without an adapter, a split
+    that is not there and a limit below 1.
+    """
+    bare = base or isinstance(target, Recipe)
+    recipe = target if isinstance(target, Recipe) else read_run(target, adapter=not bare, otherwise=OTHERWISE)
+    split, limit = split or recipe.eval.split, recipe.eval.limit if limit is None else limit
+    if limit is not None and limit < 1:
+        raise PeftkitError(f"the limit is {limit}, and at least one example is evaluated.")
+    data = source.load(recipe.dataset, split, grouped=True)
+    examples = data.examples[:limit]
+    check_examples(data.task, examples, data.name)
+    folder = target if isinstance(target, Path) else Path(recipe.output) if recipe.output else None
+    subject = prepare(recipe, None if bare or folder is None else folder / "adapter")
+    name = f"{data.name.replace('/', '-')}-{split}{'-base' if bare else ''}"
+    journal = None
+    if folder is not None:
+        key = journal_key(subject, recipe, examples, None if bare else folder / "adapter")
+        journal = Journal(folder / "eval" / f"{name}.partial.jsonl", key)
+    with autocast(subject.device, subject.precision):
+        evaluation = evaluate_loaded(
+            subject.model,
+            subject.tokenizer,
+            data.task,
+            examples,
+            subject.template,
+            generation=recipe.generation,
+            batch_size=recipe.eval.batch_size,
+            history=recipe.eval.history,
+            journal=journal,
+            on_progress=on_progress,
+        )
+    facts = {"dataset": data.name, "origin": data.origin, "split": split, "limit": limit, "examples": len(examples)}
+    result = report(subject, evaluation, facts)
+    warn(evaluation, len(examples))
+    if folder is not None and journal is not None:
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions]
+        files.write_text(folder / "eval" / f"{name}.predictions.jsonl", "".join(lines))
+        files.write_json(folder / "eval" / f"{name}.json", result)
+        journal.remove()
+    return result
+
+
+def prepare(recipe: Recipe, adapter: Path | None) -> Assembled:
+    """Assemble the recipe's model to answer, with the adapter of a folder where one is given, merged where exact."""
+    subject = assemble(recipe, adapter, bare=adapter is None)
+    if subject.attached is not None and merges_exactly(subject.attached):
+        subject.attached.merge_(keep_base=False)
+    return subject
+
+
+def merges_exactly(adaptation: Adaptation) -> bool:
+    """Say whether the adapters could go into the weights with no more than fp32's rounding, which is faster.
+
+    So it is where every method can be merged and every weight beneath an adapter is held in fp32, unpacked.
+    """
+    sites = [adapter.site.module for part in adaptation.parts for adapter in part.adapters.values()]
+    frozen = [module._parameters.get("weight") for module in sites]
+    return all(part.method.mergeable for part in adaptation.parts) and all(
+        weight is not None and weight.dtype == torch.float32 for weight in frozen
+    )
+
+
+def answer(run: Path, text: str, *, base: bool = False) -> str:
+    """Answer one prompt with a run's adapted model, or with its base, under the run's template."""
+    recipe = read_run(run, adapter=not base, otherwise=OTHERWISE)
+    subject = prepare(recipe, None if base else run / "adapter")
+    model, tokenizer = subject.model, subject.tokenizer
+    task = TASKS[recipe.dataset.name.removeprefix(source.PREFIX)]
+    settings = settings_for(model, tokenizer, task, subject.template, recipe.generation)
+    prompt = subject.template.prompt_ids(Example("prompt", (Turn("user", text),)), tokenizer)
+    with autocast(subject.device, subject.precision):
+        (generated,) = generate(model, tokenizer, [prompt], settings)
+    return generated.text.strip()
+
+
+def journal_key(subject: Assembled, recipe: Recipe, examples: Sequence[Example], adapter: Path | None) -> str:
+    """Return a digest of everything that the answers depend on."""
+    facts = [recipe.to_yaml(), subject.fingerprint, subject.device.type, subject.precision, versions()]
+    digest = hashlib.sha256(repr([*facts, torch.get_num_threads()]).encode())
+    for example in examples:
+        digest.update(repr((example.id, example.turns)).encode())
+    for path in sorted(adapter.iterdir()) if adapter else ():
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+def report(subject: Assembled, evaluation: Evaluation, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that the scores depend on, with the scores in front."""
+    recipe = subject.recipe
+    return {
+        "scores": evaluation.scores,
+        "unavailable": evaluation.scores.unavailable,
+        **facts,
+        "unfinished": evaluation.unfinished,
+        "shortened_prompts": evaluation.shortened,
+        "model": subject.name,
+        "fingerprint": subject.fingerprint,
+        "adapter": subject.methods,
+        "template": subject.template.name,
+        "generation": json.loads(json.dumps(asdict(evaluation.settings))),
+        "batch_size": recipe.eval.batch_size,
+        "history": recipe.eval.history,
+        "device": subject.device.type,
+        "precision": subject.precision,
+        "generated_tokens": evaluation.tokens,
+        "wall_s": round(evaluation.wall_s, 3),
+        "tokens_per_second": round(evaluation.tokens / evaluation.wall_s, 1) if evaluation.wall_s else 0.0,
+        "versions": versions(),
+    }
+
+
+def warn(evaluation: Evaluation, examples: int) -> None:
+    """Warn of what makes scores lower than they might be."""
+    log = logging.getLogger("peftkit")
+    if evaluation.unfinished:
+        text = "%d of %d answers were cut off at %d tokens (generation.max_new_tokens) and scored as they are."
+        log.warning(text, evaluation.unfinished, examples, evaluation.settings.max_new_tokens)
+    if evaluation.shortened:
+        text = "%d of %d prompts lost their beginning: they are longer than the model's context."
+        log.warning(text, evaluation.shortened, examples)

@@ -1,0 +1,59 @@
+"""What carries the adapters of one method to and from Hugging Face peft, and how to refuse what that library lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.layout import Layout
+from peftkit.method import Method
+from peftkit.registry import Registry
+
+PREFIX = "base_model.model."
+ALONE = "keep the adapter beside the model, and generate and evaluate from the run folder"
+Config = dict[str, Any]
+Tensors = dict[str, Tensor]
+
+
+class Converter:
+    """Writes and reads the adapters of `method`; a configuration of the type `peft_type` is read as that method.
+
+    None as the type: the library has the method under the type of another one, as which its folders are read.
+    """
+
+    def __init__(self, method: type[Any], peft_type: str | None):
+        self.method = method
+        self.peft_type = peft_type
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Say whether a folder of this configuration is read as the method."""
+        return self.peft_type is not None and config.get("peft_type") == self.peft_type
+
+    def write(self, method: Any, adapters: Mapping[str, Any], model: nn.Module) -> tuple[Config, Tensors]:
+        """Return the configuration and tensors that Hugging Face peft opens, or raise PeftkitError."""
+        raise TypeError(f"{type(self).__name__} does not define what it writes")
+
+    def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
+        """Return the method and its state (keys '<site>/<tensor>'), or raise PeftkitError."""
+        raise TypeError(f"{type(self).__name__} does not define what it reads")
+
+    def config(self, **options: Any) -> Config:
+        """Return a configuration of the type with these options."""
+        return {"peft_type": self.peft_type, "task_type": "CAUSAL_LM", **options, "inference_mode": True}
+
+
+CONVERTERS: Registry[Converter] = Registry("method of Hugging Face peft", "peftkit.export.hf_peft")
+REFUSALS: dict[str, str] = {}
+"""Why adapters of a method cannot be carried over, where there is more to say than that the library lacks it."""
+
+
+def convert(method: Method, adapters: Mapping[str, Any], model: nn.Module) -> tuple[Config, Tensors]:
+    """Return the configuration and tensors that Hugging Face peft opens; PeftkitError for a method that it lacks."""
+    if method.name in CONVERTERS:
+        return CONVERTERS[method.name].write(method, adapters, model)
+    why = REFUSALS.get(method.name, "has no counterpart in Hugging Face peft")
+    instead = "export with --format merged instead" if method.mergeable else ALONE
+    raise PeftkitError(f"the method '{method.name}' {why}: {instead}.")

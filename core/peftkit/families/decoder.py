@@ -1,0 +1,60 @@
+"""Decoders of plain text: causal language models, which generate."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Any
+
+import yaml
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from peftkit import resources
+from peftkit.families import FAMILIES, Family
+
+OTHER_INPUTS = ("vision_config", "audio_config")
+
+
+class Decoder(Family):
+    """A stack of layers with causal attention and a head over the vocabulary."""
+
+    loader = AutoModelForCausalLM
+    examples = "text"
+    objective = "cross-entropy"
+
+    def architectures(self) -> Collection[str]:
+        """Return every architecture with a causal language model in transformers."""
+        return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    def refusal(self, config: Any) -> str | None:
+        """Refuse encoder-decoders, models that take images or sound, and encoders."""
+        architecture = getattr(config, "model_type", None)
+        if getattr(config, "is_encoder_decoder", False):
+            return f"{architecture} is an encoder-decoder; only decoders (causal language models) work."
+        if any(getattr(config, key, None) is not None for key in OTHER_INPUTS):
+            return f"{architecture} takes images or sound; only decoders of plain text work."
+        masked = architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+        if masked or architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            return (
+                f"{architecture} is not a decoder (no causal language model of it is known to transformers). "
+                "Choose a model that generates text, such as llama, qwen3, gemma, mistral, phi, gpt2 or opt."
+            )
+        return None
+
+    def names(self, architecture: str) -> Mapping[str, Any]:
+        """Return the names in `configs/layouts/decoder.yaml`, with those that the architecture has of its own."""
+        table = _table()
+        return {**table["default"], **table["architectures"].get(architecture, {})}
+
+
+FAMILIES.add("decoder", Decoder())
+
+
+@cache
+def _table() -> dict[str, Any]:
+    path = resources.folder("configs") / "layouts" / "decoder.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))

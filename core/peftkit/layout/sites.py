@@ -1,0 +1,59 @@
+"""One place in a model where an adapter sits, and the model's own parameters beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The output rows of one part of a fused linear: `length` rows at `start` in each of `count` runs of `stride`."""
+
+    start: int
+    length: int
+    stride: int
+    count: int = 1
+
+    def take(self, y: Tensor) -> Tensor:
+        """Select the part from the last dimension: [..., count * stride] -> [..., count * length]."""
+        return self._view(y).flatten(-2)
+
+    def put(self, y: Tensor, part: Tensor) -> Tensor:
+        """Return a copy of `y` with the part replaced."""
+        result = y.clone()
+        self._view(result).copy_(part.unflatten(-1, (self.count, self.length)))
+        return result
+
+    def _view(self, y: Tensor) -> Tensor:
+        return y.unflatten(-1, (self.count, self.stride)).narrow(-1, self.start, self.length)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the model where an adapter sits."""
+
+    path: str
+    module: nn.Module = field(repr=False, compare=False)
+    inputs: int
+    outputs: int
+    role: str | None = None
+    layer: int | None = None
+    rows: Rows | None = None
+    """The part of a fused module; None where the site is the whole module."""
+    tied: bool = False
+    """Whether the weight is shared with another module (a head tied to the embedding)."""
+    parts: Mapping[str, Site] = field(default_factory=dict, repr=False, compare=False)
+    """The linear sites inside an attention by their role (q k v o); empty elsewhere."""
+
+    @property
+    def id(self) -> str:
+        """The name under which the site's tensors are stored."""
+        return self.path if self.rows is None else f"{self.path}[{self.role}]"
+
+
+def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Iterate over the model's own named parameters, leaving out those of seated adapters; a tied one comes once."""
+    return ((name, p) for name, p in model.named_parameters() if ".seated." not in f".{name}")

@@ -1,0 +1,118 @@
+"""The ways to load a model, one file each: `load(request, files)` returns the model with its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from peftkit.layout import Layout
+from peftkit.models import allocation
+from peftkit.models import tokenizer as tokenizers
+from peftkit.models.fingerprint import fingerprint
+from peftkit.models.loaded import LoadedModel
+from peftkit.models.quantize import Quantization, quantize
+from peftkit.quantization.weight import dense
+from peftkit.recipe import ModelSection
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be loaded, and how."""
+
+    section: ModelSection
+    device: torch.device
+    dtype: torch.dtype | None
+    """None follows the section."""
+    weights: bool
+    """Whether weights are read; without them the model is on the meta device."""
+    quantization: Quantization
+    budget: float | None
+    """Bits a weight, for which the formats are chosen."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether any weight is to be packed."""
+        return self.quantization.packs or self.budget is not None
+
+    @property
+    def fingerprint_dtype(self) -> torch.dtype | None:
+        """The dtype in which a fingerprint takes the weights, so that merging in fp32 knows a base used in float16."""
+        return None if self.section.dtype == "auto" else getattr(torch, self.section.dtype)
+
+    def dtype_of(self, own: torch.dtype | None) -> torch.dtype:
+        """Return the dtype to load a checkpoint in `own` with.
+
+        `auto` is fp32 on the CPU, and elsewhere the checkpoint's own (bfloat16 for float16).
+        """
+        if self.dtype is not None:
+            return self.dtype
+        if self.section.dtype != "auto":
+            return getattr(torch, self.section.dtype)
+        if self.device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if own == torch.float16 else own or torch.float32
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's folder, with what is read from it before any weight."""
+
+    folder: Path
+    config: PretrainedConfig
+    tokenizer: Any
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that config.json names."""
+        return cast(Any, self.config).dtype
+
+
+def ready(
+    request: Request,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    *,
+    name: str | None = None,
+    folder: Path | None = None,
+    mark: str | None = None,
+    storage: dict[str, Any] | None = None,
+) -> LoadedModel:
+    """Bring a model to its device, in eval mode, and pack it; `mark` is the fingerprint where it is known.
+
+    With `storage`, how its weights are stored, they are not packed here. Raises PeftkitError for a tokenizer with ids
+    beyond the token embedding.
+    """
+    rows = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+    tokenizers.check_size(tokenizer, rows, "model.init" if folder is None else str(folder))
+    if not next(model.parameters()).is_meta:
+        cast(nn.Module, model).to(request.device)
+    mark = mark or fingerprint(cast(nn.Module, model), request.fingerprint_dtype)
+    loaded = LoadedModel(model.eval(), tokenizer, name or str(request.section.name), mark, folder)
+    if storage is None:
+        _pack(loaded, request)
+    else:
+        loaded.storage = storage
+    return loaded
+
+
+def _pack(loaded: LoadedModel, request: Request) -> None:
+    """Pack a dense model; without weights a budget is allocated to weights that stand in for them."""
+    model, chosen = loaded.module, request.quantization
+    if request.budget is not None:
+        read = None if loaded.fingerprint is None else lambda path: dense(model.get_submodule(path))
+        chosen = allocation.within(request.budget, chosen, Layout(model), read)
+    if chosen.packs:
+        quantize(model, chosen)
+        loaded.storage = chosen.description()
+
+
+def with_settings(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Give a model that transformers has not read its folder's generation settings."""
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model

@@ -1,0 +1,86 @@
+"""A dense checkpoint in a folder of this disk, the hub or the package, read whole or packed layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from peftkit.layout import Layout
+from peftkit.models import allocation, build, layerwise, packed_cache
+from peftkit.models import folder as folders
+from peftkit.models.loaded import LoadedModel
+from peftkit.models.quantize import Quantization
+from peftkit.models.sources import ModelFiles, Request, ready, with_settings
+from peftkit.quantization.weight import dense
+
+
+def load(request: Request, files: ModelFiles) -> LoadedModel:
+    """Read the checkpoint; packed where transformers need not convert its names, else dense."""
+    trust = request.section.trust_remote_code
+    if not request.weights:
+        model = build.on_meta(files.config, request.dtype_of(files.dtype), trust)
+        return ready(request, model, files.tokenizer, folder=files.folder)
+    dtype = request.dtype_of(folders.stored_dtype(folders.shards(files.folder)))
+    if request.budget is not None:
+        request = replace(request, quantization=_allocated(request, files, dtype), budget=None)
+    if request.quantization.packs:
+        packed = _read_packed(request, files, dtype)
+        if packed is not None:
+            model, mark = packed
+            storage = request.quantization.description()
+            return ready(request, model, files.tokenizer, folder=files.folder, mark=mark, storage=storage)
+    model = build.read_whole(files.folder, files.config, dtype, trust)
+    return ready(request, model, files.tokenizer, folder=files.folder)
+
+
+def _read_packed(request: Request, files: ModelFiles, dtype: torch.dtype) -> tuple[PreTrainedModel, str] | None:
+    """Read a checkpoint layer by layer, or its packed form that an earlier start kept; returns it with its fingerprint.
+
+    None where transformers has to convert the checkpoint's names: it is then read whole and packed after that.
+    """
+    chosen, as_if = request.quantization, request.fingerprint_dtype
+    paths = folders.shards(files.folder)
+    model, packed = build.outline(files.config, dtype, request.section.trust_remote_code, chosen)
+    kept = packed_cache.folder(paths, {**chosen.description(), "dtype": str(dtype), "as_if": str(as_if)})
+    mark = packed_cache.read(kept, paths, model, packed, dtype) if kept else None
+    if mark is None:
+        mark = layerwise.read(model, paths, dtype, packed, as_if)
+        if mark is not None and kept:
+            packed_cache.write(kept, model, mark, chosen.description())
+    return None if mark is None else (with_settings(model, files.folder), mark)
+
+
+def _allocated(request: Request, files: ModelFiles, dtype: torch.dtype) -> Quantization:
+    """Allocate a budget to the weights in a folder, read one by one; the choice is kept for the next start."""
+    budget, chosen, trust = request.budget, request.quantization, request.section.trust_remote_code
+    assert budget is not None
+    paths = folders.shards(files.folder)
+    kept = None if chosen.modules else packed_cache.folder(paths, {"budget": budget, "dtype": str(dtype)})
+    earlier = packed_cache.choice(kept) if kept else None
+    if earlier is not None:
+        chosen = Quantization.described(earlier)
+    with layerwise.without_weights():
+        model = cast(nn.Module, build.build(files.config, dtype, trust_remote_code=trust))
+    places = layerwise.places(paths)
+
+    def read(path: str) -> Tensor:
+        name = f"{path}.weight"
+        if name in places:
+            return layerwise.read_weight(places[name], name, dtype, isinstance(model.get_submodule(path), Conv1D))
+        # Names that transformers converts: it has to read the whole checkpoint.
+        return dense(whole().get_submodule(path))
+
+    @cache
+    def whole() -> nn.Module:
+        return cast(nn.Module, build.read_whole(files.folder, files.config, dtype, trust))
+
+    chosen = allocation.within(budget, chosen, Layout(model), read)
+    if kept and earlier is None:
+        packed_cache.keep_choice(kept, chosen.description())
+    return chosen

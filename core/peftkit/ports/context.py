@@ -1,0 +1,153 @@
+"""What a forward pass tells the adapters of a model: one context at its root, the same in backward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+from peftkit.kernels.tree import Tree
+
+LINK = "peftkit_context"
+"""Where each module of a model keeps the context."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The adaptation of each token: portions of a batch, each with an adaptation of its own."""
+
+    names: tuple[str | None, ...]
+    """The adaptation of each portion; None for the base."""
+    sizes: tuple[int, ...]
+    """How many rows or flat tokens each portion has."""
+    rows: tuple[int, ...] | None = None
+    """The rows of all portions, one portion after the other; None where these are flat tokens [1, N] in order."""
+
+    @classmethod
+    def of_rows(cls, names: Sequence[str | None]) -> Routing:
+        """Run row i of every batch through the adaptation `names[i]`."""
+        portions = {name: [i for i, row in enumerate(names) if row == name] for name in dict.fromkeys(names)}
+        return cls(tuple(portions), tuple(map(len, portions.values())), tuple(i for p in portions.values() for i in p))
+
+    @classmethod
+    def of_tokens(cls, portions: Sequence[tuple[str | None, int]]) -> Routing:
+        """Run the first `portions[0][1]` flat tokens through the adaptation `portions[0][0]`, and so on."""
+        return cls(tuple(name for name, _ in portions), tuple(size for _, size in portions))
+
+    @cached_property
+    def places(self) -> Tensor:
+        """[rows] long: where each row of the batch stands among the portions."""
+        return torch.tensor(self.rows).argsort()
+
+    def dimension(self, x: Tensor) -> int:
+        """Return the dimension of x along which the portions stand; PeftkitError where there is none."""
+        count = sum(self.sizes)
+        if self.rows is None and x.ndim > 1 and tuple(x.shape[:2]) == (1, count):
+            return 1
+        if x.shape[0] == count:
+            return 0
+        if self.rows is not None:
+            raise PeftkitError(f"the batch has {x.shape[0]} rows and adapters are named for {count} of them.")
+        raise PeftkitError(
+            f"an adapter sits on a module that is given {list(x.shape)} instead of all {count} tokens: it cannot "
+            "share a batch with others."
+        )
+
+    def order(self, x: Tensor, dimension: int = 0) -> Tensor:
+        """Return x with the portions one after the other."""
+        if self.rows is None:
+            return x
+        return x.index_select(dimension, torch.tensor(self.rows, device=x.device))
+
+    def restore(self, x: Tensor, dimension: int = 0) -> Tensor:
+        """Return the portions of x in the order of the batch."""
+        return x if self.rows is None else x.index_select(dimension, self.places.to(x.device))
+
+
+@dataclass
+class Context:
+    """Which adaptations run on what is computed now, and along what; a plain object, seen by backward threads too."""
+
+    active: tuple[str, ...] = ()
+    """The adaptations that run on every token, where no routing says otherwise."""
+    routing: Routing | None = None
+    merged: set[str] = field(default_factory=set)
+    """The adaptations that are in the weights, and do not run."""
+    trees: tuple[Tree, ...] = ()
+    """Along which attention runs over flat tokens; of several each has the tokens of one portion."""
+    step: int = 0
+    """How many optimizer steps are done."""
+    tape: dict[Any, Any] = field(default_factory=dict)
+    """What adapters leave for others in a pass; empty when one begins."""
+    watchers: list[Callable[[], None]] = field(default_factory=list)
+    """Called after the adaptations that run have changed."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adaptations that run on some token, in the order of the portions."""
+        return self.active if self.routing is None else tuple(name for name in self.routing.names if name)
+
+    @property
+    def positions(self) -> Tensor | None:
+        """[N] long: the place in its row of each flat token; None for padded rows."""
+        return torch.cat([tree.positions for tree in self.trees]) if self.trees else None
+
+    @property
+    def rows(self) -> list[Any] | None:
+        """Where the flat tokens of each row stand, those that rows share among them; None for padded rows."""
+        starts = [sum(len(tree.ids) for tree in self.trees[:number]) for number in range(len(self.trees))]
+        rows = [row + start for start, tree in zip(starts, self.trees, strict=True) for row in tree.rows]
+        return rows or None
+
+    def activate(self, names: Sequence[str]) -> None:
+        """Run these adaptations from now on."""
+        self.active = tuple(names)
+        self.notify()
+
+    def notify(self) -> None:
+        """Tell the watchers."""
+        for watcher in self.watchers:
+            watcher()
+
+    @contextmanager
+    def routed(self, routing: Routing) -> Iterator[None]:
+        """Run each token inside through its own adaptation."""
+        self.routing, before = routing, self.routing
+        self.notify()
+        try:
+            yield
+        finally:
+            self.routing = before
+            self.tape.clear()
+            self.notify()
+
+    @contextmanager
+    def only(self, name: str | None) -> Iterator[None]:
+        """Run one adaptation on all that is computed inside, a portion of a batch; watchers are not told."""
+        before = self.active, self.routing
+        self.active, self.routing = () if name is None else (name,), None
+        try:
+            yield
+        finally:
+            self.active, self.routing = before
+
+
+def context_of(model: nn.Module) -> Context:
+    """Return the context of a model, by its root; at the first call it is made and known to every module."""
+    context = model.__dict__.get(LINK)
+    if context is None:
+        context = Context()
+        for module in model.modules():
+            module.__dict__[LINK] = context
+        model.register_forward_pre_hook(_clear_tape)
+    return context
+
+
+def _clear_tape(model: nn.Module, args: Any) -> None:
+    model.__dict__[LINK].tape.clear()
