@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from peftkit.plot import GREY, INK, smooth
 from peftkit.report.results import Comparison
 from peftkit.report.tables import names
-from peftkit.training.plot import GREY, INK, smooth
 
 STYLES = ("-", "--", ":", "-.")
 
