@@ -113,13 +113,12 @@ class TreePlan:
         return self._edges[first, text]
 
     def buckets(self, first: int, text: bool) -> list[Bucket]:
-        """Return the blocks, padded to few shapes on a GPU, behind `first` keys in front of all.
+        """Return the blocks, on a GPU padded to few shapes, behind `first` keys in front of all.
 
         Without `text` those in front are all there is to see.
         """
         if (first, text) not in self._buckets:
-            blocks, alone = self.tree.blocks, self.device.type == "cpu"
-            groups = [[block] for block in blocks] if alone else _alike(blocks)
+            groups = [[block] for block in self.tree.blocks] if self.device.type == "cpu" else alike(self.tree.blocks)
             made = [self._bucket(blocks, first) for blocks in groups] if text else [self._front(first)]
             self._buckets[first, text] = made
         return self._buckets[first, text]
@@ -165,11 +164,8 @@ def _joined(blocks: Sequence[Block], free: Callable[[Block], bool]) -> list[list
     joined: list[list[Block]] = []
     for block in blocks:
         before = joined[-1] if joined else []
-        if (
-            before
-            and (free(before[0]) or block.length + sum(part.length for part in before) <= QUERIES)
-            and goes_on(before[-1].keys, block)
-        ):
+        fits = bool(before) and (free(before[0]) or block.length + sum(part.length for part in before) <= QUERIES)
+        if fits and goes_on(before[-1].keys, block):
             before.append(block)
         else:
             joined.append([block])
@@ -186,7 +182,7 @@ def _run(blocks: Sequence[Block], first: int) -> Run:
     return Run(head.start, length, ahead, count, -(first + count + length) % STEP)
 
 
-def _alike(blocks: Sequence[Block]) -> list[list[Block]]:
+def alike(blocks: Sequence[Block]) -> list[list[Block]]:
     """Put blocks together whose common shape wastes little."""
     groups: list[list[Block]] = []
     queries = keys = 0
