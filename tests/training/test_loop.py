@@ -194,6 +194,23 @@ def test_learning_rate_follows_the_schedule_and_the_method_default():
     assert [loop.run_step()["lr"] for _ in range(4)] == pytest.approx([default * part for part in (1, 0.75, 0.5, 0.25)])
 
 
+def test_adapters_see_the_step_from_its_start_and_after_resuming():
+    seen = []
+
+    def watched() -> Loop:
+        loop = make_loop("lora")
+        context, take = loop.adaptation.context, loop.passes.backward
+        loop.passes.backward = lambda *given: (seen.append(context.step), take(*given))[1]  # type: ignore[method-assign]
+        return loop
+
+    first, second = watched(), watched()
+    for _ in range(2):
+        first.run_step()
+    second.load_state(*first.state())
+    second.run_step()
+    assert seen == [0, 1, 2]
+
+
 @pytest.mark.parametrize("method", METHODS.names())
 def test_state_goes_on_bit_for_bit(method: str):
     torch.manual_seed(5)
