@@ -59,9 +59,9 @@ class _Norm(torch.autograd.Function):
         # The derivative of a layer norm, which torch has as one kernel, is this one but for a number of each row.
         zero, roots = torch.zeros_like(root)[:, None], root[:, None]
         wide, wanted = factor.to(root.dtype), [True, False, False]
-        found = torch.ops.aten.native_layer_norm_backward(given, flat, [width], zero, roots, wide, None, wanted)[0]
+        of_x = torch.ops.aten.native_layer_norm_backward(given, flat, [width], zero, roots, wide, None, wanted)[0]
         means = torch.mv(given, factor).mul(root).div_(width)
-        return found.add_(means.to(found.dtype)[:, None]).view(x.shape), None, None
+        return of_x.add_(means.to(of_x.dtype)[:, None]).view(x.shape), None, None
 
 
 def _scaled(eps: float, x: Tensor, squares: Tensor, factor: Tensor) -> Tensor:
@@ -71,11 +71,11 @@ def _scaled(eps: float, x: Tensor, squares: Tensor, factor: Tensor) -> Tensor:
 
 
 class _Held:
-    """An activation whose output waits from where the product is made again until its derivative is wanted."""
+    """An activation whose output waits from where the product is recomputed until its derivative is wanted."""
 
     def __init__(self, activation: Callable[[Tensor], Tensor], device: str):
         self.activation = activation
-        # What is made again is cast as it was, though backward passes run without autocast.
+        # What is recomputed is cast as it was, though backward passes run without autocast.
         on, kind = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         self._casts = torch.autocast(device, kind) if on else nullcontext()
         self._made: tuple[Tensor, Tensor] | None = None
@@ -125,7 +125,7 @@ class _Rotary(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         given, half = grads[0], grads[0].shape[-1] // 2
-        found = given * cos
-        found[..., :half].addcmul_(given[..., half:], sin[..., half:])
-        found[..., half:].addcmul_(given[..., :half], sin[..., :half], value=-1)
-        return found, None, None
+        of_x = given * cos
+        of_x[..., :half].addcmul_(given[..., half:], sin[..., half:])
+        of_x[..., half:].addcmul_(given[..., :half], sin[..., :half], value=-1)
+        return of_x, None, None

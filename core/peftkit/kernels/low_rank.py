@@ -152,7 +152,7 @@ class _Linears(torch.autograd.Function):
         for at, (grad, weight) in enumerate(zip(given, weights, strict=True)):
             if ctx.needs_input_grad[0] and grad is not None and at not in paired:
                 of_x = _through(of_x, grad, weight)
-        found: list[Tensor | None] = [None] * len(tensors)
+        gradients: list[Tensor | None] = [None] * len(tensors)
         for (span, members), inner in zip(spans, inners, strict=True):
             downs, ups = _parts(tensors, members)
             of_inners = []
@@ -164,7 +164,7 @@ class _Linears(torch.autograd.Function):
                 grad = grad if span is None else grad[span]
                 of_inners.append(grad @ (up * scale).to(grad.dtype))
                 if ctx.needs_input_grad[4 + place + 1]:
-                    found[place + 1] = (part.T @ grad).T.to(up.dtype).mul_(scale)
+                    gradients[place + 1] = (part.T @ grad).T.to(up.dtype).mul_(scale)
                 if span is None and ctx.needs_input_grad[0]:
                     of_x = _through(of_x, grad, weights[at])
             of_inner = of_inners[0] if len(of_inners) == 1 else torch.cat(of_inners, 1)
@@ -172,10 +172,10 @@ class _Linears(torch.autograd.Function):
                 of_downs = (of_inner.T @ (flat if span is None else flat[span])).split([len(down) for down in downs])
                 for (at, place, _), down, part in zip(members, downs, of_downs, strict=True):
                     if ctx.needs_input_grad[4 + place] and given[at] is not None:
-                        found[place] = part.to(down.dtype)
+                        gradients[place] = part.to(down.dtype)
             if of_x is not None:
                 (of_x if span is None else of_x[span]).addmm_(of_inner, _stacked(downs, of_inner.dtype))
-        return None if of_x is None else of_x.view(ctx.shape).to(ctx.dtype), None, None, None, *found
+        return None if of_x is None else of_x.view(ctx.shape).to(ctx.dtype), None, None, None, *gradients
 
 
 Member = tuple[int, int, float]

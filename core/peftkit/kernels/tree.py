@@ -1,4 +1,4 @@
-"""Rows of tokens laid out as a tree: every shared beginning stands once, and there is no padding at all.
+"""Rows of tokens packed as a tree: every shared beginning stands once, and there is no padding at all.
 
 What a token sees is its own path from the root, so that whatever reads one token at a time runs on the flat tokens
 [1, N], and attention alone needs to know the tree. Logits, loss and gradients are those of the separate rows.
@@ -42,7 +42,7 @@ class Tree:
 
     @property
     def saved(self) -> int:
-        """Tokens of the rows that are not computed again."""
+        """How many tokens of the rows need not be computed, as others have them."""
         return sum(map(len, self.rows)) - len(self.ids)
 
     def to(self, device: torch.device) -> Tree:
@@ -76,7 +76,7 @@ def grow(rows: Sequence[Sequence[int]], share: bool = True) -> Tree:
 
 
 def goes_on(path: np.ndarray, block: Block) -> bool:
-    """Say whether a block's queries follow the last token of a path, which was the last that was laid out."""
+    """Say whether a block's queries follow the last token of a path, the last of the flat tokens."""
     kept = len(block.keys) - block.length
     return kept == len(path) and path[-1] == block.keys[kept - 1] == block.start - 1
 

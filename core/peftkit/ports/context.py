@@ -129,7 +129,7 @@ class Context:
 
     @contextmanager
     def only(self, name: str | None) -> Iterator[None]:
-        """Run one adaptation on all that is computed inside, a portion of a batch; watchers are not told."""
+        """Run one adaptation on all that is computed inside, a portion of a batch; watchers are not notified."""
         before = self.active, self.routing
         self.active, self.routing = () if name is None else (name,), None
         try:

@@ -102,7 +102,7 @@ class Seat(nn.Module):
         return adapters[0] if len(adapters) == 1 and may_be_pair(adapters[0]) else None
 
     def _chain(self, call: Call, names: Sequence[str | None], linear: Linear | None) -> Call:
-        """Return `call`, which is the frozen `linear` where that is told, inside the chain of its adapters."""
+        """Return `call`, which is the frozen `linear` where one is given, inside the chain of its adapters."""
         for adapter in self.adapters_around(names):
             call, linear = _around(adapter, call, linear), None
         return call
