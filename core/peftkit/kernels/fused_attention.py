@@ -46,7 +46,8 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *_backward(grads[0], *ctx.saved_tensors, ctx.plan, ctx.first, ctx.scale), None, None, None
+        q, k, v, y, totals = ctx.saved_tensors
+        return *_backward(grads[0], q, k, v, y, totals, ctx.plan, ctx.first, ctx.scale), None, None, None
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, first: int, scale: float) -> tuple[Tensor, Tensor]:
