@@ -94,7 +94,6 @@ def saved_bytes(case: Case, loaded: LoadedModel, size: Size) -> tuple[int, int]:
     from torch import nn
 
     from peftkit.layout import Site
-    from peftkit.training.loss import batch_loss
 
     width = size.width
     linear = nn.Linear(width, width).requires_grad_(False)
@@ -103,9 +102,8 @@ def saved_bytes(case: Case, loaded: LoadedModel, size: Size) -> tuple[int, int]:
     x = torch.randn(size.rows, size.length, width, requires_grad=True) * 1.0
     alone = count_saved(lambda: adapter(linear, x), [*linear.parameters(), *adapter.parameters()])
     loop = make_loop(case, share_weights(loaded.model), loaded.tokenizer, size, 1)
-    loop.model.train()
-    batch = loop.batches.collate(loop.batches.plan(0)[0], loop.pad_id)
-    whole = count_saved(
-        lambda: batch_loss(loop.model, batch, loop.device), [*loop.model.parameters(), *loop.model.buffers()]
-    )
+    plain, model = loop.passes.plain, loop.adaptation.model
+    model.train()
+    packed = plain.engine.pack(loop.batches.collate(loop.batches.plan(0)[0], loop.pad_id))
+    whole = count_saved(lambda: plain.loss(packed).sum, [*model.parameters(), *model.buffers()])
     return alone, whole

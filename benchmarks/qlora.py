@@ -26,14 +26,15 @@ from peftkit.adaptation import attach
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded
 from peftkit.device import peak_memory
+from peftkit.engine.engine import Arrangement, Engine
 from peftkit.layout import GROUPS, Layout
 from peftkit.method import METHODS
 from peftkit.models.layerwise import without_weights
-from peftkit.models.quiet import quiet
+from peftkit.models.load import quiet
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
-from peftkit.training.loop import Loop
+from peftkit.training.nesting import make_loop
 
 RANK, ALPHA, RATE = 16, 32.0, 1e-4
 TOLERANCE = 2e-2
@@ -83,7 +84,8 @@ def ours(chosen: argparse.Namespace) -> Step:
     device = torch.device(chosen.device)
     precision = "fp32" if dtype_of(chosen) == torch.float32 else "bf16"
     batches = Batches(rows, batch_examples=chosen.rows)
-    loop = Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=precision)
+    engine = Engine(model, Arrangement(flat=False))
+    loop = make_loop(engine, adaptation, batches, section, pad_id=0, device=device, precision=precision)
     return lambda: float(loop.run_step()["loss"])
 
 

@@ -114,10 +114,12 @@ def compare_steps(device: str, say: Callable[[dict[str, Any]], None]) -> None:
     from peftkit.adaptation import attach
     from peftkit.data.batches import Batches
     from peftkit.data.encode import Encoded
+    from peftkit.engine.engine import Arrangement, Engine
     from peftkit.method import METHODS
     from peftkit.models.load import load
     from peftkit.recipe import ModelSection, QuantizationSection, TrainSection
     from peftkit.training.loop import Loop
+    from peftkit.training.nesting import make_loop
 
     section = ModelSection(init={"architecture": "llama", **MODEL}, tokenizer="bundled/tiny")
     method = METHODS["lora"].from_options({"targets": "linear"})
@@ -131,8 +133,9 @@ def compare_steps(device: str, say: Callable[[dict[str, Any]], None]) -> None:
                 adaptation = attach(loaded.model, [method], keep_base=False)
                 settings = TrainSection(max_steps=1000, batch_examples=rows, learning_rate=1e-4)
                 where = torch.device(device)
-                loops[name] = Loop(
-                    loaded.model, adaptation, batches, settings, pad_id=0, device=where, precision=precision
+                engine = Engine(loaded.model, Arrangement(flat=False))
+                loops[name] = make_loop(
+                    engine, adaptation, batches, settings, pad_id=0, device=where, precision=precision
                 )
             found = in_turns({name: lambda loop=loop: loop.run_step() for name, loop in loops.items()})
             row = {"step": "lora on linear", "dtype": precision, "tokens": rows * length}
@@ -145,7 +148,7 @@ def compare_loading(say: Callable[[dict[str, Any]], None]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from peftkit import resources
-    from peftkit.models.quiet import quiet
+    from peftkit.models.load import quiet
 
     words = resources.PACKAGE / "models" / "bundled" / "tiny"
     config = AutoConfig.for_model("llama", hidden_size=1024, intermediate_size=2816, num_hidden_layers=10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -14,15 +13,15 @@ from cases import RATE, Case, Gate, Planned, llama, started
 from torch import Tensor, nn
 
 from peftkit.data.encode import IGNORED, Encoded
+from peftkit.engine.compiled import Compiled
 from peftkit.engine.engine import Arrangement, choose
 from peftkit.kernels import low_rank
 from peftkit.ports import seat
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
-from peftkit.training.compiled import CompiledBlocks
 from peftkit.training.loop import Loop
-from peftkit.training.replays import Replays
+from peftkit.training.nesting import make_loop
 
 ARRANGEMENTS = {
     "ours": Arrangement(),
@@ -33,13 +32,12 @@ ARRANGEMENTS = {
     "ours-separate": Arrangement(together=False),
     "ours-unfused": Arrangement(together=False),
     "ours-compiled": Arrangement(),
-    "ours-recorded": Arrangement(),
 }
 """Ours as it is by default, with its switches off one after another, and with those on that are off by default.
 
 `ours-plain` has the model's own norms, activations and rotary positions, `ours-separate` computes layers that read the
-same input one by one, `ours-unfused` leaves the derivative of LoRA's pair to torch too, `ours-compiled` has compiled
-blocks, and `ours-recorded` plays recorded passes, on a GPU alone.
+same input one by one, `ours-unfused` leaves the derivative of LoRA's pair to torch too, and `ours-compiled` has
+compiled blocks.
 """
 
 
@@ -62,15 +60,12 @@ def ours(case: Case, gate: Gate) -> None:
     model = llama(case, pack if case.technique.packed else None)
     gate.loaded()
     loop = our_loop(case, model)
-    told: list[str] = []
-    if case.side == "ours-compiled":
-        loop.compiled = CompiledBlocks(model, told.append)
-        loop.compiled.begin(loop)
+    loop.passes.open()
     gate.begin()
     for _ in range(case.steps):
         record = loop.run_step()
-        if loop.compiled is not None and not loop.compiled.blocks:
-            raise SystemExit(f"ours-compiled: {told[-1]}")
+        if isinstance(loop.passes, Compiled) and not loop.passes.blocks:
+            raise SystemExit("ours-compiled: the blocks cannot be compiled")
         gate.passed(record["loss"], record["grad_norm"])
 
 
@@ -85,16 +80,14 @@ def our_loop(case: Case, model: nn.Module) -> Loop:
         learning_rate=RATE,
         schedule="constant",
         warmup=0,
-        cuda_graphs=case.side == "ours-recorded",
+        compile=case.side == "ours-compiled",
     )
     batches = Planned(rows, batch_examples=case.rows)
     device = torch.device(case.device)
-    engine, told = choose(model, rows, 0, device, ARRANGEMENTS[case.side])
-    if told:
-        raise SystemExit(f"ours: {told[0]}")
-    loop = Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision, engine=engine)
-    loop.replays = Replays.of(loop, lambda text: print(f"{case.side}: {text}", file=sys.stderr))
-    return loop
+    engine, notices = choose(model, rows, 0, device, ARRANGEMENTS[case.side])
+    if notices:
+        raise SystemExit(f"ours: {notices[0]}")
+    return make_loop(engine, adaptation, batches, section, pad_id=0, device=device, precision=case.precision)
 
 
 SIDES: dict[str, Callable[[Case, Gate], None]] = {

@@ -27,8 +27,9 @@ from peftkit.engine.engine import Arrangement, choose
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.recipe import TrainSection
-from peftkit.together.rounds import accumulate
+from peftkit.together.rounds import Done, Member, backward_together
 from peftkit.training.loop import Loop
+from peftkit.training.nesting import make_loop
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
@@ -54,11 +55,11 @@ def job(case: Case, model: nn.Module, number: int, name: str) -> Loop:
         max_steps=case.steps, batch_examples=case.rows, learning_rate=rate, schedule="constant", warmup=0
     )
     device = torch.device(case.device)
-    engine, told = choose(model, rows, 0, device, Arrangement())
-    if told:
-        raise SystemExit(told[0])
+    engine, notices = choose(model, rows, 0, device, Arrangement())
+    if notices:
+        raise SystemExit(notices[0])
     batches = Planned(rows, batch_examples=case.rows)
-    return Loop(model, adaptation, batches, section, pad_id=0, device=device, precision=case.precision, engine=engine)
+    return make_loop(engine, adaptation, batches, section, pad_id=0, device=device, precision=case.precision)
 
 
 def one_after_another(model: nn.Module, loops: dict[str, Loop], steps: int) -> list[list[float]]:
@@ -70,14 +71,18 @@ def one_after_another(model: nn.Module, loops: dict[str, Loop], steps: int) -> l
     return found
 
 
-def at_once(model: nn.Module, loops: dict[str, Loop], steps: int) -> list[list[float]]:
+def at_once(_: nn.Module, loops: dict[str, Loop], steps: int) -> list[list[float]]:
     """Take the steps of all jobs together; returns the losses of each."""
     found: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(steps):
-        begun = {name: (loop, loop.begin_step()) for name, loop in loops.items()}
-        losses = accumulate(model, begun)
-        for name, (loop, step) in begun.items():
-            found[name].append(loop.end_step(step, losses[name])["loss"])
+        begun = {name: loop.next() for name, loop in loops.items()}
+        members = {
+            name: Member(loop.passes.plain, begun[name].batches, begun[name].normaliser) for name, loop in loops.items()
+        }
+        backward_together(members)
+        for name, loop in loops.items():
+            record = loop.take(begun[name], Done(loop.passes, members[name].result))
+            found[name].append(record["loss"])
     return list(found.values())
 
 

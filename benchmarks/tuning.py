@@ -44,7 +44,7 @@ def loss_at(method: str, exponent: float) -> float:
         for _ in range(prepared.loop.steps):
             prepared.loop.run_step()
         assert prepared.validation is not None
-        value = prepared.loop.evaluate(prepared.validation)
+        value = prepared.loop.evaluate(prepared.validation).loss
     except PeftkitError:
         return math.inf
     return value if math.isfinite(value) else math.inf

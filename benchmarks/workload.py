@@ -79,8 +79,9 @@ def make_loop(case: Case, model: Any, tokenizer: Any, size: Size, steps: int) ->
     from peftkit.adaptation import attach
     from peftkit.data.batches import Batches, Epoch
     from peftkit.data.encode import IGNORED, Encoded
+    from peftkit.engine.engine import Arrangement, Engine
     from peftkit.recipe import TrainSection
-    from peftkit.training.loop import Loop
+    from peftkit.training import nesting
 
     adaptation = attach(model, [case.build()], keep_base=False)
     for part in adaptation.parts:
@@ -94,7 +95,8 @@ def make_loop(case: Case, model: Any, tokenizer: Any, size: Size, steps: int) ->
     pad_id = tokenizer.pad_token_id
     adaptation.prepare(Epoch(batches, 0, pad_id))
     section = TrainSection(max_steps=steps, batch_examples=size.rows)
-    return Loop(model, adaptation, batches, section, pad_id=pad_id, device=torch.device("cpu"))
+    engine = Engine(model, Arrangement(flat=False))
+    return nesting.make_loop(engine, adaptation, batches, section, pad_id=pad_id, device=torch.device("cpu"))
 
 
 def show(progress: str) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from losses import loss_of
 from model_folders import write_model
 from torch import nn
 
@@ -17,7 +18,10 @@ from peftkit import recipe as recipes
 from peftkit.adaptation import attach
 from peftkit.data.batches import Batch
 from peftkit.engine.engine import Engine, possible
-from peftkit.estimate import loading_memory, run_step
+from peftkit.estimation.asked import arrangement_of
+from peftkit.estimation.live import Live, fake, without_storage
+from peftkit.estimation.process import loading_memory
+from peftkit.estimation.step import run_step
 from peftkit.kernels.tree_plan import plan_of
 from peftkit.method import METHODS
 from peftkit.models.quantize import Quantization, quantize
@@ -27,7 +31,6 @@ from peftkit.profiling.saved import Saved
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
-from peftkit.training.live import Live, fake, without_storage
 from peftkit.training.preparation import checkpoint_gradients
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,16 +131,16 @@ def hold_activations(model, adaptation, precision, padded):
     if padded:
         given.attention_mask[0, 15:] = 0
     model.train()
-    engine = Engine(model, possible(ONE_STEP, model, [20], adaptation.methods))
-    laid, saved = engine.lay(given), Saved(engine.again)
+    engine = Engine(model, possible(arrangement_of(ONE_STEP), model, [20], adaptation.methods))
+    packed, saved = engine.pack(given), Saved(engine.recompute)
     with (
-        engine.running(laid),
+        engine.running(packed),
         saved.watching(model),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
-        loss = engine.loss(laid, CPU)
+        loss = loss_of(engine, packed)
         measured = sum(saved.sizes(model).values())
-    held = [*engine.head._kept.values(), *(kept_by(plan_of(laid.tree)) if laid.tree is not None else ())]
+    held = [*engine.head._kept.values(), *(kept_by(plan_of(packed.tree)) if packed.tree is not None else ())]
     del loss
     measured += sum(part.nbytes for part in held)
     assert abs(step(model, adaptation, given, precision=precision).activations / measured - 1) < 0.05

@@ -104,7 +104,6 @@ class Progress:
             ("lr", "learning rate", lambda value: f"{value:.2e}"),
             ("grad_norm", "gradient norm", lambda value: f"{value:.3g}"),
             ("tokens_per_s", "tokens/s", figures.count),
-            ("utilisation", "utilisation", "{:.0%}".format),
             ("memory", "memory", figures.size),
         ):
             if record.get(key) is not None:

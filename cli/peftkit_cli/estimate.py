@@ -8,11 +8,11 @@ import typer
 
 from peftkit_cli import figures
 from peftkit_cli.arguments import OverrideArgument, RecipeArgument
-from peftkit_cli.planned import rung
+from peftkit_cli.planned import memory_plan
 from peftkit_cli.terminal import print_json, say, table
 
 if TYPE_CHECKING:
-    from peftkit.estimate import Estimate
+    from peftkit.estimation.estimate import Estimate
 
 
 def estimate(
@@ -33,11 +33,11 @@ def estimate(
 
 def show(memory: Estimate) -> None:
     """Print an estimate as a table of its parts and a line about the peak."""
-    from peftkit.estimate import MOMENTS
+    from peftkit.estimation.estimate import MOMENTS
 
     rows = [(name, figures.size(size), figures.size(memory.at_peak[name])) for name, size in memory.parts.items()]
     table(("part", "largest", "at the peak"), rows)
     say(f"\npeak          {figures.size(memory.peak)} {MOMENTS[memory.moment]} ({memory.device}, {memory.precision})")
     say(f"micro-batch   {memory.rows} rows of {memory.tokens} tokens, the largest of an epoch")
-    if memory.rung is not None:
-        say(f"train.memory  {rung(memory)}")
+    if memory.memory_plan is not None:
+        say(f"train.memory  {memory_plan(memory)}")

@@ -12,7 +12,7 @@ from peftkit_cli.terminal import console, table
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from peftkit.estimate import Estimate
+    from peftkit.estimation.estimate import Estimate
     from peftkit.plan import Plan
 
 
@@ -30,7 +30,7 @@ def show(plan: Plan, run: Path) -> None:
         ),
         ("steps", f"{plan.steps:,} ({plan.epochs:g} epochs, {figures.count(plan.tokens)} tokens)"),
         ("memory", memory(plan.memory)),
-        *([("", rung(plan.memory))] if plan.memory.rung is not None else []),
+        *([("", memory_plan(plan.memory))] if plan.memory.memory_plan is not None else []),
         ("run folder", str(run)),
     ]
     for name, value in lines:
@@ -52,9 +52,9 @@ def memory(estimate: Estimate) -> str:
     return f"about {figures.size(estimate.peak)} at the peak ({parts})"
 
 
-def rung(estimate: Estimate) -> str:
+def memory_plan(estimate: Estimate) -> str:
     """Write what a run gives up for memory, and how much it may take."""
-    return f"of {figures.size(estimate.allowed or 0)} that may be taken: {estimate.rung}"
+    return f"of {figures.size(estimate.allowed or 0)} that may be taken: {estimate.memory_plan}"
 
 
 def masked(example: Sequence[tuple[str, bool]], *, coloured: bool) -> Text:

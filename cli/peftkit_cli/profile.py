@@ -42,7 +42,7 @@ def profile(
         print_json(found.as_dict())
         return
     show(found)
-    say(f"\nThe flame chart and the Chrome trace are in {folder}: flame.html, trace.json.")
+    say(f"\nThe figures and the Chrome trace are in {folder}: profile.json, trace.json.")
 
 
 def show(found: Profile) -> None:

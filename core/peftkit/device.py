@@ -47,14 +47,14 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Not getrusage where it can be helped: a process begins with the peak of the one that started it.
-    found = _status("VmHWM")
-    return found if found is not None else _peak_usage()
+    size = _status("VmHWM")
+    return size if size is not None else _peak_usage()
 
 
 def resident_memory() -> int:
     """Measure the bytes that this process has in memory now; its peak where only that is known."""
-    found = _status("VmRSS")
-    return found if found is not None else _peak_usage()
+    size = _status("VmRSS")
+    return size if size is not None else _peak_usage()
 
 
 def _status(key: str) -> int | None:

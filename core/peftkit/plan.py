@@ -9,7 +9,7 @@ from peftkit.adaptation import Adaptation
 from peftkit.assembly import assemble
 from peftkit.data.encode import Encoded, encode
 from peftkit.errors import PeftkitError
-from peftkit.estimate import Estimate, estimate
+from peftkit.estimation.estimate import Estimate, estimate
 from peftkit.recipe import Recipe
 from peftkit.tasks.source import load as load_data
 from peftkit.training.preparation import batched, check_length, nothing_left
@@ -60,7 +60,7 @@ def plan(recipe: Recipe) -> Plan:
     memory = estimate(recipe, assembled, adaptation, batches)
     notices = [] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"]
     if memory.allowed is not None and memory.peak > memory.allowed:
-        notices.append("train.memory: the estimate is above it on every rung")
+        notices.append("train.memory: the estimate is above it by every memory plan")
     return Plan(
         model=assembled.name,
         architecture=assembled.layout.kind,

@@ -29,7 +29,7 @@ ALLOWED = {
         "layout": "errors families quantization",
         "device": "errors layout",
         "ports": "errors kernels layout quantization",
-        "layers": "errors layout ports",
+        "layers": "errors kernels layout ports",
         "method": "errors layout ports registry",
         "methods": "errors kernels layers layout method ports quantization registry",
         "adaptation": "__version__ errors files kernels layers layout method methods ports quantization tensor_file",
@@ -74,12 +74,9 @@ TRANSFORMERS = ("families", "models", "ports/attention.py", "quantization", "gen
 
 # TEMPORARY, until the branches of the rebuild are merged: all three sets are to be empty then. What is in `COMING` and
 # still unused goes from the list too.
-LEAVING_PACKAGES = {"estimate"}
+LEAVING_PACKAGES: set[str] = set()
 LEAVING = {
     ("adaptation", "models"),
-    ("engine", "recipe"),
-    ("engine", "training"),
-    ("evaluation", "training"),
     ("kernels", "ports"),
     ("layout", "resources"),
     ("ports", "method"),

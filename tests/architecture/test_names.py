@@ -18,18 +18,22 @@ from peftkit.export.hf_peft.converter import CONVERTERS
 from peftkit.method import METHODS
 from peftkit.methods.inits import INITS
 from peftkit.metrics import METRICS
+from peftkit.objectives import DEFAULT as OBJECTIVE
+from peftkit.objectives import OBJECTIVES
 from peftkit.optim import DEFAULT, OPTIMIZERS
 from peftkit.ports.adapter import Adapter
 from peftkit.quantization.foreign import READERS
 from peftkit.quantization.quantizer import QUANTIZERS
+from peftkit.strategies import DEFAULT as STRATEGY
+from peftkit.strategies import STRATEGIES
 from peftkit.tasks import TASKS
 
 ORDINARY = {"text", "full"}
 """Names that are also everyday words or keys of a format; they are looked for in comparisons alone."""
-OWN = {"methods", "tasks", "metrics", "export", "inits", "formats"}
+OWN = {"methods", "tasks", "metrics", "export", "inits", "formats", "objectives", "strategies"}
 """Folders whose files each belong to one name."""
-REGISTRIES = (METHODS, TASKS, METRICS, FORMATS, INITS, OPTIMIZERS, QUANTIZERS)
-NAMES = {name for registry in REGISTRIES for name in registry.names()} - {DEFAULT}
+REGISTRIES = (METHODS, TASKS, METRICS, FORMATS, INITS, OPTIMIZERS, QUANTIZERS, OBJECTIVES, STRATEGIES)
+NAMES = {name for registry in REGISTRIES for name in registry.names()} - {DEFAULT, OBJECTIVE, STRATEGY}
 HOMES = {Path(inspect.getfile(entry)) for _, entry in OPTIMIZERS.items()}
 """Files of entries in a folder that holds generic code too."""
 FILES = [

@@ -61,7 +61,7 @@ def test_a_sweep_is_trained_together_into_folders_named_by_its_values(peft, reci
 
 
 def test_a_run_that_diverges_is_told_of_and_the_exit_code_is_1(peft, recipe, tmp_path, monkeypatch):
-    begin = Loop.begin_step
+    begin = Loop.next
 
     def spoil(loop: Loop) -> Any:
         if loop.adaptation.methods[0].options().get("rank") == 2:
@@ -70,7 +70,7 @@ def test_a_run_that_diverges_is_told_of_and_the_exit_code_is_1(peft, recipe, tmp
                     parameter.fill_(torch.nan)
         return begin(loop)
 
-    monkeypatch.setattr(Loop, "begin_step", spoil)
+    monkeypatch.setattr(Loop, "next", spoil)
     done = peft("train", recipe, "sweep={rank: [2, 3]}", "dataset.limit=16")
     assert done.code == 1
     assert "ended early: rank-2: the loss is nan at step 1 of 2" in done.out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from draw import thorough
+from losses import loss_of, plain_loss
 from storages import stored
 from torch import nn
 
@@ -15,8 +16,7 @@ from peftkit.engine.engine import Arrangement, Engine, choose, possible, refusal
 from peftkit.method import METHODS
 from peftkit.models.tiny import ARCHITECTURES, tiny
 from peftkit.recipe import TrainSection
-from peftkit.training.loop import Loop
-from peftkit.training.loss import batch_loss
+from peftkit.training.nesting import make_loop
 
 CPU = torch.device("cpu")
 METHODS_HELD = ["lora", "dora", "prefix-tuning", "prompt-tuning", "ia3", "serial-adapter", "bitfit", "full"]
@@ -50,14 +50,14 @@ def losses(method: str, layout: Arrangement, steps: int = 50) -> list[float]:
     given = [insert(row, adaptation.soft_ids, 0) for row in examples()]
     section = TrainSection(batch_examples=6, max_steps=steps, learning_rate=1e-3, schedule="constant")
     batches = Batches(given, batch_examples=6, seed=0)
-    engine, told = choose(model, given, 0, CPU, layout)
-    assert not told
-    loop = Loop(model, adaptation, batches, section, pad_id=0, device=CPU, engine=engine)
+    engine, notices = choose(model, given, 0, CPU, layout)
+    assert not notices
+    loop = make_loop(engine, adaptation, batches, section, pad_id=0, device=CPU)
     return [loop.run_step()["loss"] for _ in range(steps)]
 
 
-@pytest.mark.parametrize("steps", [12, thorough(50)])
 @pytest.mark.parametrize("method", METHODS_HELD)
+@pytest.mark.parametrize("steps", [12, thorough(50)])
 def test_each_switch_on_equals_off_over_many_steps(method: str, steps: int):
     expected = losses(method, SWITCHES[-1], steps)
     assert sum(expected[-4:]) < sum(expected[:4])
@@ -67,10 +67,10 @@ def test_each_switch_on_equals_off_over_many_steps(method: str, steps: int):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_families_are_packed_or_told_of(architecture: str):
-    engine, told = choose(tiny(architecture), examples(4), 0, CPU, Arrangement())
+    engine, notices = choose(tiny(architecture), examples(4), 0, CPU, Arrangement())
     assert engine.arrangement.apart
-    assert engine.arrangement.flat == (not told) == (architecture != "bloom")
-    assert not told or "bloom models compute attention in a way of their own" in told[0]
+    assert engine.arrangement.flat == (not notices) == (architecture != "bloom")
+    assert not notices or "bloom models compute attention in a way of their own" in notices[0]
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -79,21 +79,21 @@ def test_a_sliding_window_is_that_of_the_model(share: bool):
     model = tiny("mistral", sliding_window=6)
     given = examples(9)
     batch = collate(given, 0)
-    own = batch_loss(model, batch, CPU)
-    assert own.item() != pytest.approx(batch_loss(tiny("mistral"), batch, CPU).item(), rel=1e-3)
+    own = plain_loss(model, batch)
+    assert own.item() != pytest.approx(plain_loss(tiny("mistral"), batch).item(), rel=1e-3)
     engine = Engine(model, Arrangement(share=share))
-    laid = engine.lay(batch)
-    with engine.running(laid):
-        assert engine.loss(laid, CPU).item() == pytest.approx(own.item(), rel=1e-5)
+    packed = engine.pack(batch)
+    with engine.running(packed):
+        assert loss_of(engine, packed).item() == pytest.approx(own.item(), rel=1e-5)
 
 
 def test_methods_that_draw_by_row_are_not_packed():
     model, lora = tiny("llama"), [METHODS["lora"].from_options({})]
-    engine, told = choose(model, examples(4), 0, CPU, Arrangement(), [METHODS["lora-dropout"].from_options({})])
+    engine, notices = choose(model, examples(4), 0, CPU, Arrangement(), [METHODS["lora-dropout"].from_options({})])
     assert engine.arrangement == Arrangement(flat=False)
-    assert "lora-dropout" in told[0]
-    assert possible(TrainSection(), model, [5], lora).flat
-    assert not possible(TrainSection(packing=False), model, [5], lora).flat
+    assert "lora-dropout" in notices[0]
+    assert possible(Arrangement(), model, [5], lora).flat
+    assert not possible(Arrangement(flat=False), model, [5], lora).flat
 
 
 def test_layers_that_attend_otherwise_are_not_packed():
@@ -113,9 +113,9 @@ def test_a_model_that_mixes_tokens_by_order_is_found_out():
 
     model = tiny("llama")
     model.model.layers[0].mlp = nn.Sequential(model.model.layers[0].mlp, Shift())
-    engine, told = choose(model, examples(4), 0, CPU, Arrangement())
+    engine, notices = choose(model, examples(4), 0, CPU, Arrangement())
     assert engine.arrangement == Arrangement(flat=False)
-    assert "computes something else then" in told[0]
+    assert "computes something else then" in notices[0]
 
 
 def test_a_head_that_cannot_stand_apart_leaves_the_model_whole():
@@ -129,9 +129,9 @@ def test_a_head_that_cannot_stand_apart_leaves_the_model_whole():
             return output
 
     model.__class__ = Odd
-    engine, told = choose(model, examples(4), 0, CPU, Arrangement())
+    engine, notices = choose(model, examples(4), 0, CPU, Arrangement())
     assert not engine.arrangement.apart
-    assert "logits of whole micro-batches" in told[-1]
+    assert "logits of whole micro-batches" in notices[-1]
 
 
 def test_probing_leaves_the_random_state_and_the_mode():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from losses import loss_of
 from torch import Tensor, nn
 from transformers.models.llama import modeling_llama
 
@@ -16,8 +17,10 @@ from peftkit.adaptation import attach
 from peftkit.data.batches import Batches, collate
 from peftkit.data.encode import Encoded
 from peftkit.engine import fused_modules
-from peftkit.engine.engine import Arrangement, Engine, asked_for, choose
+from peftkit.engine.engine import Arrangement, Engine, choose
 from peftkit.engine.fused_modules import FusedModules
+from peftkit.engine.memory_plan import recompute
+from peftkit.estimation.asked import arrangement_of
 from peftkit.kernels.elementwise import gated, norm
 from peftkit.kernels.recompute import Again
 from peftkit.method import METHODS
@@ -26,8 +29,7 @@ from peftkit.ports.seat import Seat
 from peftkit.profiling.owners import watched
 from peftkit.profiling.saved import Saved
 from peftkit.recipe import TrainSection
-from peftkit.training.loop import Loop
-from peftkit.training.rungs import recompute
+from peftkit.training.nesting import make_loop
 
 CPU = torch.device("cpu")
 FOUND = {"llama": (5, 2, 1), "mistral": (5, 2, 1), "gemma": (5, 2, 1), "qwen3": (9, 2, 1), "gpt2": (0, 0, 0)}
@@ -55,9 +57,9 @@ def adapted(method: str = "lora", architecture: str = "llama", dtype: torch.dtyp
 def passes(model: nn.Module, adaptation: Any, fused: bool, *, backward: bool = True) -> tuple[Tensor, list[Tensor]]:
     """Return the loss and the gradients of one micro-batch."""
     engine = Engine(model, Arrangement(fused=fused))
-    laid = engine.lay(collate(rows(), 0))
-    with engine.running(laid):
-        loss = engine.loss(laid, CPU)
+    packed = engine.pack(collate(rows(), 0))
+    with engine.running(packed):
+        loss = loss_of(engine, packed)
         wanted = [parameter for _, parameter in adaptation.parameters()]
         found = torch.autograd.grad(loss, wanted, allow_unused=True) if backward else []
     return loss.detach(), [torch.zeros(()) if gradient is None else gradient for gradient in found]
@@ -196,15 +198,15 @@ def test_less_is_kept_and_all_of_it_is_let_go():
     for fused in (False, True):
         model, _ = adapted()
         engine = Engine(model, Arrangement(fused=fused))
-        laid = engine.lay(collate(rows(), 0))
-        saved = Saved(engine.again)
-        with engine.running(laid):
+        packed = engine.pack(collate(rows(), 0))
+        saved = Saved(engine.recompute)
+        with engine.running(packed):
             with saved.watching(model):
-                loss = engine.loss(laid, CPU)
+                loss = loss_of(engine, packed)
             sizes.append(sum(saved.sizes(model).values()))
             loss.backward()
             assert not saved.sizes(model)
-    tokens = laid.inputs["input_ids"].numel()
+    tokens = packed.inputs["input_ids"].numel()
     # Of each layer what the activation makes and the product that `down` reads, and what the norms make, but for the
     # first one: what that reads nobody else keeps, and a number for each token.
     assert sizes[0] - sizes[1] >= tokens * (2 * 2 * 64 + 3 * 32 - 1) * 4
@@ -213,7 +215,7 @@ def test_less_is_kept_and_all_of_it_is_let_go():
 def test_nothing_keeps_a_pass_alive():
     model, _ = adapted()
     engine = Engine(model, Arrangement())
-    laid = engine.lay(collate(rows(), 0))
+    packed = engine.pack(collate(rows(), 0))
     alive: list[weakref.ref[Any]] = []
     remember = Again.remember
 
@@ -224,9 +226,9 @@ def test_nothing_keeps_a_pass_alive():
     gc.disable()
     try:
         for backward in (True, False):
-            with pytest.MonkeyPatch.context() as patch, engine.running(laid):
+            with pytest.MonkeyPatch.context() as patch, engine.running(packed):
                 patch.setattr(Again, "remember", watch)
-                loss = engine.loss(laid, CPU)
+                loss = loss_of(engine, packed)
                 if backward:
                     loss.backward()
                 else:
@@ -259,10 +261,10 @@ def test_activations_may_wait_elsewhere():
     model, adaptation = adapted()
     _, expected = passes(model, adaptation, True)
     engine = Engine(model, Arrangement())
-    laid = engine.lay(collate(rows(), 0))
-    with engine.running(laid):
+    packed = engine.pack(collate(rows(), 0))
+    with engine.running(packed):
         with torch.autograd.graph.save_on_cpu():
-            loss = engine.loss(laid, CPU)
+            loss = loss_of(engine, packed)
         found = torch.autograd.grad(loss, [parameter for _, parameter in adaptation.parameters()])
     for one, other in zip(expected, found, strict=True):
         assert (one - other).norm() <= 1e-6 * one.norm()
@@ -422,8 +424,8 @@ def test_functions_have_the_derivatives_that_differences_tell(activation: nn.Mod
 
 
 def test_a_recipe_may_say_no_and_compiled_blocks_do():
-    assert asked_for(TrainSection()).fused
-    assert not asked_for(TrainSection(fused_elementwise=False)).fused
+    assert arrangement_of(TrainSection()).fused
+    assert not arrangement_of(TrainSection(fused_elementwise=False)).fused
     model, own = tiny("llama"), modeling_llama.apply_rotary_pos_emb
     engine = Engine(model, Arrangement())
     with engine.fused():
@@ -438,12 +440,12 @@ def test_layers_that_read_the_same_input_read_what_is_made_again(together: bool)
     found = []
     for fused in (False, True):
         model, adaptation = adapted()
-        engine, told = choose(model, rows(), 0, CPU, Arrangement(fused=fused, together=together))
-        assert not told
+        engine, notices = choose(model, rows(), 0, CPU, Arrangement(fused=fused, together=together))
+        assert not notices
         assert bool(engine.groups) == together
-        laid = engine.lay(collate(rows(), 0))
-        with engine.running(laid):
-            loss = engine.loss(laid, CPU)
+        packed = engine.pack(collate(rows(), 0))
+        with engine.running(packed):
+            loss = loss_of(engine, packed)
             wanted = [parameter for _, parameter in adaptation.parameters()]
             found.append([loss.detach(), *torch.autograd.grad(loss, wanted)])
     for one, other in zip(*found, strict=True):
@@ -455,14 +457,7 @@ def test_evaluation_is_by_the_models_own_code():
     for fused in (False, True):
         model, adaptation = adapted()
         batches = Batches(rows(), batch_examples=3, seed=0)
-        loop = Loop(
-            model,
-            adaptation,
-            batches,
-            TrainSection(max_steps=1),
-            pad_id=0,
-            device=CPU,
-            engine=Engine(model, Arrangement(fused=fused)),
-        )
+        engine = Engine(model, Arrangement(fused=fused))
+        loop = make_loop(engine, adaptation, batches, TrainSection(max_steps=1), pad_id=0, device=CPU)
         losses.append(loop.evaluate(batches))
     assert losses[0] == losses[1]

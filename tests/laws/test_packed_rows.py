@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from losses import loss_of, plain_loss
 from subjects import attached, randomise
 from torch import Tensor
 
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded, insert
 from peftkit.engine.engine import Arrangement, Engine, choose
-from peftkit.training.loss import batch_loss
 
 CPU = torch.device("cpu")
-FLAT, PADDED, WHOLE = Arrangement(), Arrangement(flat=False), Arrangement(flat=False, share=False, apart=False)
+FLAT, PADDED = Arrangement(), Arrangement(flat=False)
 
 
 def rows() -> list[Encoded]:
@@ -28,9 +28,9 @@ def rows() -> list[Encoded]:
 
 def measured(engine: Engine, parameters: dict[str, Any], given: list[Encoded]) -> tuple[float, dict[str, Tensor]]:
     """Return the loss of a batch and the gradients by name."""
-    laid = engine.lay(collate(given, 0))
-    with engine.running(laid):
-        loss = engine.loss(laid, CPU, 0.1)
+    packed = engine.pack(collate(given, 0))
+    with engine.running(packed):
+        loss = loss_of(engine, packed, 0.1)
         loss.backward()
     found = {key: p.grad for key, p in parameters.items() if p.grad is not None}
     for parameter in parameters.values():
@@ -45,12 +45,12 @@ def test_packed_equals_one_by_one(name, position, architecture):
     model.eval()
     given = [insert(row, adaptation.soft_ids, 0) for row in rows()]
     parameters = dict(adaptation.parameters())
-    engine, told = choose(model, given, 0, CPU, FLAT)
-    assert told == []
+    engine, notices = choose(model, given, 0, CPU, FLAT)
+    assert notices == []
     assert engine.arrangement == FLAT
     expected, gradients = 0.0, {}
     for row in given:
-        loss = batch_loss(model, collate([row], 0), CPU, 0.1)
+        loss = plain_loss(model, collate([row], 0), 0.1)
         loss.backward()
         expected += loss.item()
     for key, parameter in parameters.items():
@@ -75,11 +75,11 @@ def test_no_token_sees_another_example(name: str):
 
     def logits(batch: list[Encoded]) -> dict[int, Tensor]:
         """Return the logits of the first row by position."""
-        laid = engine.lay(collate(batch, 0))
-        with engine.running(laid), torch.no_grad():
-            values = engine.logits(laid)
-        at = {place: position for position, place in enumerate(laid.tree.rows[0].tolist())}
-        return {at[place]: row for place, row in zip(laid.sources.tolist(), values, strict=True) if place in at}
+        packed = engine.pack(collate(batch, 0))
+        with engine.running(packed), torch.no_grad():
+            values = engine.logits(packed)
+        at = {place: position for position, place in enumerate(packed.tree.rows[0].tolist())}
+        return {at[place]: row for place, row in zip(packed.sources.tolist(), values, strict=True) if place in at}
 
     alone = logits(given[:1])
     for other in given[1:]:

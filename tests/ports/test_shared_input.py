@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.adaptation import Adaptation, attach
+from peftkit.engine.memory_plan import recompute
 from peftkit.kernels.low_rank import Pair, linears_with_pairs
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
 from peftkit.ports.shared_input import SharedInput, groups_of, shared
-from peftkit.training.rungs import recompute
 
 IDS = torch.tensor([[5, 9, 31, 7, 2, 40], [8, 8, 17, 3, 60, 11]])
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from peftkit import recipe
+from peftkit import plot, recipe
 from peftkit.errors import PeftkitError
-from peftkit.training import Silent, plot, train
+from peftkit.training import Silent, train
 
 
 class Slow(Silent):

@@ -17,7 +17,7 @@ from peftkit.plan import plan
 from peftkit.training import Interrupted, Silent, checkpoint, log, session, train
 from peftkit.training.best import Best
 
-TIMES = ("tokens_per_s", "trained_tokens_per_s", "utilisation", "memory", "elapsed_s")
+TIMES = ("tokens_per_s", "trained_tokens_per_s", "memory", "elapsed_s")
 
 
 @pytest.fixture(autouse=True)

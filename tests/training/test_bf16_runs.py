@@ -35,7 +35,7 @@ def test_every_method_trains_on_weights_in_bf16(source: Path, method: str):
         losses[precision] = [prepared.loop.run_step()["loss"] for _ in range(2)]
     own = any(part.own for part in prepared.adaptation.parts)
     assert dtypes(prepared.loaded.model) == {torch.float32 if own else torch.bfloat16}
-    assert prepared.loop.casts == ("bf16" if own else "fp32")
+    assert prepared.loop.passes.plain.casts == ("bf16" if own else "fp32")
     assert {parameter.dtype for _, parameter in prepared.adaptation.parameters()} == {torch.float32}
     if not facts(method).random_in_training:
         assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.1)
@@ -46,7 +46,7 @@ def test_packed_weights_and_a_chosen_dtype_are_left_as_they_are(source: Path):
     packed = {**make_recipe(source, "lora", precision="bf16"), "quantization": {"format": "int8"}}
     prepared = prepare(recipe.load(packed))
     assert dtypes(prepared.loaded.model) == {torch.float32}
-    assert prepared.loop.casts == "bf16"
+    assert prepared.loop.passes.plain.casts == "bf16"
     chosen = make_recipe(source, "lora", precision="bf16")
     chosen["model"]["dtype"] = "float32"
     assert dtypes(prepare(recipe.load(chosen)).loaded.model) == {torch.float32}

@@ -15,15 +15,17 @@ from peftkit import recipe
 from peftkit.adaptation import attach
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded, insert
+from peftkit.engine import compiled
+from peftkit.engine.compiled import Compiled
 from peftkit.engine.engine import Arrangement, choose
+from peftkit.engine.passes import Plain
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
 from peftkit.recipe import TrainSection
 from peftkit.together.base import check
-from peftkit.training import compiled
-from peftkit.training.compiled import CompiledBlocks
 from peftkit.training.loop import Loop
+from peftkit.training.nesting import make_loop
 from peftkit.training.observer import Silent
 from peftkit.training.session import train
 
@@ -51,27 +53,28 @@ def _forgotten() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def built(method: str, layers: int, compile: bool | str = False, **options: Any) -> Loop:
+def built(method: str, layers: int, **options: Any) -> Loop:
     """Build the loop of a tiny Llama, with micro-batches of another number of tokens in each step."""
     model = tiny("llama", num_hidden_layers=layers)
     adaptation = attach(model, [METHODS[method].from_options(options)], seed=1)
     generator = torch.Generator().manual_seed(5)
     rows = [torch.randint(3, 96, (6 + 5 * number % 17,), generator=generator).tolist() for number in range(24)]
     given = [insert(Encoded(ids, ids), adaptation.soft_ids, 0) for ids in rows]
-    section = TrainSection(batch_examples=5, max_steps=STEPS, learning_rate=1e-2, schedule="constant", compile=compile)
+    section = TrainSection(batch_examples=5, max_steps=STEPS, learning_rate=1e-2, schedule="constant")
     batches = Batches(given, batch_examples=5, seed=0)
-    engine, told = choose(model, given, 0, torch.device("cpu"), Arrangement())
-    assert not told
+    engine, notices = choose(model, given, 0, torch.device("cpu"), Arrangement())
+    assert not notices
     torch.manual_seed(3)
-    return Loop(model, adaptation, batches, section, pad_id=0, device=torch.device("cpu"), engine=engine)
+    return make_loop(engine, adaptation, batches, section, pad_id=0, device=torch.device("cpu"))
 
 
 def compile_blocks(loop: Loop) -> list[str]:
-    """Compile the blocks of a loop; returns what is told, now and later."""
-    told: list[str] = []
-    loop.compiled = CompiledBlocks(loop.model, told.append)
-    loop.compiled.begin(loop)
-    return told
+    """Compile the blocks of a loop; returns its notices, of now and later."""
+    notices: list[str] = []
+    plain = loop.passes.plain
+    loop.passes = Compiled(plain, lambda: loop.batches.collate(loop.batches.plan(0)[0], 0), notices.append)
+    loop.passes.open()
+    return notices
 
 
 def losses(loop: Loop, steps: int = STEPS) -> list[float]:
@@ -95,8 +98,8 @@ def test_losses_are_those_without_a_compiler(method: str, options: dict[str, Any
     found = losses(loop)
     assert found == pytest.approx(expected, abs=1e-4)
     assert sum(found[-EPOCH:]) < sum(found[:EPOCH])
-    assert loop.compiled is not None
-    assert loop.compiled.blocks, "the compiler was given up"
+    assert isinstance(loop.passes, Compiled)
+    assert loop.passes.blocks, "the compiler was given up"
 
 
 @needs_compiler
@@ -132,16 +135,15 @@ def test_each_method_is_traced_in_training(method: str, monkeypatch: pytest.Monk
 def test_only_training_steps_are_compiled_and_nothing_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compiled, "COMPILER", TRACED)
     loop = built("lora", 1, targets=("q",))
-    keys = list(loop.model.state_dict())
+    keys = list(loop.adaptation.model.state_dict())
     before = loop.evaluate(loop.batches)
     compile_blocks(loop)
-    assert loop.compiled is not None
-    assert list(loop.model.state_dict()) == keys
+    assert list(loop.adaptation.model.state_dict()) == keys
     assert loop.evaluate(loop.batches) == before
     assert loop.step == 0
     assert all(parameter.grad is None for parameter in loop.parameters)
-    loop.compiled.stop()
-    assert not any("forward" in module.__dict__ for module in loop.model.modules())
+    loop.passes.close()
+    assert not any("forward" in module.__dict__ for module in loop.adaptation.model.modules())
 
 
 def test_a_compiler_that_fails_is_told_of_once_and_changes_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -176,16 +178,13 @@ def test_a_failure_in_a_later_step_repeats_it(monkeypatch: pytest.MonkeyPatch):
 def test_what_fails_without_a_compiler_too_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compiled, "COMPILER", {"backend": fail})
     loop = built("lora", 1, targets=("q",))
-    told: list[str] = []
-    loop.compiled = CompiledBlocks(loop.model, told.append)
 
     def broken(*args: Any) -> Any:
         raise ValueError("another matter")
 
-    monkeypatch.setattr(loop.engine, "loss", broken)
+    monkeypatch.setattr(Plain, "loss", broken)
     with pytest.raises(ValueError, match="another matter"):
-        loop.compiled.begin(loop)
-    assert told == []
+        compile_blocks(loop)
 
 
 def test_a_run_goes_on_without_a_compiler(source, tmp_path, monkeypatch: pytest.MonkeyPatch):
@@ -199,81 +198,12 @@ def test_a_run_goes_on_without_a_compiler(source, tmp_path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("times", "steps", "told"),
-    [
-        ([1.0], 1199, ["the run takes about 1199 s as it is, and nothing is compiled."]),
-        (
-            [1.0, 0.9],
-            1200,
-            ["1 blocks compiled in", "a pass takes 0.9 s compiled and 1 s as it is: blocks stay compiled."],
-        ),
-        (
-            [1.0, 0.97],
-            1200,
-            ["1 blocks compiled in", "a pass takes 0.97 s compiled and 1 s as it is: nothing is compiled."],
-        ),
-    ],
-)
-def test_auto_compiles_long_runs_and_keeps_it_where_it_is_quicker(
-    times: list[float], steps: int, told: list[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(compiled, "COMPILER", TRACED)
-    given, heard = iter(times), []
-    monkeypatch.setattr(CompiledBlocks, "_seconds", lambda self, loop: next(given))
-    loop = built("lora", 1, compile="auto", targets=("q",))
-    loop.steps, loop.compiled = steps, CompiledBlocks(loop.model, heard.append)
-    loop.compiled.settle(loop)
-    assert len(heard) == len(told)
-    assert all(part in text for part, text in zip(told, heard, strict=True))
-    kept = heard[-1].endswith("stay compiled.")
-    assert bool(loop.compiled.blocks) == loop.engine.compiled == kept
-    assert any("forward" in module.__dict__ for module in loop.model.modules()) == kept
-    assert loop.state()[1]["compiled"] == kept
-
-
-@pytest.mark.parametrize("decided", [True, False])
-def test_a_resumed_run_is_compiled_as_it_was(decided: bool, monkeypatch: pytest.MonkeyPatch):
-    """What the first part of a run has measured counts: another measurement could go the other way."""
-    monkeypatch.setattr(compiled, "COMPILER", TRACED)
-    monkeypatch.delattr(CompiledBlocks, "_seconds")
-    first = built("lora", 1, compile="auto", targets=("q",))
-    first.compiled = CompiledBlocks(first.model)
-    first.compiled.settle(first, decided)
-    losses(first, 2)
-    parts, facts = first.state()
-    parts = {part: {name: value.clone() for name, value in tensors.items()} for part, tensors in parts.items()}
-    rest = losses(first, 3)
-    again = built("lora", 1, compile="auto", targets=("q",))
-    again.load_state(parts, facts)
-    assert again.settled is decided
-    again.compiled = CompiledBlocks(again.model)
-    again.compiled.settle(again, again.settled)
-    assert bool(again.compiled.blocks) == decided
-    assert losses(again, 3) == rest
-
-
-def test_passes_are_timed_without_a_trace():
-    expected = losses(built("lora", 1, targets=("q",), dropout=0.2), 4)
-    loop = built("lora", 1, targets=("q",), dropout=0.2)
-    assert CompiledBlocks(loop.model)._seconds(loop) > 0
-    assert losses(loop, 4) == expected
-
-
-def test_a_run_too_short_for_auto_is_told_of(source, tmp_path):
-    observer = Told()
-    asked = recipe.load(make_recipe(source, "lora", max_steps=2, compile="auto"))
-    train(asked, tmp_path / "asked", observer=observer)
-    assert sum("and nothing is compiled" in text for text in observer.notices) == 1
-
-
-@pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"memory": "auto", "compile": "auto"}, "found compile auto and memory 'auto'; allowed: one of them"),
         ({"memory": "auto"}, "found compile true and memory 'auto'; allowed: one of them"),
         ({"gradient_checkpointing": True}, "found compile true and gradient_checkpointing true; allowed: one of them"),
-        ({"cuda_graphs": True}, "found compile true and cuda_graphs true; allowed: one of them"),
-        ({"compile": "fast"}, "train.compile: found .fast. .text.; allowed: false, true, auto"),
+        ({"cuda_graphs": True}, "found cuda_graphs true; allowed: leave it out"),
+        ({"compile": "auto"}, "train.compile: found .auto. .text.; allowed: true, false"),
     ],
 )
 def test_a_recipe_that_asks_for_both_is_refused(source, keys, told):
@@ -281,8 +211,7 @@ def test_a_recipe_that_asks_for_both_is_refused(source, keys, told):
         recipe.load(make_recipe(source, "lora", **{"compile": True, **keys}))
 
 
-@pytest.mark.parametrize("key", ["compile", "cuda_graphs"])
-def test_runs_together_are_neither_compiled_nor_recorded(source, key):
-    asked = recipe.load(make_recipe(source, "lora", **{key: True}))
-    with pytest.raises(PeftkitError, match=rf"b cannot be trained together .* train\.{key} is true"):
+def test_runs_together_are_not_compiled(source):
+    asked = recipe.load(make_recipe(source, "lora", compile=True))
+    with pytest.raises(PeftkitError, match=r"b cannot be trained together .* train\.compile is true"):
         check([("a", asked.model_copy(update={"train": TrainSection(device="cpu")})), ("b", asked)])

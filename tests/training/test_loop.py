@@ -10,12 +10,14 @@ from facts import facts
 from peftkit.adaptation import attach
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded, insert
-from peftkit.engine.engine import Engine
+from peftkit.engine.engine import Arrangement, Engine
+from peftkit.engine.memory_plan import checkpoint_gradients
+from peftkit.engine.passes import Plain
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.recipe import TrainSection
+from peftkit.training import nesting
 from peftkit.training.loop import Loop
-from peftkit.training.preparation import checkpoint_gradients
 
 
 def rows(count: int = 12) -> list[Encoded]:
@@ -38,7 +40,8 @@ def make_loop(
     batches = batches or Batches(rows(), batch_examples=section.batch_examples, seed=section.seed)
     inner = batches.batches if isinstance(batches, Fixed) else batches
     inner.encoded = [insert(row, adaptation.soft_ids, 0) for row in inner.encoded]
-    return Loop(model, adaptation, batches, section, pad_id=0, device=torch.device("cpu"), precision=precision)
+    engine, device = Engine(model, Arrangement(flat=False)), torch.device("cpu")
+    return nesting.make_loop(engine, adaptation, batches, section, pad_id=0, device=device, precision=precision)
 
 
 class Fixed:
@@ -113,7 +116,9 @@ def test_loss_per_token_of_the_first_step_is_that_of_the_model():
     loop = make_loop(batches=Fixed(rows(2), [[0, 1]]))
     batch = loop.batches.collate([0, 1], 0)
     with torch.no_grad():
-        plain = loop.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+        plain = loop.adaptation.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
+        ).loss
     record = loop.run_step()
     assert record["loss"] == pytest.approx(plain.item(), abs=1e-5)
     assert (record["tokens"], record["trained_tokens"]) == (4 + 5, 3 + 4)
@@ -151,7 +156,7 @@ def test_want_of_memory_is_told_and_other_faults_are_not_hidden(text: str, monke
     def fail(*_: object) -> None:
         raise RuntimeError(text)
 
-    monkeypatch.setattr(Engine, "loss", fail)
+    monkeypatch.setattr(Plain, "loss", fail)
     allocation = "memory" in text
     with pytest.raises(PeftkitError if allocation else RuntimeError, match="batch_tokens" if allocation else text):
         make_loop().run_step()
@@ -174,11 +179,13 @@ def test_evaluation_is_exact_and_leaves_the_run_alone():
     batches = Batches(rows(5), batch_examples=2)
     whole = loop.batches.collate([0, 1, 2, 3, 4], 0)
     with torch.no_grad():
-        plain = loop.model(input_ids=whole.input_ids, attention_mask=whole.attention_mask, labels=whole.labels).loss
+        plain = loop.adaptation.model(
+            input_ids=whole.input_ids, attention_mask=whole.attention_mask, labels=whole.labels
+        ).loss
     random = torch.get_rng_state()
-    assert loop.evaluate(batches) == pytest.approx(plain.item(), abs=1e-5)
+    assert loop.evaluate(batches).loss == pytest.approx(plain.item(), abs=1e-5)
     assert torch.equal(random, torch.get_rng_state())
-    assert loop.model.training
+    assert loop.adaptation.model.training
 
 
 def test_learning_rate_follows_the_schedule_and_the_method_default():

@@ -4,13 +4,16 @@ import math
 
 import pytest
 import torch
+from losses import whole_loss
 
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded
 from peftkit.models.tiny import ARCHITECTURES, tiny
-from peftkit.training.loss import batch_loss, sum_cross_entropy
+from peftkit.objectives.cross_entropy import CrossEntropyOf
 
-CPU = torch.device("cpu")
+
+def sum_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    return CrossEntropyOf(smoothing).total(logits.flatten(0, 1), targets.flatten(), None)
 
 
 def test_sum_of_cross_entropies_by_hand():
@@ -46,7 +49,7 @@ def test_value_and_gradients_equal_the_plain_loss(architecture: str):
     plain.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    loss = batch_loss(model, batch, CPU) / batch.trained
+    loss = whole_loss(model, batch) / batch.trained
     loss.backward()
     assert loss.item() == pytest.approx(plain.item(), abs=1e-5)
     for name, gradient in expected.items():
@@ -56,7 +59,7 @@ def test_value_and_gradients_equal_the_plain_loss(architecture: str):
 def test_all_masked_batch_gives_zero_and_no_nan():
     model = tiny("llama")
     batch = collate([Encoded([5, 6, 7], [-100, -100, -100])], 0)
-    loss = batch_loss(model, batch, CPU)
+    loss = whole_loss(model, batch)
     loss.backward()
     assert loss.item() == 0.0
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in model.parameters())
@@ -64,4 +67,4 @@ def test_all_masked_batch_gives_zero_and_no_nan():
 
 def test_one_token_has_nothing_to_predict():
     batch = collate([Encoded([5], [5])], 0)
-    assert batch_loss(tiny("llama"), batch, CPU).item() == 0.0
+    assert whole_loss(tiny("llama"), batch).item() == 0.0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from peftkit.training.plot import draw_loss, smooth
+from peftkit.plot import draw_loss, smooth
 
 
 def test_smoothing_by_hand():

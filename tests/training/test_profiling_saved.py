@@ -10,14 +10,14 @@ import torch
 from small_runs import make_recipe
 from torch import Tensor, nn
 
-from peftkit.estimate import largest, run_step
+from peftkit.estimation.step import largest, run_step
 from peftkit.profiling import measure, owners
 from peftkit.profiling.owners import LOSS
 from peftkit.profiling.saved import Saved
 from peftkit.recipe import load
 from peftkit.training.preparation import Prepared, prepare
 
-FLOAT = 4
+FLOAT, PHASES = 4, measure.Phases()
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def prepared(folder: Path, method: Any = "lora", **train: Any) -> Prepared:
     """Set up a run of a two-layer model of width 16, whose feed-forward blocks are as narrow."""
     recipe = make_recipe(folder, method, **train)
     recipe["model"]["init"] |= {"intermediate_size": 16, "attention_dropout": 0.0}
-    return prepare(load(recipe))
+    return prepare(load(recipe), phase=PHASES)
 
 
 class _Hoard(torch.autograd.Function):
@@ -61,10 +61,10 @@ class Hoarder(nn.Module):
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_planted_module_that_keeps_a_wide_tensor_is_the_largest_owner(folder, packing):
     run = prepared(folder, {"lora": {"targets": ["q", "v"]}}, packing=packing)
-    model: Any = run.loop.model
+    model: Any = run.loop.adaptation.model
     for layer in model.model.layers:
         layer.mlp = Hoarder(layer.mlp)
-    found = measure.profile_loop(run, steps=1)
+    found = measure.profile_loop(run, PHASES, steps=1)
     each = found.batch["computed_tokens"] * 8 * 16 * FLOAT
     kind = measure.by_saved(found.kinds())[0]
     assert (kind.label, kind.name, kind.modules, kind.saved) == ("Hoarder (mlp)", "model.layers.*.mlp", 2, 2 * each)
@@ -76,7 +76,7 @@ def test_a_planted_module_that_keeps_a_wide_tensor_is_the_largest_owner(folder, 
 
 
 def test_without_the_plant_no_module_of_that_kind_is_named(folder):
-    found = measure.profile_loop(prepared(folder, {"lora": {"targets": ["q", "v"]}}), steps=1)
+    found = measure.profile_loop(prepared(folder, {"lora": {"targets": ["q", "v"]}}), PHASES, steps=1)
     assert all("Hoarder" not in row.label for row in found.paths)
     assert found.saved == sum(row.saved for row in found.kinds())
     root = next(row for row in found.paths if row.name == owners.WHOLE)
@@ -94,10 +94,10 @@ def test_recomputation_takes_from_the_sum_what_it_takes_from_the_estimate(folder
     for checkpointing in (False, True):
         run = prepared(folder, method, gradient_checkpointing=checkpointing)
         loop = run.loop
-        batch = largest(loop.batches, loop.model, loop.pad_id)  # type: ignore[arg-type]
-        saved.append(sum(measure.saved_by(loop, batch)[0].values()))
-        found = run_step(loop.model, loop.adaptation, batch, loop.section, loop.device, "fp32").activations
-        head: Any = loop.model
+        batch = largest(run.batches, loop.adaptation.model, loop.pad_id)
+        saved.append(sum(measure.saved_by(loop.passes.plain, batch)[0].values()))
+        found = run_step(loop.adaptation.model, loop.adaptation, batch, loop.section, loop.device, "fp32").activations
+        head: Any = loop.adaptation.model
         trained = (weight for weight in head.get_output_embeddings().parameters() if weight.requires_grad)
         alive.append(found + FLOAT * sum(weight.numel() for weight in trained))
     assert all(one < other for one, other in zip(saved, alive, strict=True))
@@ -110,8 +110,8 @@ def test_what_a_block_computes_within_its_adapter_is_the_blocks_own(folder, meth
     for chosen in (method, "bitfit"):
         run = prepared(folder, chosen)
         loop = run.loop
-        batch = largest(loop.batches, loop.model, loop.pad_id)  # type: ignore[arg-type]
-        found, _ = measure.saved_by(loop, batch)
+        batch = largest(run.batches, loop.adaptation.model, loop.pad_id)
+        found, _ = measure.saved_by(loop.passes.plain, batch)
         sizes.append(found["model.layers.1.mlp"])
         adapters = [path for path in found if path.startswith("model.layers.1.mlp.") and ".seated." in path]
         assert bool(adapters) == (chosen == method)
@@ -145,13 +145,12 @@ def test_what_is_saved_outside_is_the_losss_and_what_is_dropped_counts_no_more()
 
 def test_hooks_are_gone_afterwards(folder):
     run = prepared(folder)
-    engine = run.loop.engine
 
     def hooks() -> list[int]:
-        modules = run.loop.model.modules()
+        modules = run.loop.adaptation.model.modules()
         return [key for module in modules for key in (*module._forward_hooks, *module._forward_pre_hooks)]
 
     before = hooks()
-    measure.profile_loop(run, steps=1)
-    assert run.loop.engine is engine
+    measure.profile_loop(run, PHASES, steps=1)
+    assert PHASES.spans is None
     assert hooks() == before

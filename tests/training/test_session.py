@@ -13,16 +13,17 @@ from small_runs import make_recipe, write_documents
 from storages import section
 
 from peftkit import files, recipe
-from peftkit.engine.engine import Engine
+from peftkit.engine.passes import Plain
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
+from peftkit.objectives import Loss
 from peftkit.plan import plan
 from peftkit.training import Interrupted, Silent, checkpoint, events, log, preparation, session, train
 
 EACH = [*((name,) for name in METHODS.names()), *COMBINATIONS]
 HELD = some("interrupted", EACH, len(EACH) // 4)
 """A quarter: that the state of every method goes on bit for bit is held of the loop alone, in test_loop."""
-TIMES = ("tokens_per_s", "trained_tokens_per_s", "utilisation", "memory", "elapsed_s")
+TIMES = ("tokens_per_s", "trained_tokens_per_s", "memory", "elapsed_s")
 
 
 class Stops(Silent):
@@ -97,7 +98,6 @@ def test_a_run_folder_holds_everything(source: Path, tmp_path: Path):
         assert getattr(summary, key) == sum(record[key] for record in found)
     assert summary.computed_tokens == summary.tokens - (summary.shared_tokens_saved or 0)
     assert summary.padding_tokens_saved
-    assert min(r["utilisation"] for r in found) <= (summary.utilisation or 0) <= max(r["utilisation"] for r in found)
     assert sum((summary.memory_parts or {}).values()) == summary.peak_memory_bytes
     assert told.events[-1] == ("end", summary.as_dict())
 
@@ -242,16 +242,16 @@ def test_damaged_checkpoint_is_refused_and_the_older_one_usable(stopped: Path):
 
 
 def test_divergence_keeps_the_last_checkpoint(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    sound = Engine.loss
+    sound = Plain.loss
 
     class Breaks(Silent):
         def saved(self, path: Path) -> None:
-            monkeypatch.setattr(Engine, "loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+            monkeypatch.setattr(Plain, "loss", lambda *_: Loss(torch.tensor(float("nan"), requires_grad=True), 1))
 
     chosen = recipe.load(make_recipe(source, max_steps=6, save_every=2))
     with pytest.raises(PeftkitError, match="the loss is nan at step 3 of 6"):
         train(chosen, tmp_path / "run", observer=Breaks())
-    monkeypatch.setattr(Engine, "loss", sound)
+    monkeypatch.setattr(Plain, "loss", sound)
     checkpoint.read(tmp_path / "run" / "checkpoints" / "step-00000002")
     assert train(chosen, tmp_path / "run", resume=True).steps == 6
 

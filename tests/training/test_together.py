@@ -23,7 +23,7 @@ from peftkit.together import Failed, Job, Stopped, train_together
 from peftkit.training import Silent, log, session, train
 from peftkit.training.loop import Loop
 
-TIMES = ("tokens_per_s", "trained_tokens_per_s", "utilisation", "memory", "elapsed_s")
+TIMES = ("tokens_per_s", "trained_tokens_per_s", "memory", "elapsed_s")
 MIXED = [
     {"lora": {"rank": 4}},
     {"prefix-tuning": {"length": 5}},
@@ -151,7 +151,7 @@ def test_a_run_that_diverges_leaves_the_others_as_they_are(source: Path, tmp_pat
         "good": load(source, {"lora": {"rank": 3}}, max_steps=12),
         "soft": load(source, "prompt-tuning", max_steps=12),
     }
-    begin = Loop.begin_step
+    begin = Loop.next
 
     def spoil(loop: Loop) -> Any:
         if loop.step == 4 and loop.section.save_every == 2:
@@ -160,7 +160,7 @@ def test_a_run_that_diverges_leaves_the_others_as_they_are(source: Path, tmp_pat
                     parameter.fill_(torch.nan)
         return begin(loop)
 
-    monkeypatch.setattr(Loop, "begin_step", spoil)
+    monkeypatch.setattr(Loop, "next", spoil)
     told = Told()
     results = train_together(jobs(recipes, tmp_path / "together", told))
     monkeypatch.undo()

@@ -28,6 +28,8 @@ class State:
         self.name = name
         self.chosen = chosen
         """The methods as they were given to `attach`: a named combination is one of them."""
+        self.modules: dict[str, nn.Module] = {}
+        """Modules that are trained beside the adapters, by the name that their tensors have in the state."""
 
     @property
     def context(self) -> Context:
@@ -104,7 +106,9 @@ class State:
                     f"the adapter's tensor {key} has the shape {list(tensor.shape)}, and {list(own[key].shape)} is "
                     "wanted."
                 )
-            is_settled = self.parts[int(key.partition("/")[0])].settled and not own[key].requires_grad
+            position = key.partition("/")[0]
+            settled = position.isdecimal() and self.parts[int(position)].settled
+            is_settled = settled and not own[key].requires_grad
             if is_settled and not torch.equal(own[key], tensor.to(own[key])):
                 raise PeftkitError(
                     f"the adapter's tensor {key} has another start than the one that was taken out of the model's "
@@ -120,3 +124,6 @@ class State:
         for position, part in enumerate(self.parts):
             for key, tensor in part.tensors():
                 yield f"{position}/{key}", tensor
+        for name, module in self.modules.items():
+            for key, tensor in module.state_dict(keep_vars=True).items():
+                yield f"{name}/{key}", tensor

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from peftkit.adaptation.state import State
 
@@ -19,17 +19,23 @@ class Training(State):
 
         A method's rate is its option `learning_rate`, else the given one, else its own for the width of the model.
         """
-        groups = []
+        asked: list[dict[str, Any]] = []
+        rate = learning_rate
         for position, part in enumerate(self.parts):
-            pairs = [(key, p) for key, p in self.parameters() if key.startswith(f"{position}/")]
             rate = part.method.learning_rate or learning_rate or part.method.rate(self.layout.width)
-            for group in part.method.groups(self.layout, pairs, rate):
-                for is_vector, decay in ((False, weight_decay), (True, 0.0)):
-                    chosen = [(key, p) for key, p in group["params"] if (p.ndim < 2) == is_vector]
-                    if chosen:
-                        named = {"params": [p for _, p in chosen], "keys": [key for key, _ in chosen]}
-                        groups.append({**group, **named, "weight_decay": decay})
+            asked += part.method.groups(self.layout, self._parameters(f"{position}"), rate)
+        asked += [{"params": self._parameters(name), "lr": learning_rate or rate} for name in self.modules]
+        groups = []
+        for group in asked:
+            for is_vector, decay in ((False, weight_decay), (True, 0.0)):
+                chosen = [(key, p) for key, p in group["params"] if (p.ndim < 2) == is_vector]
+                if chosen:
+                    named = {"params": [p for _, p in chosen], "keys": [key for key, _ in chosen]}
+                    groups.append({**group, **named, "weight_decay": decay})
         return groups
+
+    def _parameters(self, prefix: str) -> list[tuple[str, nn.Parameter]]:
+        return [(key, parameter) for key, parameter in self.parameters() if key.startswith(f"{prefix}/")]
 
     def finish(self) -> None:
         """Bring the adapters to the form that is saved: to be called once, after the last step."""

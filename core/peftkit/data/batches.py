@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,12 +32,17 @@ class Batch:
     tokens: int
     """Tokens that are not padding."""
     examples: int
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors [B, ...] that an objective reads beside the rows."""
+    terms: Sequence[int] | None = None
+    """Terms of the loss that each row has, where they are not its trained labels."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on `device`."""
         tensors = (self.input_ids, self.attention_mask, self.labels)
         ids, mask, labels = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return Batch(ids, mask, labels, self.trained, self.tokens, self.examples)
+        extras = {name: tensor.to(device, non_blocking=True) for name, tensor in self.extras.items()}
+        return Batch(ids, mask, labels, self.trained, self.tokens, self.examples, extras, self.terms)
 
 
 class Batches:
@@ -54,6 +59,7 @@ class Batches:
         batch_examples: int | None = None,
         seed: int = 0,
         group_prompts: bool = False,
+        collate: Callable[[Sequence[Encoded], int], Batch] | None = None,
     ):
         if (batch_tokens is None) == (batch_examples is None):
             raise PeftkitError("give exactly one of batch_tokens and batch_examples.")
@@ -66,6 +72,7 @@ class Batches:
         self.batch_tokens = batch_tokens
         self.batch_examples = batch_examples
         self.seed, self.group_prompts = seed, group_prompts
+        self.together = collate or _collate
         self.lengths = [len(row.ids) for row in encoded]
         self.groups = by_prompt(encoded) if group_prompts else [[index] for index in range(len(encoded))]
         """Positions of the examples that follow each other."""
@@ -120,7 +127,7 @@ class Batches:
 
     def collate(self, indices: Sequence[int], pad_id: int) -> Batch:
         """Pad the examples at `indices` into one batch, on the right."""
-        return collate([self.encoded[index] for index in indices], pad_id)
+        return self.together([self.encoded[index] for index in indices], pad_id)
 
 
 class Epoch:
@@ -168,6 +175,10 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> Batch:
         mask[number, :length] = 1
     trained = int((labels[:, 1:] != IGNORED).sum())
     return Batch(ids, mask, labels, trained, int(mask.sum()), len(rows))
+
+
+_collate = collate
+"""The function, where a parameter has its name."""
 
 
 def _seed(seed: int, epoch: int) -> int:

@@ -6,30 +6,27 @@ cannot be run apart from its body, gives other logits there, and is computed as 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from peftkit.data.batches import collate
+from peftkit.data.batches import Batch, collate
 from peftkit.data.encode import Encoded
 from peftkit.engine import packed_batch
-from peftkit.engine.cross_entropy import cross_entropy
 from peftkit.engine.fused_modules import FusedModules
 from peftkit.engine.head import Head
+from peftkit.engine.outputs import HeadOutputs, WholeOutputs
 from peftkit.engine.packed_batch import PackedBatch
 from peftkit.errors import PeftkitError
 from peftkit.kernels.recompute import Again
+from peftkit.method import Method
 from peftkit.ports.attention import along
 from peftkit.ports.shared_input import SharedInput, groups_of, shared
-from peftkit.training.loss import batch_loss
-
-if TYPE_CHECKING:
-    from peftkit.method import Method
-    from peftkit.recipe import TrainSection
 
 PROBED = 24
 """Tokens of the rows on which the ways of computing are compared."""
@@ -56,49 +53,57 @@ class Arrangement:
 
 
 class Engine:
-    """Computes the losses of micro-batches of one model, as `layout` says."""
+    """Computes what a model makes of micro-batches of one model, as its arrangement says."""
 
-    def __init__(self, model: nn.Module, layout: Arrangement, groups: Sequence[SharedInput] = ()):
-        self.model, self.arrangement, self.groups = model, layout, groups if layout.together else ()
+    def __init__(self, model: nn.Module, arrangement: Arrangement, groups: Sequence[SharedInput] = ()):
+        self.model, self.arrangement, self.groups = model, arrangement, groups if arrangement.together else ()
         self.compiled = False
         """Whether the blocks are compiled, one code for all: which layers go together is known of each by itself."""
-        self.head = Head(model) if layout.apart else None
-        self.fused_modules = FusedModules(model) if layout.fused else None
+        self.offloads = False
+        """Whether activations that are kept wait in the host's memory for the backward pass."""
+        self.head = Head(model) if arrangement.apart else None
+        self.fused_modules = FusedModules(model) if arrangement.fused else None
 
-    def lay(self, batch: Any) -> Any:
+    def pack(self, batch: Batch) -> PackedBatch:
         """Bring a padded batch into the form in which it is computed; `to(device)` moves that."""
         if self.head is None:
-            return batch
+            return packed_batch.whole(batch)
         return packed_batch.flat(batch, self.arrangement.share) if self.arrangement.flat else packed_batch.padded(batch)
 
     @contextmanager
-    def running(self, batch: Any) -> Iterator[None]:
-        """Run forward and backward passes of what `lay` returned inside."""
-        tree = batch.tree if isinstance(batch, PackedBatch) else None
+    def running(self, batch: PackedBatch) -> Iterator[None]:
+        """Run forward and backward passes of what `pack` returned inside."""
         groups = () if self.compiled else self.groups
-        with shared(groups), nullcontext() if tree is None else along(self.model, tree), self.fused():
+        along_tree = nullcontext() if batch.tree is None else along(self.model, batch.tree)
+        with shared(groups), along_tree, self.fused():
             yield
 
     @property
-    def again(self) -> Again | None:
-        """What makes tensors again instead of keeping them, where something does."""
-        return None if self.fused_modules is None else self.fused_modules.again
+    def recompute(self) -> Again | None:
+        """What makes tensors once more instead of keeping them, where something does."""
+        return None if self.fused_modules is None else self.fused_modules.recompute
 
     def fused(self) -> AbstractContextManager[None]:
         """Return the context in which elementwise work is ours; compiled blocks are the model's own code."""
         return nullcontext() if self.fused_modules is None or self.compiled else self.fused_modules.running()
 
-    def loss(self, batch: Any, device: torch.device, smoothing: float = 0.0) -> Tensor:
-        """Sum the next-token cross-entropies of what `lay` returned, within `running`."""
-        if self.head is None:
-            return batch_loss(self.model, batch, device, smoothing)
-        return self.loss_of(self.head.hidden(**batch.inputs), batch, smoothing)
+    def keeping(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the context in which a forward pass keeps what its backward pass needs."""
+        return torch.autograd.graph.save_on_cpu(pin_memory=device.type == "cuda") if self.offloads else nullcontext()
 
-    def loss_of(self, hidden: Tensor, batch: PackedBatch, smoothing: float = 0.0) -> Tensor:
-        """Sum the next-token cross-entropies of a batch with hidden states [1, N, width] or [B, T, width]."""
+    def forward(self, batch: PackedBatch, module: nn.Module | None = None) -> HeadOutputs | WholeOutputs:
+        """Run the forward pass over what `pack` returned, within `running`; `module` is the objective's own."""
+        if self.head is not None:
+            return self.outputs(self.head.hidden(**batch.inputs), batch, module)
+        inputs: dict[str, Any] = {**batch.inputs, "use_cache": False}
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            return WholeOutputs(batch, self.model(**inputs, logits_to_keep=batch.columns).logits, module)
+        return WholeOutputs(batch, self.model(**inputs).logits[:, batch.columns], module)
+
+    def outputs(self, hidden: Tensor, batch: PackedBatch, module: nn.Module | None = None) -> HeadOutputs:
+        """Return what hidden states [1, N, width] or [B, T, width] of a batch came to."""
         assert self.head is not None
-        chosen = hidden.flatten(0, 1).index_select(0, batch.sources)
-        return cross_entropy(self.head, chosen, batch.targets, batch.weights, smoothing)
+        return HeadOutputs(batch, self.head, hidden, module)
 
     def forget(self) -> None:
         """Let go of the last forward pass, whose graph would stand until the next one is made.
@@ -108,10 +113,10 @@ class Engine:
         if self.head is not None:
             self.head.output = None
 
-    def release(self) -> None:
+    def release_memory(self) -> None:
         """Give back the memory that is kept from step to step."""
         if self.head is not None:
-            self.head.release()
+            self.head.release_memory()
 
     def logits(self, batch: PackedBatch) -> Tensor:
         """Return the logits [P, V] of the predictions."""
@@ -136,7 +141,7 @@ def choose(
         return Engine(model, wanted), []
     some, lengths = _cut(rows), [len(row.ids) for row in rows]
     batch = collate([Encoded(ids, ids) for ids in some], pad_id)
-    told: list[str] = []
+    notices: list[str] = []
     training = model.training
     model.eval()
     try:
@@ -147,40 +152,34 @@ def choose(
             if wanted.flat:
                 why = refusal(model, lengths, methods) or _differs(model, batch, own, device, wanted)
                 if why is None:
-                    return Engine(model, wanted, groups), told
-                told.append(f"examples are padded, not packed: {why}.")
+                    return Engine(model, wanted, groups), notices
+                notices.append(f"examples are padded, not packed: {why}.")
             rest = replace(wanted, flat=False)
             why = _differs(model, batch, own, device, rest)
             if why is None:
-                return Engine(model, rest, groups), told
-            told.append(f"the logits of whole micro-batches are held at once: {why}.")
-            return Engine(model, replace(rest, share=False, apart=False)), told
+                return Engine(model, rest, groups), notices
+            notices.append(f"the logits of whole micro-batches are held at once: {why}.")
+            return Engine(model, replace(rest, share=False, apart=False)), notices
     finally:
         model.train(training)
 
 
-def asked_for(section: TrainSection) -> Arrangement:
-    """Return what a recipe asks for."""
-    return Arrangement(section.packing, section.shared_prefixes, fused=section.fused_elementwise)
-
-
-def possible(section: TrainSection, model: nn.Module, lengths: Sequence[int], methods: Sequence[Method]) -> Arrangement:
-    """Return what a recipe asks for, as far as the model's configuration and the methods allow it."""
-    asked = asked_for(section)
-    return replace(asked, flat=asked.flat and refusal(model, lengths, methods) is None)
+def possible(wanted: Arrangement, model: nn.Module, lengths: Sequence[int], methods: Sequence[Method]) -> Arrangement:
+    """Return what is wanted, as far as the model's configuration and the methods allow it."""
+    return replace(wanted, flat=wanted.flat and refusal(model, lengths, methods) is None)
 
 
 def refusal(model: nn.Module, lengths: Sequence[int], methods: Sequence[Method] = ()) -> str | None:
-    """Say why rows of these `lengths` cannot be flat tokens, as far as is told without running; None if they may."""
+    """Say why rows of these `lengths` cannot be flat tokens, as far as it shows without running; None if they may."""
     config = getattr(model, "config").get_text_config()  # noqa: B009
     drawing = [method.name for method in methods if method.by_row]
     if drawing:
         return f"what {drawing[0]} draws goes by the row"
     if not getattr(model, "_supports_attention_backend", False):
         return f"{config.model_type} models compute attention in a way of their own"
-    strange = sorted(set(getattr(config, "layer_types", None) or ()) - KINDS)
-    if strange:
-        return f"this {config.model_type} model has layers of the kind {', '.join(strange)}"
+    unknown = sorted(set(getattr(config, "layer_types", None) or ()) - KINDS)
+    if unknown:
+        return f"this {config.model_type} model has layers of the kind {', '.join(unknown)}"
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk and max(lengths) > chunk:
         return f"this {config.model_type} model attends in chunks of {chunk} tokens"
@@ -198,7 +197,7 @@ def _differs(model: nn.Module, batch: Any, own: Tensor, device: torch.device, ar
     """Say how the logits of an arrangement differ from the model's `own`, or what it raises; None where they agree."""
     engine, kind = Engine(model, arrangement), type(model).__name__
     try:
-        ready = engine.lay(batch).to(device)
+        ready = engine.pack(batch).to(device)
         with engine.running(ready):
             if ready.tree is not None:
                 places = [torch.from_numpy(row[:-1]).to(device) for row in ready.tree.rows]

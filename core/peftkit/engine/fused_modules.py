@@ -58,9 +58,9 @@ class FusedModules:
 
     def __init__(self, model: nn.Module):
         layout = Layout(model)
-        self.again = Again()
+        self.recompute = Again()
         self.norms = _norms([layout.modules[path] for path in layout.norms()])
-        self.gated = [found for path in _hidden(layout, "mlp") if (found := _gated(layout, path)) is not None]
+        self.gated = [place for path in _hidden(layout, "mlp") if (place := _gated(layout, path)) is not None]
         self.rotary = _rotary([layout.modules[path] for path in _hidden(layout, "attention")])
 
     @contextmanager
@@ -80,7 +80,7 @@ class FusedModules:
                     taken.append(_put(place.module, partial(self._gated, place)))
             for names, own in turned:
                 names[ROTARY] = partial(_rotate, own)
-            with self.again.running():
+            with self.recompute.running():
                 yield
         finally:
             for module in taken:
@@ -92,7 +92,7 @@ class FusedModules:
         weight = cast(Tensor, place.module.weight)
         if named or len(args) != 1 or args[0].dtype != weight.dtype:
             return type(place.module).forward(place.module, *args, **named)
-        return norm(self.again, args[0], place.factor(weight), place.eps)
+        return norm(self.recompute, args[0], place.factor(weight), place.eps)
 
     def _gated(self, place: _Gated, *args: Any, **named: Any) -> Any:
         if named or len(args) != 1:
@@ -100,7 +100,7 @@ class FusedModules:
         gate, up, down, activation = (getattr(place.module, name) for name in place[1:])
         one, other = gate(args[0]), up(args[0])
         alike = one.dtype == other.dtype and one.shape == other.shape
-        return down(gated(self.again, one, other, activation) if alike else activation(one) * other)
+        return down(gated(self.recompute, one, other, activation) if alike else activation(one) * other)
 
 
 def _rotate(own: Callable[..., Any], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **named: Any) -> Any:
@@ -132,13 +132,13 @@ def _hidden(layout: Layout, role: str) -> list[str]:
         return []
 
 
-# What is found, and tried -------------------------------------------------------------------------------------------
+# What is there, and tried -------------------------------------------------------------------------------------------
 
 
 def _norms(modules: Sequence[nn.Module]) -> list[_Norm]:
     """Return those of the norms that are a product with the root of a mean square and a factor."""
     tried: dict[tuple[Any, ...], tuple[Callable[[Tensor], Tensor], float] | None] = {}
-    found = []
+    norms = []
     for module in modules:
         numbers = tuple(value for value in vars(module).values() if isinstance(value, float))
         weight = module._parameters.get("weight")
@@ -150,8 +150,8 @@ def _norms(modules: Sequence[nn.Module]) -> list[_Norm]:
             ways = ((factor, eps) for factor in FACTORS for eps in numbers)
             tried[kind] = next((way for way in ways if _is_norm(module, weight, *way)), None)
         if (way := tried[kind]) is not None:
-            found.append(_Norm(module, *way))
-    return found
+            norms.append(_Norm(module, *way))
+    return norms
 
 
 def _is_norm(module: nn.Module, like: Tensor, factor: Callable[[Tensor], Tensor], eps: float) -> bool:
@@ -179,11 +179,11 @@ def _gated(layout: Layout, path: str) -> _Gated | None:
     rest = [name for name in children if name not in names]
     if isinstance(module, Seat) or any(name not in children for name in names) or len(rest) != 1:
         return None
-    found = _Gated(module, *names, *rest)
-    activation = children[found.activation]
+    place = _Gated(module, *names, *rest)
+    activation = children[place.activation]
     if isinstance(activation, Seat) or next(activation.parameters(), None) is not None:
         return None
-    return found if _is_gated(found, activation) else None
+    return place if _is_gated(place, activation) else None
 
 
 def _is_gated(place: _Gated, activation: nn.Module) -> bool:
@@ -205,12 +205,12 @@ def _linear(draw: _Draw) -> nn.Linear:
 
 def _rotary(modules: Sequence[nn.Module]) -> list[tuple[dict[str, Any], Callable[..., Any]]]:
     """Return the names of the modelling modules of attention in which ROTARY turns as `rotated` does, and that."""
-    found: dict[int, tuple[dict[str, Any], Callable[..., Any]]] = {}
+    places: dict[int, tuple[dict[str, Any], Callable[..., Any]]] = {}
     for module in modules:
         kind = type(module).__mro__[2] if isinstance(module, Seat) else type(module)
         names = inspect.unwrap(kind.forward).__globals__
         own = names.get(ROTARY)
-        if own is None or id(names) in found:
+        if own is None or id(names) in places:
             continue
         draw = _Draw()
         q, cos, sin = draw(1, 4, TOKENS, WIDTH), draw(1, TOKENS, WIDTH), draw(1, TOKENS, WIDTH)
@@ -219,8 +219,8 @@ def _rotary(modules: Sequence[nn.Module]) -> list[tuple[dict[str, Any], Callable
             return torch.cat(turn(x, x[:, :2], cos, sin), 1)
 
         if _same(partial(both, own), partial(both, partial(_rotate, own)), q):
-            found[id(names)] = names, own
-    return list(found.values())
+            places[id(names)] = names, own
+    return list(places.values())
 
 
 class _Draw:

@@ -52,7 +52,7 @@ class Head:
         """Go on from the body's run of another head of the same model, in its scratch memory."""
         self.output, self._kept = other.output, other._kept
 
-    def release(self) -> None:
+    def release_memory(self) -> None:
         """Give back what `scratch` keeps."""
         self._kept.clear()
 
@@ -86,7 +86,7 @@ class Head:
 
 def _leaves(tensor: Tensor) -> list[Tensor]:
     """Return the leaves that the graph of `tensor` ends in."""
-    found: dict[int, Tensor] = {}
+    leaves: dict[int, Tensor] = {}
     seen: set[Any] = set()
     todo = [tensor.grad_fn]
     while todo:
@@ -96,9 +96,9 @@ def _leaves(tensor: Tensor) -> list[Tensor]:
         seen.add(node)
         leaf = getattr(node, "variable", None)
         if leaf is not None:
-            found[id(leaf)] = leaf
+            leaves[id(leaf)] = leaf
         todo += [parent for parent, _ in node.next_functions]
-    return list(found.values())
+    return list(leaves.values())
 
 
 @contextmanager

@@ -1,22 +1,22 @@
-"""A padded micro-batch laid out as the engine computes it: what predicts, what it predicts, and the tree of tokens."""
+"""A padded micro-batch as the engine computes it: what predicts, what it predicts, for which row, along which tree."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from peftkit.data.batches import Batch
+from peftkit.data.encode import IGNORED
 from peftkit.kernels.tree import Tree, grow
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A micro-batch: inputs of the body, and P predictions."""
+    """A micro-batch: inputs of the body, Q predictions of its rows, and the P different ones that are computed."""
 
     inputs: dict[str, Tensor]
     """What the body is called with: flat tokens [1, N] and their positions, or padded rows [B, T] and their mask."""
@@ -26,22 +26,43 @@ class PackedBatch:
     """[P] long: which of the N or B * T hidden states predict."""
     targets: Tensor
     """[P] long: the ids that they predict."""
-    weights: Tensor | None = None
+    weights: Tensor | None
     """[P]: how many rows train on the prediction; None where each is one row's."""
+    rows: Tensor
+    """[Q] long: the row of each prediction, in the order of rows and tokens."""
+    merged: Tensor | None
+    """[Q] long: which of the P each of the Q is; None where they are the same."""
+    ends: Tensor
+    """[B] long: which of the hidden states is that of a row's last token."""
+    trained: int
+    """Terms of the loss."""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors [B, ...] beside the rows."""
+    columns: Tensor | None = None
+    """[C] long: positions at which a model that is not taken apart computes logits; targets are [B * C] then."""
 
     def to(self, device: torch.device) -> PackedBatch:
-        """Return it with its tensors on `device`."""
-        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        tree = None if self.tree is None else self.tree.to(device)
-        weights = None if self.weights is None else self.weights.to(device)
-        return PackedBatch(inputs, tree, self.sources.to(device), self.targets.to(device), weights)
+        """Return it with its tensors on `device`, but for `rows`, `merged` and `ends`, which few objectives read."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        return replace(
+            self,
+            inputs={name: tensor.to(device) for name, tensor in self.inputs.items()},
+            tree=None if self.tree is None else self.tree.to(device),
+            sources=self.sources.to(device),
+            targets=self.targets.to(device),
+            weights=moved(self.weights),
+            extras={name: tensor.to(device) for name, tensor in self.extras.items()},
+            columns=moved(self.columns),
+        )
 
 
-def flat(batch: Any, share: bool) -> PackedBatch:
+def flat(batch: Batch, share: bool) -> PackedBatch:
     """Lay a batch out along a tree; what rows have in common, predictions included, is there once with `share`."""
     lengths = batch.attention_mask.sum(1).tolist()
-    rows = [row[:length] for row, length in zip(batch.input_ids.tolist(), lengths, strict=True)]
-    tree = grow(rows, share)
+    tree = grow([row[:length] for row, length in zip(batch.input_ids.tolist(), lengths, strict=True)], share)
     sources, targets = [], []
     for places, row in zip(tree.rows, batch.labels.numpy(), strict=True):
         predicted = row[1 : len(places)]
@@ -49,18 +70,65 @@ def flat(batch: Any, share: bool) -> PackedBatch:
         sources.append(places[at])
         targets.append(predicted[at])
     pairs = np.stack([np.concatenate(sources), np.concatenate(targets)])
-    pairs, counts = np.unique(pairs, axis=1, return_counts=True)
-    weights = None if (counts == 1).all() else torch.from_numpy(counts.astype(np.float32))
-    found = torch.from_numpy(np.ascontiguousarray(pairs))
+    pairs, merged, counts = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
+    chosen = torch.from_numpy(np.ascontiguousarray(pairs))
     return PackedBatch(
-        {"input_ids": tree.ids[None], "position_ids": tree.positions[None]}, tree, found[0], found[1], weights
+        inputs={"input_ids": tree.ids[None], "position_ids": tree.positions[None]},
+        tree=tree,
+        sources=chosen[0],
+        targets=chosen[1],
+        weights=None if (counts == 1).all() else torch.from_numpy(counts.astype(np.float32)),
+        rows=torch.from_numpy(np.repeat(np.arange(len(sources)), [len(each) for each in sources])),
+        merged=torch.from_numpy(merged.reshape(-1)),
+        ends=torch.tensor([int(places[-1]) for places in tree.rows]),
+        trained=batch.trained,
+        extras=batch.extras,
     )
 
 
-def padded(batch: Any) -> PackedBatch:
+def padded(batch: Batch) -> PackedBatch:
     """Leave the rows of a batch as they are, padded to the longest."""
-    at = (batch.labels[:, 1:] != IGNORED).nonzero()
-    sources = at[:, 0] * batch.labels.shape[1] + at[:, 1]
-    targets = batch.labels[:, 1:][at[:, 0], at[:, 1]]
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    return PackedBatch(inputs, None, sources, targets)
+    at, width = (batch.labels[:, 1:] != IGNORED).nonzero(), batch.labels.shape[1]
+    return PackedBatch(
+        inputs={"input_ids": batch.input_ids, "attention_mask": batch.attention_mask},
+        tree=None,
+        sources=at[:, 0] * width + at[:, 1],
+        targets=batch.labels[:, 1:][at[:, 0], at[:, 1]],
+        weights=None,
+        rows=at[:, 0],
+        merged=None,
+        ends=_ends(batch),
+        trained=batch.trained,
+        extras=batch.extras,
+    )
+
+
+def whole(batch: Batch) -> PackedBatch:
+    """Leave the rows as they are, for a model that computes all logits at positions on which some row trains."""
+    columns = trained_positions(batch.labels)
+    targets = batch.labels[:, 1:][:, columns]
+    at = (targets != IGNORED).nonzero()
+    return PackedBatch(
+        inputs={"input_ids": batch.input_ids, "attention_mask": batch.attention_mask},
+        tree=None,
+        sources=torch.arange(targets.numel()),
+        targets=targets.flatten(),
+        weights=None,
+        rows=at[:, 0],
+        merged=at[:, 0] * len(columns) + at[:, 1],
+        ends=_ends(batch),
+        trained=batch.trained,
+        extras=batch.extras,
+        columns=columns,
+    )
+
+
+def trained_positions(labels: Tensor) -> Tensor:
+    """Return the positions [C] of `labels` [B, T] whose next label at least one row trains on; the first if none is."""
+    positions = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+    return positions if len(positions) else torch.arange(labels.shape[1] - 1)[:1]
+
+
+def _ends(batch: Batch) -> Tensor:
+    rows, width = batch.attention_mask.shape
+    return torch.arange(rows) * width + batch.attention_mask.sum(1).cpu() - 1

@@ -106,11 +106,6 @@ def runs_of(tree: Tree, first: int) -> Runs:
     return kept[first]
 
 
-def with_runs(tree: Tree, given: Runs) -> None:
-    """Have a tree without keys in front attended along `given`."""
-    _kept(tree)[0] = given
-
-
 def _kept(tree: Tree) -> dict[int, Runs]:
     return tree.__dict__.setdefault("runs", {})
 

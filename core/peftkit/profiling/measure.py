@@ -5,27 +5,25 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from peftkit.device import autocast
-from peftkit.estimate import largest
+from peftkit.data.batches import Batch
+from peftkit.engine.counts import counts
+from peftkit.engine.passes import BACKWARD, FORWARD, PACK, REST, Plain
+from peftkit.estimation.step import largest
 from peftkit.profiling.owners import LOSS, Owner, ancestors, owners, place, watched
 from peftkit.profiling.saved import Saved
-from peftkit.profiling.spans import BACKWARD, FORWARD, Span, Spans
-from peftkit.training.counts import counts
+from peftkit.profiling.spans import Span, Spans
+from peftkit.recipe import Recipe
+from peftkit.training.preparation import Prepared, prepare
 
-if TYPE_CHECKING:
-    from peftkit.recipe import Recipe
-    from peftkit.training.loop import Loop
-    from peftkit.training.preparation import Prepared
-
-DATA, LAYOUT, UPDATE = "data", "layout", "update"
-PHASES = (DATA, LAYOUT, FORWARD, BACKWARD, UPDATE)
-"""Of a step: collate, lay the micro-batch out, the loss, its gradients, and the optimizer with what is around it."""
+DATA = "data"
+PHASES = (DATA, PACK, FORWARD, BACKWARD, REST)
+"""Of a step: collate, pack the micro-batch, the loss, its gradients, and the optimizer with what is around it."""
 
 
 @dataclass
@@ -137,19 +135,20 @@ def profile(recipe: Recipe, steps: int = 3) -> Profile:
     As many steps again are timed as a whole, unwatched: watching takes time of its own. Raises PeftkitError for what
     would stop the run at its start.
     """
-    from peftkit.training.preparation import prepare
+    plainly = recipe.train.model_copy(update={"compile": False})
+    phases = Phases()
+    prepared = prepare(recipe.model_copy(update={"train": plainly}), phase=phases)
+    prepared.loop.passes.open()
+    return profile_loop(prepared, phases, steps)
 
-    prepared = prepare(recipe)
-    prepared.loop.ladder.begin(prepared.loop)
-    return profile_loop(prepared, steps)
 
-
-def profile_loop(prepared: Prepared, steps: int = 3) -> Profile:
-    """Profile a run that is set up; its adapter has learned twice `steps` and 1 steps then."""
-    loop = prepared.loop
-    batch = largest(prepared.loop.batches, loop.model, loop.pad_id)  # type: ignore[arg-type]
-    batch = max(loop.ladder.rung.pieces(batch), key=lambda piece: piece.tokens)
-    sizes, computed = saved_by(loop, batch)
+def profile_loop(prepared: Prepared, phases: Phases, steps: int = 3) -> Profile:
+    """Profile a run that is set up with `phases`; its adapter has learned twice `steps` and 1 steps then."""
+    loop, plain = prepared.loop, prepared.loop.passes.plain
+    model = plain.engine.model
+    batch = largest(prepared.batches, model, loop.pad_id)
+    batch = max(loop.passes.pieces(batch), key=lambda piece: piece.tokens)
+    sizes, computed = saved_by(plain, batch)
     # A schedule is not run beyond its end.
     loop.steps = max(loop.steps, loop.step + 2 * steps + 1)
     loop.run_step()
@@ -159,17 +158,19 @@ def profile_loop(prepared: Prepared, steps: int = 3) -> Profile:
         began = time.perf_counter()
         loop.run_step()
         seconds.append(time.perf_counter() - began)
-    spans = Spans(loop.model, loop.device)
-    with watched(loop.model, spans), _watched_loop(loop, spans) as step:
+    spans = Spans(model, loop.device)
+    with watched(model, spans), phases.heard(spans):
         for _ in range(steps):
-            step()
+            spans.begin(DATA)
+            loop.run_step()
+            spans.leave()
     return Profile(
         about={
             "model": prepared.loaded.name,
             "methods": [method.name for method in prepared.adaptation.chosen],
             "dataset": prepared.dataset,
             "device": loop.device.type,
-            "precision": loop.precision,
+            "precision": plain.precision,
         },
         batch={
             "rows": batch.examples,
@@ -183,28 +184,27 @@ def profile_loop(prepared: Prepared, steps: int = 3) -> Profile:
             name: sum(span.seconds for span in spans.done if span.name == name and span.path is None) / steps
             for name in PHASES
         },
-        paths=rows(owners(loop.model), spans.done, sizes, steps),
+        paths=rows(owners(model), spans.done, sizes, steps),
         spans=spans.done,
     )
 
 
-def saved_by(loop: Loop, batch: Any) -> tuple[dict[str, int], int]:
+def saved_by(plain: Plain, batch: Batch) -> tuple[dict[str, int], int]:
     """Run the loss of a micro-batch; return the bytes saved for its backward pass by path, and the tokens computed."""
-    engine = loop.engine
-    saved = Saved(engine.again)
-    loop.model.train()
-    laid = engine.lay(batch).to(loop.device)
-    with engine.running(laid), saved.watching(loop.model):
-        with autocast(loop.device, loop.casts):
-            loss = engine.loss(laid, loop.device, loop.section.label_smoothing)
-        sizes = saved.sizes(loop.model)
+    engine = plain.engine
+    saved = Saved(engine.recompute)
+    engine.model.train()
+    packed = engine.pack(batch).to(plain.device)
+    with engine.running(packed), saved.watching(engine.model):
+        loss = plain.loss(packed)
+        sizes = saved.sizes(engine.model)
     del loss
-    return sizes, counts(batch, laid).computed
+    return sizes, counts(batch, packed).computed
 
 
-def rows(found: dict[str, Owner], spans: Sequence[Span], sizes: dict[str, int], steps: int) -> list[Row]:
+def rows(owned: dict[str, Owner], spans: Sequence[Span], sizes: dict[str, int], steps: int) -> list[Row]:
     """Make a row of each owner that ran or saved, and of those around it, in the order of the model."""
-    made = {path: Row(path, owner.label) for path, owner in found.items()}
+    made = {path: Row(path, owner.label) for path, owner in owned.items()}
     for span in spans:
         if span.path is None and span.phase not in (FORWARD, BACKWARD):
             continue
@@ -220,52 +220,26 @@ def rows(found: dict[str, Owner], spans: Sequence[Span], sizes: dict[str, int], 
     return [row for row in made.values() if row.total or row.total_saved]
 
 
-@contextmanager
-def _watched_loop(loop: Loop, spans: Spans) -> Iterator[Any]:
-    """Have the loop run its steps with an engine that tells `spans` of the phases; yields what does one step."""
-    watched_engine = _Watched(loop.engine, spans)
-    loop.engine, engine = watched_engine, loop.engine  # type: ignore[assignment]
+class Phases:
+    """Hears what the passes are at, and records it while spans are watched."""
 
-    def step() -> None:
-        spans.begin(DATA)
-        loop.run_step()
-        spans.leave()
+    def __init__(self) -> None:
+        self.spans: Spans | None = None
 
-    try:
-        yield step
-    finally:
-        loop.engine = engine
-
-
-class _Watched:
-    """An engine that ends the phase before and begins the next one at each of its calls."""
-
-    def __init__(self, engine: Any, spans: Spans):
-        self._engine, self._spans = engine, spans
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def lay(self, batch: Any) -> Any:
-        """Lay out, as a phase of its own; what follows until the loss counts to it."""
-        self._next(LAYOUT)
-        return self._engine.lay(batch)
-
-    def loss(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute the loss, and follow its graph: what comes next is the backward pass."""
-        self._next(FORWARD)
-        loss = self._engine.loss(*args, **kwargs)
-        self._spans.follow(loss)
-        self._next(BACKWARD)
-        return loss
+    def __call__(self, name: str, loss: Tensor | None) -> None:
+        """End the phase before and begin another; the backward pass is followed along the graph of its loss."""
+        if self.spans is None:
+            return
+        if loss is not None:
+            self.spans.follow(loss)
+        self.spans.leave()
+        self.spans.begin(name)
 
     @contextmanager
-    def running(self, batch: Any) -> Iterator[None]:
-        """Run; the backward pass is over at its end."""
-        with self._engine.running(batch) or nullcontext():
+    def heard(self, spans: Spans) -> Iterator[None]:
+        """Record in `spans` inside."""
+        self.spans = spans
+        try:
             yield
-            self._next(UPDATE)
-
-    def _next(self, phase: str) -> None:
-        self._spans.leave()
-        self._spans.begin(phase)
+        finally:
+            self.spans = None

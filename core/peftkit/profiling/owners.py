@@ -48,15 +48,15 @@ def owners(model: nn.Module) -> dict[str, Owner]:
     roles = {site.path: str(site.role) for site in layout.linears if site.rows is None and site.role}
     for role in ("attention", "mlp", "block"):
         roles |= dict.fromkeys(_hidden(layout, role), role)
-    found = {LOSS: Owner(LOSS, "outside of all modules")}
+    owned = {LOSS: Owner(LOSS, "outside of all modules")}
     for name, module in model.named_modules():
         path = name or WHOLE
         role = roles.get(path)
         if isinstance(module, Adapter):
             role = f"at {module.site.role or module.site.path}"
         kind = own_class(module).__name__
-        found[path] = Owner(path, f"{kind} ({role})" if role else kind)
-    return found
+        owned[path] = Owner(path, f"{kind} ({role})" if role else kind)
+    return owned
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:

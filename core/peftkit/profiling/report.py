@@ -1,4 +1,4 @@
-"""The files of a profile: its figures, the flame charts and the trace."""
+"""The files of a profile: its figures and the trace."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from peftkit import files
 from peftkit.errors import PeftkitError
-from peftkit.profiling.flame import html
 from peftkit.profiling.measure import Profile
 from peftkit.profiling.trace import trace
 
-FIGURES, CHART, TRACE = "profile.json", "flame.html", "trace.json"
-FILES = (FIGURES, CHART, TRACE)
+FIGURES, TRACE = "profile.json", "trace.json"
+FILES = (FIGURES, "flame.html", TRACE)
+"""What may be there of an earlier profile; profiles of earlier versions had a flame chart."""
 
 
 def check(folder: Path) -> None:
@@ -32,5 +32,4 @@ def write(profile: Profile, folder: Path) -> None:
     check(folder)
     with files.new_folder(folder, replace=True) as temporary:
         files.write_json(temporary / FIGURES, profile.as_dict())
-        files.write_text(temporary / CHART, html(profile))
         files.write_text(temporary / TRACE, json.dumps(trace(profile), allow_nan=False))

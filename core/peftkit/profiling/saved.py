@@ -18,12 +18,12 @@ class Saved:
     """Sees every tensor that autograd saves while `watching`, and whose it is.
 
     What a function keeps in another way than `save_for_backward`, or in hooks of its own as checkpointing and
-    offloading do, is not seen; such hooks hand on the inputs of what they compute again. Of what the engine
-    makes `again`, what it is made of is seen.
+    offloading do, is not seen; such hooks hand on the inputs of what they compute again. Of what the engine would
+    `recompute`, what it is made of is seen.
     """
 
-    def __init__(self, again: Again | None = None) -> None:
-        self._again = again
+    def __init__(self, recompute: Again | None = None) -> None:
+        self._recompute = recompute
         self._paths: list[str] = []
         self._kept: list[tuple[str, weakref.ref[_Packed]]] = []
 
@@ -48,7 +48,7 @@ class Saved:
         buffers not at all.
         """
         seen = _storages((*model.parameters(), *model.buffers()))
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for path, reference in self._kept:
             packed = reference()
             if packed is None:
@@ -56,20 +56,20 @@ class Saved:
             storage = packed.tensor.untyped_storage()
             if storage.nbytes() and (key := (packed.tensor.device, storage.data_ptr())) not in seen:
                 seen.add(key)
-                found[path] = found.get(path, 0) + storage.nbytes()
-        return found
+                sizes[path] = sizes.get(path, 0) + storage.nbytes()
+        return sizes
 
     def _pack(self, tensor: Tensor) -> Any:
-        recipe = None if self._again is None else self._again.recipe(tensor)
-        if self._again is None or recipe is None:
+        recipe = None if self._recompute is None else self._recompute.recipe(tensor)
+        if self._recompute is None or recipe is None:
             return self._note(tensor)
-        return self._again.pack(tensor), [self._note(given) for given in recipe.inputs]
+        return self._recompute.pack(tensor), [self._note(given) for given in recipe.inputs]
 
     def _unpack(self, packed: Any) -> Tensor:
         if isinstance(packed, _Packed):
             return packed.tensor
-        assert self._again is not None
-        return self._again.unpack(packed[0])
+        assert self._recompute is not None
+        return self._recompute.unpack(packed[0])
 
     def _note(self, tensor: Tensor) -> _Packed:
         packed = _Packed(tensor)

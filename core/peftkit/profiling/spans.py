@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peftkit.engine.passes import BACKWARD, FORWARD
 from peftkit.profiling.owners import LOSS, WHOLE
-
-FORWARD, BACKWARD = "forward", "backward"
 
 
 @dataclass

@@ -10,7 +10,9 @@ from peftkit.tasks import TASKS
 
 if TYPE_CHECKING:
     from peftkit.method import Method
+    from peftkit.objectives import Objective
     from peftkit.quantization.quantizer import Quantizer
+    from peftkit.strategies import Strategy
 
 NO_FORMAT = "none"
 """The storage format that leaves weights as they are."""
@@ -39,6 +41,20 @@ def quantizers() -> Registry[type[Quantizer]]:
     from peftkit.quantization.quantizer import QUANTIZERS
 
     return QUANTIZERS
+
+
+def objectives() -> Registry[type[Objective]]:
+    """Return what can be minimised."""
+    from peftkit.objectives import OBJECTIVES
+
+    return OBJECTIVES
+
+
+def strategies() -> Registry[type[Strategy]]:
+    """Return how a step can be made."""
+    from peftkit.strategies import STRATEGIES
+
+    return STRATEGIES
 
 
 def quantization_formats() -> list[str]:

@@ -13,6 +13,7 @@ from peftkit.recipe import compose
 from peftkit.recipe.catalogue import find
 from peftkit.recipe.choices import dataset_names, optimizer_names
 from peftkit.recipe.chosen import complete_compared, complete_methods
+from peftkit.recipe.entries import complete_entries
 from peftkit.recipe.mistakes import Mistakes, Place, suggest
 from peftkit.recipe.quantized import complete_quantization
 from peftkit.recipe.sections import Recipe
@@ -64,6 +65,7 @@ def _validate(tree: Node, mistakes: Mistakes) -> Recipe:
         keys["compare"]["methods"] = complete_compared(compared, keys.get("method") or [], mistakes)
     if "quantization" in tree.value:
         keys["quantization"] = complete_quantization(tree.value["quantization"], mistakes) or keys["quantization"]
+    complete_entries(tree, keys, mistakes)
     _check_names(tree, mistakes)
     recipe = None
     try:

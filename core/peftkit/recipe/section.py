@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
+Entry = Text | Annotated[dict[Text, dict[str, Any]], Field(min_length=1, max_length=1)]
+"""An entry of a registry: its name, or {name: options} where it has options."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 Beta = Annotated[float, Field(ge=0, lt=1)]

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from peftkit.recipe import choices
 from peftkit.recipe.base_sections import MethodChoice, ModelSection, QuantizationSection
 from peftkit.recipe.scoring_sections import CompareSection, EvalSection, GenerationSection
-from peftkit.recipe.section import Beta, Count, PathText, Positive, Section, Seed, Text
+from peftkit.recipe.section import Beta, Count, Entry, PathText, Positive, Section, Seed, Text
 from peftkit.recipe.size import check_memory
 from peftkit.recipe.tree import Dumper
 
@@ -62,6 +62,8 @@ class TrainSection(Section):
     optimizer: Text = "adamw"
     """What takes the steps where a method brings no optimizer of its own; `adamw-8bit` keeps its states in 8 bits and
     `adamw-offload` in the host's memory."""
+    strategy: Entry = "standard"
+    """How a step is made of the micro-batches: a name, or `{name: options}`."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
     """The optimizer's decay rates of the first and second moment."""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
@@ -81,8 +83,6 @@ class TrainSection(Section):
     fused_elementwise: bool = True
     """Compute norms, gated activations and rotary positions in fewer operations, and again in the backward pass instead
     of keeping them; not with `compile`."""
-    cuda_graphs: bool = False
-    """On a GPU, record the passes over micro-batches of a shape and play them again, without Python between kernels."""
     group_prompts: bool = False
     """Keep examples that have the same prompt beside each other, so that they share it in a micro-batch; other examples
     share a step then, and the losses are others."""
@@ -92,10 +92,9 @@ class TrainSection(Section):
     """What the activations are computed in; `auto` takes bf16 where the hardware is quick at it."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third slower."""
-    compile: Literal[False, True, "auto"] = False
+    compile: bool = False
     """Compile each block for training steps (`torch.compile`): a minute at the start of a run, then quicker steps in
-    bf16; needs a C++ compiler on a CPU, and what cannot be compiled runs as it is. `auto` does so in runs of more than
-    twenty minutes, and keeps it where a pass is quicker then."""
+    bf16; needs a C++ compiler on a CPU, and what cannot be compiled runs as it is."""
     memory: Annotated[str | None, BeforeValidator(check_memory)] = None
     """The memory that the run may take: `auto` for what is free, or a size such as `6GB`; micro-batches are split and
     activations computed again, as far as it takes. null gives nothing up, and ends where the memory runs out."""
@@ -132,6 +131,9 @@ class TrainSection(Section):
         if not isinstance(keys, dict):
             return keys
         settled = dict(keys)
+        # Recipes of earlier versions hold it; there it stood for recorded CUDA graphs.
+        if settled.pop("cuda_graphs", False):
+            raise ValueError("found cuda_graphs true; allowed: leave it out, as passes are not recorded any more")
         if keys.get("epochs") is None and keys.get("max_steps") is None:
             settled["epochs"] = 3.0
         if keys.get("batch_tokens") is None and keys.get("batch_examples") is None:
@@ -143,12 +145,12 @@ class TrainSection(Section):
         if self.batch_tokens is not None and self.batch_examples is not None:
             found = f"batch_tokens {self.batch_tokens} and batch_examples {self.batch_examples}"
             raise ValueError(f"found {found}; allowed: one of them (write null for the other)")
-        others = [key for key in ("memory", "gradient_checkpointing", "cuda_graphs") if getattr(self, key)]
+        others = [key for key in ("memory", "gradient_checkpointing") if getattr(self, key)]
         if self.compile and others:
             found = f"{others[0]} '{self.memory}'" if others[0] == "memory" else f"{others[0]} true"
             raise ValueError(
-                f"found compile {str(self.compile).lower()} and {found}; allowed: one of them, as passes that are "
-                "recorded or computed again are not compiled"
+                f"found compile true and {found}; allowed: one of them, as passes that are computed again are not "
+                "compiled"
             )
         if self.warmup > 1 and self.warmup != int(self.warmup):
             raise ValueError(f"found warmup {self.warmup}; allowed: a fraction below 1, or a whole number of steps")
@@ -177,6 +179,8 @@ class Recipe(Section):
     """How the frozen weights are stored."""
     dataset: DatasetSection
     """What to learn from."""
+    objective: Entry = "cross-entropy"
+    """What is minimised: a name, or `{name: options}`."""
     train: TrainSection = TrainSection()
     """How to learn."""
     eval: EvalSection = EvalSection()

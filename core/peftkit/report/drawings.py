@@ -6,8 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from peftkit.plot import GREY, INK, smooth
 from peftkit.report.evidence import Evidence
-from peftkit.training.plot import GREY, INK, smooth
 
 LINES = ("-", "--", ":", "-.")
 

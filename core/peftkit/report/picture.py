@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from peftkit.plot import GREY, INK, smooth
 from peftkit.report.drawings import canvas, look, png
 from peftkit.report.results import Comparison
 from peftkit.report.tables import names
-from peftkit.training.plot import GREY, INK, smooth
 
 
 def draw(comparison: Comparison) -> bytes:

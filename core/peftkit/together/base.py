@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peftkit.adaptation import check_methods
 from peftkit.assembly import Assembled, assemble, methods_of
 from peftkit.errors import PeftkitError
 from peftkit.method import expand
+from peftkit.recipe import Recipe
+from peftkit.recipe.entries import entry
+from peftkit.strategies import DEFAULT
 from peftkit.training.folder import unequal
-
-if TYPE_CHECKING:
-    from peftkit.recipe import Recipe
 
 ALONE = "Train it by itself, without --together."
 
@@ -25,10 +25,10 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> Assembled:
     (first, lead), *others = recipes
     for name, recipe in others:
         apart = unequal(_base(lead), _base(recipe))
-        told = [f"{key} is {one!r} in {first} and {other!r} in {name}" for key, one, other in apart]
-        if told:
+        different = [f"{key} is {one!r} in {first} and {other!r} in {name}" for key, one, other in apart]
+        if different:
             raise PeftkitError(
-                f"{first} and {name} do not stand on the same base: {'; '.join(told)}. Runs that are trained "
+                f"{first} and {name} do not stand on the same base: {'; '.join(different)}. Runs that are trained "
                 "together share model, quantization, train.precision and train.device."
             )
     outline = assemble(lead, weights=False, bare=True)
@@ -43,12 +43,15 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> Assembled:
                 f"{name} cannot be trained together with others: train.memory is {recipe.train.memory!r}, and the "
                 f"memory of a batch that several runs share cannot be one run's. Set it to null. {ALONE}"
             )
-        prepared = [key for key in ("compile", "cuda_graphs") if getattr(recipe.train, key)]
-        if prepared:
+        if recipe.train.compile:
             raise PeftkitError(
-                f"{name} cannot be trained together with others: train.{prepared[0]} is "
-                f"{str(getattr(recipe.train, prepared[0])).lower()}, and passes over a base that several runs share "
-                f"are others in each step. Set it to false. {ALONE}"
+                f"{name} cannot be trained together with others: train.compile is true, and passes over a base that "
+                f"several runs share are others in each step. Set it to false. {ALONE}"
+            )
+        if (strategy := entry(recipe.train.strategy)[0]) != DEFAULT:
+            raise PeftkitError(
+                f"{name} cannot be trained together with others: train.strategy is {strategy!r}, whose steps have "
+                f"passes of their own. Set it to {DEFAULT}. {ALONE}"
             )
         methods = methods_of(recipe, outline.tokenizer)
         try:

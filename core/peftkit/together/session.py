@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from peftkit.adaptation import activate
 from peftkit.assembly import Assembled, assemble, training_dtype
 from peftkit.errors import PeftkitError
 from peftkit.models.quantize import forget_originals
+from peftkit.recipe import Recipe
+from peftkit.together import base
+from peftkit.together.rounds import Done, Member, backward_together
 from peftkit.training import events, folder, summary
 from peftkit.training.observer import Observer, Silent
 from peftkit.training.session import Session
 from peftkit.training.signals import Deferred
 from peftkit.training.summary import Summary
-
-if TYPE_CHECKING:
-    from peftkit.recipe import Recipe
 
 
 class Stopped(PeftkitError):  # noqa: N818
@@ -59,15 +59,13 @@ def train_together(jobs: Sequence[Job], *, resume: bool = False) -> dict[str, Su
     fails, ends, and the others go on. With `resume` runs that have begun continue and others begin. Raises
     PeftkitError for jobs that cannot share a base or a folder, and Stopped, after their checkpoints, on a signal.
     """
-    from peftkit.together import base
-
     _check_apart(jobs)
     results: dict[str, Summary | Failed] = {}
     waiting: list[tuple[Job, bool]] = []
     there = [job for job in jobs if (job.run / "recipe.yaml").is_file()]
     for job in jobs:
-        begun = resume and (job in there or not there)
-        if not begun:
+        resumed = resume and (job in there or not there)
+        if not resumed:
             folder.check_new(job.run)
         else:
             recipe = folder.check_resumed(job.run, job.recipe)
@@ -78,7 +76,7 @@ def train_together(jobs: Sequence[Job], *, resume: bool = False) -> dict[str, Su
                 continue
         if job.recipe.train.tensorboard:
             events.check_installed()
-        waiting.append((job, begun))
+        waiting.append((job, resumed))
     if waiting:
         outline = base.check([(job.name, job.recipe) for job, _ in waiting])
         results |= _Together(waiting, outline).go()
@@ -112,22 +110,22 @@ class _Together:
     def __init__(self, waiting: Sequence[tuple[Job, bool]], outline: Assembled):
         lead = waiting[0][0].recipe
         dtype = training_dtype(lead, outline.precision, outline.module, own=False)
-        base = assemble(lead, bare=True, dtype=dtype)
-        self.model = base.model
+        ready = assemble(lead, bare=True, dtype=dtype)
+        self.model = ready.model
         self.running: list[_Running] = []
         self.results: dict[str, Summary | Failed] = {}
-        for number, (job, begun) in enumerate(waiting):
+        for number, (job, resumed) in enumerate(waiting):
             name = f"job-{number}"
-            session = Session(job.recipe, job.run, job.observer, begun, base, name)
-            arrangement = session.loop.engine.arrangement
+            session = Session(job.recipe, job.run, job.observer, resumed, ready, name)
+            arrangement = session.loop.passes.plain.engine.arrangement
             if not (arrangement.flat and arrangement.apart):
-                # What the engine tells comes last.
+                # The engine's notice comes last.
                 why = (session.prepared.notices or ["its head cannot be run apart from its body"])[-1]
                 raise PeftkitError(
                     f"{job.name} cannot be trained together with others, which takes tokens without padding: {why}."
                 )
             self.running.append(_Running(job, session, name))
-        forget_originals(base.module)
+        forget_originals(ready.module)
 
     def go(self) -> dict[str, Summary | Failed]:
         """Train until no run has a step left."""
@@ -150,18 +148,18 @@ class _Together:
 
     def _round(self) -> None:
         """Take one optimizer step of every run."""
-        from peftkit.together.rounds import accumulate
-
         running = list(self.running)
-        begun = {run.name: (run.session.loop, run.session.loop.begin_step()) for run in running}
-        losses = accumulate(self.model, begun)
+        pending = {run.name: run.session.loop.next() for run in running}
+        members = {
+            run.name: Member(run.session.loop.passes.plain, pending[run.name].batches, pending[run.name].normaliser)
+            for run in running
+        }
+        backward_together(members)
         records: dict[str, dict[str, Any]] = {}
         for run in running:
-            loop, step = begun[run.name]
             with self._guarded(run):
-                if not math.isfinite(losses[run.name]):
-                    loop.check(losses[run.name], math.nan, step.rate)
-                records[run.name] = loop.end_step(step, losses[run.name])
+                loop = run.session.loop
+                records[run.name] = loop.take(pending[run.name], Done(loop.passes, members[run.name].result))
         for run in running:
             if run.name in records:
                 with self._guarded(run):
@@ -177,8 +175,6 @@ class _Together:
         self._leave(run)
 
     def _activate(self, run: _Running) -> None:
-        from peftkit.adaptation import activate
-
         activate(self.model, run.name)
 
     @contextmanager

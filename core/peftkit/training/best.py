@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from peftkit.errors import PeftkitError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 VALIDATION = "validation_loss"
 LOWER = "-"
@@ -65,6 +64,6 @@ class Best:
         self.step, self.value, self.waited = facts["step"], facts["value"], facts["waited"]
         self.tensors = dict(tensors)
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return what the run's summary says of it."""
         return {"metric": self.metric, "value": self.value, "step": self.step}

@@ -7,13 +7,12 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from peftkit import files, tensor_file
 from peftkit.errors import PeftkitError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PARTS = ("adapter", "optimizer", "random")
 """What every checkpoint holds; a run that keeps its best adapter adds the part `best`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftkit.errors import PeftkitError
 
-FIGURES = ("loss", "validation_loss", "lr", "grad_norm", "tokens_per_s", "utilisation", "memory")
+FIGURES = ("loss", "validation_loss", "lr", "grad_norm", "tokens_per_s", "memory")
 
 
 def check_installed() -> None:

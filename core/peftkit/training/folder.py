@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from peftkit import files
 from peftkit.errors import PeftkitError
-from peftkit.method import METHODS
-
-if TYPE_CHECKING:
-    from peftkit.recipe import Recipe
+from peftkit.recipe import Recipe
+from peftkit.recipe import load as load_recipe
 
 FREE = ("output", "eval", "generation", "compare", "train.keep_checkpoints", "train.save_every", "train.tensorboard")
 """Keys that a resumed run may change: they have no part in what is learned."""
@@ -24,10 +22,10 @@ def check_new(run: Path) -> None:
     """Refuse a folder that holds an earlier run or cannot be written; measurements of the base model may be there."""
     if run.exists() and not run.is_dir():
         raise PeftkitError(f"{run} is a file, and a run needs a folder: name another with --output.")
-    found = sorted(item.name for item in run.iterdir() if item.name != "eval") if run.is_dir() else []
-    if found:
+    present = sorted(item.name for item in run.iterdir() if item.name != "eval") if run.is_dir() else []
+    if present:
         raise PeftkitError(
-            f"the run folder {run} already holds {', '.join(found[:5])}: give --resume to continue that run, "
+            f"the run folder {run} already holds {', '.join(present[:5])}: give --resume to continue that run, "
             "name another folder with --output, or remove it first. Nothing in it was touched."
         )
     there = next(path for path in (run, *run.absolute().parents) if path.exists())
@@ -58,7 +56,9 @@ def check_resumed(run: Path, recipe: Recipe) -> Recipe:
             f"there is no run to resume: {run} {state}. Leave out --resume to begin one, or name the run's folder "
             "with --output."
         )
-    earlier = _complete(_parse(files.read_text(run / "recipe.yaml"), run / "recipe.yaml"))
+    _parse(files.read_text(run / "recipe.yaml"), run / "recipe.yaml")
+    # Through its recipe: keys of other versions have their defaults then, or say why they are not there any more.
+    earlier = _parse(load_recipe(run / "recipe.yaml").to_yaml(), run)
     stored = earlier.get("quantization")
     if isinstance(stored, Mapping) and recipe.quantization.budget == stored.get("budget"):
         recipe = with_storage(recipe, {key: stored.get(key) for key in ("format", "options", "modules")})
@@ -84,18 +84,6 @@ def unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             yield key, before.get(key), after.get(key)
-
-
-def _complete(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's recipe with every option of its methods: those that they lacked then are at their default."""
-    try:
-        methods = [
-            {name: METHODS[name].from_options(options).options() for name, options in item.items()}
-            for item in tree["method"]
-        ]
-    except (PeftkitError, KeyError, TypeError, AttributeError):
-        return tree  # something else than what a run writes: the comparison names it
-    return {**tree, "method": methods}
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

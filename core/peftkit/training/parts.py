@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from peftkit.layout import own_parameters
-
-if TYPE_CHECKING:
-    from peftkit.training.loop import Loop
+from peftkit.training.loop import Loop
 
 
 def memory_parts(loop: Loop, peak: int) -> dict[str, int]:
@@ -21,9 +18,10 @@ def memory_parts(loop: Loop, peak: int) -> dict[str, int]:
     `rest` is the remainder of the peak: activations and what is held for a moment, and on a CPU Python and the
     libraries.
     """
-    own = [parameter for _, parameter in own_parameters(loop.model)]
-    own += [buffer for name, buffer in loop.model.named_buffers() if ".seated." not in f".{name}"]
-    everything = [tensor for part in loop.adaptation.parts for _, tensor in part.tensors()]
+    model = loop.passes.plain.engine.model
+    own = [parameter for _, parameter in own_parameters(model)]
+    own += [buffer for name, buffer in model.named_buffers() if ".seated." not in f".{name}"]
+    everything = list(loop.adaptation.state().values())
     weights = _bytes(own)
     states = [value for value in loop.optimizer.state().values() if isinstance(value, Tensor)]
     parts = {

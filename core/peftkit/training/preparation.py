@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from peftkit.adaptation import Adaptation
 from peftkit.assembly import Assembled, assemble, attach_methods
 from peftkit.data.batches import Batches, Epoch
-from peftkit.data.encode import EncodedExamples, encode
-from peftkit.engine.engine import asked_for
+from peftkit.data.encode import Encoded, EncodedExamples, encode
 from peftkit.engine.engine import choose as choose_engine
+from peftkit.engine.memory_plan import checkpoint_gradients
+from peftkit.engine.passes import Phase
 from peftkit.errors import PeftkitError
+from peftkit.estimation.asked import arrangement_of, objective_of
 from peftkit.models.layerwise import release_memory
+from peftkit.objectives import Objective
+from peftkit.recipe import Recipe, TrainSection
 from peftkit.tasks.source import load as load_data
 from peftkit.training.loop import Loop
-from peftkit.training.memory import Ladder
-from peftkit.training.rungs import checkpoint_gradients, rungs
+from peftkit.training.nesting import make_loop
 from peftkit.training.scoring import Slice, check, load_slice
-
-if TYPE_CHECKING:
-    from peftkit.data.encode import Encoded
-    from peftkit.recipe import Recipe, TrainSection
 
 VALIDATION_EXAMPLES = 256
 
@@ -41,6 +40,8 @@ class Prepared:
     template: Any
     dataset: str
     encoded: EncodedExamples
+    batches: Batches
+    """Of the training data."""
     digest: str
     """SHA-256 of the encoded training data: a resumed run must read the same."""
     validation: Batches | None
@@ -50,12 +51,21 @@ class Prepared:
     """What a person should know: examples dropped or cut, no validation split."""
 
 
-def prepare(recipe: Recipe, *, resumed: bool = False, base: Assembled | None = None, name: str = "default") -> Prepared:
+def prepare(
+    recipe: Recipe,
+    *,
+    resumed: bool = False,
+    base: Assembled | None = None,
+    name: str = "default",
+    notice: Callable[[str], None] = lambda text: None,
+    phase: Phase = lambda name, loss: None,
+) -> Prepared:
     """Assemble the model, read the data and build the loop; every fault is a PeftkitError.
 
     Of a `resumed` run the loop's saved state has to be loaded before anything else: it holds what the methods found
     in the data before the first step, which is not measured again. On a `base` that is there already the methods are
-    attached under `name`, beside those of other runs, and packed weights keep what they were packed from.
+    attached under `name`, beside those of other runs, and packed weights keep what they were packed from. `notice` and
+    `phase` are the loop's.
     """
     section = recipe.train
     check(recipe)
@@ -63,36 +73,23 @@ def prepare(recipe: Recipe, *, resumed: bool = False, base: Assembled | None = N
         loaded = assemble(recipe, loading=resumed)
     else:
         loaded = attach_methods(base, recipe, name, loading=resumed)
-    adaptation, device, template = loaded.adaptation, loaded.device, loaded.template
+    adaptation, template = loaded.adaptation, loaded.template
+    objective = objective_of(section, recipe.objective)
+    module = objective.build(adaptation.layout)
+    if module is not None:
+        adaptation.modules["objective"] = module.to(loaded.device)
     data = load_data(recipe.dataset, "train")
     encoded = encode(data.examples, template, loaded.tokenizer, section.max_length)
     if not encoded.rows:
         raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
     check_length(loaded.model, encoded.rows)
-    batches, pad_id = batched(encoded.rows, section), loaded.tokenizer.pad_token_id
+    batches, pad_id = batched(encoded.rows, section, objective), loaded.tokenizer.pad_token_id
     notices = encoded.notices(section.max_length) + batches.notices()
-    measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, notices)
-    torch.manual_seed(section.seed)
+    measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, objective, notices)
     if not resumed:
+        torch.manual_seed(section.seed)
         adaptation.prepare(Epoch(batches, 0, pad_id))
-    if section.gradient_checkpointing:
-        checkpoint_gradients(loaded.model)
-    asked = asked_for(section)
-    engine, told = choose_engine(loaded.model, encoded.rows, pad_id, device, asked, adaptation.methods)
-    notices += told
-    release_memory()
-    torch.manual_seed(section.seed)
-    loop = Loop(
-        loaded.model,
-        adaptation,
-        batches,
-        section,
-        pad_id=pad_id,
-        device=device,
-        precision=loaded.precision,
-        engine=engine,
-        ladder=Ladder(section.memory, rungs(section, loaded.model, batches, device)),
-    )
+    loop = _loop(loaded, batches, section, objective, notices, notice, phase)
     return Prepared(
         loop=loop,
         loaded=loaded,
@@ -100,6 +97,7 @@ def prepare(recipe: Recipe, *, resumed: bool = False, base: Assembled | None = N
         template=template,
         dataset=data.name,
         encoded=encoded,
+        batches=batches,
         digest=digest(encoded.rows),
         validation=measured,
         scored=load_slice(recipe, data.name),
@@ -107,7 +105,40 @@ def prepare(recipe: Recipe, *, resumed: bool = False, base: Assembled | None = N
     )
 
 
-def batched(encoded: Sequence[Encoded], section: TrainSection) -> Batches:
+def _loop(
+    loaded: Assembled,
+    batches: Batches,
+    section: TrainSection,
+    objective: Objective,
+    notices: list[str],
+    notice: Callable[[str], None],
+    phase: Phase,
+) -> Loop:
+    """Build the loop over what is ready; `notices` learns where the engine computes otherwise than it was asked to."""
+    model, pad_id = loaded.model, loaded.tokenizer.pad_token_id
+    if section.gradient_checkpointing:
+        checkpoint_gradients(model)
+    engine, differing = choose_engine(
+        model, batches.encoded, pad_id, loaded.device, arrangement_of(section), loaded.adaptation.methods
+    )
+    notices += differing
+    release_memory()
+    torch.manual_seed(section.seed)
+    return make_loop(
+        engine,
+        loaded.adaptation,
+        batches,
+        section,
+        pad_id=pad_id,
+        device=loaded.device,
+        precision=loaded.precision,
+        objective=objective,
+        notice=notice,
+        phase=phase,
+    )
+
+
+def batched(encoded: Sequence[Encoded], section: TrainSection, objective: Objective | None = None) -> Batches:
     """Batch encoded examples as the recipe says, by padded tokens or by examples."""
     return Batches(
         encoded,
@@ -115,24 +146,25 @@ def batched(encoded: Sequence[Encoded], section: TrainSection) -> Batches:
         batch_examples=section.batch_examples,
         seed=section.seed,
         group_prompts=section.group_prompts,
+        collate=None if objective is None else objective.collate,
     )
 
 
-def validation(recipe: Recipe, dataset: str, template: Any, tokenizer: Any) -> Batches | None:
+def validation(recipe: Recipe, dataset: str, template: Any, tokenizer: Any, objective: Objective) -> Batches | None:
     """Batch at most 256 examples spread evenly over the validation split of `dataset`; None if none is left of them."""
     data = load_data(recipe.dataset.model_copy(update={"name": dataset}), "validation")
     every = max(1, len(data.examples) // VALIDATION_EXAMPLES)
     chosen = data.examples[::every][:VALIDATION_EXAMPLES]
     rows = encode(chosen, template, tokenizer, recipe.train.max_length).rows
-    return batched(rows, recipe.train) if rows else None
+    return batched(rows, recipe.train, objective) if rows else None
 
 
 def _validation_or_notice(
-    recipe: Recipe, dataset: str, template: Any, tokenizer: Any, notices: list[str]
+    recipe: Recipe, dataset: str, template: Any, tokenizer: Any, objective: Objective, notices: list[str]
 ) -> Batches | None:
     """Batch the validation split; where it is not there and the recipe does not ask for it, that is a notice."""
     try:
-        return validation(recipe, dataset, template, tokenizer)
+        return validation(recipe, dataset, template, tokenizer, objective)
     except PeftkitError as error:
         if recipe.train.evaluate_every is not None:
             raise

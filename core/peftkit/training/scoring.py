@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from peftkit.data.example import Example
+from peftkit.data.template import Template
 from peftkit.device import autocast
+from peftkit.engine.passes import Plain
 from peftkit.errors import PeftkitError, nearest
-from peftkit.tasks import TASKS
+from peftkit.evaluation import check_examples, evaluate_loaded
+from peftkit.metrics import METRICS
+from peftkit.recipe import Recipe
+from peftkit.tasks import TASKS, Task
 from peftkit.tasks.source import PREFIX
 from peftkit.tasks.source import load as load_data
 from peftkit.training.best import VALIDATION, Best
-
-if TYPE_CHECKING:
-    from peftkit.data.example import Example
-    from peftkit.recipe import Recipe
-    from peftkit.tasks import Task
-    from peftkit.training.preparation import Prepared
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,6 @@ def check(recipe: Recipe) -> None:
 
 def score_names(task: Task) -> list[str]:
     """List the scores of a task."""
-    from peftkit.metrics import METRICS
-
     return [key for name in task.metrics for key in METRICS[name].keys]
 
 
@@ -57,8 +55,6 @@ def load_slice(recipe: Recipe, dataset: str) -> Slice | None:
     section = recipe.train
     if section.score_every is None:
         return None
-    from peftkit.evaluation import check_examples
-
     data = load_data(recipe.dataset.model_copy(update={"name": dataset}), "validation", grouped=True)
     every = max(1, len(data.examples) // section.score_inputs)
     chosen = data.examples[::every][: section.score_inputs]
@@ -66,21 +62,16 @@ def load_slice(recipe: Recipe, dataset: str) -> Slice | None:
     return Slice(data.task, chosen)
 
 
-def measure(prepared: Prepared, recipe: Recipe) -> dict[str, float]:
+def measure(chosen: Slice, plain: Plain, tokenizer: Any, template: Template, recipe: Recipe) -> dict[str, float]:
     """Answer the slice with the model as it stands; return the scores. Dropout is off inside and as before after."""
-    from peftkit.evaluation import evaluate_loaded
-
-    chosen, loop = prepared.scored, prepared.loop
-    assert chosen is not None
-    model: Any = prepared.loaded.model
-    with autocast(loop.device, loop.casts):
-        found = evaluate_loaded(
-            model,
-            prepared.loaded.tokenizer,
+    with autocast(plain.device, plain.casts):
+        measured = evaluate_loaded(
+            plain.engine.model,
+            tokenizer,
             chosen.task,
             chosen.examples,
-            prepared.template,
+            template,
             generation=recipe.generation,
             batch_size=recipe.eval.batch_size,
         )
-    return dict(found.scores)
+    return dict(measured.scores)

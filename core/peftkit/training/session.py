@@ -5,23 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from peftkit import files
+from peftkit import files, plot
+from peftkit.adaptation import save_adapter
+from peftkit.assembly import Assembled
+from peftkit.data.batches import Batches
+from peftkit.engine.counts import largest_batch, saved_parts
+from peftkit.engine.retrying import EARLIER, PLAN
 from peftkit.errors import PeftkitError
-from peftkit.training import checkpoint, events, folder, plot, scoring, summary
+from peftkit.models.quantize import forget_originals
+from peftkit.recipe import Recipe
+from peftkit.training import checkpoint, events, folder, scoring, summary
 from peftkit.training.best import Best
 from peftkit.training.log import Log
 from peftkit.training.observer import Observer, Silent
 from peftkit.training.parts import memory_parts
+from peftkit.training.preparation import Prepared, prepare
 from peftkit.training.signals import Deferred, Interrupted
 from peftkit.training.summary import Summary
 from peftkit.versions import versions
-
-if TYPE_CHECKING:
-    from peftkit.assembly import Assembled
-    from peftkit.recipe import Recipe
-    from peftkit.training.preparation import Prepared
 
 SAVE_SECONDS = 600.0
 """How often a checkpoint is written where the recipe does not say `train.save_every`."""
@@ -58,15 +61,11 @@ class Session:
         base: Assembled | None = None,
         name: str = "default",
     ):
-        from peftkit.training.preparation import prepare
-        from peftkit.training.rate import Meter
-
         self.run, self.observer, self.resume = run, observer, resume
         self.checkpoints = run / "checkpoints"
-        begun = resume and bool(checkpoint.listed(self.checkpoints))
-        self.prepared: Prepared = prepare(recipe, resumed=begun, base=base, name=name)
+        resumed = resume and bool(checkpoint.listed(self.checkpoints))
+        self.prepared: Prepared = prepare(recipe, resumed=resumed, base=base, name=name, notice=observer.notice)
         self.loop = self.prepared.loop
-        self.loop.meter = Meter.of(self.loop)
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
         wanted = recipe.train.keep_best
         self.best = None if wanted is None else Best(wanted, recipe.train.patience)
@@ -91,40 +90,33 @@ class Session:
 
     def open(self) -> None:
         """Tell what there is to tell, restore the run, and open its log."""
-        from peftkit.training.counts import largest_batch, saved_parts
-        from peftkit.training.replays import Replays
-
         for notice in self.prepared.notices:
             self.observer.notice(notice)
-        self.loop.ladder.tell = self.observer.notice
-        self.loop.replays = Replays.of(self.loop, self.observer.notice)
-        if not (self.resume and self._restore()):
-            self.loop.ladder.begin(self.loop)
-        if self.recipe.train.compile:
-            self._compile()
+        if self.resume:
+            self._restore()
+        self.loop.passes.open()
         files.write_text(self.run / "recipe.yaml", self.recipe.to_yaml())
-        saved = saved_parts(self.loop.batches, self.loop.engine, self.loop.pad_id)
-        # With train.memory the largest micro-batch has been tried before the first step.
-        largest = largest_batch(self.loop) if self.recipe.train.memory is None else None
-        self.observer.start({**self._info(), "saved": saved, "largest": largest})
+        self.observer.start({**self._info(), **self._outlook()})
         self.log = Log(self.run / "log.jsonl", self.loop.step)
         self.writer = events.Events(self.run / "tensorboard", self.loop.step) if self.recipe.train.tensorboard else None
         self.earlier = self.log.records[-1]["elapsed_s"] if self.log.records else 0.0
         self.started = self.saved = time.monotonic()
 
-    def _compile(self) -> None:
-        from peftkit.training.compiled import CompiledBlocks
-
-        self.loop.compiled = CompiledBlocks(self.loop.model, self.observer.notice)
-        if self.recipe.train.compile == "auto":
-            self.loop.compiled.settle(self.loop, self.loop.settled)
-        else:
-            self.loop.compiled.begin(self.loop)
+    def _outlook(self) -> dict[str, Any]:
+        """Say what packing saves, and which micro-batch is the largest, as far as `train.memory` has not tried it."""
+        loop, section, batches = self.loop, self.recipe.train, self.prepared.batches
+        engine = loop.passes.plain.engine
+        saved = saved_parts(batches, engine, loop.pad_id)
+        if section.memory is not None:
+            return {"saved": saved, "largest": None}
+        return {
+            "saved": saved,
+            "largest": largest_batch(batches, engine, loop.pad_id, section.accumulation, loop.steps),
+        }
 
     def close(self) -> None:
-        """Close the log."""
-        if self.loop.compiled is not None:
-            self.loop.compiled.stop()
+        """Let go of what is held from step to step, and close the log."""
+        self.loop.passes.close()
         self.log.close()
         if self.writer is not None:
             self.writer.close()
@@ -147,14 +139,23 @@ class Session:
         """Add the validation loss and the scores to the record of a step where they are due, the last step always."""
         section, measured = self.recipe.train, {}
         if self._due(section.evaluate_every) and self.prepared.validation is not None:
-            measured["validation_loss"] = self.loop.evaluate(self.prepared.validation)
+            measured |= self._validate(self.prepared.validation)
         if self._due(section.score_every) and self.prepared.scored is not None:
-            measured["scores"] = scoring.measure(self.prepared, self.recipe)
+            measured["scores"] = {**measured.get("scores", {}), **self._score(self.prepared.scored)}
         if measured:
             record |= measured
             self.observer.evaluated({"step": self.loop.step, **measured})
         if self.best is not None:
             self.best.see(record, self.prepared.adaptation.state)
+
+    def _validate(self, batches: Batches) -> dict[str, Any]:
+        measured = self.loop.evaluate(batches)
+        return {"validation_loss": measured.loss, **({"scores": measured.scores} if measured.scores else {})}
+
+    def _score(self, chosen: scoring.Slice) -> dict[str, float]:
+        prepared = self.prepared
+        tokenizer = prepared.loaded.tokenizer
+        return scoring.measure(chosen, self.loop.passes.plain, tokenizer, prepared.template, self.recipe)
 
     def _due(self, every: int | None) -> bool:
         return self.loop.step == self.loop.steps or bool(every and self.loop.step % every == 0)
@@ -169,32 +170,29 @@ class Session:
         self.observer.saved(path)
         return path
 
-    def _restore(self) -> bool:
-        """Load the newest checkpoint; returns False without one, when the run begins again."""
+    def _restore(self) -> None:
+        """Load the newest checkpoint; without one the run begins again."""
         for place in (self.run, self.checkpoints):
             checkpoint.sweep(place)
-        found = checkpoint.listed(self.checkpoints)
-        if not found:
+        written = checkpoint.listed(self.checkpoints)
+        if not written:
             self.observer.notice("no checkpoint had been written yet: the run begins again from the first step.")
-            return False
-        parts, facts = checkpoint.read(found[-1])
+            return
+        parts, facts = checkpoint.read(written[-1])
         for key, what in (("data", "training data"), ("base", "base model")):
             if facts[key] != self._origin()[key]:
                 raise PeftkitError(
-                    f"{self.run} cannot be resumed: the {what} changed since its checkpoint {found[-1].name} was "
+                    f"{self.run} cannot be resumed: the {what} changed since its checkpoint {written[-1].name} was "
                     "written. Bring the earlier files back, or begin another run with --output."
                 )
         if facts["versions"] != versions():
             self.observer.notice(
                 "library versions changed since the checkpoint: the last bits of the losses may differ."
             )
-        from peftkit.models.quantize import forget_originals
-
         self.loop.load_state(parts, facts)
         if self.best is not None:
             self.best.load(facts["best"], parts["best"])
-        forget_originals(self.prepared.loaded.model)
-        return True
+        forget_originals(self.prepared.loaded.module)
 
     def _origin(self) -> dict[str, Any]:
         """What a checkpoint's numbers depend on beside the recipe."""
@@ -215,7 +213,7 @@ class Session:
             "step": loop.step,
             "steps": loop.steps,
             "device": loop.device.type,
-            "precision": loop.precision,
+            "precision": loop.passes.plain.precision,
         }
 
     def _keep(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -228,17 +226,15 @@ class Session:
         self.observer.notice(f"{early}the adapter of step {best.step} is kept, {best.metric} {best.value:.4f}")
         measured = next(record for record in records if record["step"] == best.step)
         if "validation_loss" not in measured and self.prepared.validation is not None:
-            return {**measured, "validation_loss": self.loop.evaluate(self.prepared.validation)}
+            return {**measured, **self._validate(self.prepared.validation)}
         return measured
 
     def finish(self) -> Summary:
         """Write the adapter, the loss curve and, last of all, the summary that marks the run as finished."""
-        from peftkit.adaptation import save_adapter
-
         loaded, info = self.prepared.loaded, self._info()
         log = self.log
         kept = self._keep(log.records)
-        self.loop.engine.release()
+        self.loop.passes.close()
         self.prepared.adaptation.finish()
         base = {"name": loaded.name, "fingerprint": loaded.fingerprint, "quantization": loaded.storage}
         save_adapter(self.prepared.adaptation, self.run / "adapter", base)
@@ -253,9 +249,9 @@ class Session:
             **figures,
             versions=versions(),
             scores=kept.get("scores"),
-            best=None if self.best is None else self.best.told(),
+            best=None if self.best is None else self.best.as_dict(),
             stopped_early=self.loop.step < self.loop.steps,
-            rung=None if self.recipe.train.memory is None else str(self.loop.ladder.rung),
+            memory_plan=log.records[-1].get(PLAN, log.records[-1].get(EARLIER)),
         )
         files.write_json(self.run / "summary.json", result.as_dict())
         self.observer.end(result.as_dict())

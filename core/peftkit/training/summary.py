@@ -10,6 +10,11 @@ from typing import Any
 from peftkit import files
 from peftkit.errors import PeftkitError
 
+EARLIER = {"rung": "memory_plan"}
+"""What keys were called in summaries of earlier versions."""
+GONE = {"utilisation"}
+"""Keys of earlier versions that are not told any more."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -42,15 +47,13 @@ class Summary:
     """Padding that the micro-batches would have had, were they not packed."""
     shared_tokens_saved: int | None = None
     """Tokens that were not computed, as an example of the same micro-batch began alike."""
-    utilisation: float | None = None
-    """The part of the measured matrix rate that the products of the model's weights took (model FLOPs utilisation)."""
     memory_parts: dict[str, int] | None = None
     """The peak memory in bytes by part: weights, adapter, gradients, optimizer, rest (`training.parts`)."""
     best: dict[str, Any] | None = None
     """Where `train.keep_best` chose the adapter: the metric, its value and the step."""
     stopped_early: bool = False
     """Whether `train.patience` ended the run before its last step."""
-    rung: str | None = None
+    memory_plan: str | None = None
     """What the run gave up for memory in the end, where the recipe has `train.memory`."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,12 +68,6 @@ def figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     tokens = sum(record["tokens"] for record in records)
     took = [record["tokens"] / record["tokens_per_s"] if record["tokens_per_s"] else 0.0 for record in records]
     busy, trained = sum(took), sum(record["trained_tokens"] for record in records)
-    used = [
-        (record["utilisation"], seconds)
-        for record, seconds in zip(records, took, strict=True)
-        if "utilisation" in record
-    ]
-    measured_s = sum(seconds for _, seconds in used)
     counted = ("computed_tokens", "padding_tokens_saved", "shared_tokens_saved")
     return {
         "steps": len(records),
@@ -81,7 +78,6 @@ def figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **{key: sum(record.get(key, 0) for record in records) for key in counted},
         "tokens_per_second": round(tokens / busy, 1) if busy else 0.0,
         "trained_tokens_per_second": round(trained / busy, 1) if busy else 0.0,
-        "utilisation": round(sum(share * s for share, s in used) / measured_s, 4) if measured_s else None,
         "peak_memory_bytes": max(record["memory"] for record in records),
         "wall_s": records[-1]["elapsed_s"],
         "losses": {
@@ -95,8 +91,8 @@ def figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def read(path: Path) -> Summary:
     """Read a summary.json."""
-    content = files.read_json(path)
+    content: dict[str, Any] = files.read_json(path)
     try:
-        return Summary(**content)
+        return Summary(**{EARLIER.get(key, key): value for key, value in content.items() if key not in GONE})
     except TypeError as error:
         raise PeftkitError(f"{path} is not a run's summary ({error}): it was changed after the run wrote it.") from None

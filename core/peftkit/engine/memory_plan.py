@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from peftkit.data.batches import Batch
+from peftkit.data.batches import Batch, Batches
+from peftkit.data.encode import IGNORED
+from peftkit.engine.engine import Engine
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
-
-if TYPE_CHECKING:
-    from peftkit.data.batches import Batches
-    from peftkit.recipe import TrainSection
 
 Recomputed = Literal["nothing", "mlps", "layers"]
 ROOMY = {"cpu": 512}
@@ -26,8 +23,8 @@ MANY = 2048
 
 
 @dataclass(frozen=True)
-class Rung:
-    """How a step is computed: its losses and gradients are those of every other rung, but for rounding."""
+class MemoryPlan:
+    """How a step is computed: its losses and gradients are those of every other plan, but for rounding."""
 
     tokens: int | None = None
     """Padded tokens of a micro-batch at most: larger ones are split, a longer example is alone. None splits none."""
@@ -37,60 +34,53 @@ class Rung:
     """Whether activations that are kept wait in the host's memory for the backward pass."""
 
     def __str__(self) -> str:
-        told = [] if self.tokens is None else [f"micro-batches of at most {self.tokens:,} tokens"]
-        again = {"mlps": "the MLP of each layer computed again", "layers": "each layer computed again"}
-        told += [again[self.recomputed]] if self.recomputed in again else []
-        told += ["kept activations in the host's memory"] if self.offloaded else []
-        return ", ".join(told) or "as the recipe says"
+        parts = [] if self.tokens is None else [f"micro-batches of at most {self.tokens:,} tokens"]
+        once_more = {"mlps": "the MLP of each layer computed again", "layers": "each layer computed again"}
+        parts += [once_more[self.recomputed]] if self.recomputed in once_more else []
+        parts += ["kept activations in the host's memory"] if self.offloaded else []
+        return ", ".join(parts) or "as the recipe says"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, which make the rung again."""
+        """Return plain values, which make the plan anew."""
         return asdict(self)
 
-    def apply(self, model: nn.Module) -> None:
-        """Let `model` compute again what this rung says, and nothing else."""
-        recompute(model, self.recomputed)
+    def apply(self, engine: Engine) -> None:
+        """Let an engine keep, compute anew and send to the host what this plan says, and nothing else."""
+        recompute(engine.model, self.recomputed)
+        engine.offloads = self.offloaded
 
-    def pieces(self, batch: Any) -> list[Any]:
+    def pieces(self, batch: Batch) -> list[Batch]:
         """Split a padded batch into those that are computed one after the other."""
         return [batch] if self.tokens is None else list(split(batch, self.tokens))
 
-    def keeping(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Return the context in which forward passes run."""
-        if not self.offloaded:
-            return nullcontext()
-        return torch.autograd.graph.save_on_cpu(pin_memory=device.type == "cuda")
 
-
-def rungs(section: TrainSection, model: nn.Module, batches: Batches, device: torch.device) -> list[Rung]:
-    """List the rungs of a run, cheapest first; what the recipe says is the first, and without `train.memory` the last.
+def memory_plans(model: nn.Module, batches: Batches, device: torch.device, *, checkpointing: bool) -> list[MemoryPlan]:
+    """List the plans that a run may take, cheapest first; what its recipe says is the first.
 
     Micro-batches are split as long as that is nearly free, then activations are computed again where the model can,
     then micro-batches are split down to the size of the longest example, and on a GPU the host keeps activations.
     """
-    found = [Rung(recomputed="layers" if section.gradient_checkpointing else "nothing")]
-    if section.memory is None:
-        return found
+    plans = [MemoryPlan(recomputed="layers" if checkpointing else "nothing")]
     sizes = _halves(batches)
     roomy = ROOMY.get(device.type, MANY)
-    found += [replace(found[0], tokens=size) for size in sizes if size >= roomy]
-    if found[0].recomputed == "nothing":
-        found += [replace(found[-1], recomputed=what) for what in _recomputable(model)]
-    found += [replace(found[-1], tokens=size) for size in sizes if size < roomy]
+    plans += [replace(plans[0], tokens=size) for size in sizes if size >= roomy]
+    if plans[0].recomputed == "nothing":
+        plans += [replace(plans[-1], recomputed=what) for what in _recomputable(model)]
+    plans += [replace(plans[-1], tokens=size) for size in sizes if size < roomy]
     if device.type == "cuda":
-        found.append(replace(found[-1], offloaded=True))
-    return found
+        plans.append(replace(plans[-1], offloaded=True))
+    return plans
 
 
 def _halves(batches: Batches) -> list[int]:
     """List a half, a quarter, and so on, of the padded tokens of the largest micro-batch, down to its longest row."""
     longest = max(batches.lengths)
     size = max(len(indices) * max(batches.lengths[index] for index in indices) for indices in batches.plan(0))
-    found = []
+    sizes = []
     while size > longest:
         size = max(size // 2, longest)
-        found.append(size)
-    return found
+        sizes.append(size)
+    return sizes
 
 
 def split(batch: Batch, tokens: int) -> Iterator[Batch]:
@@ -119,12 +109,14 @@ def _take(batch: Batch, rows: list[int], lengths: list[int]) -> Batch:
         return tensor[rows, :width]
 
     labels = cut(batch.labels)
-    trained = int((labels[:, 1:] != -100).sum())
+    terms = None if batch.terms is None else [batch.terms[row] for row in rows]
+    trained = int((labels[:, 1:] != IGNORED).sum()) if terms is None else sum(terms)
     mask = cut(batch.attention_mask)
-    return Batch(cut(batch.input_ids), mask, labels, trained, int(mask.sum()), len(rows))
+    extras = {name: tensor[rows] for name, tensor in batch.extras.items()}
+    return Batch(cut(batch.input_ids), mask, labels, trained, int(mask.sum()), len(rows), extras, terms)
 
 
-# What is computed again ---------------------------------------------------------------------------------------------
+# What is computed anew ---------------------------------------------------------------------------------------------
 
 
 def checkpoint_gradients(model: Any) -> None:
@@ -146,17 +138,17 @@ def recompute(model: Any, what: Recomputed) -> None:
     if getattr(model, f"is_{word}_checkpointing", False):
         getattr(model, f"{word}_checkpointing_disable")()
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), _Again):
+        if isinstance(module.__dict__.get("forward"), _Recomputed):
             del module.forward
     if what == "layers":
         checkpoint_gradients(model)
     elif what == "mlps":
         for path in _mlps(model):
             module = model.get_submodule(path)
-            module.forward = _Again(module)
+            module.forward = _Recomputed(module)
 
 
-class _Again:
+class _Recomputed:
     """In the place of a module's forward: the same, whose activations are computed again in the backward pass."""
 
     def __init__(self, module: nn.Module):
@@ -171,8 +163,8 @@ class _Again:
 
 
 def _recomputable(model: Any) -> list[Recomputed]:
-    found: list[Recomputed] = ["mlps"] if _mlps(model) else []
-    return [*found, "layers"] if getattr(model, "supports_gradient_checkpointing", False) else found
+    choices: list[Recomputed] = ["mlps"] if _mlps(model) else []
+    return [*choices, "layers"] if getattr(model, "supports_gradient_checkpointing", False) else choices
 
 
 def _mlps(model: nn.Module) -> list[str]:

@@ -21,13 +21,13 @@ def free_memory(device: torch.device, root: Path = ROOT) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    found = _table(root / "proc/meminfo").get("MemAvailable")
-    if found is None:
+    available = _table(root / "proc/meminfo").get("MemAvailable")
+    if available is None:
         raise PeftkitError(
             "train.memory is 'auto', but this machine does not tell how much memory is free (no MemAvailable in "
             "/proc/meminfo): give a size, such as train.memory=6GB."
         )
-    return max(0, min([1024 * found, *_within_groups(root)]))
+    return max(0, min([1024 * available, *_within_groups(root)]))
 
 
 def _within_groups(root: Path) -> Iterator[int]:

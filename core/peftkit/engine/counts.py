@@ -1,18 +1,13 @@
-"""What a micro-batch takes: the tokens that are computed of it, and those that packing and shared beginnings save."""
+"""What micro-batches take: the tokens that are computed of them, and those that packing and shared beginnings save."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import NamedTuple
 
+from peftkit.data.batches import Batch, Batches
+from peftkit.engine.engine import Engine
 from peftkit.engine.packed_batch import PackedBatch
-from peftkit.training.loss import trained_positions
-
-if TYPE_CHECKING:
-    from peftkit.data.batches import Batches
-    from peftkit.engine.engine import Engine
-    from peftkit.training.loop import Loop
-    from peftkit.training.windows import Planned
 
 SAMPLED = 32
 """Micro-batches that are looked at to tell how much examples share, or which is the largest."""
@@ -31,14 +26,12 @@ class Counts(NamedTuple):
     """Tokens that are not computed, as a row before began alike."""
 
 
-def counts(batch: Any, laid: Any) -> Counts:
-    """Count a micro-batch; `laid` is what `Engine.lay` made of the padded `batch`."""
-    if not isinstance(laid, PackedBatch):
-        return Counts(laid.input_ids.numel(), len(laid.labels) * len(trained_positions(laid.labels)))
-    computed, predicted = laid.inputs["input_ids"].numel(), len(laid.sources)
-    if laid.tree is None:
+def counts(batch: Batch, packed: PackedBatch) -> Counts:
+    """Count a micro-batch; `packed` is what `Engine.pack` made of the padded `batch`."""
+    computed, predicted = packed.inputs["input_ids"].numel(), len(packed.targets)
+    if packed.tree is None:
         return Counts(computed, predicted)
-    return Counts(computed, predicted, batch.input_ids.numel() - batch.tokens, laid.tree.saved)
+    return Counts(computed, predicted, batch.input_ids.numel() - batch.tokens, packed.tree.saved)
 
 
 def total(counted: Iterable[Counts]) -> Counts:
@@ -46,27 +39,26 @@ def total(counted: Iterable[Counts]) -> Counts:
     return Counts(*(sum(each) for each in zip(*counted, strict=True)))
 
 
-def saved_parts(batches: Planned, engine: Engine, pad_id: int) -> dict[str, float]:
+def saved_parts(batches: Batches, engine: Engine, pad_id: int) -> dict[str, float]:
     """Return the parts, 0 to 1, of padded batches that are `padding` and not computed, and of the tokens `shared`.
 
-    They are measured on the first micro-batches of the first epoch, laid out by `engine`.
+    They are measured on the first micro-batches of the first epoch, packed by `engine`.
     """
     counted, tokens, padded = [], 0, 0
     for indices in batches.plan(0)[:SAMPLED]:
         batch = batches.collate(indices, pad_id)
-        counted.append(counts(batch, engine.lay(batch)))
+        counted.append(counts(batch, engine.pack(batch)))
         tokens, padded = tokens + batch.tokens, padded + batch.input_ids.numel()
-    found = total(counted)
-    return {"padding": round(found.padding_saved / padded, 4), "shared": round(found.shared_saved / tokens, 4)}
+    summed = total(counted)
+    return {"padding": round(summed.padding_saved / padded, 4), "shared": round(summed.shared_saved / tokens, 4)}
 
 
-def largest_batch(loop: Loop) -> dict[str, int]:
+def largest_batch(batches: Batches, engine: Engine, pad_id: int, accumulation: int, steps: int) -> dict[str, int]:
     """Return the most `tokens` that are computed at once in the first epoch, and the optimizer `step` that does it.
 
-    At most SAMPLED micro-batches are laid out: those with the most tokens before shared ones are left out.
+    At most SAMPLED micro-batches are packed: those with the most tokens before shared ones are left out.
     """
-    batches, engine, accumulation = cast("Batches", loop.batches), loop.engine, loop.section.accumulation
-    plan = batches.plan(0)[: loop.steps * accumulation]
+    plan = batches.plan(0)[: steps * accumulation]
 
     def bound(at: int) -> int:
         lengths = [batches.lengths[index] for index in plan[at]]
@@ -76,8 +68,8 @@ def largest_batch(loop: Loop) -> dict[str, int]:
     for at in sorted(range(len(plan)), key=bound, reverse=True)[:SAMPLED]:
         if bound(at) <= tokens:
             break
-        batch = batches.collate(plan[at], loop.pad_id)
-        computed = counts(batch, engine.lay(batch)).computed
+        batch = batches.collate(plan[at], pad_id)
+        computed = counts(batch, engine.pack(batch)).computed
         if computed > tokens:
             tokens, place = computed, at
     return {"tokens": tokens, "step": place // accumulation + 1}

@@ -1,4 +1,4 @@
-"""Every rung of the memory ladder trains the same, and a run goes down it instead of ending."""
+"""Every memory plan trains the same, and a run goes on to the next one instead of ending."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ from test_session import Stops, Told, records
 from torch._subclasses.fake_tensor import FakeTensor
 
 from peftkit import recipe
-from peftkit.data.batches import Batches
+from peftkit.data.batches import Batch, Batches
 from peftkit.engine.engine import Arrangement, Engine
+from peftkit.engine.memory_plan import MemoryPlan, memory_plans, split
+from peftkit.engine.packed_batch import PackedBatch
+from peftkit.engine.passes import Plain
+from peftkit.engine.retrying import Retrying
 from peftkit.errors import PeftkitError
+from peftkit.estimation import fit
+from peftkit.estimation.free_memory import free_memory
 from peftkit.method import METHODS
 from peftkit.plan import plan
-from peftkit.recipe import TrainSection
 from peftkit.recipe.size import size_in_bytes
 from peftkit.together import Job, train_together
-from peftkit.training import Interrupted, memory, session, train
-from peftkit.training.free_memory import free_memory
+from peftkit.training import Interrupted, session, train
 from peftkit.training.loop import Loop
-from peftkit.training.memory import Ladder
-from peftkit.training.rungs import Rung, rungs, split
 
 CPU = torch.device("cpu")
-RUNGS = [
-    Rung(tokens=16),
-    Rung(tokens=16, recomputed="mlps"),
-    Rung(recomputed="layers"),
-    Rung(tokens=8, recomputed="layers", offloaded=True),
+PLANS = [
+    MemoryPlan(tokens=16),
+    MemoryPlan(tokens=16, recomputed="mlps"),
+    MemoryPlan(recomputed="layers"),
+    MemoryPlan(tokens=8, recomputed="layers", offloaded=True),
 ]
 QUICK = ("lora", "dora", "prefix-tuning", "prompt-tuning", "ia3", "serial-adapter", "bitfit", "full")
 RANDOM = [name for name in METHODS.names() if facts(name).random_in_training]
@@ -54,34 +56,40 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plenty(monkeypatch: pytest.MonkeyPatch, size: int = 10**12) -> None:
     """Let this much memory be free."""
-    monkeypatch.setattr(memory, "free_memory", lambda device: size)
+    monkeypatch.setattr(fit, "free_memory", lambda device: size)
 
 
 def starve(monkeypatch: pytest.MonkeyPatch, tokens: int, first: int = 0) -> None:
     """Let every loss of more than so many flat tokens run out of memory, but for the `first` that are asked for."""
-    loss, asked = Engine.loss, 0
+    loss, asked = Plain.loss, 0
 
-    def fail(self: Engine, batch: Any, *rest: Any) -> Any:
+    def fail(self: Plain, packed: PackedBatch) -> Any:
         nonlocal asked
-        if isinstance(next(self.model.parameters()), FakeTensor):
-            return loss(self, batch, *rest)
+        if isinstance(next(self.engine.model.parameters()), FakeTensor):
+            return loss(self, packed)
         asked += 1
-        if asked > first and self.model.training and batch.inputs["input_ids"].numel() > tokens:
+        if asked > first and packed.inputs["input_ids"].numel() > tokens:
             torch.rand(3)
             raise torch.OutOfMemoryError("planted")
-        return loss(self, batch, *rest)
+        return loss(self, packed)
 
-    monkeypatch.setattr(Engine, "loss", fail)
+    monkeypatch.setattr(Plain, "loss", fail)
 
 
-def stand(method: str, rung: Rung, flat: bool) -> Loop:
+def by(loop: Loop, *plans: MemoryPlan) -> Retrying:
+    """Let a loop run by these plans, of which the first one is taken."""
+    loop.passes = passes = Retrying(loop.passes.plain, plans)
+    passes.take(plans[0])
+    return passes
+
+
+def stand(method: str, memory_plan: MemoryPlan, flat: bool) -> Loop:
     torch.manual_seed(3)
     model = decoder((method,))
     # A large epsilon: Adam makes whole steps of gradients that are nothing but rounding.
     loop = make_loop(method, model=model, batch_examples=6, max_steps=4, eps=1e-3)
-    loop.engine = Engine(model, Arrangement(flat=flat))
-    loop.ladder = Ladder("auto", [rung])
-    rung.apply(model)
+    loop.passes.plain.engine = Engine(model, Arrangement(flat=flat))
+    by(loop, memory_plan)
     return loop
 
 
@@ -93,11 +101,11 @@ def stand(method: str, rung: Rung, flat: bool) -> Loop:
         if name not in RANDOM
     ],
 )
-def test_every_rung_trains_the_same(method: str):
+def test_every_plan_trains_the_same(method: str):
     flat = not METHODS[method].from_options({}).by_row
     found = []
-    for rung in (Rung(), *RUNGS):
-        loop = stand(method, rung, flat)
+    for memory_plan in (MemoryPlan(), *PLANS):
+        loop = stand(method, memory_plan, flat)
         found.append(([loop.run_step() for _ in range(3)], loop.adaptation.state()))
     (first, weights), *others = found
     for steps, state in others:
@@ -108,25 +116,24 @@ def test_every_rung_trains_the_same(method: str):
             assert torch.allclose(state[key].float(), tensor.float(), atol=1e-5, rtol=1e-4), key
 
 
-def test_rungs_keep_less(monkeypatch: pytest.MonkeyPatch):
+def test_plans_keep_less():
     loop = make_loop("lora", batch_examples=12, memory="auto")
-    batch = loop.batches.collate(list(range(12)), 0)
-    ladder = rungs(loop.section, loop.model, loop.batches, CPU)
+    batch, passes = loop.batches.collate(list(range(12)), 0), loop.passes
+    assert isinstance(passes, Retrying)
+    plans = passes.plans
     # 12 rows of 8 tokens: the largest micro-batch is small already, so that recomputing comes before splitting.
-    assert [rung.tokens for rung in ladder] == [None, None, None, 48, 24, 12, 8]
-    assert [rung.recomputed for rung in ladder] == ["nothing", "mlps", *["layers"] * 5]
-    needs = [memory.needed(loop, rung, batch) for rung in ladder]
+    assert [one.tokens for one in plans] == [None, None, None, 48, 24, 12, 8]
+    assert [one.recomputed for one in plans] == ["nothing", "mlps", *["layers"] * 5]
+    needs = [passes.choose.needed(passes, one, batch) for one in plans]
     assert needs == sorted(needs, reverse=True)
     assert len(set(needs[:5])) == 5
 
 
 def test_splitting_comes_first_while_it_costs_nothing():
     batches = Batches([*rows(200), *rows(200), *rows(200)], batch_tokens=4096)
-    section = TrainSection(memory="auto", gradient_checkpointing=True)
-    ladder = rungs(section, decoder(("lora",)), batches, CPU)
-    assert [rung.tokens for rung in ladder[:4]] == [None, 2048, 1024, 512]
-    assert {rung.recomputed for rung in ladder} == {"layers"}
-    assert rungs(section.model_copy(update={"memory": None}), decoder(("lora",)), batches, CPU) == ladder[:1]
+    plans = memory_plans(decoder(("lora",)), batches, CPU, checkpointing=True)
+    assert [one.tokens for one in plans[:4]] == [None, 2048, 1024, 512]
+    assert {one.recomputed for one in plans} == {"layers"}
 
 
 def test_pieces_hold_each_row_once():
@@ -155,8 +162,8 @@ def test_plenty_of_memory_changes_no_bit(method: str, source: Path, tmp_path: Pa
         keys = make_recipe(source, method, max_steps=4, accumulation=2, memory=wanted)
         summary = train(recipe.load(keys), tmp_path / str(wanted), observer=told)
         log = records(tmp_path / str(wanted))
-        assert summary.rung == (wanted and "as the recipe says")
-        assert {record.pop("rung", None) for record in log} == {summary.rung}
+        assert summary.memory_plan == (wanted and "as the recipe says")
+        assert {record.pop("memory_plan", None) for record in log} == {summary.memory_plan}
         assert not [text for kind, text in told.events if kind == "notice" and "memory" in text]
         found.append((log, (tmp_path / str(wanted) / "adapter" / "adapter.safetensors").read_bytes()))
     assert found[0] == found[1]
@@ -177,16 +184,17 @@ def test_a_step_that_runs_out_of_memory_is_repeated(source: Path, tmp_path: Path
     assert log[-1]["validation_loss"] == pytest.approx(whole[-1]["validation_loss"], abs=1e-5)
     assert summary.losses["last"] == pytest.approx(expected.losses["last"], abs=1e-5)
     notices = [text for kind, text in told.events if kind == "notice" and "repeated" in text]
-    assert "ran out of memory at step" in notices[0]
+    assert "ran out of memory on a batch of" in notices[0]
     assert "the MLP of each layer computed again" in notices[0]
-    assert notices[-1].endswith(f"{summary.rung}.")
-    assert "micro-batches of at most" in str(summary.rung)
-    assert log[0]["rung"] == "as the recipe says"
-    assert log[-1]["rung"] == summary.rung == json.loads((tmp_path / "run" / "summary.json").read_text())["rung"]
+    assert notices[-1].endswith(f"{summary.memory_plan}.")
+    assert "micro-batches of at most" in str(summary.memory_plan)
+    assert log[0]["memory_plan"] == "as the recipe says"
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert log[-1]["memory_plan"] == summary.memory_plan == written["memory_plan"]
 
 
-@pytest.mark.parametrize(("wanted", "told"), [("auto", "no rung of train.memory is left"), (None, "train.memory=auto")])
-def test_a_run_without_a_rung_left_ends(
+@pytest.mark.parametrize(("wanted", "told"), [("auto", "no memory plan is left"), (None, "train.memory=auto")])
+def test_a_run_without_a_plan_left_ends(
     wanted: str | None, told: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     plenty(monkeypatch)
@@ -199,32 +207,32 @@ def test_an_error_of_another_kind_is_not_hidden(monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object) -> None:
         raise RuntimeError("another fault")
 
-    loop = stand("lora", Rung(), flat=True)
-    loop.ladder = Ladder("auto", [Rung(), *RUNGS])
-    monkeypatch.setattr(Engine, "loss", fail)
+    loop = stand("lora", MemoryPlan(), flat=True)
+    by(loop, MemoryPlan(), *PLANS)
+    monkeypatch.setattr(Plain, "loss", fail)
     with pytest.raises(RuntimeError, match="another fault"):
         loop.run_step()
 
 
 def test_what_is_drawn_again_is_the_same(monkeypatch: pytest.MonkeyPatch):
-    """A step that failed on the first rung draws the dropout of a run that stood on the second all along."""
+    """A step that failed by the first plan draws the dropout of a run that went by the second all along."""
     found = []
     for fails in (False, True):
-        loop = stand("lora", Rung(), flat=True)
+        loop = stand("lora", MemoryPlan(), flat=True)
         for part in loop.adaptation.parts:
             for adapter in part.adapters.values():
                 adapter.dropout = 0.5
-        loop.ladder = Ladder("auto", [Rung(), Rung(tokens=16)] if fails else [Rung(tokens=16)])
+        passes = by(loop, *([MemoryPlan()] if fails else []), MemoryPlan(tokens=16))
         with monkeypatch.context() as patched:
             if fails:
                 starve(patched, 16)
             torch.manual_seed(1)
             found.append([loop.run_step()["loss"] for _ in range(3)])
-        assert loop.ladder.rung == Rung(tokens=16)
+        assert passes.plan == MemoryPlan(tokens=16)
     assert found[0] == found[1]
 
 
-def test_resumed_on_its_rung_bit_for_bit(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_resumed_by_its_plan_bit_for_bit(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plenty(monkeypatch)
     keys = recipe.load(make_recipe(source, {"lora": {"dropout": 0.1}}, epochs=1, accumulation=2, memory="auto"))
     with monkeypatch.context() as patched:
@@ -234,76 +242,82 @@ def test_resumed_on_its_rung_bit_for_bit(source: Path, tmp_path: Path, monkeypat
         starve(patched, 100, first=4)
         with pytest.raises(Interrupted):
             train(keys, tmp_path / "parts", observer=Stops(3, signal.SIGINT))
-    # There is memory enough now, and the rung stays.
-    monkeypatch.setattr(Ladder, "begin", lambda *_: pytest.fail("a rung is chosen anew"))
-    assert train(keys, tmp_path / "parts", resume=True).rung == whole.rung != "as the recipe says"
+    # There is memory enough now, and the plan stays.
+    monkeypatch.setattr(fit.Fit, "__call__", lambda *_: pytest.fail("a plan is chosen anew"))
+    resumed = train(keys, tmp_path / "parts", resume=True)
+    assert resumed.memory_plan == whole.memory_plan != "as the recipe says"
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
     adapters = [(tmp_path / name / "adapter" / "adapter.safetensors").read_bytes() for name in ("whole", "parts")]
     assert adapters[0] == adapters[1]
 
 
-def test_the_rung_is_chosen_by_what_is_free(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_plan_is_chosen_by_what_is_free(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     keys = make_recipe(source, "lora", max_steps=2, memory="auto")
-    needs: dict[Rung, int] = {}
-    find = memory.needed
+    needs: dict[MemoryPlan, int] = {}
+    find = fit.Fit.needed
 
-    def once(loop: Loop, rung: Rung, batch: Any) -> int:
-        if rung not in needs:
-            needs[rung] = find(loop, rung, batch)
-        return needs[rung]
+    def once(self: fit.Fit, passes: Retrying, memory_plan: MemoryPlan, batch: Batch) -> int:
+        if memory_plan not in needs:
+            needs[memory_plan] = find(self, passes, memory_plan, batch)
+        return needs[memory_plan]
 
-    monkeypatch.setattr(memory, "needed", once)
-    monkeypatch.setattr(memory, "peak_memory", lambda device: 0)
+    monkeypatch.setattr(fit.Fit, "needed", once)
+    monkeypatch.setattr(fit, "peak_memory", lambda device: 0)
     seen = []
     for free in (10**12, 0):
         plenty(monkeypatch, free)
-        seen.append(str(train(recipe.load(keys), tmp_path / f"run-{free}").rung))
-    ladder = list(needs)
-    assert seen == [str(ladder[0]), str(ladder[-1])]
-    plenty(monkeypatch, int(needs[ladder[3]] / memory.SPARE) + 2)
+        seen.append(str(train(recipe.load(keys), tmp_path / f"run-{free}").memory_plan))
+    plans = list(needs)
+    assert seen == [str(plans[0]), str(plans[-1])]
+    plenty(monkeypatch, int(needs[plans[3]] / fit.SPARE) + 2)
     told = Told()
     summary = train(recipe.load(keys), tmp_path / "run", observer=told)
-    assert summary.rung == str(next(rung for rung in ladder if needs[rung] <= needs[ladder[3]]))
-    assert any(kind == "notice" and summary.rung in text for kind, text in told.events)
+    assert summary.memory_plan == str(next(one for one in plans if needs[one] <= needs[plans[3]]))
+    assert any(kind == "notice" and str(summary.memory_plan) in text for kind, text in told.events)
 
 
 def test_a_measured_peak_corrects_the_estimate(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The estimate fits exactly; what is measured is higher by as much as the next rung saves, and some more."""
+    """The estimate fits exactly; what is measured is higher by as much as the next plan saves, and some more."""
     keys = make_recipe(source, "lora", max_steps=2, memory="auto")
-    needs = {}
-    monkeypatch.setattr(memory, "needed", lambda loop, rung, batch: needs.setdefault(rung, 10000 - 1000 * len(needs)))
-    monkeypatch.setattr(memory, "_held", lambda device: 0)
-    monkeypatch.setattr(memory, "_states", lambda loop: 0)
+    needs: dict[MemoryPlan, int] = {}
+
+    def needed(self: fit.Fit, passes: Retrying, memory_plan: MemoryPlan, batch: Batch) -> int:
+        return needs.setdefault(memory_plan, 10000 - 1000 * len(needs))
+
+    monkeypatch.setattr(fit.Fit, "needed", needed)
+    monkeypatch.setattr(fit.Fit, "_states", lambda *_: 0)
+    monkeypatch.setattr(fit, "resident_memory", lambda: 0)
     plenty(monkeypatch, 11112)
     peaks = iter((5000, 11500))
-    monkeypatch.setattr(memory, "peak_memory", lambda device: next(peaks))
+    monkeypatch.setattr(fit, "peak_memory", lambda device: next(peaks))
     told = Told()
     summary = train(recipe.load(keys), tmp_path / "run", observer=told)
-    assert summary.rung == str(list(needs)[2])
+    assert summary.memory_plan == str(list(needs)[2])
     assert any("were taken" in str(text) for kind, text in told.events if kind == "notice")
 
 
 def test_the_probe_leaves_the_run_alone(monkeypatch: pytest.MonkeyPatch):
     plenty(monkeypatch)
     loop = make_loop("dylora", memory="auto")
-    loop.ladder = Ladder("auto", rungs(loop.section, loop.model, Batches(rows(), batch_examples=2), CPU))
-    before = {name: value.clone() for name, value in loop.model.state_dict().items()}
+    model = loop.adaptation.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
-    loop.ladder.begin(loop)
+    loop.passes.open()
     assert torch.equal(random, torch.get_rng_state())
-    assert all(torch.equal(value, before[name]) for name, value in loop.model.state_dict().items())
-    assert all(parameter.grad is None for parameter in loop.model.parameters())
-    assert (loop.step, loop.ladder.rung) == (0, Rung())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert isinstance(loop.passes, Retrying)
+    assert (loop.step, loop.passes.plan) == (0, MemoryPlan())
 
 
-def test_the_plan_shows_the_rung(source: Path):
+def test_the_plan_of_a_recipe_shows_that_of_its_memory(source: Path):
     shown = [plan(recipe.load(make_recipe(source, "lora", memory=wanted))) for wanted in (None, "100GB", "1MB")]
-    assert [planned.memory.rung is None for planned in shown] == [True, False, False]
-    assert shown[1].memory.rung == "as the recipe says"
+    assert [planned.memory.memory_plan is None for planned in shown] == [True, False, False]
+    assert shown[1].memory.memory_plan == "as the recipe says"
     assert shown[1].memory.allowed == 100 * 10**9
-    assert "each layer computed again" in str(shown[2].memory.rung)
+    assert "each layer computed again" in str(shown[2].memory.memory_plan)
     assert shown[2].memory.parts["activations"] < shown[1].memory.parts["activations"]
-    assert any("on every rung" in notice for notice in shown[2].notices)
+    assert any("by every memory plan" in notice for notice in shown[2].notices)
 
 
 @pytest.mark.parametrize("value", ["6", "-1GB", "0GB", "6gb", "GB", "6 gigs", "0.1B", ""])

@@ -1,0 +1,24 @@
+"""What a recipe asks of the engine: an arrangement of micro-batches, and an objective."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from peftkit.engine.engine import Arrangement
+from peftkit.objectives import DEFAULT, OBJECTIVES, Objective
+from peftkit.recipe import TrainSection
+from peftkit.recipe.entries import entry
+from peftkit.recipe.section import Entry
+
+
+def arrangement_of(section: TrainSection) -> Arrangement:
+    """Return how micro-batches are to be computed."""
+    return Arrangement(section.packing, section.shared_prefixes, fused=section.fused_elementwise)
+
+
+def objective_of(section: TrainSection, choice: Entry = DEFAULT) -> Objective:
+    """Build the objective that a recipe chooses; options that the section has too are the section's."""
+    name, options = entry(choice)
+    fields = [field.name for field in dataclasses.fields(OBJECTIVES[name])]
+    shared = {key: getattr(section, key) for key in fields if key in TrainSection.model_fields}
+    return OBJECTIVES[name].from_options({**options, **shared})

@@ -1,0 +1,104 @@
+"""What a training step takes, found by running its passes on tensors that hold nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.adaptation import Adaptation
+from peftkit.data.batches import Batch, Batches
+from peftkit.engine.chunked_head import CHUNK
+from peftkit.engine.engine import Arrangement, Engine, possible
+from peftkit.engine.passes import BACKWARD, Plain
+from peftkit.estimation.asked import arrangement_of, objective_of
+from peftkit.estimation.live import Live, without_storage
+from peftkit.layout import Layout
+from peftkit.objectives import Objective
+from peftkit.recipe import TrainSection
+
+LARGEST = 64
+"""So many micro-batches of the most padded tokens are looked at more closely."""
+GAPS = {"cpu": 0.25}
+"""What an allocator holds beyond the tensors of a step, as a part of them, by device: gaps in the heap of a CPU."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step holds in bytes: after its forward pass, and at its peak (`gradients`, `activations`, `temporary`)."""
+
+    activations: int
+    at_peak: dict[str, int]
+    gaps: int = 0
+    """What the allocator is allowed beyond that."""
+
+    def elsewhere(self) -> Step:
+        """Return the step with its activations off the device."""
+        return Step(0, {**self.at_peak, "activations": 0}, self.gaps)
+
+
+def run_step(
+    model: nn.Module,
+    adaptation: Adaptation,
+    batch: Batch,
+    section: TrainSection,
+    device: torch.device,
+    precision: str,
+    passes: int = 1,
+    arrangement: Arrangement | None = None,
+    objective: Objective | None = None,
+) -> Step:
+    """Run `passes` forward and backward passes on a batch as the training loop does, without storage or computing.
+
+    With more than one, the gradients of the first are there in those that follow. Without an `arrangement` it is what
+    the recipe asks for, as far as it shows without running.
+    """
+    lengths = batch.attention_mask.sum(1).tolist()
+    engine = Engine(model, arrangement or possible(arrangement_of(section), model, lengths, adaptation.methods))
+    if bool(batch.attention_mask.all()):
+        # transformers leaves out a mask without padding, and can tell that of a boolean one alone, if it has storage.
+        batch = replace(batch, attention_mask=batch.attention_mask.bool().to(device))
+    packed = engine.pack(batch)
+    moments: list[int] = []
+    training = model.training
+    model.train()
+    with without_storage(model, device) as state, Live(state) as live:
+
+        def phase(name: str, loss: Tensor | None) -> None:
+            if name == BACKWARD:
+                moments.append(len(live.events))
+
+        plain = Plain(engine, objective or objective_of(section), adaptation, device, precision, phase)
+        for _ in range(passes):
+            plain.add_gradients(packed.to(device), max(1, batch.trained))
+        plain.add_penalty()
+        gradients = {live.number(tensor.grad) for tensor in state if tensor.grad is not None}
+    model.train(training)
+    kept = {number: size for number, size in live.alive(moments[-1]).items() if number not in gradients}
+    sizes = {"gradients": 0, "activations": 0, "temporary": 0}
+    for number, size in live.alive(live.highest()).items():
+        kind = "gradients" if number in gradients else "activations" if number in kept else "temporary"
+        sizes[kind] += size
+    return Step(sum(kept.values()), sizes, int(GAPS.get(device.type, 0.0) * sum(sizes.values())))
+
+
+def largest(batches: Batches, model: nn.Module, pad_id: int) -> Batch:
+    """Return the micro-batch of the first epoch that takes most memory.
+
+    Hidden states come with each token and logits with those that are trained on, a chunk of them at a time: which of
+    them weighs more is judged by the sizes of the model.
+    """
+    config: Any = getattr(model, "config").get_text_config()  # noqa: B009
+    hidden = 16 * config.hidden_size * max(1, len(Layout(model).blocks))
+
+    def tokens(indices: Sequence[int]) -> int:
+        return len(indices) * max(batches.lengths[index] for index in indices)
+
+    def weight(batch: Batch) -> int:
+        return batch.tokens * hidden + 3 * min(batch.trained, CHUNK) * config.vocab_size
+
+    first = sorted(batches.plan(0), key=tokens, reverse=True)[:LARGEST]
+    return max((batches.collate(indices, pad_id) for indices in first), key=weight)

@@ -1,0 +1,64 @@
+"""From a recipe's section to the loop over its passes: what the recipe combines is how they are nested, here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from peftkit.adaptation import Adaptation
+from peftkit.data.batches import Batch, Batches
+from peftkit.engine.compiled import Compiled
+from peftkit.engine.engine import Engine
+from peftkit.engine.memory_plan import memory_plans
+from peftkit.engine.passes import Passes, Phase, Plain
+from peftkit.engine.retrying import Retrying
+from peftkit.estimation.asked import objective_of
+from peftkit.estimation.fit import Fit
+from peftkit.estimation.step import largest
+from peftkit.objectives import Objective
+from peftkit.recipe import TrainSection
+from peftkit.recipe.entries import entry
+from peftkit.strategies import STRATEGIES
+from peftkit.training.loop import Loop
+
+
+def make_loop(
+    engine: Engine,
+    adaptation: Adaptation,
+    batches: Batches,
+    section: TrainSection,
+    *,
+    pad_id: int,
+    device: torch.device,
+    precision: str = "fp32",
+    objective: Objective | None = None,
+    notice: Callable[[str], None] = lambda text: None,
+    phase: Phase = lambda name, loss: None,
+) -> Loop:
+    """Build the loop of a run over the passes that its section asks for.
+
+    Without an `objective` it is the default one. `notice` receives what a person should know, `phase` what the passes
+    are at.
+    """
+    plain = Plain(engine, objective or objective_of(section), adaptation, device, precision, phase)
+    name, options = entry(section.strategy)
+    strategy = STRATEGIES[name].from_options(options)
+    return Loop(_nested(plain, batches, section, pad_id, notice), adaptation, batches, section, strategy, pad_id=pad_id)
+
+
+def _nested(
+    plain: Plain, batches: Batches, section: TrainSection, pad_id: int, notice: Callable[[str], None]
+) -> Passes:
+    passes: Passes = plain
+    model = plain.engine.model
+
+    def first() -> Batch:
+        return batches.collate(batches.plan(0)[0], pad_id)
+
+    if section.compile:
+        passes = Compiled(passes, first, notice)
+    if section.memory is not None:
+        plans = memory_plans(model, batches, plain.device, checkpointing=section.gradient_checkpointing)
+        passes = Retrying(passes, plans, Fit(section, lambda: largest(batches, model, pad_id), notice), notice)
+    return passes
