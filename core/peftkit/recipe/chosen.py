@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from peftkit.errors import PeftkitError
+from peftkit.options import schema
 from peftkit.recipe.choices import methods
 from peftkit.recipe.compose import expand_methods
 from peftkit.recipe.describe import words
@@ -73,8 +74,6 @@ def _complete(
     method: type[Method], given: dict[str, Any], options: Node, mistakes: Mistakes, home: str = "method"
 ) -> dict[str, Any]:
     """Return every option of a method; a wrong one is told where it stands, found by trying each alone."""
-    from peftkit.method import schema
-
     meanings = schema(method)["properties"]
     known = {key: value for key, value in given.items() if key in meanings}
     for key in [key for key in given if key not in meanings]:
