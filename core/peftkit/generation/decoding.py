@@ -17,7 +17,7 @@ from peftkit.errors import PeftkitError
 from peftkit.generation.beams import Beams
 from peftkit.generation.cache import ABSENT, Past, RowCache
 from peftkit.generation.settings import Settings
-from peftkit.generation.single import Search, Single, Text
+from peftkit.generation.single import Single, Text
 from peftkit.generation.stopping import Stopping
 from peftkit.generation.whole_cache import WholeCache, keeps_rows
 
@@ -111,7 +111,9 @@ class Waiting:
 class Decoding:
     """The batch: its texts, the cache with their rows, and the prompts that wait."""
 
-    def __init__(self, model: Any, search: Search, stopping: Stopping, threads: Iterable[Thread], batch_size: int):
+    def __init__(
+        self, model: Any, search: Single | Beams, stopping: Stopping, threads: Iterable[Thread], batch_size: int
+    ):
         self.model, self.search, self.stopping, self.batch_size = model, search, stopping, batch_size
         self.device = next(model.parameters()).device
         self.accepted = inspect.signature(model.forward).parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,18 +38,8 @@ class Choice(NamedTuple):
     done: list[bool]
 
 
-class Search(Protocol):
-    """How answers are looked for; a text has `copies` rows of the batch."""
-
-    copies: int
-
-    def advance(self, texts: Sequence[Text], logits: Tensor, ids: Tensor) -> Choice:
-        """Choose by the logits [rows, vocabulary] after the texts' rows `ids` [rows, length], padded on the left."""
-        ...
-
-
 class Single:
-    """Greedy decoding and sampling."""
+    """Greedy decoding and sampling; a text has `copies` rows of the batch."""
 
     copies = 1
 
@@ -57,7 +47,7 @@ class Single:
         self.settings, self.stopping, self.choose = settings, stopping, chooser(settings)
 
     def advance(self, texts: Sequence[Text], logits: Tensor, ids: Tensor) -> Choice:
-        """Take one token more for each text."""
+        """Take one token more for each text by the logits [rows, vocabulary] after its rows `ids` [rows, length]."""
         allowed = without_repeats(logits, ids, texts, self.settings, self.copies)
         chosen = self.choose(allowed, [text.number for text in texts])
         done = []

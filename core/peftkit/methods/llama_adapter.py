@@ -10,9 +10,9 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.layers.prefix import split
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
-from peftkit.methods.p_tuning_v2 import split
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.attention import Attend, AttentionAdapter
 from peftkit.ports.linear import linear

@@ -9,6 +9,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from peftkit.layers.bottleneck import Bottleneck
 from peftkit.layers.gate import Gate
 from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Site
@@ -16,7 +17,6 @@ from peftkit.method import Method
 from peftkit.methods.lora import LoRA
 from peftkit.methods.pfeiffer_adapter import PfeifferAdapter
 from peftkit.methods.prefix_tuning import PrefixTuning, ProjectedPrefix
-from peftkit.methods.serial_adapter import Bottleneck
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.attention import Attend
 from peftkit.ports.linear import linear

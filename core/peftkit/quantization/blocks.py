@@ -31,13 +31,10 @@ class Blockwise(Quantizer):
     double_quant: bool = True
     """Store the scales in 8 bits too."""
 
+    code: ClassVar[tuple[float, ...]]
+    """The 2^bits values by their index."""
     kernel: ClassVar[str | None] = None
     """What bitsandbytes calls the format, where it has it."""
-
-    @staticmethod
-    def code() -> tuple[float, ...]:
-        """Return the 2^bits values by their index."""
-        raise TypeError("a format of a code book gives its values")
 
     def faults(self) -> list[str]:
         fault = f"block_size: found {self.block_size}; allowed: a power of two from 16 to 4096"
@@ -113,12 +110,12 @@ def _quickest(quantizer: Blockwise, device: torch.device, dtype: torch.dtype) ->
 
 
 def _values(cls: type[Blockwise], device: torch.device) -> Tensor:
-    return torch.tensor(cls.code(), dtype=torch.float32, device=device)
+    return torch.tensor(cls.code, dtype=torch.float32, device=device)
 
 
 def _rising(cls: type[Blockwise], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Return the different values in rising order, and the index of each in the code unless that is in order too."""
-    index = {value: position for position, value in reversed(list(enumerate(cls.code())))}
+    index = {value: position for position, value in reversed(list(enumerate(cls.code)))}
     rising = sorted(index)
     places = [index[value] for value in rising]
     order = None if places == list(range(len(places))) else torch.tensor(places, dtype=torch.uint8)

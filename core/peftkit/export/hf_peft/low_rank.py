@@ -11,19 +11,18 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.export.hf_peft.converter import CONVERTERS, PREFIX, Config, Converter, Tensors
-from peftkit.layers.low_rank import LowRank
 from peftkit.layers.triplets import EPSILON, Triplets
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
 from peftkit.methods.adalora import AdaLoRA
 from peftkit.methods.dora import DoRA, row_squares
-from peftkit.methods.dylora import DyLoRA, Truncated
+from peftkit.methods.dylora import DyLoRA
 from peftkit.methods.lora import LoRA
 from peftkit.methods.lora_dropout import LoRADropout
 from peftkit.methods.lora_fa import LoRAFA
 from peftkit.methods.lora_plus import LoRAPlus
-from peftkit.methods.moslora import Mixed, MoSLoRA
-from peftkit.methods.sora import Gated, SoRA
+from peftkit.methods.moslora import MoSLoRA
+from peftkit.methods.sora import SoRA
 from peftkit.quantization.weight import dense, shape
 
 Pair = tuple[Tensor, Tensor]
@@ -38,9 +37,9 @@ MAGNITUDE = ".lora_magnitude_vector"
 
 
 class LowRankConverter(Converter):
-    """Pairs of matrices; a method whose adapters hold more says how one becomes a `pair`, and what a pair lacks.
+    """Pairs of matrices; of a method whose adapters hold more, `lacking` gives what a pair lacks.
 
-    `lacking` gives, for the rank and for the A of each site, the tensors of the method that change nothing.
+    It takes the rank and the A of each site, and returns tensors of the method that change nothing.
     """
 
     names: ClassVar[Mapping[str, str]] = {"lora_A.weight": "A", "lora_B.weight": "B"}
@@ -50,12 +49,11 @@ class LowRankConverter(Converter):
         self,
         method: type[Any],
         peft_type: str | None = None,
-        pair: Callable[[Any], Pair] = LowRank.exported,
         lacking: Callable[[int, Mapping[str, Tensor]], Tensors] = lambda rank, downs: {},
         has_dropout: bool = True,
     ):
         super().__init__(method, peft_type)
-        self.pair, self.lacking, self.has_dropout = pair, lacking, has_dropout
+        self.lacking, self.has_dropout = lacking, has_dropout
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         return super().reads(config) and not config.get("use_dora")
@@ -66,7 +64,7 @@ class LowRankConverter(Converter):
             raise PeftkitError(
                 f"{method.name}: trained biases do not travel to Hugging Face peft: use --format merged."
             )
-        modules = join(method, {key: (*self.pair(adapter), adapter.site) for key, adapter in adapters.items()})
+        modules = join(method, {key: (*adapter.exported(), adapter.site) for key, adapter in adapters.items()})
         ranks = {f"^{re.escape(path)}$": down.shape[0] for path, (down, _) in modules.items()}
         first = next(iter(ranks.values()))
         others = {path: rank for path, rank in ranks.items() if rank != first}
@@ -213,30 +211,14 @@ class TripletsConverter(Converter):
         return method, state
 
 
-def _truncated(adapter: Truncated) -> Pair:
-    """Return the pair at the rank used outside training."""
-    down, up = adapter.cut()
-    return down.detach(), up.detach()
-
-
-def _mixed(adapter: Mixed) -> Pair:
-    """Return the pair with the mixer in A."""
-    return (adapter.M @ adapter.A).detach(), adapter.B.detach() * adapter.scale
-
-
-def _gated(adapter: Gated) -> Pair:
-    """Return the pair with the gates in A."""
-    return adapter.A.detach() * adapter.g.detach()[:, None], adapter.B.detach() * adapter.scale
-
-
 for entry in (
     LowRankConverter(LoRA, "LORA"),
     LowRankConverter(LoRADropout, has_dropout=False),
     LowRankConverter(LoRAFA),
     LowRankConverter(LoRAPlus),
-    LowRankConverter(DyLoRA, None, _truncated, lambda rank, downs: {"shared/width": torch.tensor([rank])}),
-    LowRankConverter(MoSLoRA, None, _mixed, lambda _, downs: {f"{p}/M": torch.eye(len(A)) for p, A in downs.items()}),
-    LowRankConverter(SoRA, None, _gated, lambda _, downs: {f"{p}/g": torch.ones(len(A)) for p, A in downs.items()}),
+    LowRankConverter(DyLoRA, lacking=lambda rank, downs: {"shared/width": torch.tensor([rank])}),
+    LowRankConverter(MoSLoRA, lacking=lambda _, downs: {f"{p}/M": torch.eye(len(A)) for p, A in downs.items()}),
+    LowRankConverter(SoRA, lacking=lambda _, downs: {f"{p}/g": torch.ones(len(A)) for p, A in downs.items()}),
     DecomposedConverter(DoRA, "LORA"),
     TripletsConverter(AdaLoRA, "ADALORA"),
 ):
