@@ -58,7 +58,7 @@ class Blockwise(Quantizer):
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         count = shape[0] * shape[1]
         packed, size = parts["codes"], scales.decode(parts)
-        code = _values(type(self), packed.device)
+        code = torch.tensor(self.code, dtype=torch.float32, device=packed.device)
         if 8 % self.bits:
             values = code[unpack(packed, self.bits, count).long()]
         else:
@@ -107,10 +107,6 @@ def _quickest(quantizer: Blockwise, device: torch.device, dtype: torch.dtype) ->
         ways = {"torch": ours} if operators is None else {"torch": ours, "bitsandbytes": theirs}
         sample = quantizer.encode(torch.randn(kernels.SAMPLE, generator=torch.Generator().manual_seed(0)).to(device))
         return kernels.choose(f"unpacking {quantizer.name}", sample, dtype, ways)
-
-
-def _values(cls: type[Blockwise], device: torch.device) -> Tensor:
-    return torch.tensor(cls.code, dtype=torch.float32, device=device)
 
 
 def _rising(cls: type[Blockwise], device: torch.device) -> tuple[Tensor, Tensor | None]:
