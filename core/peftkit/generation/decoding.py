@@ -72,7 +72,7 @@ def generate(
         for number in same:
             answers[number] = answer
         if on_progress:
-            on_progress(sum(found is not None for found in answers), len(answers))
+            on_progress(sum(answer is not None for answer in answers), len(answers))
 
     converse(model, tokenizer, [single(same) for same in numbers.values()], settings, batch_size=batch_size)
     return [answer for answer in answers if answer is not None]
@@ -220,7 +220,7 @@ class Decoding:
     def _answer(self, slot: int) -> None:
         """Send a thread its answer, and have it wait with its next prompt where it has one."""
         item = self.live[slot]
-        ids = item.text.found
+        ids = item.text.answer
         finished = self.stopping.ended(ids)
         if ids[-1] in self.stopping.ends:
             ids = ids[:-1]

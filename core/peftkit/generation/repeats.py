@@ -18,12 +18,12 @@ def forbid_repeats(scores: Tensor, ids: Tensor, size: int) -> Tensor:
     length = ids.shape[1]
     if length < size:
         return scores
-    found = ids[:, size - 1 :] != ABSENT
+    matches = ids[:, size - 1 :] != ABSENT
     for back in range(1, size):
         # The n-gram that ends in column c matches where each of its first n - 1 tokens equals the last ones of the row.
         last = ids[:, length - back : length - back + 1]
-        found &= (ids[:, size - 1 - back : length - back] == last) & (last != ABSENT)
-    rows, places = found.nonzero(as_tuple=True)
+        matches &= (ids[:, size - 1 - back : length - back] == last) & (last != ABSENT)
+    rows, places = matches.nonzero(as_tuple=True)
     tokens = ids[rows, places + size - 1]
     inside = tokens < scores.shape[1]
     scores = scores.clone()

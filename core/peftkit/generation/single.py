@@ -24,7 +24,7 @@ class Text:
     prompt: list[int]
     made: int = 0
     """Tokens made so far."""
-    found: list[int] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)
     """The answer, once it is there; of a single continuation also on the way."""
     state: Any = None
     """What a search over several continuations keeps of this text."""
@@ -53,8 +53,8 @@ class Single:
         done = []
         for text, token in zip(texts, chosen, strict=True):
             text.made += 1
-            text.found.append(token)
-            done.append(text.made == self.settings.max_new_tokens or self.stopping.ended(text.found))
+            text.answer.append(token)
+            done.append(text.made == self.settings.max_new_tokens or self.stopping.ended(text.answer))
         return Choice(torch.tensor(chosen, device=ids.device), None, done)
 
 

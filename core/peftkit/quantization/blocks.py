@@ -41,7 +41,7 @@ class Blockwise(Quantizer):
         return [] if self.block_size in {2**power for power in range(4, 13)} else [fault]
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        blocks = _blocks(weight.flatten(), self.block_size)
+        blocks = scales.blocks(weight.flatten(), self.block_size)
         largest = scales.largest(blocks)
         rising, order = _rising(type(self), weight.device)
         # A block of zeros has no scale; any gives zeros.
@@ -65,7 +65,7 @@ class Blockwise(Quantizer):
             values = torch.nn.functional.embedding(packed.int(), table(code, self.bits)).flatten()[:count]
         if count % self.block_size == 0:
             return (values.view(-1, self.block_size) * size[:, None]).view(shape)
-        return (_blocks(values, self.block_size) * size[:, None]).flatten()[:count].view(shape)
+        return (scales.blocks(values, self.block_size) * size[:, None]).flatten()[:count].view(shape)
 
     def unpack(
         self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype, fleeting: bool = False
@@ -79,7 +79,7 @@ class Blockwise(Quantizer):
 
     def error_bound(self, weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         rising, _ = _rising(type(self), weight.device)
-        largest = scales.largest(_blocks(weight.float().flatten(), self.block_size))
+        largest = scales.largest(scales.blocks(weight.float().flatten(), self.block_size))
         # Half the widest gap, and what the scale itself lost.
         gap = (rising[1:] - rising[:-1]).max() / 2
         bound = largest * (gap + 1e-6) + (scales.decode(parts) - largest).abs()
@@ -117,11 +117,6 @@ def _rising(cls: type[Blockwise], device: torch.device) -> tuple[Tensor, Tensor 
     order = None if places == list(range(len(places))) else torch.tensor(places, dtype=torch.uint8)
     values = torch.tensor(rising, dtype=torch.float32, device=device)
     return values, None if order is None else order.to(device)
-
-
-def _blocks(values: Tensor, size: int) -> Tensor:
-    missing = -values.numel() % size
-    return torch.cat([values, values.new_zeros(missing)]).view(-1, size) if missing else values.view(-1, size)
 
 
 def normal_float(bits: int) -> tuple[float, ...]:
