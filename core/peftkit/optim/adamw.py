@@ -33,7 +33,7 @@ class AdamW(torch.optim.AdamW):
 
 
 def take_step(
-    parameter: Tensor, moments: Sequence[Tensor], step: Tensor, group: Mapping[str, Any], **kernel: bool
+    parameter: Tensor, moments: Sequence[Tensor], step: Tensor, group: Mapping[str, Any], fused: bool
 ) -> None:
     """Step one tensor of a group along its gradient by torch's function, in place as its two moments and its count."""
     assert parameter.grad is not None
@@ -51,5 +51,5 @@ def take_step(
         weight_decay=group["weight_decay"],
         eps=group["eps"],
         maximize=False,
-        **kernel,
+        fused=fused,
     )

@@ -56,7 +56,7 @@ class AdamW8bit(torch.optim.Optimizer):
                     if "exp_avg_scale" in state:
                         self._update(parameter, state, group)
                     else:
-                        take_step(parameter, [state[key] for key in MOMENTS], state["step"], group, foreach=False)
+                        take_step(parameter, [state[key] for key in MOMENTS], state["step"], group, fused=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state."""
