@@ -95,7 +95,7 @@ class GatedAdapter(PfeifferAdapter):
     default_learning_rate: ClassVar[float] = UniPELT.default_learning_rate
 
     def build(self, site: Site) -> Adapter:
-        return GatedBottleneck(site, self.bottleneck, self.activation)
+        return Bottleneck(site, self.bottleneck, self.activation, gated=True)
 
 
 class GatedPair(LowRank):
@@ -120,15 +120,3 @@ class GatedPrefix(ProjectedPrefix):
         alone = attend(q, k, v, mask)
         gate = self.gate(self.input).unsqueeze(-1).to(alone.dtype)
         return torch.lerp(alone, super().forward(attend, q, k, v, mask), gate)
-
-
-class GatedBottleneck(Bottleneck):
-    """A bottleneck that is multiplied by a gate of the output that both read."""
-
-    def __init__(self, site: Site, size: int, activation: str):
-        super().__init__(site, size, activation)
-        self.gate = Gate(site.outputs)
-
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        y = call(x)
-        return y + self.inner(y) * self.gate(y)
