@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from peftkit.adaptation import Adaptation
 from peftkit.assembly import assemble
-from peftkit.data.encode import Encoded, encode
+from peftkit.data.encode import IGNORED, Encoded, encode
 from peftkit.errors import PeftkitError
 from peftkit.estimation.estimate import Estimate, estimate
 from peftkit.recipe import Recipe
@@ -82,13 +83,8 @@ def plan(recipe: Recipe) -> Plan:
 
 def pieces(row: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
     """Decode an encoded example into runs of text that are trained on or not."""
-    runs: list[tuple[list[int], bool]] = []
-    for token, label in zip(row.ids, row.labels, strict=True):
-        trained = label != -100
-        if not runs or runs[-1][1] != trained:
-            runs.append(([], trained))
-        runs[-1][0].append(token)
-    return [(tokenizer.decode(ids, skip_special_tokens=False), trained) for ids, trained in runs]
+    runs = groupby(zip(row.ids, row.labels, strict=True), key=lambda pair: pair[1] != IGNORED)
+    return [(tokenizer.decode([id for id, _ in run], skip_special_tokens=False), trained) for trained, run in runs]
 
 
 def _matched(adaptation: Adaptation) -> dict[str, tuple[int, str]]:

@@ -36,9 +36,9 @@ def combine_runs(
                 "differ from it now."
             )
         result = combine(base.model, sources, how, rank)
-        told = {"name": base.name, "fingerprint": base.fingerprint, "quantization": base.storage}
+        description = {"name": base.name, "fingerprint": base.fingerprint, "quantization": base.storage}
         origin = {"how": how, "rank": rank, "adapters": [_origin(source) for source in sources]}
-        save_adapter(result.adaptation, folder / "adapter", told, origin=origin)
+        save_adapter(result.adaptation, folder / "adapter", description, origin=origin)
         methods = result.adaptation.described
         chosen = tuple(recipes.MethodChoice(name=method.name, options=method.options()) for method in methods)
         start = recipe.quantization.model_copy(update={"init": None})
