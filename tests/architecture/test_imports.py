@@ -44,7 +44,8 @@ ALLOWED = {
         "optim": "errors quantization registry",
         "strategies": "adaptation data engine errors optim options registry",
         # What a recipe says, and the model that it makes.
-        "recipe": "errors files method objectives optim options quantization registry resources strategies tasks",
+        "recipe": "adaptation errors files method objectives optim options quantization registry resources strategies "
+        "tasks",
         "models": "data errors families files layout quantization recipe tensor_file",
         "assembly": "adaptation data device errors families layout method models quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
