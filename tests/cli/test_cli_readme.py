@@ -88,7 +88,7 @@ EXAMPLES = [
     "temperature",
     "ramp",
     "orthogonal",
-    "even2",
+    "coarse2",
     "capitals",
     "length",
     "sgd",
@@ -100,7 +100,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import output_scale, block_gate, temperature, ramp, orthogonal, even2, capitals, length, sgd, npz
+import output_scale, block_gate, temperature, ramp, orthogonal, coarse2, capitals, length, sgd, npz
 import torch
 from safetensors.torch import save_file
 from peftkit.adaptation import TENSORS, attach
@@ -157,9 +157,9 @@ lora = attach(tiny("llama"), [METHODS["lora"].from_options({"init": "orthogonal"
 A = next(tensor for key, tensor in lora.parameters() if key.endswith("/A"))
 assert torch.allclose(A @ A.T, torch.eye(4), atol=1e-5)
 weight = torch.tensor([[0.9, 0.4, -0.2, -1.0] * 16])
-quantizer = QUANTIZERS["even2"].from_options({"double_quant": False})
+quantizer = QUANTIZERS["coarse2"].from_options({"double_quant": False})
 parts = quantizer.quantize(weight)
-assert torch.allclose(quantizer.decode(parts, (1, 64))[0, :4], torch.tensor([1.0, 1 / 3, -1 / 3, -1.0]))
+assert torch.allclose(quantizer.decode(parts, (1, 64))[0, :4], torch.tensor([1.0, 0.5, 0.0, -1.0]))
 
 data = Path(sys.argv[1]) / "test.csv"
 data.write_text("country,capital\\nPeru,Lima\\n", encoding="utf-8")
