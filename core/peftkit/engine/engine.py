@@ -177,6 +177,8 @@ def refusal(model: nn.Module, lengths: Sequence[int], methods: Sequence[Method] 
         return f"what {drawing[0]} draws goes by the row"
     if not getattr(model, "_supports_attention_backend", False):
         return f"{config.model_type} models compute attention in a way of their own"
+    if {module.is_causal for module in model.modules() if hasattr(module, "is_causal")} == {False}:
+        return f"tokens of this {config.model_type} model attend to those behind them"
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - KINDS)
     if unknown:
         return f"this {config.model_type} model has layers of the kind {', '.join(unknown)}"
