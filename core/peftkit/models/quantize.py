@@ -95,7 +95,7 @@ def replace(model: nn.Module, path: str, quantizer: Quantizer, source: Callable[
     bias = None if module.bias is None else module.bias.detach()
     layer = PackedLinear.of(dense(module).detach(), bias, quantizer, path)
     layer.source = source
-    model.set_submodule(path, layer)
+    model.set_submodule(path, layer.train(module.training))
 
 
 def unpack(model: nn.Module, like: nn.Module) -> list[str]:
