@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +11,10 @@ from peftkit import files
 from peftkit.adaptation import TENSORS
 from peftkit.comparison.entries import Entry
 from peftkit.comparison.runs import EntryRun
-from peftkit.models import folder as folders
 from peftkit.recipe import Recipe
 from peftkit.report.results import ComparedEntry, Comparison, Spread
 from peftkit.tasks import TASKS
+from peftkit.tensor_file import TensorFile
 from peftkit.training import log
 
 WARM = 3
@@ -53,13 +54,14 @@ def _compared(entry: Entry, runs: Sequence[EntryRun]) -> ComparedEntry:
     reports = [run.report or {} for run in done]
     summaries = [files.read_json(run.folder / "summary.json") for run in done]
     logs = [log.read(run.folder / "log.jsonl") for run in done]
+    adapter = TensorFile(done[0].folder / "adapter" / TENSORS)
     losses = [summary["losses"]["validation"] for summary in summaries]
     times = [r["tokens"] / r["tokens_per_s"] for records in logs for r in records[WARM:] if r["tokens_per_s"]]
     return ComparedEntry(
         label=entry.label,
         note=entry.note,
         trainable=summaries[0]["trainable_parameters"],
-        stored=sum(size for _, size in folders.header(done[0].folder / "adapter" / TENSORS).values()),
+        stored=sum(math.prod(adapter.shape(name)) for name in adapter.names),
         scores={
             key: Spread.of([report["scores"][key] for report in reports])
             for key in reports[0]["scores"]
