@@ -103,7 +103,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import output_scale, block_gate, temperature, ramp, orthogonal, coarse2, capitals, length, sgd, npz, focal, sign, encoder
+import output_scale, block_gate, temperature, ramp, orthogonal, coarse2, capitals, length, sgd, npz
+import focal, sign, encoder
 import torch
 from safetensors.torch import save_file
 from peftkit.adaptation import TENSORS, attach
