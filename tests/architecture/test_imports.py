@@ -17,20 +17,20 @@ ALLOWED = {
         "resources": "",
         "__init__": "",
         "versions": "__version__",
-        "options": "errors",
         "registry": "errors",
+        "options": "errors registry",
         "files": "errors",
         "tensor_file": "errors files",
         "plot": "files",
         # Tensors: kernels, packed weights, the places in a model, and what sits there.
         "kernels": "",
-        "quantization": "errors registry",
+        "quantization": "errors options registry",
         "families": "errors registry resources",
         "layout": "errors families quantization",
         "device": "errors layout",
         "ports": "errors kernels layout quantization",
         "layers": "errors kernels layout ports",
-        "method": "errors layout ports registry",
+        "method": "errors layout options ports registry",
         "methods": "errors kernels layers layout method ports quantization registry",
         "adaptation": "__version__ errors files layers layout method methods ports quantization tensor_file",
         "budget": "adaptation errors layout method",
@@ -44,7 +44,8 @@ ALLOWED = {
         "optim": "errors quantization registry",
         "strategies": "adaptation data engine errors optim options registry",
         # What a recipe says, and the model that it makes.
-        "recipe": "errors files method objectives optim options quantization registry resources strategies tasks",
+        "recipe": "adaptation errors files method objectives optim options quantization registry resources strategies "
+        "tasks",
         "models": "data errors families files layout quantization recipe tensor_file",
         "assembly": "adaptation data device errors families layout method models quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.

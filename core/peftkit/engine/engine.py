@@ -23,7 +23,7 @@ from peftkit.engine.head import Head
 from peftkit.engine.outputs import HeadOutputs, WholeOutputs
 from peftkit.engine.packed_batch import PackedBatch
 from peftkit.errors import PeftkitError
-from peftkit.kernels.recompute import Again
+from peftkit.kernels.recompute import Recompute
 from peftkit.method import Method
 from peftkit.ports.attention import along
 from peftkit.ports.shared_input import SharedInput, groups_of, shared
@@ -79,7 +79,7 @@ class Engine:
             yield
 
     @property
-    def recompute(self) -> Again | None:
+    def recompute(self) -> Recompute | None:
         """What makes tensors once more instead of keeping them, where something does."""
         return None if self.fused_modules is None else self.fused_modules.recompute
 
