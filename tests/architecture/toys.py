@@ -337,9 +337,7 @@ class Toy(Blockwise, name="TOY"):
     paper: ClassVar[str] = "none"
     summary: ClassVar[str] = "Coarse, 4 values a block."
 
-    @staticmethod
-    def code() -> tuple[float, ...]:
-        return (-1.0, 0.0, 0.5, 1.0)
+    code: ClassVar[tuple[float, ...]] = (-1.0, 0.0, 0.5, 1.0)
 
     def decode(self, parts, shape: tuple[int, int]) -> Tensor:
         return super().decode(parts, shape)
