@@ -8,6 +8,7 @@ from draw import thorough
 from losses import loss_of, plain_loss
 from storages import stored
 from torch import nn
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from peftkit.adaptation import attach
 from peftkit.data.batches import Batches, collate
@@ -94,6 +95,14 @@ def test_methods_that_draw_by_row_are_not_packed():
     assert "lora-dropout" in notices[0]
     assert possible(Arrangement(), model, [5], lora).flat
     assert not possible(Arrangement(flat=False), model, [5], lora).flat
+
+
+def test_a_model_whose_tokens_see_those_behind_them_is_not_packed():
+    encoder = AutoModelForMaskedLM.from_config(
+        AutoConfig.for_model("bert", hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
+    assert "attend to those behind them" in (refusal(encoder, [10]) or "")
+    assert refusal(tiny("llama"), [10]) is None
 
 
 def test_layers_that_attend_otherwise_are_not_packed():

@@ -14,13 +14,18 @@ from peftkit.engine.engine import Arrangement, Engine
 from peftkit.engine.passes import Plain
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
-from peftkit.objectives import Objective
+from peftkit.objectives import OBJECTIVES, Objective
 from peftkit.recipe import TrainSection
 from peftkit.training.loop import Loop
 from peftkit.training.nesting import make_loop
 
 CPU = torch.device("cpu")
 START = list(range(20, 28))
+
+
+def chosen(name: str) -> Objective:
+    """Build the objective as it comes."""
+    return OBJECTIVES[name]()
 
 
 def rows(trained: bool = True) -> list[Encoded]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import loop, rows
+from runs import chosen, loop, rows
 
-from peftkit.objectives import DEFAULT, OBJECTIVES
+from peftkit.objectives import DEFAULT
 from peftkit.strategies import STRATEGIES, Diverged
 from peftkit.training.loop import Loop
 
@@ -17,8 +17,7 @@ RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
 def started(name: str, rate: float = 1e-3, steps: int = 6) -> Loop:
-    objective = OBJECTIVES[DEFAULT]()
-    return loop(objective, rows(), strategy=name, learning_rate=rate, max_steps=steps, accumulation=2)
+    return loop(chosen(DEFAULT), rows(), strategy=name, learning_rate=rate, max_steps=steps, accumulation=2)
 
 
 @pytest.mark.parametrize("name", NAMES)

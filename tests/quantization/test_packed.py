@@ -26,6 +26,13 @@ NF4 = QuantizationSection(format="nf4", options={"block_size": 16})
 IDS = torch.arange(3, 12)[None]
 
 
+def test_a_packed_layer_trains_when_the_one_in_its_place_did():
+    for training in (False, True):
+        model = tiny("llama").train(training)
+        quantize(model, Quantization(QUANTIZERS["nf4"]()))
+        assert {module.training for module in model.modules()} == {training}
+
+
 def packed(architecture="llama", quantizer=None, **modules):
     model = tiny(architecture)
     quantize(model, Quantization(quantizer or QUANTIZERS["nf4"](), modules))

@@ -1,16 +1,12 @@
-"""A family in a file of its own: an encoder is found by its configuration, loaded, laid out and adapted."""
+"""What no family takes is refused, and a new family leaves those of the others where they are."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 from transformers import AutoConfig, AutoModel
 
-from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
 from peftkit.families import FAMILIES, Family, check, family_of
-from peftkit.layout import Layout
-from peftkit.method import METHODS
 from peftkit.models.load import load
 from peftkit.recipe import ModelSection
 
@@ -47,20 +43,6 @@ def toy(monkeypatch):
 def test_an_encoder_is_refused_until_a_family_takes_it():
     with pytest.raises(PeftkitError, match=r"model\.init\.architecture: bert is not a decoder .*such as llama"):
         load(BERT)
-
-
-def test_it_is_loaded_laid_out_and_adapted(toy):
-    model = load(BERT).module
-    assert family_of(model.config) is toy
-    assert Layout(model).roles() == {"q": 2, "k": 2, "v": 2, "o": 2, "up": 2, "down": 2}
-    ids = torch.arange(3, 9)[None]
-    base = model(input_ids=ids).last_hidden_state.detach()
-    adaptation = attach(model, [METHODS["lora"].from_options({"rank": 2, "targets": ["attention", "mlp"]})])
-    assert torch.equal(model(input_ids=ids).last_hidden_state, base)
-    with torch.no_grad():
-        for parameter in adaptation.parameters():
-            parameter[1].normal_()
-    assert not torch.allclose(model(input_ids=ids).last_hidden_state, base)
 
 
 def test_the_others_keep_their_family(toy):
