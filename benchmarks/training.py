@@ -1,13 +1,15 @@
 """Training beside the usual stack: tokens per second, step time and peak memory at equal losses.
 
 `python benchmarks/training.py [--profiles e2e,coqa] [--methods lora,dora] [--sizes 60m] [--precision fp32,bf16]`; a
-list may be `all`. `--goals` measures the work that has goals and prints them beside what was reached. The sides:
+list may be `all`. `--goals` measures the work that has goals and prints them beside what was reached.
+`--ablate` measures what each part of the engine is worth: ours with one part after another switched off, beside the
+whole (`ablation.py`). The sides:
 
 - `ours`: the training loop of peftkit as a run has it;
 - `trainer`: Hugging Face peft with transformers' Trainer and a collator that pads, as a user gets it ("usual");
 - `bare`: a plain loop over Hugging Face peft;
 - `trl`, `unsloth`: where they are installed;
-- `ours-compiled`: ours with `train.compile`, once the blocks are compiled;
+- `ours-…`: ours without one part of the engine (`sides.PARTS`); `ours-compiled` with `train.compile`, compiled before;
 - `own lora`: our LoRA on all linear layers beside another method of ours.
 
 All have the same weights of the model and of the adapter, the same batches in the same order, the same optimizer and
@@ -34,12 +36,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import ablation
 import torch
 from cases import SIZES, TECHNIQUES, Case
 from gates import Found, Memory, Rate, time_turns, weigh_sides
 from goals import CPU_GOALS, GPU_GOALS, WORDS, Cell, Goal
 from profiles import PROFILES
-from sides import SIDES, available
+from sides import PARTS, SIDES, available
 
 from peftkit.errors import PeftkitError, unknown
 
@@ -71,6 +74,8 @@ class Row:
     """Times the limit."""
     own_lora: float | None
     """The step's time against that of our own LoRA."""
+    slower: float | None = None
+    """The step's time against that of ours."""
     whole: int | None = None
     above: int | None = None
     whole_ratio: float | None = None
@@ -195,6 +200,7 @@ def table(
             speed=ratio(usual, taken) if usual else None,
             limit=ratio(taken, least),
             own_lora=ratio(taken, own.seconds) if own and side in ("ours", "own lora") else None,
+            slower=ratio(taken, found[sides.index("ours")].seconds) if "ours" in sides else None,
             loss=report.losses[-1],
         )
         if peak:
@@ -222,7 +228,7 @@ def print_rows(rows: Sequence[Row]) -> None:
         "ratio",
         "above MiB",
     )
-    print("".join(f"{head:>{12 if number else 9}}" for number, head in enumerate((*heads, "ratio"))))
+    print("".join(f"{head:>{12 if number else 13}}" for number, head in enumerate((*heads, "ratio"))))
     for row in rows:
         sizes = [None if size is None else size / MEBI for size in (row.whole, row.above)]
         cells = (
@@ -238,7 +244,7 @@ def print_rows(rows: Sequence[Row]) -> None:
             (row.memory, ".2f"),
         )
         print(
-            f"{row.side:>9}" + "".join(f"{'-' if v is None else format(v, form):>12}" for v, form in cells), flush=True
+            f"{row.side:>13}" + "".join(f"{'-' if v is None else format(v, form):>12}" for v, form in cells), flush=True
         )
 
 
@@ -297,6 +303,7 @@ def arguments(command: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--goals", action="store_true", help="measure what has goals, of the sizes and precisions given"
     )
+    parser.add_argument("--ablate", action="store_true", help="measure ours without each part, instead of --sides")
     parser.add_argument("--rounds", type=int, default=7, help="timed turns of each side")
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps of a turn")
     parser.add_argument("--rows", type=int, help="rows of a batch instead of the profile's")
@@ -312,6 +319,7 @@ def arguments(command: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="measure time alone")
     parser.add_argument("--csv", type=Path, help="a file to write the table to")
     given = parser.parse_args(command)
+    given.sides = ",".join(("ours", *PARTS)) if given.ablate else given.sides
     given.wall = given.device != "cpu" if given.wall is None else given.wall
     if min(given.rounds, given.steps, given.threads, given.rows or 1) < 1:
         parser.error("--rounds, --steps, --threads and --rows are at least 1.")
@@ -386,6 +394,8 @@ def main(command: Sequence[str] | None = None) -> int:
         return 2
     rows, failed = measure_all(cells, given)
     print_turns(rows)
+    if given.ablate:
+        ablation.show(rows)
     if given.goals:
         print_goals(rows, goals_of(given))
     if given.csv and rows:
