@@ -14,10 +14,11 @@ from peftkit.estimation.step import largest, run_step
 from peftkit.profiling import measure, owners
 from peftkit.profiling.owners import LOSS
 from peftkit.profiling.saved import Saved
+from peftkit.profiling.times import Ranges
 from peftkit.recipe import load
 from peftkit.training.preparation import Prepared, prepare
 
-FLOAT, PHASES = 4, measure.Phases()
+FLOAT, RANGES = 4, Ranges()
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def prepared(folder: Path, method: Any = "lora", **train: Any) -> Prepared:
     """Set up a run of a two-layer model of width 16, whose feed-forward blocks are as narrow."""
     recipe = make_recipe(folder, method, **train)
     recipe["model"]["init"] |= {"intermediate_size": 16, "attention_dropout": 0.0}
-    return prepare(load(recipe), phase=PHASES)
+    return prepare(load(recipe), phase=RANGES)
 
 
 class _Hoard(torch.autograd.Function):
@@ -64,7 +65,7 @@ def test_a_planted_module_that_keeps_a_wide_tensor_is_the_largest_owner(folder, 
     model: Any = run.loop.adaptation.model
     for layer in model.model.layers:
         layer.mlp = Hoarder(layer.mlp)
-    found = measure.profile_loop(run, PHASES, steps=1)
+    found = measure.profile_loop(run, RANGES, steps=1)
     each = found.batch["computed_tokens"] * 8 * 16 * FLOAT
     kind = measure.by_saved(found.kinds())[0]
     assert (kind.label, kind.name, kind.modules, kind.saved) == ("Hoarder (mlp)", "model.layers.*.mlp", 2, 2 * each)
@@ -76,7 +77,7 @@ def test_a_planted_module_that_keeps_a_wide_tensor_is_the_largest_owner(folder, 
 
 
 def test_without_the_plant_no_module_of_that_kind_is_named(folder):
-    found = measure.profile_loop(prepared(folder, {"lora": {"targets": ["q", "v"]}}), PHASES, steps=1)
+    found = measure.profile_loop(prepared(folder, {"lora": {"targets": ["q", "v"]}}), RANGES, steps=1)
     assert all("Hoarder" not in row.label for row in found.paths)
     assert found.saved == sum(row.saved for row in found.kinds())
     root = next(row for row in found.paths if row.name == owners.WHOLE)
@@ -151,6 +152,6 @@ def test_hooks_are_gone_afterwards(folder):
         return [key for module in modules for key in (*module._forward_hooks, *module._forward_pre_hooks)]
 
     before = hooks()
-    measure.profile_loop(run, PHASES, steps=1)
-    assert PHASES.spans is None
+    measure.profile_loop(run, RANGES, steps=1)
+    assert RANGES._open == []
     assert hooks() == before

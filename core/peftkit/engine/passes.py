@@ -24,8 +24,8 @@ from peftkit.objectives import Loss, Objective
 
 PACK, FORWARD, BACKWARD, REST = "layout", "forward", "backward", "update"
 """What a pass over a micro-batch does, in its order; `rest` is whatever follows."""
-Phase = Callable[[str, Tensor | None], None]
-"""Hears which of them begins, and of the backward pass the loss that it starts from."""
+Phase = Callable[[str], None]
+"""Hears which of them begins."""
 ADVICE = (
     "lower train.batch_tokens (and raise train.accumulation), lower train.max_length, set "
     "train.gradient_checkpointing=true, or set train.memory=auto, which does as much of that as it takes"
@@ -107,7 +107,7 @@ class Plain:
         adaptation: Adaptation,
         device: torch.device,
         precision: str = "fp32",
-        phase: Phase = lambda name, loss: None,
+        phase: Phase = lambda name: None,
     ):
         self.plain = self
         self.engine, self.objective, self.adaptation = engine, objective, adaptation
@@ -131,7 +131,7 @@ class Plain:
         self._train(True)
         try:
             for batch in batches:
-                self.phase(PACK, None)
+                self.phase(PACK)
                 packed = self.engine.pack(batch)
                 counted.append(counts(batch, packed))
                 losses.append(self.add_gradients(packed.to(self.device), normaliser))
@@ -147,11 +147,11 @@ class Plain:
     def add_gradients(self, packed: PackedBatch, normaliser: int) -> Loss:
         """Add the gradients of one micro-batch, packed and on the device; returns its loss without the graph."""
         with self.engine.running(packed):
-            self.phase(FORWARD, None)
+            self.phase(FORWARD)
             loss = self.loss(packed)
-            self.phase(BACKWARD, loss.sum)
+            self.phase(BACKWARD)
             (loss.sum / normaliser).backward()
-            self.phase(REST, None)
+            self.phase(REST)
         self.engine.forget()
         return loss._replace(sum=loss.sum.detach())
 

@@ -58,7 +58,7 @@ def prepare(
     base: Assembled | None = None,
     name: str = "default",
     notice: Callable[[str], None] = lambda text: None,
-    phase: Phase = lambda name, loss: None,
+    phase: Phase = lambda name: None,
 ) -> Prepared:
     """Assemble the model, read the data and build the loop; every fault is a PeftkitError.
 
