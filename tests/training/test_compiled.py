@@ -18,7 +18,9 @@ from peftkit.data.encode import Encoded, insert
 from peftkit.engine import compiled
 from peftkit.engine.compiled import Compiled
 from peftkit.engine.engine import Arrangement, choose
+from peftkit.engine.memory_plan import MemoryPlan
 from peftkit.engine.passes import Plain
+from peftkit.engine.retrying import Retrying
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
@@ -36,7 +38,7 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-class Told(Silent):
+class Notices(Silent):
     """Keeps the notices of a run."""
 
     def __init__(self) -> None:
@@ -191,22 +193,49 @@ def test_a_run_goes_on_without_a_compiler(source, tmp_path, monkeypatch: pytest.
     monkeypatch.setattr(compiled, "COMPILER", {"backend": fail})
     plain = recipe.load(make_recipe(source, "lora", max_steps=4))
     asked = recipe.load(make_recipe(source, "lora", max_steps=4, compile=True))
-    observer = Told()
+    observer = Notices()
     found = train(asked, tmp_path / "asked", observer=observer)
     assert found.losses == train(plain, tmp_path / "plain").losses
     assert sum("cannot be compiled" in text for text in observer.notices) == 1
 
 
+@pytest.mark.parametrize("backend", [TRACED, thorough(compiled.COMPILER)], ids=["traced", "inductor"])
+@pytest.mark.parametrize("recomputed", ["nothing", "mlps", "layers"])
+def test_what_is_split_and_recomputed_is_compiled_too(backend, recomputed, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiled, "COMPILER", backend)
+    expected = losses(built("lora", 1, targets=("q",)), 4)
+    loop = built("lora", 1, targets=("q",))
+    plan, notices = MemoryPlan(64, recomputed), []
+    inner = Compiled(
+        loop.passes, lambda: plan.pieces(loop.batches.collate(loop.batches.plan(0)[0], 0))[0], notices.append
+    )
+    loop.passes = Retrying(inner, [plan], lambda passes: passes.take(plan), notices.append)
+    loop.passes.open()
+    assert losses(loop, 4) == pytest.approx(expected, rel=1e-5)
+    assert len(notices) == 1
+    assert inner.blocks, "the compiler was given up"
+
+
+@pytest.mark.parametrize("keys", [{"memory": "auto"}, {"gradient_checkpointing": True}])
+def test_a_recipe_may_ask_for_both(source, tmp_path, keys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiled, "COMPILER", TRACED)
+    plain = recipe.load(make_recipe(source, "lora", max_steps=4))
+    asked = recipe.load(make_recipe(source, "lora", max_steps=4, compile=True, **keys))
+    observer = Notices()
+    result = train(asked, tmp_path / "asked", observer=observer)
+    assert result.losses == pytest.approx(train(plain, tmp_path / "plain").losses, rel=1e-5)
+    assert sum("blocks compiled in" in text for text in observer.notices) == 1
+    assert not any("cannot be compiled" in text for text in observer.notices)
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"memory": "auto"}, "found compile true and memory 'auto'; allowed: one of them"),
-        ({"gradient_checkpointing": True}, "found compile true and gradient_checkpointing true; allowed: one of them"),
         ({"cuda_graphs": True}, "found cuda_graphs true; allowed: leave it out"),
         ({"compile": "auto"}, "train.compile: found .auto. .text.; allowed: true, false"),
     ],
 )
-def test_a_recipe_that_asks_for_both_is_refused(source, keys, told):
+def test_keys_of_earlier_versions_are_refused(source, keys, told):
     with pytest.raises(PeftkitError, match=told):
         recipe.load(make_recipe(source, "lora", **{"compile": True, **keys}))
 
