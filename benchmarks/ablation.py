@@ -30,9 +30,9 @@ def show(rows: Sequence[Measured]) -> None:
     print(f"\nWithout a part, step time and memory above the model as ratios to ours: {', '.join(work)}")
     for side, part in PARTS.items():
         pairs = {_work(row): (row.slower, _ratio(row.above, above.get(_work(row)))) for row in rows if row.side == side}
-        told = "".join(f"{_cell(*pairs.get(one, (None, None))):>16}" for one in work)
+        cells = "".join(f"{_cell(*pairs.get(one, (None, None))):>16}" for one in work)
         ratios = [ratio for pair in pairs.values() for ratio in pair if ratio is not None]
-        print(f"{side:<14}{part:<42}{told}{'  below 3 %' if ratios and max(ratios) < LEAST else ''}", flush=True)
+        print(f"{side:<14}{part:<42}{cells}{'  below 3 %' if ratios and max(ratios) < LEAST else ''}", flush=True)
 
 
 def _work(row: Measured) -> str:

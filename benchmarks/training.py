@@ -15,7 +15,7 @@ whole (`ablation.py`). The sides:
 All have the same weights of the model and of the adapter, the same batches in the same order, the same optimizer and
 rate. Every step's loss, and the norm of its gradient before clipping, have to agree with the Trainer's within the
 tolerance that is printed, else the benchmark ends with an error. Each side is a process; they take turns, and medians
-over the turns are told, ratios as medians of the ratios within a turn. On a CPU the time is what one thread spends on
+over the turns are shown, ratios as medians of the ratios within a turn. On a CPU the time is what one thread spends on
 the processor, so that other work disturbs it little; `--wall --threads N` takes the clock, as on a GPU.
 
 Memory is measured apart on a CPU (`gates.py`): `whole` is the peak of the process, and `above` what came on top of the
@@ -39,7 +39,7 @@ from pathlib import Path
 import ablation
 import torch
 from cases import SIZES, TECHNIQUES, Case
-from gates import Found, Memory, Rate, time_turns, weigh_sides
+from gates import Memory, Rate, Report, time_turns, weigh_sides
 from goals import CPU_GOALS, GPU_GOALS, WORDS, Cell, Goal
 from profiles import PROFILES
 from sides import PARTS, SIDES, available
@@ -53,7 +53,7 @@ TOLERANCES = {"fp32": (1e-5, 1e-3), "bf16": (5e-3, 5e-2)}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 MEBI = 2**20
 ROWS_OF_RATE = {"cpu": 512, "cuda": 8192}
-"""Rows of the product whose rate the limit is told by."""
+"""Rows of the product whose rate the limit is measured by."""
 
 
 @dataclass
@@ -107,11 +107,11 @@ def cases_of(cell: Cell, given: argparse.Namespace) -> list[Case]:
     return cases if alone else [*cases, replace(case, method=OWN)]
 
 
-def agree(cases: Sequence[Case], found: Sequence[Found]) -> str:
+def agree(cases: Sequence[Case], reports: Sequence[Report]) -> str:
     """Compare what the sides of one method report with the first of them that is not ours; say how near they are."""
     method, precision = cases[0].method, cases[0].precision
     bounds = TOLERANCES[precision]
-    mine = [(case, report) for case, report in zip(cases, found, strict=True) if case.method == method]
+    mine = [(case, report) for case, report in zip(cases, reports, strict=True) if case.method == method]
     reference = next((report for case, report in mine if case.side != "ours"), None)
     if reference is None:
         return "one side alone: no losses are compared"
@@ -157,16 +157,16 @@ def measure(cell: Cell, given: argparse.Namespace) -> list[Row]:
     size = SIZES[cell.size]
     dtype = DTYPES[cell.precision]
     rate = Rate(ROWS_OF_RATE[given.device.partition(":")[0]], size.width, size.inner, dtype, given.device, given.wall)
-    found = time_turns(cases, given.rounds, given.steps, given.wall, given.threads, rate.measure)
-    told = agree(cases, found)
-    peaks: Sequence[Memory | None] = [report.memory for report in found]
+    reports = time_turns(cases, given.rounds, given.steps, given.wall, given.threads, rate.measure)
+    agreement = agree(cases, reports)
+    peaks: Sequence[Memory | None] = [report.memory for report in reports]
     if given.device == "cpu" and not given.no_memory:
         peaks = weigh_sides(cases, given.threads)
-    rows = table(cell, cases, found, peaks, given.steps, rate.median)
+    rows = table(cell, cases, reports, peaks, given.steps, rate.median)
     print(
         f"\n{cell.size} {cell.profile} {cell.method} {cell.precision}, batch {cases[0].rows}, {cases[0].dtype} weights"
     )
-    print(f"{told}; {rate.median / 1e9:.1f} GFLOP/s in {dtype}")
+    print(f"{agreement}; {rate.median / 1e9:.1f} GFLOP/s in {dtype}")
     print_rows(rows)
     return rows
 
@@ -174,7 +174,7 @@ def measure(cell: Cell, given: argparse.Namespace) -> list[Row]:
 def table(
     cell: Cell,
     cases: Sequence[Case],
-    found: Sequence[Found],
+    reports: Sequence[Report],
     peaks: Sequence[Memory | None],
     steps: int,
     rate: float,
@@ -185,11 +185,11 @@ def table(
     trained = [statistics.fmean(work.trained(batch) for batch in range(turn, turn + steps)) for turn in turns]
     tokens = [statistics.fmean(work.tokens(batch) for batch in range(turn, turn + steps)) for turn in turns]
     sides = ["own lora" if case.method != cell.method else case.side for case in cases]
-    usual = found[sides.index(USUAL)].seconds if USUAL in sides else None
+    usual = reports[sides.index(USUAL)].seconds if USUAL in sides else None
     usual_peak = peaks[sides.index(USUAL)] if USUAL in sides else None
-    own = found[sides.index("own lora" if "own lora" in sides else "ours")] if "ours" in sides else None
+    own = reports[sides.index("own lora" if "own lora" in sides else "ours")] if "ours" in sides else None
     rows = []
-    for side, report, peak in zip(sides, found, peaks, strict=True):
+    for side, report, peak in zip(sides, reports, peaks, strict=True):
         taken = report.seconds
         row = Row(
             **asdict(cell),
@@ -200,7 +200,7 @@ def table(
             speed=ratio(usual, taken) if usual else None,
             limit=ratio(taken, least),
             own_lora=ratio(taken, own.seconds) if own and side in ("ours", "own lora") else None,
-            slower=ratio(taken, found[sides.index("ours")].seconds) if "ours" in sides else None,
+            slower=ratio(taken, reports[sides.index("ours")].seconds) if "ours" in sides else None,
             loss=report.losses[-1],
         )
         if peak:
@@ -257,16 +257,16 @@ def print_goals(rows: Sequence[Row], goals: Sequence[Goal]) -> None:
         value = None if row is None else getattr(row, goal.figure)
         work = f"{cell.size} {cell.profile} {cell.method} {cell.precision}"
         bound = f"{'≥' if goal.least else '≤'} {goal.bound:g}"
-        told = "-" if value is None else f"{value:.2f}"
+        reached = "-" if value is None else f"{value:.2f}"
         verdict = "" if value is None else "  yes" if goal.reached(value) else "  no"
-        print(f"{work:<34}{WORDS[goal.figure]:<50}{bound:>8}{told:>9}{verdict}")
+        print(f"{work:<34}{WORDS[goal.figure]:<50}{bound:>8}{reached:>9}{verdict}")
 
 
 def print_turns(rows: Sequence[Row]) -> None:
     """Print how CoQA turn by turn compares with whole conversations, where both were measured."""
-    found = {(row.size, row.method, row.precision, row.profile, row.side): row.trained_per_s for row in rows}
-    for (*work, profile, side), speed in found.items():
-        chat = found.get((*work, "coqa-chat", USUAL))
+    speeds = {(row.size, row.method, row.precision, row.profile, row.side): row.trained_per_s for row in rows}
+    for (*work, profile, side), speed in speeds.items():
+        chat = speeds.get((*work, "coqa-chat", USUAL))
         if profile in ("coqa", "coqa-chat") and side in ("ours", USUAL) and chat:
             times = f"{speed / chat:.2f} x the tokens/s of coqa-chat with {USUAL}"
             print(f"{' '.join(work)}: {profile} with {side} trains {times}")
@@ -332,8 +332,8 @@ def machine(device: str) -> str:
     """Name the kind of GPU or processor."""
     if device != "cpu":
         return torch.cuda.get_device_name()
-    found = Path("/proc/cpuinfo")
-    lines = found.read_text().splitlines() if found.exists() else []
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     kind = " with AMX" if any("amx_bf16" in line for line in lines) else ""
     return (named[0] if named else platform.machine()) + kind
@@ -364,7 +364,7 @@ def cells_of(given: argparse.Namespace) -> list[Cell]:
 
 
 def measure_all(cells: Sequence[Cell], given: argparse.Namespace) -> tuple[list[Row], bool]:
-    """Return the rows of all cells, and whether a cell failed, which is told of and leaves the others running."""
+    """Return the rows of all cells, and whether a cell failed, which is reported and leaves the others running."""
     rows: list[Row] = []
     failed = False
     for cell in cells:

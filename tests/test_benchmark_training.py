@@ -69,7 +69,7 @@ def test_the_sides_train_the_same(benchmark, method):
 def test_another_loss_or_gradient_is_an_error(benchmark, figure, what):
     one = case(benchmark, "lora")
     other = benchmark["gates"].replace(one, side="trainer")
-    mine, usual = (benchmark["gates"].Found([], [5.0, 4.0], [1.0, 1.0]) for _ in range(2))
+    mine, usual = (benchmark["gates"].Report([], [5.0, 4.0], [1.0, 1.0]) for _ in range(2))
     assert "0.0e+00" in benchmark["training"].agree([one, other], [mine, usual])
     getattr(mine, figure)[1] *= 1.01
     with pytest.raises(PeftkitError, match=rf"{what} of ours.*do not train the same"):

@@ -396,20 +396,10 @@ def test_another_rotation_keeps_its_own_code(monkeypatch: pytest.MonkeyPatch):
 def test_an_activation_that_hooks_hear_of_runs_as_it_does():
     model = tiny("llama").requires_grad_(False)
     found = FusedModules(model)
-    with watched(model, Quiet()):
+    with watched(model, lambda path: None, lambda: None):
         assert replaced(model, found) == NORMS | MLPS, "watching changes what is watched"
     model.model.layers[0].mlp.act_fn.register_forward_hook(lambda module, args, output: output * 2)
     assert replaced(model, found) == NORMS | (MLPS - {"model.layers.0.mlp"})
-
-
-class Quiet:
-    """A watcher that does nothing."""
-
-    def enter(self, path: str) -> None:
-        """Do nothing."""
-
-    def leave(self) -> None:
-        """Do nothing."""
 
 
 @pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(approximate="tanh"), nn.ReLU(), nn.Tanh()])

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from peftkit.engine.passes import BACKWARD, FORWARD, REST
 from peftkit.profiling.measure import Profile, Row, rows
-from peftkit.profiling.owners import LOSS, WHOLE, Owner, watched
+from peftkit.profiling.owners import LOSS, WHOLE, watched
 from peftkit.profiling.report import write
 from peftkit.profiling.times import DATA, NODE, PHASES, Ranges, Times, times
 
@@ -58,7 +58,10 @@ def measured(model: nn.Module) -> tuple[torch.profiler.profile, Times, dict[str,
     """Run a forward and a backward pass and return what was recorded, and the row of each module."""
     ranges = Ranges()
     x = torch.ones(2, requires_grad=True)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded, watched(model, ranges):
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded,
+        watched(model, ranges.enter, ranges.leave),
+    ):
         ranges.enter(DATA)
         ranges(FORWARD)
         loss = _Slow.apply(model(x), 0.5, 0.25).sum()
@@ -66,8 +69,7 @@ def measured(model: nn.Module) -> tuple[torch.profiler.profile, Times, dict[str,
         loss.backward()
         ranges(REST)
         ranges.leave()
-    modules = [(path or WHOLE, type(module).__name__) for path, module in model.named_modules()]
-    owned = {LOSS: Owner(LOSS, "loss"), **{path: Owner(path, label) for path, label in modules}}
+    owned = {LOSS: "loss", **{path or WHOLE: type(module).__name__ for path, module in model.named_modules()}}
     taken = times(recorded.events() or (), ranges, owned)
     return recorded, taken, {row.name: row for row in rows(owned, taken, {}, 1)}
 

@@ -15,7 +15,7 @@ from peftkit.data.batches import Batch
 from peftkit.engine.counts import counts
 from peftkit.engine.passes import BACKWARD, FORWARD, Plain
 from peftkit.estimation.step import largest
-from peftkit.profiling.owners import Owner, ancestors, owners, place, watched
+from peftkit.profiling.owners import ancestors, owners, place, watched
 from peftkit.profiling.saved import Saved
 from peftkit.profiling.times import DATA, Ranges, Times, times
 from peftkit.recipe import Recipe
@@ -46,16 +46,9 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values; times in seconds a step, sizes in bytes."""
-        return {
-            "name": self.name,
-            "label": self.label,
-            "modules": self.modules,
-            "forward_s": self.forward,
-            "backward_s": self.backward,
-            "total_s": self.total,
-            "saved_bytes": self.saved,
-            "total_saved_bytes": self.total_saved,
-        }
+        plain = {"name": self.name, "label": self.label, "modules": self.modules}
+        seconds = {f"{key}_s": getattr(self, key) for key in ("forward", "backward", "total")}
+        return {**plain, **seconds, "saved_bytes": self.saved, "total_saved_bytes": self.total_saved}
 
 
 @dataclass
@@ -155,7 +148,7 @@ def profile_loop(prepared: Prepared, ranges: Ranges, steps: int = 3) -> Profile:
         seconds.append(time.perf_counter() - began)
     cuda = loop.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with torch.profiler.profile(activities=activities) as recorded, watched(model, ranges):
+    with torch.profiler.profile(activities=activities) as recorded, watched(model, ranges.enter, ranges.leave):
         for _ in range(steps):
             ranges.enter(DATA)
             loop.run_step()
@@ -171,9 +164,7 @@ def profile_loop(prepared: Prepared, ranges: Ranges, steps: int = 3) -> Profile:
             "precision": plain.precision,
         },
         batch={
-            "rows": batch.examples,
-            "tokens": batch.tokens,
-            "trained_tokens": batch.trained,
+            **{"rows": batch.examples, "tokens": batch.tokens, "trained_tokens": batch.trained},
             "computed_tokens": computed,
         },
         steps=steps,
@@ -197,9 +188,9 @@ def saved_by(plain: Plain, batch: Batch) -> tuple[dict[str, int], int]:
     return sizes, counts(batch, packed).computed
 
 
-def rows(owned: Mapping[str, Owner], taken: Times, sizes: Mapping[str, int], steps: int) -> list[Row]:
+def rows(owned: Mapping[str, str], taken: Times, sizes: Mapping[str, int], steps: int) -> list[Row]:
     """Make a row of each owner that ran or saved, and of those around it, in the order of the model."""
-    made = {path: Row(path, owner.label) for path, owner in owned.items()}
+    made = {path: Row(path, label) for path, label in owned.items()}
     for path, row in made.items():
         row.forward, row.backward = (taken.own.get((path, phase), 0.0) / steps for phase in (FORWARD, BACKWARD))
         row.saved = sizes.get(path, 0)

@@ -10,8 +10,7 @@ import bisect
 import threading
 from collections import defaultdict
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.profiler import record_function
@@ -64,8 +63,7 @@ class Ranges:
             self._marks.append((torch.autograd._get_sequence_nr(), LOSS if name in PHASES else name))
 
 
-@dataclass(frozen=True)
-class Times:
+class Times(NamedTuple):
     """Seconds of all watched steps."""
 
     phases: dict[str, float]
