@@ -61,13 +61,13 @@ def passes(model: nn.Module, adaptation: Any, fused: bool, *, backward: bool = T
     with engine.running(packed):
         loss = loss_of(engine, packed)
         wanted = [parameter for _, parameter in adaptation.parameters()]
-        found = torch.autograd.grad(loss, wanted, allow_unused=True) if backward else []
-    return loss.detach(), [torch.zeros(()) if gradient is None else gradient for gradient in found]
+        result = torch.autograd.grad(loss, wanted, allow_unused=True) if backward else []
+    return loss.detach(), [torch.zeros(()) if gradient is None else gradient for gradient in result]
 
 
-def replaced(model: nn.Module, found: FusedModules) -> set[str]:
+def replaced(model: nn.Module, result: FusedModules) -> set[str]:
     """Return the paths of the modules that run otherwise while something stands in."""
-    with found.running():
+    with result.running():
         return {path for path, module in model.named_modules() if "forward" in module.__dict__}
 
 
@@ -92,8 +92,8 @@ def test_bf16_is_as_near_to_fp64_as_the_models_own_code():
     exact = passes(*adapted(dtype=torch.float64), False)
     far = []
     for fused in (False, True):
-        found = passes(*adapted(dtype=torch.bfloat16), fused)[1]
-        pairs = zip(found, exact[1], strict=True)
+        result = passes(*adapted(dtype=torch.bfloat16), fused)[1]
+        pairs = zip(result, exact[1], strict=True)
         far.append(sum(((one.double() - two).norm() / two.norm()).item() for one, two in pairs))
     assert far[1] < 1.1 * far[0]
 
@@ -123,18 +123,18 @@ def test_what_is_made_again_is_cast_as_it_was():
     draw = torch.Generator().manual_seed(1)
     mix = torch.randn(8, 8, generator=draw)
     gate, up = (torch.randn(3, 8, generator=draw).requires_grad_() for _ in range(2))
-    again, found = Again(), []
-    with again.running():
-        for function in (lambda: (gate @ mix) * up, lambda: gated(again, gate, up, lambda x: x @ mix)):
+    second, result = Again(), []
+    with second.running():
+        for function in (lambda: (gate @ mix) * up, lambda: gated(second, gate, up, lambda x: x @ mix)):
             with torch.autocast("cpu", torch.bfloat16):
                 assert (gate @ mix).dtype == torch.bfloat16
                 y = function()
                 loss = (y * y).sum()
-            found.append((y.detach(), *torch.autograd.grad(loss, (gate, up))))
-    for own, mine in zip(*found, strict=True):
+            result.append((y.detach(), *torch.autograd.grad(loss, (gate, up))))
+    for own, mine in zip(*result, strict=True):
         assert own.dtype == mine.dtype
         assert (own - mine).norm() <= 1e-2 * own.norm()
-    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(result[0][0], result[1][0])
 
 
 def test_readers_that_follow_each_other_share_what_is_made():
@@ -144,41 +144,41 @@ def test_readers_that_follow_each_other_share_what_is_made():
         made.append(x)
         return x * 2
 
-    again = Again()
+    second = Again()
     x = torch.arange(6.0).view(2, 3)
-    with again.running():
+    with second.running():
         y, z = x * 2, x * 2
         for one in (y, z):
-            again.remember(one, double, x)
-        kept = [again.pack(tensor) for tensor in (y, y.T, z, y[1:])]
+            second.remember(one, double, x)
+        kept = [second.pack(tensor) for tensor in (y, y.T, z, y[1:])]
         expected = [y, y.T, z, y[1:]]
         assert all(saved.tensor is None for saved in kept)
         for saved, tensor in zip(kept[:2], expected, strict=False):
-            assert torch.equal(again.unpack(saved), tensor)
+            assert torch.equal(second.unpack(saved), tensor)
         assert len(made) == 1
-        assert torch.equal(again.unpack(kept[2]), z)
-        assert torch.equal(again.unpack(kept[3]), y[1:])
+        assert torch.equal(second.unpack(kept[2]), z)
+        assert torch.equal(second.unpack(kept[3]), y[1:])
     assert len(made) == 3
 
 
 def test_what_was_written_to_or_is_gone_is_kept_as_it_is():
-    again = Again()
+    second = Again()
     y = torch.ones(1000)
-    again.remember(y, torch.ones_like, torch.zeros(1000))
-    assert again.pack(y).recipe is not None
+    second.remember(y, torch.ones_like, torch.zeros(1000))
+    assert second.pack(y).recipe is not None
     y.add_(1)
-    assert again.pack(y).recipe is None
+    assert second.pack(y).recipe is None
     del y
     for _ in range(8):
-        # Memory of the same size is likely to be used again.
-        assert again.pack(torch.zeros(1000)).recipe is None
-    assert not again._known
+        # Memory of the same size is likely to be reused.
+        assert second.pack(torch.zeros(1000)).recipe is None
+    assert not second._known
 
 
 def test_a_write_between_the_passes_is_refused():
-    again = Again()
+    second = Again()
     x = torch.ones(3, requires_grad=True)
-    with again.running():
+    with second.running():
         y = x * 1
         z = (y * y).sum()
         y.detach().add_(1)
@@ -186,11 +186,11 @@ def test_a_write_between_the_passes_is_refused():
             z.backward()
     x = torch.ones(3)
     y = x * 2
-    again.remember(y, torch.neg, x)
-    saved = again.pack(y)
+    second.remember(y, torch.neg, x)
+    saved = second.pack(y)
     x.add_(1)
     with pytest.raises(RuntimeError, match="changed by an inplace operation"):
-        again.unpack(saved)
+        second.unpack(saved)
 
 
 def test_less_is_kept_and_all_of_it_is_let_go():
@@ -243,15 +243,15 @@ def test_nothing_keeps_a_pass_alive():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-@pytest.mark.parametrize("again", ["nothing", "mlps", "layers"])
-def test_recomputation_and_dropout_are_those_of_the_models_own_code(dropout: float, again: Any):
-    found = []
+@pytest.mark.parametrize("second", ["nothing", "mlps", "layers"])
+def test_recomputation_and_dropout_are_those_of_the_models_own_code(dropout: float, second: Any):
+    result = []
     for fused in (False, True):
         model, adaptation = adapted(dropout=dropout)
-        recompute(model, again)
+        recompute(model, second)
         torch.manual_seed(11)
-        found.append(passes(model, adaptation, fused))
-    (loss, own), (other, mine) = found
+        result.append(passes(model, adaptation, fused))
+    (loss, own), (other, mine) = result
     assert other.item() == pytest.approx(loss.item(), rel=1e-6)
     for one, two in zip(own, mine, strict=True):
         assert (one - two).norm() <= 1e-5 * one.norm()
@@ -265,8 +265,8 @@ def test_activations_may_wait_elsewhere():
     with engine.running(packed):
         with torch.autograd.graph.save_on_cpu():
             loss = loss_of(engine, packed)
-        found = torch.autograd.grad(loss, [parameter for _, parameter in adaptation.parameters()])
-    for one, other in zip(expected, found, strict=True):
+        result = torch.autograd.grad(loss, [parameter for _, parameter in adaptation.parameters()])
+    for one, other in zip(expected, result, strict=True):
         assert (one - other).norm() <= 1e-6 * one.norm()
 
 
@@ -287,8 +287,8 @@ MLPS = {f"model.layers.{layer}.mlp" for layer in (0, 1)}
 )
 def test_seats_and_trained_norms_run_their_own_code(method: str, options: dict[str, Any], expected: set[str]):
     model, adaptation = adapted(method, **options)
-    found = FusedModules(model)
-    names = {path for path in replaced(model, found) if ".seated" not in path}
+    result = FusedModules(model)
+    names = {path for path in replaced(model, result) if ".seated" not in path}
     assert names == expected
     assert not [path for path in names if isinstance(model.get_submodule(path), Seat)]
     assert not [path for path, module in model.named_modules() if "forward" in module.__dict__]
@@ -299,19 +299,19 @@ def test_seats_and_trained_norms_run_their_own_code(method: str, options: dict[s
 
 def test_a_pass_that_fails_or_wants_no_gradients_leaves_the_model_as_it_was():
     model, own = tiny("llama").requires_grad_(False), modeling_llama.apply_rotary_pos_emb
-    found = FusedModules(model)
+    result = FusedModules(model)
 
     def fail() -> None:
-        with found.running():
+        with result.running():
             assert modeling_llama.apply_rotary_pos_emb is not own
             assert "forward" in model.model.norm.__dict__
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    with torch.no_grad(), found.running():
+    with torch.no_grad(), result.running():
         assert modeling_llama.apply_rotary_pos_emb is own
-        assert not replaced(model, found)
+        assert not replaced(model, result)
     assert modeling_llama.apply_rotary_pos_emb is own
     assert not [path for path, module in model.named_modules() if "forward" in module.__dict__]
 
@@ -367,12 +367,12 @@ def test_other_feed_forward_parts_keep_their_own_code(forward: Callable[..., Ten
 
 def test_what_is_called_in_another_way_runs_its_own_code(monkeypatch: pytest.MonkeyPatch):
     model = tiny("llama").requires_grad_(False)
-    layer, found = model.model.layers[0], FusedModules(model)
+    layer, result = model.model.layers[0], FusedModules(model)
     x = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(1))
     expected = layer.input_layernorm(x), layer.mlp(x)
     monkeypatch.delattr(fused_modules, "norm")
     monkeypatch.delattr(fused_modules, "gated")
-    with found.running():
+    with result.running():
         assert torch.equal(layer.input_layernorm(hidden_states=x), expected[0])
         assert torch.equal(layer.mlp(x=x), expected[1])
         assert layer.input_layernorm(x.double()).dtype == torch.float64
@@ -395,11 +395,11 @@ def test_another_rotation_keeps_its_own_code(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_activation_that_hooks_hear_of_runs_as_it_does():
     model = tiny("llama").requires_grad_(False)
-    found = FusedModules(model)
+    result = FusedModules(model)
     with watched(model, lambda path: None, lambda: None):
-        assert replaced(model, found) == NORMS | MLPS, "watching changes what is watched"
+        assert replaced(model, result) == NORMS | MLPS, "watching changes what is watched"
     model.model.layers[0].mlp.act_fn.register_forward_hook(lambda module, args, output: output * 2)
-    assert replaced(model, found) == NORMS | (MLPS - {"model.layers.0.mlp"})
+    assert replaced(model, result) == NORMS | (MLPS - {"model.layers.0.mlp"})
 
 
 @pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(approximate="tanh"), nn.ReLU(), nn.Tanh()])
@@ -427,7 +427,7 @@ def test_a_recipe_may_say_no_and_compiled_blocks_do():
 
 @pytest.mark.parametrize("together", [True, False])
 def test_layers_that_read_the_same_input_read_what_is_made_again(together: bool):
-    found = []
+    result = []
     for fused in (False, True):
         model, adaptation = adapted()
         engine, notices = choose(model, rows(), 0, CPU, Arrangement(fused=fused, together=together))
@@ -437,8 +437,8 @@ def test_layers_that_read_the_same_input_read_what_is_made_again(together: bool)
         with engine.running(packed):
             loss = loss_of(engine, packed)
             wanted = [parameter for _, parameter in adaptation.parameters()]
-            found.append([loss.detach(), *torch.autograd.grad(loss, wanted)])
-    for one, other in zip(*found, strict=True):
+            result.append([loss.detach(), *torch.autograd.grad(loss, wanted)])
+    for one, other in zip(*result, strict=True):
         assert (one - other).norm() <= 1e-5 * one.norm()
 
 

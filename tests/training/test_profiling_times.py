@@ -1,4 +1,4 @@
-"""Times go to the modules that took them: modules that wait are found by how long, and events are added up exactly."""
+"""Times go to the modules that took them: modules that wait are known by how long, and events are added up exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training step takes, found by running its passes on tensors that hold nothing."""
+"""What a training step takes, measured by running its passes on tensors that hold nothing."""
 
 from __future__ import annotations
 

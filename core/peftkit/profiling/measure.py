@@ -121,7 +121,7 @@ def by_time(rows: Iterable[Row]) -> list[Row]:
 def profile(recipe: Recipe, steps: int = 3) -> Profile:
     """Set up the run of `recipe`, and watch `steps` optimizer steps after one that warms up; writes nothing.
 
-    As many steps again are timed as a whole, unwatched: watching takes time of its own. Raises PeftkitError for what
+    As many steps before are timed as a whole, unwatched: watching takes time of its own. Raises PeftkitError for what
     would stop the run at its start.
     """
     plainly = recipe.train.model_copy(update={"compile": False})

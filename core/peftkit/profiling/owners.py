@@ -35,14 +35,9 @@ def owners(model: nn.Module) -> dict[str, str]:
         role = roles.get(path)
         if isinstance(module, Adapter):
             role = f"at {module.site.role or module.site.path}"
-        kind = own_class(module).__name__
+        kind = type(module).__mro__[2 if isinstance(module, Seat) else 0].__name__
         labels[path] = f"{kind} ({role})" if role else kind
     return labels
-
-
-def own_class(module: nn.Module) -> type[nn.Module]:
-    """Return the class that a module has without adapters."""
-    return type(module).__mro__[2] if isinstance(module, Seat) else type(module)
 
 
 def place(path: str) -> str:
@@ -61,7 +56,7 @@ def ancestors(path: str) -> Iterator[str]:
 
 
 @contextmanager
-def watched(model: nn.Module, enter: Callable[[str], None], leave: Callable[[], None]) -> Iterator[None]:
+def watched(model: nn.Module, enter: Callable[[str], None], leave: Callable[[], object]) -> Iterator[None]:
     """Call `enter` with the path of every module whose forward pass begins inside, and `leave` where it ends.
 
     What a module computes inside of its adapter's forward pass is the module's, not the adapter's.
@@ -82,7 +77,7 @@ def watched(model: nn.Module, enter: Callable[[str], None], leave: Callable[[], 
             handle.remove()
 
 
-def _hooks(module: nn.Module, path: str, enter: Callable[[str], None], leave: Callable[[], None]) -> tuple[Any, Any]:
+def _hooks(module: nn.Module, path: str, enter: Callable[[str], None], leave: Callable[[], object]) -> tuple[Any, Any]:
     def begin(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         enter(path)
         if isinstance(module, Adapter) and args and callable(args[0]):

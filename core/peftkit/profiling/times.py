@@ -73,7 +73,7 @@ class Times(NamedTuple):
 
 def times(events: Iterable[Any], ranges: Ranges, paths: Container[str], cuda: bool = False) -> Times:
     """Add up the events of torch's profiler; on a GPU what its kernels took."""
-    phases = dict.fromkeys(PHASES, 0.0)
+    phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
     own: dict[tuple[str, str], float] = defaultdict(float)
     places: dict[int, tuple[str, str]] = {}
     latest = LOSS
