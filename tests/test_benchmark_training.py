@@ -16,7 +16,8 @@ from peftkit.models.quiet import quiet
 
 pytest.importorskip("peft", reason="Hugging Face peft is not installed")
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("memory", "workload", "profiles", "cases", "hugging_face", "sides", "gates", "goals", "ablation", "training")
+FILES = ("memory", "workload", "profiles", "cases", "hugging_face", "sides", "gates", "goals")
+MODULES = (*FILES, "rows", "ablation", "training")
 METHODS = ("lora", "lora-qv", "dora", "lora-fa", "prefix", "prompt", "ia3", "qlora")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from peftkit import recipe as recipes
-from peftkit.adaptation import DESCRIPTION, Adaptation, attach, check_methods, load_adapter
+from peftkit.adaptation import DESCRIPTION, Adaptation, attach, check_methods, load_adapter, load_children
 from peftkit.data.template import Template, choose
 from peftkit.device import choose_device, choose_precision
 from peftkit.errors import PeftkitError
@@ -92,6 +92,7 @@ def assemble(
     outline = None if weights and not fresh else _load_outline(recipe, device, quantization)
     if outline is not None and fresh:
         methods = methods_of(recipe, outline.tokenizer)
+        load_children(outline.module, recipe.adapter_folders, outline.description)
         own = any(names for _, names in check_methods(outline.module, methods))
         dtype = dtype or training_dtype(recipe, precision, outline.module, own=own)
     if outline is not None and not weights:
@@ -124,7 +125,10 @@ def read_run(run: Path, *, adapter: bool = True, otherwise: str = "") -> Recipe:
 def attach_methods(base: Assembled, recipe: Recipe, name: str = "default", *, loading: bool = False) -> Assembled:
     """Attach a recipe's methods under `name` to a base, beside those of other runs; packed layers keep their source."""
     methods = methods_of(recipe, base.tokenizer)
-    adaptation = attach(base.module, methods, name, recipe.train.seed, keep_base=False, loading=loading)
+    children = load_children(base.module, recipe.adapter_folders, base.description)
+    adaptation = attach(
+        base.module, methods, name, recipe.train.seed, keep_base=False, loading=loading, children=children
+    )
     return replace(base, recipe=recipe, attached=adaptation)
 
 
@@ -134,7 +138,10 @@ def attach_adapter(base: Assembled, folder: Path, *, original: bool = False) -> 
     Raises PeftkitError for an adapter of another base or storage, and a damaged one.
     """
     storage = None if original else base.storage
-    adaptation = load_adapter(base.module, folder, base.fingerprint, quantization=storage, keep_base=False)
+    adapters = base.recipe.adapter_folders
+    adaptation = load_adapter(
+        base.module, folder, base.fingerprint, quantization=storage, keep_base=False, adapters=adapters
+    )
     forget_originals(base.module)
     base.model.eval()
     return replace(base, attached=adaptation)

@@ -45,20 +45,18 @@ def evaluate(
     `….partial.jsonl`, and ends with the same predictions. Raises PeftkitError for a run without an adapter, a split
     that is not there and a limit below 1.
     """
-    bare = base or isinstance(target, Recipe)
-    recipe = target if isinstance(target, Recipe) else read_run(target, adapter=not bare, otherwise=OTHERWISE)
+    recipe, folder, adapter = places(target, base)
     split, limit = split or recipe.eval.split, recipe.eval.limit if limit is None else limit
     if limit is not None and limit < 1:
         raise PeftkitError(f"the limit is {limit}, and at least one example is evaluated.")
     data = source.load(recipe.dataset, split, grouped=True)
     examples = data.examples[:limit]
     check_examples(data.task, examples, data.name)
-    folder = target if isinstance(target, Path) else Path(recipe.output) if recipe.output else None
-    subject = prepare(recipe, None if bare or folder is None else folder / "adapter")
-    name = f"{data.name.replace('/', '-')}-{split}{'-base' if bare else ''}"
+    subject = prepare(recipe, adapter)
+    name = f"{data.name.replace('/', '-')}-{split}{'' if adapter else '-base'}"
     journal = None
     if folder is not None:
-        key = journal_key(subject, recipe, examples, None if bare else folder / "adapter")
+        key = journal_key(subject, recipe, examples, adapter)
         journal = Journal(folder / "eval" / f"{name}.partial.jsonl", key)
     with autocast(subject.device, subject.precision):
         evaluation = evaluate_loaded(
@@ -82,6 +80,13 @@ def evaluate(
         files.write_json(folder / "eval" / f"{name}.json", result)
         journal.remove()
     return result
+
+
+def places(target: Path | Recipe, base: bool) -> tuple[Recipe, Path | None, Path | None]:
+    """Return the recipe of what is scored, the folder that is written to, and that of the adapter; none of a base."""
+    if isinstance(target, Recipe):
+        return target, Path(target.output) if target.output else None, None
+    return read_run(target, adapter=not base, otherwise=OTHERWISE), target, None if base else target / "adapter"
 
 
 def prepare(recipe: Recipe, adapter: Path | None) -> Assembled:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import nn
 
@@ -75,17 +75,11 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strategy(Options):
+class Strategy(Options, registry=STRATEGIES):
     """The options of one strategy as a recipe writes them, and its step."""
 
     summary: ClassVar[str] = ""
     """One sentence."""
-
-    def __init_subclass__(cls, name: str | None = None, **rest: Any):
-        super().__init_subclass__(**rest)
-        if name is not None:
-            cls.name = name
-            STRATEGIES.add(name, cls)
 
     def step(self, passes: Passes, batches: Sequence[Batch], normaliser: int, update: Update) -> Step:
         """Take one optimizer step on the micro-batches, whose losses have `normaliser` terms.
