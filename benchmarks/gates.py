@@ -2,7 +2,7 @@
 
 The time of a turn is measured in the side's own process, from the word to go to the report of its last step. Memory is
 measured apart, in processes that run three steps and nothing beside them: the highest resident size of the process. A
-step of a tiny model comes first there, so that code loaded on the way does not count, and the allocator is told to give
+step of a tiny model comes first there, so that code loaded on the way does not count, and the allocator is set to give
 large blocks back at once, so that what it would keep does not either. On a GPU memory is what the allocator of a side's
 own process held at most in all its turns.
 """
@@ -51,7 +51,7 @@ class Memory:
 
 
 @dataclass
-class Found:
+class Report:
     """What a side reported: for each step the loss and the norm of the gradient, for each turn its seconds."""
 
     seconds: list[float] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Turns:
         self.peak = Peak(device) if device != "cpu" else None
         self.clock = time.perf_counter if wall else time.process_time
         self.began = 0.0
-        self.found: list[tuple[float, float]] = []
+        self.reports: list[tuple[float, float]] = []
 
     def loaded(self) -> None:
         """Note what the loaded model takes of a GPU."""
@@ -88,10 +88,10 @@ class Turns:
 
     def passed(self, loss: float, norm: float) -> None:
         """Take a step's report; at the end of a turn pass it on and wait for the next."""
-        self.found.append((loss, norm))
-        if len(self.found) == self.steps:
-            self.pipe.send((self.clock() - self.began, self.found, self.peak and self.peak.read()))
-            self.found = []
+        self.reports.append((loss, norm))
+        if len(self.reports) == self.steps:
+            self.pipe.send((self.clock() - self.began, self.reports, self.peak and self.peak.read()))
+            self.reports = []
             self._wait()
 
     def _wait(self) -> None:
@@ -190,7 +190,7 @@ class Rate:
         self.operations = 2 * rows * inputs * outputs
         self.clock = time.perf_counter if wall else time.process_time
         self.cuda = device != "cpu"
-        self.found: list[float] = []
+        self.rates: list[float] = []
 
     def measure(self) -> None:
         """Run products for about a twentieth of a second and note their rate."""
@@ -201,12 +201,12 @@ class Rate:
                 self.one @ self.other.T
             self._wait()
             taken = self.clock() - began
-        self.found.append(repeats * self.operations / taken)
+        self.rates.append(repeats * self.operations / taken)
 
     @property
     def median(self) -> float:
         """The median of the rates so far."""
-        return statistics.median(self.found)
+        return statistics.median(self.rates)
 
     def _wait(self) -> None:
         if self.cuda:
@@ -258,16 +258,16 @@ class Player:
 
 def time_turns(
     cases: Sequence[Case], rounds: int, steps: int, wall: bool, threads: int, between: Any = lambda: None
-) -> list[Found]:
+) -> list[Report]:
     """Give every case a turn in each of `rounds` rounds, after one that is not timed; `between` runs after each."""
-    found = [Found() for _ in cases]
+    reports = [Report() for _ in cases]
     with ExitStack() as stack:
         players = []
         for case in cases:
             players.append(stack.enter_context(Player(case, take_turns, steps, wall, threads)))
             players[-1].hear()
         for number in range(rounds + 1):
-            order = list(zip(players, found, strict=True))
+            order = list(zip(players, reports, strict=True))
             for player, reported in order if number % 2 else reversed(order):
                 player.pipe.send(None)
                 seconds, pairs, reported.memory = player.hear()
@@ -275,13 +275,13 @@ def time_turns(
                 reported.losses += [loss for loss, _ in pairs]
                 reported.norms += [norm for _, norm in pairs]
             between()
-    return found
+    return reports
 
 
 def weigh_sides(cases: Sequence[Case], threads: int) -> list[Memory]:
     """Measure the memory of each case in a process of its own, one after the other."""
-    found = []
+    peaks = []
     for case in cases:
         with Player(case, weigh, threads) as player:
-            found.append(player.hear())
-    return found
+            peaks.append(player.hear())
+    return peaks

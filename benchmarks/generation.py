@@ -70,7 +70,7 @@ def by_transformers(model: Any, prompts: Prompts, settings: Settings, pad_id: in
     beams = {"num_beams": settings.num_beams} if settings.num_beams > 1 else {}
     if beams:
         beams |= {"length_penalty": settings.length_penalty, "no_repeat_ngram_size": settings.no_repeat_ngram_size}
-    ends, found = list(settings.ends or ()), {}
+    ends, answers = list(settings.ends or ()), {}
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
@@ -88,8 +88,8 @@ def by_transformers(model: Any, prompts: Prompts, settings: Settings, pad_id: in
             **beams,
         )
         for number, row in zip(numbers, rows[:, width:].tolist(), strict=True):
-            found[number] = row[: next((at for at, token in enumerate(row) if token in ends), None)]
-    return [found[number] for number in range(len(prompts))]
+            answers[number] = row[: next((at for at, token in enumerate(row) if token in ends), None)]
+    return [answers[number] for number in range(len(prompts))]
 
 
 def train_run(folder: Path, data: Sequence[str], steps: int) -> Path:
@@ -141,20 +141,20 @@ def candidates(run: Path, chosen: argparse.Namespace) -> list[Candidate]:
         return [answer.ids for answer in generate(merged, tokenizer, rows, settings, batch_size=size)]
 
     print(f"{len(rows)} rows, {len(distinct)} distinct inputs, batch size {size}, {chosen.beams} beam(s)")
-    found = [
+    sides = [
         Candidate("transformers, distinct", lambda: spread(theirs(beside, distinct))),
         Candidate("transformers, distinct, merged", lambda: spread(theirs(merged, distinct))),
         Candidate("peft eval", ours),
     ]
-    return found if chosen.skip_rows else [Candidate("transformers, each row", lambda: theirs(beside, rows)), *found]
+    return sides if chosen.skip_rows else [Candidate("transformers, each row", lambda: theirs(beside, rows)), *sides]
 
 
-def report(found: Sequence[Candidate], file: Path | None) -> None:
+def report(sides: Sequence[Candidate], file: Path | None) -> None:
     """Print the table and the gains, and write the table where asked."""
-    ours = found[-1]
+    ours = sides[-1]
     assert ours.answers is not None
     count, rows = len(ours.answers), []
-    for candidate in found:
+    for candidate in sides:
         assert candidate.answers is not None
         equal = sum(a == b for a, b in zip(candidate.answers, ours.answers, strict=True))
         rate, ratio = count / candidate.seconds, candidate.seconds / ours.seconds
@@ -163,7 +163,7 @@ def report(found: Sequence[Candidate], file: Path | None) -> None:
             f"{candidate.name:<32}{candidate.seconds:9.2f} s  {rate:9.1f} sentences/s  ours is {ratio:5.2f} x as fast  "
             f"{equal}/{count} texts equal"
         )
-    by_name = {candidate.name.removeprefix("transformers, "): candidate.seconds for candidate in found}
+    by_name = {candidate.name.removeprefix("transformers, "): candidate.seconds for candidate in sides}
     if "each row" in by_name:
         print(f"of which equal inputs once: {by_name['each row'] / by_name['distinct']:.2f} x")
     print(f"of which merging and the decoder: {by_name['distinct'] / ours.seconds:.2f} x")
@@ -200,11 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             data = [f"dataset={{name: e2e, path: '{chosen.e2e}'}}"] if chosen.e2e else []
             run = chosen.run or train_run(Path(folder) / "run", data, chosen.steps)
-            found = candidates(run, chosen)
+            sides = candidates(run, chosen)
             for _ in range(chosen.rounds):
-                for candidate in found:
+                for candidate in sides:
                     candidate.time()
-            report(found, chosen.csv)
+            report(sides, chosen.csv)
     except PeftkitError as error:
         print(error, file=sys.stderr)
         return 2

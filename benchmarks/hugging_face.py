@@ -113,26 +113,26 @@ def gated(kind: type[Any], gate: Gate) -> type[Any]:
     """Make a kind of transformers' Trainer report to the gate and wait for it between its steps."""
     from transformers import TrainerCallback
 
-    found: dict[str, Any] = {}
+    step: dict[str, Any] = {}
 
     class Turns(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             gate.begin()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            gate.passed(float(found["loss"]), float(found["norm"]))
+            gate.passed(float(step["loss"]), float(step["norm"]))
 
     class Gated(kind):
         def __init__(self, *given: Any, **options: Any):
             super().__init__(*given, callbacks=[Turns()], **options)
 
         def training_step(self, *given: Any, **options: Any) -> Tensor:
-            found["loss"] = super().training_step(*given, **options)
-            return found["loss"]
+            step["loss"] = super().training_step(*given, **options)
+            return step["loss"]
 
         def _clip_grad_norm(self, *given: Any, **options: Any) -> Any:
-            found["norm"] = super()._clip_grad_norm(*given, **options)
-            return found["norm"]
+            step["norm"] = super()._clip_grad_norm(*given, **options)
+            return step["norm"]
 
     return Gated
 

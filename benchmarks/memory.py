@@ -3,7 +3,7 @@
 The highest resident size is measured in a process of its own for each method: from seating the adapters to the end of
 the third step (preparation, gradients, optimizer state, activations and buffers are in it), less the size before the
 model was built. A step of a small model comes first, so that code loaded on the way does not count, and the allocator
-is told to give large blocks back at once, so that what it would keep does not either.
+is set to give large blocks back at once, so that what it would keep does not either.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def measure_memory(cases: Sequence[Case], size: Size) -> list[tuple[int, int]]:
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LOADED))
-    found = []
+    peaks = []
     for case in cases:
         with ProcessPoolExecutor(1, context) as pool:
-            found.append(pool.submit(peak_memory, case, size).result())
+            peaks.append(pool.submit(peak_memory, case, size).result())
         show(f"memory of {case.label} is measured")
-    return found
+    return peaks
 
 
 def count_saved(run: Callable[[], Tensor], weights: Iterable[Tensor]) -> int:

@@ -75,10 +75,10 @@ def main() -> int:
     number = 0
     while True:
         with ProcessPoolExecutor(1, context) as pool:
-            found = pool.submit(measure, case, number).result()
-        if found is None:
+            result = pool.submit(measure, case, number).result()
+        if result is None:
             return 0
-        name, predicted, measured, seconds, loss = found
+        name, predicted, measured, seconds, loss = result
         first = first or (seconds, loss)
         if abs(loss - first[1]) > TOLERANCE * abs(first[1]):
             raise SystemExit(f"the loss by the plan '{name}' is {loss}, and {first[1]} on the first.")

@@ -56,7 +56,7 @@ class Row:
 
 
 def suitable(cases: Sequence[Case], model: Any) -> list[Case]:
-    """Return the cases that suit the model; the others are told with the reason."""
+    """Return the cases that suit the model; the others are named with the reason."""
     from peftkit.adaptation import check_methods
     from peftkit.errors import PeftkitError
 
@@ -117,9 +117,9 @@ def print_table(rows: Sequence[Row], clock: str) -> None:
 
 def print_pair(rows: Sequence[Row]) -> None:
     """Print how DoRA compares with LoRA at the same rank and targets."""
-    found = {row.method: row for row in rows}
+    measured = {row.method: row for row in rows}
     for label, options in (("q,v", {}), ("linear", {"targets": "linear"})):
-        one, other = (found.get(Case(method, options).label) for method in PAIR)
+        one, other = (measured.get(Case(method, options).label) for method in PAIR)
         if one and other:
             text = f"{PAIR[1]} / {PAIR[0]} on {label}: step time {other.seconds / one.seconds:.2f} (at most {LIMIT})"
             if one.peak and other.peak:

@@ -3,7 +3,7 @@
 `python benchmarks/qlora.py --device cuda` takes the sizes of a 7 B Llama; `--width 256 --layers 2` and the like make it
 small enough for a CPU. Both candidates get the same weights, stored as nf4 with double quantization, the same tokens
 and LoRA of one rank on every linear map; their first losses have to agree. Steps are timed in turns in one process,
-medians told; the peak of memory is measured in a process of its own for each: the device's allocator on a GPU, and on a
+medians shown; the peak of memory is measured in a process for each: the device's allocator on a GPU, and on a
 CPU the resident size above that of the imported libraries.
 """
 
@@ -161,19 +161,19 @@ def rows(chosen: argparse.Namespace, arguments: list[str]) -> Iterator[dict[str,
         command = [sys.executable, __file__, *arguments, "--memory-of", name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks[name] = int(done.stdout.split()[-1])
-    found = measure_times(chosen)
+    sides = measure_times(chosen)
     reference = list(CANDIDATES)[-1]
-    losses = [loss for loss, _ in found.values()]
+    losses = [loss for loss, _ in sides.values()]
     if abs(losses[0] - losses[1]) > TOLERANCE * losses[1]:
         raise SystemExit(f"the first losses differ: {losses}; the candidates do not run the same model.")
-    for name, (loss, seconds) in found.items():
+    for name, (loss, seconds) in sides.items():
         yield {
             "candidate": name,
             "first_loss": round(loss, 4),
             "step_s": round(seconds, 4),
             "tokens_s": round(chosen.rows * chosen.length / seconds),
             "peak_GB": round(peaks[name] / 1e9, 3),
-            "speed_ratio": round(found[reference][1] / seconds, 2),
+            "speed_ratio": round(sides[reference][1] / seconds, 2),
             "memory_ratio": round(peaks[name] / peaks[reference], 2),
         }
 

@@ -55,16 +55,16 @@ def layers(shape: tuple[int, int], dtype: torch.dtype, device: str) -> dict[str,
     weight = (torch.randn(shape) * 0.02).to(dtype)
     dense = nn.Linear(shape[1], shape[0], bias=False, dtype=dtype)
     dense.weight = nn.Parameter(weight.clone(), requires_grad=False)
-    found: dict[str, nn.Module] = {"ours": PackedLinear.of(weight, None, QUANTIZERS[FORMAT]()), "dense": dense}
+    modules: dict[str, nn.Module] = {"ours": PackedLinear.of(weight, None, QUANTIZERS[FORMAT]()), "dense": dense}
     try:
         import bitsandbytes as bnb
 
         other = bnb.nn.Linear4bit(shape[1], shape[0], bias=False, compute_dtype=dtype, quant_type=FORMAT)
         other.weight = bnb.nn.Params4bit(weight.clone(), requires_grad=False, quant_type=FORMAT)
-        found["bitsandbytes"] = other
+        modules["bitsandbytes"] = other
     except ImportError:
         print("bitsandbytes is not here: its layer is left out.")
-    return {name: module.to(device) for name, module in found.items()}
+    return {name: module.to(device) for name, module in modules.items()}
 
 
 def run(layer: nn.Module, x: Tensor, gradient: Tensor) -> None:
@@ -100,12 +100,12 @@ def compare_layers(device: str, say: Callable[[dict[str, Any]], None]) -> None:
             for tokens in TOKENS:
                 x = torch.randn(tokens, shape[1], dtype=dtype, device=device, requires_grad=True)
                 gradient = torch.randn(tokens, shape[0], dtype=dtype, device=device)
-                found = times(candidates, x, gradient)
-                reference = found.get("bitsandbytes", float("nan"))
+                seconds_of = times(candidates, x, gradient)
+                reference = seconds_of.get("bitsandbytes", float("nan"))
                 row = {"dtype": str(dtype).removeprefix("torch."), "out": shape[0], "in": shape[1], "tokens": tokens}
-                row |= {f"{name}_ms": round(1000 * seconds, 3) for name, seconds in found.items()}
-                row |= {"bitsandbytes/ours": round(reference / found["ours"], 2)}
-                row |= {"ours/dense": round(found["ours"] / found["dense"], 2)}
+                row |= {f"{name}_ms": round(1000 * seconds, 3) for name, seconds in seconds_of.items()}
+                row |= {"bitsandbytes/ours": round(reference / seconds_of["ours"], 2)}
+                row |= {"ours/dense": round(seconds_of["ours"] / seconds_of["dense"], 2)}
                 say(row)
 
 
@@ -137,10 +137,10 @@ def compare_steps(device: str, say: Callable[[dict[str, Any]], None]) -> None:
                 loops[name] = make_loop(
                     engine, adaptation, batches, settings, pad_id=0, device=where, precision=precision
                 )
-            found = in_turns({name: lambda loop=loop: loop.run_step() for name, loop in loops.items()})
+            seconds_of = in_turns({name: lambda loop=loop: loop.run_step() for name, loop in loops.items()})
             row = {"step": "lora on linear", "dtype": precision, "tokens": rows * length}
-            row |= {f"{name}_ms": round(1000 * seconds, 1) for name, seconds in found.items()}
-            say(row | {"ours/dense": round(found["ours"] / found["dense"], 2)})
+            row |= {f"{name}_ms": round(1000 * seconds, 1) for name, seconds in seconds_of.items()}
+            say(row | {"ours/dense": round(seconds_of["ours"] / seconds_of["dense"], 2)})
 
 
 def compare_loading(say: Callable[[dict[str, Any]], None]) -> None:
@@ -165,8 +165,8 @@ def compare_loading(say: Callable[[dict[str, Any]], None]) -> None:
             peak, held, packed = map(int, done.stdout.split())
             row: dict[str, Any] = {"format": name, "model_MB": round(held / 1e6, 1), "peak_MB": round(peak / 1e6, 1)}
             if name != "none":
-                again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-                row["second_start_peak_MB"] = round(int(again.stdout.split()[0]) / 1e6, 1)
+                second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+                row["second_start_peak_MB"] = round(int(second.stdout.split()[0]) / 1e6, 1)
                 row["bits_per_weight"] = round(8 * packed_bytes(Path(environment["PEFTKIT_CACHE"])) / packed, 3)
                 shutil.rmtree(environment["PEFTKIT_CACHE"])
             say(row)

@@ -32,6 +32,8 @@ class Row:
     """Times the limit."""
     own_lora: float | None
     """The step's time against that of our own LoRA."""
+    slower: float | None = None
+    """The step's time against that of ours."""
     whole: int | None = None
     above: int | None = None
     whole_ratio: float | None = None
@@ -55,7 +57,7 @@ def print_rows(rows: Sequence[Row]) -> None:
         "ratio",
         "above MiB",
     )
-    print("".join(f"{head:>{12 if number else 9}}" for number, head in enumerate((*heads, "ratio"))))
+    print("".join(f"{head:>{12 if number else 13}}" for number, head in enumerate((*heads, "ratio"))))
     for row in rows:
         sizes = [None if size is None else size / MEBI for size in (row.whole, row.above)]
         cells = (
@@ -71,7 +73,7 @@ def print_rows(rows: Sequence[Row]) -> None:
             (row.memory, ".2f"),
         )
         print(
-            f"{row.side:>9}" + "".join(f"{'-' if v is None else format(v, form):>12}" for v, form in cells), flush=True
+            f"{row.side:>13}" + "".join(f"{'-' if v is None else format(v, form):>12}" for v, form in cells), flush=True
         )
 
 
@@ -84,16 +86,16 @@ def print_goals(rows: Sequence[Row], goals: Sequence[Goal]) -> None:
         value = None if row is None else getattr(row, goal.figure)
         work = f"{cell.size} {cell.profile} {cell.method} {cell.precision}"
         bound = f"{'≥' if goal.least else '≤'} {goal.bound:g}"
-        told = "-" if value is None else f"{value:.2f}"
+        reached = "-" if value is None else f"{value:.2f}"
         verdict = "" if value is None else "  yes" if goal.reached(value) else "  no"
-        print(f"{work:<34}{WORDS[goal.figure]:<50}{bound:>8}{told:>9}{verdict}")
+        print(f"{work:<34}{WORDS[goal.figure]:<50}{bound:>8}{reached:>9}{verdict}")
 
 
 def print_turns(rows: Sequence[Row]) -> None:
     """Print how CoQA turn by turn compares with whole conversations, where both were measured."""
-    found = {(row.size, row.method, row.precision, row.profile, row.side): row.trained_per_s for row in rows}
-    for (*work, profile, side), speed in found.items():
-        chat = found.get((*work, "coqa-chat", USUAL))
+    speeds = {(row.size, row.method, row.precision, row.profile, row.side): row.trained_per_s for row in rows}
+    for (*work, profile, side), speed in speeds.items():
+        chat = speeds.get((*work, "coqa-chat", USUAL))
         if profile in ("coqa", "coqa-chat") and side in ("ours", USUAL) and chat:
             times = f"{speed / chat:.2f} x the tokens/s of coqa-chat with {USUAL}"
             print(f"{' '.join(work)}: {profile} with {side} trains {times}")

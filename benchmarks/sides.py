@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,32 +14,39 @@ from cases import RATE, Case, Gate, Planned, llama, started
 from torch import Tensor, nn
 
 from peftkit.data.encode import IGNORED, Encoded
+from peftkit.engine import outputs
 from peftkit.engine.compiled import Compiled
 from peftkit.engine.engine import Arrangement, choose
-from peftkit.kernels import low_rank
-from peftkit.ports import seat
+from peftkit.engine.head import Head
+from peftkit.kernels import fused_attention, low_rank
+from peftkit.ports import seat, shared_input
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe import TrainSection
 from peftkit.training.loop import Loop
 from peftkit.training.nesting import make_loop
 
+FULL = Arrangement()
 ARRANGEMENTS = {
-    "ours": Arrangement(),
-    "ours-unshared": Arrangement(share=False),
-    "ours-padded": Arrangement(flat=False),
-    "ours-whole": Arrangement(flat=False, share=False, apart=False),
-    "ours-plain": Arrangement(fused=False),
-    "ours-separate": Arrangement(together=False),
-    "ours-unfused": Arrangement(together=False),
-    "ours-compiled": Arrangement(),
+    "ours": FULL,
+    "ours-unshared": replace(FULL, share=False),
+    "ours-padded": replace(FULL, flat=False),
+    "ours-plain": replace(FULL, fused=False),
+    "ours-separate": replace(FULL, together=False),
+    **dict.fromkeys(("ours-whole", "ours-derived", "ours-unfused", "ours-products", "ours-compiled"), FULL),
 }
-"""Ours as it is by default, with its switches off one after another, and with those on that are off by default.
-
-`ours-plain` has the model's own norms, activations and rotary positions, `ours-separate` computes layers that read the
-same input one by one, `ours-unfused` leaves the derivative of LoRA's pair to torch too, and `ours-compiled` has
-compiled blocks.
-"""
+"""Ours as it is by default, and with one part of the engine switched off, or compiled blocks switched on."""
+PARTS = {
+    "ours-unshared": "shared beginnings",
+    "ours-padded": "packing (and with it sharing)",
+    "ours-whole": "head in chunks",
+    "ours-derived": "derivative of the head's loss",
+    "ours-plain": "fused norms, gates and rotary positions",
+    "ours-separate": "layers of one input together",
+    "ours-unfused": "LoRA's own function",
+    "ours-products": "fused attention",
+}
+"""What each side is without."""
 
 
 def unfused(y: Tensor, pair: low_rank.Pair) -> Tensor:
@@ -47,16 +55,40 @@ def unfused(y: Tensor, pair: low_rank.Pair) -> Tensor:
     return y + F.linear(inner, pair.up.to(y.dtype)) * pair.scale
 
 
+def linears_unfused(x: Tensor, linears: Sequence[Any], pairs: Sequence[Any], sizes: Any = None) -> tuple[Tensor, ...]:
+    """Return what `low_rank.linears_with_pairs` does for pairs of all tokens, written out."""
+    return tuple(unfused(F.linear(x, *linear), pair) for linear, (pair,) in zip(linears, pairs, strict=True))
+
+
+def whole_sum(head: Head, function: Any, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the sum of a function of tokens of all logits at once, by torch's derivative."""
+    return function.total(head.logits(hidden), targets, weights)
+
+
+def switch_off(side: str) -> None:
+    """Take out, in this process, what no arrangement switches."""
+    given: Any
+    if side == "ours-unfused":
+        for given in (seat, shared_input):
+            given.add_pair, given.linears_with_pairs = unfused, linears_unfused
+    elif side == "ours-whole":
+        given = outputs
+        given.chunked_sum = whole_sum
+    elif side == "ours-derived":
+        given = Head
+        given.plain = lambda head, hidden: None
+    elif side == "ours-products":
+        given = fused_attention
+        given.possible = lambda *given, **named: False
+
+
 def ours(case: Case, gate: Gate) -> None:
     """Run the training loop of peftkit."""
 
     def pack(weight: Tensor) -> nn.Module:
         return PackedLinear.of(weight, None, QUANTIZERS["nf4"]())
 
-    if case.side == "ours-unfused":
-        given: Any = seat
-        given.add_pair = unfused
-        given.linears_with_pairs = lambda x, linears, pairs: (unfused(F.linear(x, *linears[0]), pairs[0][0]),)
+    switch_off(case.side)
     model = llama(case, pack if case.technique.packed else None)
     gate.loaded()
     loop = our_loop(case, model)

@@ -38,7 +38,7 @@ GOAL = 1.5
 
 
 @dataclass
-class Found:
+class Report:
     """The seconds of each turn, and the losses of each job, one side."""
 
     seconds: list[float]
@@ -64,48 +64,49 @@ def job(case: Case, model: nn.Module, number: int, name: str) -> Loop:
 
 def one_after_another(model: nn.Module, loops: dict[str, Loop], steps: int) -> list[list[float]]:
     """Take the steps of each job by itself; returns its losses."""
-    found = []
+    losses = []
     for name, loop in loops.items():
         activate(model, name)
-        found.append([loop.run_step()["loss"] for _ in range(steps)])
-    return found
+        losses.append([loop.run_step()["loss"] for _ in range(steps)])
+    return losses
 
 
 def at_once(_: nn.Module, loops: dict[str, Loop], steps: int) -> list[list[float]]:
     """Take the steps of all jobs together; returns the losses of each."""
-    found: dict[str, list[float]] = {name: [] for name in loops}
+    losses: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(steps):
-        begun = {name: loop.next() for name, loop in loops.items()}
+        pending = {name: loop.next() for name, loop in loops.items()}
         members = {
-            name: Member(loop.passes.plain, begun[name].batches, begun[name].normaliser) for name, loop in loops.items()
+            name: Member(loop.passes.plain, pending[name].batches, pending[name].normaliser)
+            for name, loop in loops.items()
         }
         backward_together(members)
         for name, loop in loops.items():
-            record = loop.take(begun[name], Done(loop.passes, members[name].result))
-            found[name].append(record["loss"])
-    return list(found.values())
+            record = loop.take(pending[name], Done(loop.passes, members[name].result))
+            losses[name].append(record["loss"])
+    return list(losses.values())
 
 
-def measure(case: Case, jobs: int, rounds: int, steps: int, clock: Callable[[], float]) -> tuple[Found, Found]:
-    """Let both sides take turns, after one that does not count; returns what was found of each."""
+def measure(case: Case, jobs: int, rounds: int, steps: int, clock: Callable[[], float]) -> tuple[Report, Report]:
+    """Let both sides take turns, after one that does not count; returns the report of each."""
     model = llama(case, None)
     sides = [
         {f"{side}-{number}": job(case, model, number, f"{side}-{number}") for number in range(jobs)} for side in "ab"
     ]
-    found = Found([], [[] for _ in range(jobs)]), Found([], [[] for _ in range(jobs)])
+    reports = Report([], [[] for _ in range(jobs)]), Report([], [[] for _ in range(jobs)])
     for turn in range(rounds + 1):
         order = (0, 1) if turn % 2 else (1, 0)
         for side in order:
             began = clock()
             losses = (one_after_another, at_once)[side](model, sides[side], steps)
             if turn:
-                found[side].seconds.append(clock() - began)
-            for kept, more in zip(found[side].losses, losses, strict=True):
+                reports[side].seconds.append(clock() - began)
+            for kept, more in zip(reports[side].losses, losses, strict=True):
                 kept += more
-    return found
+    return reports
 
 
-def agree(alone: Found, together: Found, bound: float) -> float:
+def agree(alone: Report, together: Report, bound: float) -> float:
     """Return how far the losses of the sides lie apart; PeftkitError where that is too far."""
     pairs = zip(alone.losses, together.losses, strict=True)
     far = max(abs(a - b) for one, other in pairs for a, b in zip(one, other, strict=True))
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def show(case: Case, jobs: int, steps: int, alone: Found, together: Found) -> None:
+def show(case: Case, jobs: int, steps: int, alone: Report, together: Report) -> None:
     """Print what was measured of one case."""
     far = agree(alone, together, TOLERANCES[case.precision])
     works = [draw(case.profile, case.steps, case.rows, case.measures.vocabulary, seed=number) for number in range(jobs)]

@@ -1,19 +1,21 @@
 """Training beside the usual stack: tokens per second, step time and peak memory at equal losses.
 
 `python benchmarks/training.py [--profiles e2e,coqa] [--methods lora,dora] [--sizes 60m] [--precision fp32,bf16]`; a
-list may be `all`. `--goals` measures the work that has goals and prints them beside what was reached. The sides:
+list may be `all`. `--goals` measures the work that has goals and prints them beside what was reached.
+`--ablate` measures what each part of the engine is worth: ours with one part after another switched off, beside the
+whole (`ablation.py`). The sides:
 
 - `ours`: the training loop of peftkit as a run has it;
 - `trainer`: Hugging Face peft with transformers' Trainer and a collator that pads, as a user gets it ("usual");
 - `bare`: a plain loop over Hugging Face peft;
 - `trl`, `unsloth`: where they are installed;
-- `ours-compiled`: ours with `train.compile`, once the blocks are compiled;
+- `ours-…`: ours without one part of the engine (`sides.PARTS`); `ours-compiled` with `train.compile`, compiled before;
 - `own lora`: our LoRA on all linear layers beside another method of ours.
 
 All have the same weights of the model and of the adapter, the same batches in the same order, the same optimizer and
 rate. Every step's loss, and the norm of its gradient before clipping, have to agree with the Trainer's within the
 tolerance that is printed, else the benchmark ends with an error. Each side is a process; they take turns, and medians
-over the turns are told, ratios as medians of the ratios within a turn. On a CPU the time is what one thread spends on
+over the turns are shown, ratios as medians of the ratios within a turn. On a CPU the time is what one thread spends on
 the processor, so that other work disturbs it little; `--wall --threads N` takes the clock, as on a GPU.
 
 Memory is measured apart on a CPU (`gates.py`): `whole` is the peak of the process, and `above` what came on top of the
@@ -33,13 +35,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import ablation
 import torch
 from cases import SIZES, TECHNIQUES, Case
-from gates import Found, Memory, Rate, time_turns, weigh_sides
+from gates import Memory, Rate, Report, time_turns, weigh_sides
 from goals import CPU_GOALS, GPU_GOALS, Cell, Goal
 from profiles import PROFILES
 from rows import USUAL, Row, print_goals, print_rows, print_turns, write_csv
-from sides import SIDES, available
+from sides import PARTS, SIDES, available
 
 from peftkit.errors import PeftkitError, unknown
 
@@ -48,7 +51,7 @@ TOLERANCES = {"fp32": (1e-5, 1e-3), "bf16": (5e-3, 5e-2)}
 """The relative differences that rounding explains: of the losses, and of the norms of the gradients."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 ROWS_OF_RATE = {"cpu": 512, "cuda": 8192}
-"""Rows of the product whose rate the limit is told by."""
+"""Rows of the product whose rate the limit is measured by."""
 
 
 # What is measured ---------------------------------------------------------------------------------------------------
@@ -73,11 +76,11 @@ def cases_of(cell: Cell, given: argparse.Namespace) -> list[Case]:
     return cases if alone else [*cases, replace(case, method=OWN)]
 
 
-def agree(cases: Sequence[Case], found: Sequence[Found]) -> str:
+def agree(cases: Sequence[Case], reports: Sequence[Report]) -> str:
     """Compare what the sides of one method report with the first of them that is not ours; say how near they are."""
     method, precision = cases[0].method, cases[0].precision
     bounds = TOLERANCES[precision]
-    mine = [(case, report) for case, report in zip(cases, found, strict=True) if case.method == method]
+    mine = [(case, report) for case, report in zip(cases, reports, strict=True) if case.method == method]
     reference = next((report for case, report in mine if case.side != "ours"), None)
     if reference is None:
         return "one side alone: no losses are compared"
@@ -123,16 +126,16 @@ def measure(cell: Cell, given: argparse.Namespace) -> list[Row]:
     size = SIZES[cell.size]
     dtype = DTYPES[cell.precision]
     rate = Rate(ROWS_OF_RATE[given.device.partition(":")[0]], size.width, size.inner, dtype, given.device, given.wall)
-    found = time_turns(cases, given.rounds, given.steps, given.wall, given.threads, rate.measure)
-    told = agree(cases, found)
-    peaks: Sequence[Memory | None] = [report.memory for report in found]
+    reports = time_turns(cases, given.rounds, given.steps, given.wall, given.threads, rate.measure)
+    agreement = agree(cases, reports)
+    peaks: Sequence[Memory | None] = [report.memory for report in reports]
     if given.device == "cpu" and not given.no_memory:
         peaks = weigh_sides(cases, given.threads)
-    rows = table(cell, cases, found, peaks, given.steps, rate.median)
+    rows = table(cell, cases, reports, peaks, given.steps, rate.median)
     print(
         f"\n{cell.size} {cell.profile} {cell.method} {cell.precision}, batch {cases[0].rows}, {cases[0].dtype} weights"
     )
-    print(f"{told}; {rate.median / 1e9:.1f} GFLOP/s in {dtype}")
+    print(f"{agreement}; {rate.median / 1e9:.1f} GFLOP/s in {dtype}")
     print_rows(rows)
     return rows
 
@@ -140,7 +143,7 @@ def measure(cell: Cell, given: argparse.Namespace) -> list[Row]:
 def table(
     cell: Cell,
     cases: Sequence[Case],
-    found: Sequence[Found],
+    reports: Sequence[Report],
     peaks: Sequence[Memory | None],
     steps: int,
     rate: float,
@@ -151,11 +154,11 @@ def table(
     trained = [statistics.fmean(work.trained(batch) for batch in range(turn, turn + steps)) for turn in turns]
     tokens = [statistics.fmean(work.tokens(batch) for batch in range(turn, turn + steps)) for turn in turns]
     sides = ["own lora" if case.method != cell.method else case.side for case in cases]
-    usual = found[sides.index(USUAL)].seconds if USUAL in sides else None
+    usual = reports[sides.index(USUAL)].seconds if USUAL in sides else None
     usual_peak = peaks[sides.index(USUAL)] if USUAL in sides else None
-    own = found[sides.index("own lora" if "own lora" in sides else "ours")] if "ours" in sides else None
+    own = reports[sides.index("own lora" if "own lora" in sides else "ours")] if "ours" in sides else None
     rows = []
-    for side, report, peak in zip(sides, found, peaks, strict=True):
+    for side, report, peak in zip(sides, reports, peaks, strict=True):
         taken = report.seconds
         row = Row(
             **asdict(cell),
@@ -166,6 +169,7 @@ def table(
             speed=ratio(usual, taken) if usual else None,
             limit=ratio(taken, least),
             own_lora=ratio(taken, own.seconds) if own and side in ("ours", "own lora") else None,
+            slower=ratio(taken, reports[sides.index("ours")].seconds) if "ours" in sides else None,
             loss=report.losses[-1],
         )
         if peak:
@@ -199,6 +203,7 @@ def arguments(command: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--goals", action="store_true", help="measure what has goals, of the sizes and precisions given"
     )
+    parser.add_argument("--ablate", action="store_true", help="measure ours without each part, instead of --sides")
     parser.add_argument("--rounds", type=int, default=7, help="timed turns of each side")
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps of a turn")
     parser.add_argument("--rows", type=int, help="rows of a batch instead of the profile's")
@@ -214,6 +219,7 @@ def arguments(command: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="measure time alone")
     parser.add_argument("--csv", type=Path, help="a file to write the table to")
     given = parser.parse_args(command)
+    given.sides = ",".join(("ours", *PARTS)) if given.ablate else given.sides
     given.wall = given.device != "cpu" if given.wall is None else given.wall
     if min(given.rounds, given.steps, given.threads, given.rows or 1) < 1:
         parser.error("--rounds, --steps, --threads and --rows are at least 1.")
@@ -226,8 +232,8 @@ def machine(device: str) -> str:
     """Name the kind of GPU or processor."""
     if device != "cpu":
         return torch.cuda.get_device_name()
-    found = Path("/proc/cpuinfo")
-    lines = found.read_text().splitlines() if found.exists() else []
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     kind = " with AMX" if any("amx_bf16" in line for line in lines) else ""
     return (named[0] if named else platform.machine()) + kind
@@ -258,7 +264,7 @@ def cells_of(given: argparse.Namespace) -> list[Cell]:
 
 
 def measure_all(cells: Sequence[Cell], given: argparse.Namespace) -> tuple[list[Row], bool]:
-    """Return the rows of all cells, and whether a cell failed, which is told of and leaves the others running."""
+    """Return the rows of all cells, and whether a cell failed, which is reported and leaves the others running."""
     rows: list[Row] = []
     failed = False
     for cell in cells:
@@ -288,6 +294,8 @@ def main(command: Sequence[str] | None = None) -> int:
         return 2
     rows, failed = measure_all(cells, given)
     print_turns(rows)
+    if given.ablate:
+        ablation.show(rows)
     if given.goals:
         print_goals(rows, goals_of(given))
     if given.csv and rows:

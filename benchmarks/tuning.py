@@ -5,7 +5,7 @@ the bundled model for 100 steps and measures the loss on the validation split; a
 first of the formats that offer it. The search climbs: it begins at 1e-2 for
 every method, tries the neighbours, moves towards the lower loss, and spends what is left between the best rate and its
 better neighbour. Trials go to docs/results/tuning.csv as they
-end, and one that is there already is not run again, so that the search can be stopped and continued.
+end, and one that is there already is not run twice, so that the search can be stopped and continued.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def search(method: str, known: dict[float, float]) -> None:
 
 
 def main() -> int:
-    """Search for each method; those that the model does not suit are told and left out."""
+    """Search for each method; those that the model does not suit are named and left out."""
     torch.set_num_threads(1)
     known = read()
     for method in sys.argv[1:] or METHODS.names():

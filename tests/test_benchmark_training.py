@@ -16,7 +16,8 @@ from peftkit.models.quiet import quiet
 
 pytest.importorskip("peft", reason="Hugging Face peft is not installed")
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("memory", "workload", "profiles", "cases", "hugging_face", "sides", "gates", "goals", "rows", "training")
+FILES = ("memory", "workload", "profiles", "cases", "hugging_face", "sides", "gates", "goals")
+MODULES = (*FILES, "rows", "ablation", "training")
 METHODS = ("lora", "lora-qv", "dora", "lora-fa", "prefix", "prompt", "ia3", "qlora")
 
 
@@ -69,7 +70,7 @@ def test_the_sides_train_the_same(benchmark, method):
 def test_another_loss_or_gradient_is_an_error(benchmark, figure, what):
     one = case(benchmark, "lora")
     other = benchmark["gates"].replace(one, side="trainer")
-    mine, usual = (benchmark["gates"].Found([], [5.0, 4.0], [1.0, 1.0]) for _ in range(2))
+    mine, usual = (benchmark["gates"].Report([], [5.0, 4.0], [1.0, 1.0]) for _ in range(2))
     assert "0.0e+00" in benchmark["training"].agree([one, other], [mine, usual])
     getattr(mine, figure)[1] *= 1.01
     with pytest.raises(PeftkitError, match=rf"{what} of ours.*do not train the same"):

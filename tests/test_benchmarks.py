@@ -101,7 +101,7 @@ def test_runs_together_are_measured_beside_one_after_another(benchmark, capsys):
 
 
 def test_other_losses_end_the_measurement_of_runs_together(benchmark):
-    one, other = (benchmark["together"].Found([1.0], [[2.0, loss]]) for loss in (3.0, 3.1))
+    one, other = (benchmark["together"].Report([1.0], [[2.0, loss]]) for loss in (3.0, 3.1))
     assert benchmark["together"].agree(one, one, 1e-4) == 0
     with pytest.raises(PeftkitError, match=r"the losses of the sides lie 1\.0e-01 apart"):
         benchmark["together"].agree(one, other, 1e-4)

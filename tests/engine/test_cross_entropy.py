@@ -41,9 +41,9 @@ def test_value_and_gradients_equal_the_plain_loss(kind, smoothing, weighted, mon
     other = hidden.clone().requires_grad_()
     loss = chunked_sum(head, CrossEntropyOf(smoothing), other, targets, weights)
     assert (head.plain(other) is not None) == (kind in ("plain", "tied"))
-    found = torch.autograd.grad(3 * loss, [other, *trained.values()])
+    result = torch.autograd.grad(3 * loss, [other, *trained.values()])
     assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
-    for one, two in zip(found, expected, strict=True):
+    for one, two in zip(result, expected, strict=True):
         torch.testing.assert_close(one, two, atol=1e-4 * max(1.0, two.abs().max().item()), rtol=1e-4)
     with torch.no_grad():
         assert chunked_sum(head, CrossEntropyOf(smoothing), hidden, targets, weights).item() == pytest.approx(
@@ -63,8 +63,8 @@ def test_values_and_their_gradients_equal_the_plain_ones(kind, smoothing, monkey
     values = chunked_values(head, CrossEntropyOf(smoothing), other, targets)
     torch.testing.assert_close(values, plain, atol=1e-5, rtol=1e-5)
     expected = torch.autograd.grad(plain.sigmoid().square().sum(), [leaf, *trained.values()])
-    found = torch.autograd.grad(values.sigmoid().square().sum(), [other, *trained.values()])
-    for one, two in zip(found, expected, strict=True):
+    result = torch.autograd.grad(values.sigmoid().square().sum(), [other, *trained.values()])
+    for one, two in zip(result, expected, strict=True):
         torch.testing.assert_close(one, two, atol=1e-5 * max(1.0, two.abs().max().item()), rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Every switch of the engine on equals it off over a run of training, and models that cannot are told of."""
+"""Every switch of the engine on equals it off over a run of training, and models that cannot are named."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SWITCHES = [
 def examples(count: int = 24) -> list[Encoded]:
     """Examples of unequal length; every third one begins as the one before it."""
     generator = torch.Generator().manual_seed(5)
-    found: list[Encoded] = []
+    result: list[Encoded] = []
     for number in range(count):
         ids = torch.randint(3, 96, (6 + 5 * number % 17,), generator=generator).tolist()
         if number % 3 == 2:
-            ids = found[-1].ids[:10] + ids
-        found.append(Encoded(ids, [-100] * (len(ids) // 2) + ids[len(ids) // 2 :]))
-    return found
+            ids = result[-1].ids[:10] + ids
+        result.append(Encoded(ids, [-100] * (len(ids) // 2) + ids[len(ids) // 2 :]))
+    return result
 
 
 def losses(method: str, layout: Arrangement, steps: int = 50) -> list[float]:

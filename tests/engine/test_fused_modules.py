@@ -61,13 +61,13 @@ def passes(model: nn.Module, adaptation: Any, fused: bool, *, backward: bool = T
     with engine.running(packed):
         loss = loss_of(engine, packed)
         wanted = [parameter for _, parameter in adaptation.parameters()]
-        found = torch.autograd.grad(loss, wanted, allow_unused=True) if backward else []
-    return loss.detach(), [torch.zeros(()) if gradient is None else gradient for gradient in found]
+        result = torch.autograd.grad(loss, wanted, allow_unused=True) if backward else []
+    return loss.detach(), [torch.zeros(()) if gradient is None else gradient for gradient in result]
 
 
-def replaced(model: nn.Module, found: FusedModules) -> set[str]:
+def replaced(model: nn.Module, result: FusedModules) -> set[str]:
     """Return the paths of the modules that run otherwise while something stands in."""
-    with found.running():
+    with result.running():
         return {path for path, module in model.named_modules() if "forward" in module.__dict__}
 
 
@@ -92,8 +92,8 @@ def test_bf16_is_as_near_to_fp64_as_the_models_own_code():
     exact = passes(*adapted(dtype=torch.float64), False)
     far = []
     for fused in (False, True):
-        found = passes(*adapted(dtype=torch.bfloat16), fused)[1]
-        pairs = zip(found, exact[1], strict=True)
+        result = passes(*adapted(dtype=torch.bfloat16), fused)[1]
+        pairs = zip(result, exact[1], strict=True)
         far.append(sum(((one.double() - two).norm() / two.norm()).item() for one, two in pairs))
     assert far[1] < 1.1 * far[0]
 
@@ -243,15 +243,15 @@ def test_nothing_keeps_a_pass_alive():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-@pytest.mark.parametrize("again", ["nothing", "mlps", "layers"])
-def test_recomputation_and_dropout_are_those_of_the_models_own_code(dropout: float, again: Any):
-    found = []
+@pytest.mark.parametrize("second", ["nothing", "mlps", "layers"])
+def test_recomputation_and_dropout_are_those_of_the_models_own_code(dropout: float, second: Any):
+    result = []
     for fused in (False, True):
         model, adaptation = adapted(dropout=dropout)
-        recompute(model, again)
+        recompute(model, second)
         torch.manual_seed(11)
-        found.append(passes(model, adaptation, fused))
-    (loss, own), (other, mine) = found
+        result.append(passes(model, adaptation, fused))
+    (loss, own), (other, mine) = result
     assert other.item() == pytest.approx(loss.item(), rel=1e-6)
     for one, two in zip(own, mine, strict=True):
         assert (one - two).norm() <= 1e-5 * one.norm()
@@ -265,8 +265,8 @@ def test_activations_may_wait_elsewhere():
     with engine.running(packed):
         with torch.autograd.graph.save_on_cpu():
             loss = loss_of(engine, packed)
-        found = torch.autograd.grad(loss, [parameter for _, parameter in adaptation.parameters()])
-    for one, other in zip(expected, found, strict=True):
+        result = torch.autograd.grad(loss, [parameter for _, parameter in adaptation.parameters()])
+    for one, other in zip(expected, result, strict=True):
         assert (one - other).norm() <= 1e-6 * one.norm()
 
 
@@ -287,8 +287,8 @@ MLPS = {f"model.layers.{layer}.mlp" for layer in (0, 1)}
 )
 def test_seats_and_trained_norms_run_their_own_code(method: str, options: dict[str, Any], expected: set[str]):
     model, adaptation = adapted(method, **options)
-    found = FusedModules(model)
-    names = {path for path in replaced(model, found) if ".seated" not in path}
+    result = FusedModules(model)
+    names = {path for path in replaced(model, result) if ".seated" not in path}
     assert names == expected
     assert not [path for path in names if isinstance(model.get_submodule(path), Seat)]
     assert not [path for path, module in model.named_modules() if "forward" in module.__dict__]
@@ -299,19 +299,19 @@ def test_seats_and_trained_norms_run_their_own_code(method: str, options: dict[s
 
 def test_a_pass_that_fails_or_wants_no_gradients_leaves_the_model_as_it_was():
     model, own = tiny("llama").requires_grad_(False), modeling_llama.apply_rotary_pos_emb
-    found = FusedModules(model)
+    result = FusedModules(model)
 
     def fail() -> None:
-        with found.running():
+        with result.running():
             assert modeling_llama.apply_rotary_pos_emb is not own
             assert "forward" in model.model.norm.__dict__
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    with torch.no_grad(), found.running():
+    with torch.no_grad(), result.running():
         assert modeling_llama.apply_rotary_pos_emb is own
-        assert not replaced(model, found)
+        assert not replaced(model, result)
     assert modeling_llama.apply_rotary_pos_emb is own
     assert not [path for path, module in model.named_modules() if "forward" in module.__dict__]
 
@@ -367,12 +367,12 @@ def test_other_feed_forward_parts_keep_their_own_code(forward: Callable[..., Ten
 
 def test_what_is_called_in_another_way_runs_its_own_code(monkeypatch: pytest.MonkeyPatch):
     model = tiny("llama").requires_grad_(False)
-    layer, found = model.model.layers[0], FusedModules(model)
+    layer, result = model.model.layers[0], FusedModules(model)
     x = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(1))
     expected = layer.input_layernorm(x), layer.mlp(x)
     monkeypatch.delattr(fused_modules, "norm")
     monkeypatch.delattr(fused_modules, "gated")
-    with found.running():
+    with result.running():
         assert torch.equal(layer.input_layernorm(hidden_states=x), expected[0])
         assert torch.equal(layer.mlp(x=x), expected[1])
         assert layer.input_layernorm(x.double()).dtype == torch.float64
@@ -395,21 +395,11 @@ def test_another_rotation_keeps_its_own_code(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_activation_that_hooks_hear_of_runs_as_it_does():
     model = tiny("llama").requires_grad_(False)
-    found = FusedModules(model)
-    with watched(model, Quiet()):
-        assert replaced(model, found) == NORMS | MLPS, "watching changes what is watched"
+    result = FusedModules(model)
+    with watched(model, lambda path: None, lambda: None):
+        assert replaced(model, result) == NORMS | MLPS, "watching changes what is watched"
     model.model.layers[0].mlp.act_fn.register_forward_hook(lambda module, args, output: output * 2)
-    assert replaced(model, found) == NORMS | (MLPS - {"model.layers.0.mlp"})
-
-
-class Quiet:
-    """A watcher that does nothing."""
-
-    def enter(self, path: str) -> None:
-        """Do nothing."""
-
-    def leave(self) -> None:
-        """Do nothing."""
+    assert replaced(model, result) == NORMS | (MLPS - {"model.layers.0.mlp"})
 
 
 @pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(approximate="tanh"), nn.ReLU(), nn.Tanh()])
@@ -437,7 +427,7 @@ def test_a_recipe_may_say_no_and_compiled_blocks_do():
 
 @pytest.mark.parametrize("together", [True, False])
 def test_layers_that_read_the_same_input_read_what_is_made_again(together: bool):
-    found = []
+    result = []
     for fused in (False, True):
         model, adaptation = adapted()
         engine, notices = choose(model, rows(), 0, CPU, Arrangement(fused=fused, together=together))
@@ -447,8 +437,8 @@ def test_layers_that_read_the_same_input_read_what_is_made_again(together: bool)
         with engine.running(packed):
             loss = loss_of(engine, packed)
             wanted = [parameter for _, parameter in adaptation.parameters()]
-            found.append([loss.detach(), *torch.autograd.grad(loss, wanted)])
-    for one, other in zip(*found, strict=True):
+            result.append([loss.detach(), *torch.autograd.grad(loss, wanted)])
+    for one, other in zip(*result, strict=True):
         assert (one - other).norm() <= 1e-5 * one.norm()
 
 

@@ -96,15 +96,15 @@ def test_what_is_kept_does_not_change_with_the_model():
 
 def test_the_adapter_of_the_best_step_is_the_runs(source: Path, tmp_path: Path):
     given = make_recipe(source, "lora", max_steps=12, keep_best="validation_loss", **steady())
-    told = Stops(0)
-    summary = train(recipe.load(given), tmp_path / "run", observer=told)
+    notices = Stops(0)
+    summary = train(recipe.load(given), tmp_path / "run", observer=notices)
     measured = {r["step"]: r["validation_loss"] for r in log.read(tmp_path / "run/log.jsonl") if "validation_loss" in r}
     step = min(measured, key=measured.__getitem__)
     assert step < 12, "the last step is the best one: the test shows nothing"
     assert summary.best == {"metric": "validation_loss", "value": measured[step], "step": step}
     assert summary.losses["validation"] == measured[step]
     assert not summary.stopped_early
-    assert any(f"the adapter of step {step} is kept" in notice for notice in told.notices)
+    assert any(f"the adapter of step {step} is kept" in notice for notice in notices.notices)
     shorter = make_recipe(source, "lora", max_steps=step, **steady())
     train(recipe.load(shorter), tmp_path / "shorter")
     assert adapter(tmp_path / "run") == adapter(tmp_path / "shorter")
@@ -113,13 +113,13 @@ def test_the_adapter_of_the_best_step_is_the_runs(source: Path, tmp_path: Path):
 
 def test_a_run_stops_when_nothing_gets_better(source: Path, tmp_path: Path):
     given = make_recipe(source, "lora", max_steps=60, keep_best="validation_loss", patience=2, **steady())
-    told = Stops(0)
-    summary = train(recipe.load(given), tmp_path / "run", observer=told)
+    notices = Stops(0)
+    summary = train(recipe.load(given), tmp_path / "run", observer=notices)
     assert summary.stopped_early
     assert summary.steps < 60
     assert summary.best
     assert summary.steps == summary.best["step"] + 4, "two measurements, two steps apart"
-    assert any(f"stopped early after step {summary.steps}" in notice for notice in told.notices)
+    assert any(f"stopped early after step {summary.steps}" in notice for notice in notices.notices)
 
 
 METHODS = ["full", "dylora", "prefix-tuning", "adalora", "sora"]
@@ -161,8 +161,8 @@ def test_scores_are_in_the_events(source: Path, tmp_path: Path):
 
     given = answering(source, "lora", max_steps=4, score_every=2, score_inputs=2, tensorboard=True)
     train(recipe.load(given), tmp_path / "run")
-    found = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert [event.step for event in found.Scalars("scores/ROUGE-L")] == [2, 4]
+    result = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in result.Scalars("scores/ROUGE-L")] == [2, 4]
 
 
 @pytest.mark.parametrize(

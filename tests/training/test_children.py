@@ -90,9 +90,9 @@ def keys(runs: Runs, source: Path) -> dict[str, Any]:
 @pytest.fixture
 def copies(runs: Runs, keys: dict[str, Any], tmp_path: Path) -> Runs:
     """Copies of the runs, which a test may change; the recipe names them."""
-    found = {name: Path(shutil.copytree(run, tmp_path / name)) for name, run in runs.items()}
-    keys["adapters"] = {name: str(run) for name, run in found.items()}
-    return found
+    result = {name: Path(shutil.copytree(run, tmp_path / name)) for name, run in runs.items()}
+    keys["adapters"] = {name: str(run) for name, run in result.items()}
+    return result
 
 
 def held(assembled: Any) -> dict[str, Tensor]:
@@ -210,8 +210,8 @@ def test_removing_it_takes_them_off(keys):
 
 
 def test_the_plan_tells_what_of_them_is_used(keys, runs):
-    told = plan(recipe.load(keys)).adapters
-    assert told == [f"one: lora at 4 of 4 sites ({runs['one']})", f"other: vera at 2 of 4 sites ({runs['other']})"]
+    notices = plan(recipe.load(keys)).adapters
+    assert notices == [f"one: lora at 4 of 4 sites ({runs['one']})", f"other: vera at 2 of 4 sites ({runs['other']})"]
 
 
 def test_runs_with_children_are_trained_together(keys, tmp_path):
@@ -243,16 +243,16 @@ def refusal(keys: Mapping[str, Any], **given: Any) -> str:
 def test_what_is_no_adapter_at_a_site_is_refused(keys, source, tmp_path, method, reason):
     base = assemble(recipe.load(make_recipe(source, method)))
     save_adapter(base.adaptation, tmp_path / "adapter", base.description)
-    told = refusal(keys, adapters={"mine": str(tmp_path)})
-    assert told.startswith(f"adapters.mine ({tmp_path}): ")
-    assert re.search(reason, told)
+    notices = refusal(keys, adapters={"mine": str(tmp_path)})
+    assert notices.startswith(f"adapters.mine ({tmp_path}): ")
+    assert re.search(reason, notices)
 
 
 def test_what_was_built_from_adapters_is_refused(keys, tmp_path):
     built = assemble(recipe.load(keys))
     save_adapter(built.adaptation, tmp_path / "adapter", built.description)
-    told = refusal(keys, adapters={"mine": str(tmp_path)})
-    assert told.startswith(f"adapters.mine ({tmp_path}) was built from adapters itself")
+    notices = refusal(keys, adapters={"mine": str(tmp_path)})
+    assert notices.startswith(f"adapters.mine ({tmp_path}) was built from adapters itself")
     with pytest.raises(PeftkitError, match=r"built from the adapters: one, other; named are: none\. .* `adapters` in"):
         load_adapter(assemble(recipe.load(keys), bare=True).module, tmp_path / "adapter", None)
 
@@ -266,8 +266,8 @@ def test_another_base_is_refused_with_both_names(keys, copies):
 
 
 def test_another_storage_is_refused_with_both_names(keys):
-    told = refusal(keys, quantization="nf4")
-    assert re.match(r"adapters\.one \(.*\) and this run were trained on weights stored as none and nf4 \(", told)
+    notices = refusal(keys, quantization="nf4")
+    assert re.match(r"adapters\.one \(.*\) and this run were trained on weights stored as none and nf4 \(", notices)
 
 
 def test_damaged_children_are_refused_with_their_file(keys, copies):

@@ -1,4 +1,4 @@
-"""Compiled blocks train as the model's own code does, and a compiler that fails is told of once."""
+"""Compiled blocks train as the model's own code does, and a compiler that fails is reported once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from peftkit.data.encode import Encoded, insert
 from peftkit.engine import compiled
 from peftkit.engine.compiled import Compiled
 from peftkit.engine.engine import Arrangement, choose
+from peftkit.engine.memory_plan import MemoryPlan
 from peftkit.engine.passes import Plain
+from peftkit.engine.retrying import Retrying
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
@@ -36,7 +38,7 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-class Told(Silent):
+class Notices(Silent):
     """Keeps the notices of a run."""
 
     def __init__(self) -> None:
@@ -92,12 +94,12 @@ def fail(graph: Any, inputs: Any) -> Callable[..., Any]:
 def test_losses_are_those_without_a_compiler(method: str, options: dict[str, Any]):
     expected = losses(built(method, 1, **options))
     loop = built(method, 1, **options)
-    told = compile_blocks(loop)
-    assert len(told) == 1
-    assert told[0].startswith("train.compile: 1 blocks compiled in ")
-    found = losses(loop)
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert sum(found[-EPOCH:]) < sum(found[:EPOCH])
+    notices = compile_blocks(loop)
+    assert len(notices) == 1
+    assert notices[0].startswith("train.compile: 1 blocks compiled in ")
+    result = losses(loop)
+    assert result == pytest.approx(expected, abs=1e-4)
+    assert sum(result[-EPOCH:]) < sum(result[:EPOCH])
     assert isinstance(loop.passes, Compiled)
     assert loop.passes.blocks, "the compiler was given up"
 
@@ -110,12 +112,12 @@ def test_a_run_that_goes_on_is_compiled_to_the_same_bits():
     parts, facts = loop.state()
     parts = {part: {name: value.clone() for name, value in tensors.items()} for part, tensors in parts.items()}
     evaluated, rest = loop.evaluate(loop.batches), losses(loop, 7)
-    again = built("lora", 1, targets=("q",), dropout=0.1)
-    told = compile_blocks(again)
-    again.load_state(parts, facts)
-    assert again.evaluate(again.batches) == evaluated
-    assert losses(again, 7) == rest
-    assert len(told) == 1
+    second = built("lora", 1, targets=("q",), dropout=0.1)
+    notices = compile_blocks(second)
+    second.load_state(parts, facts)
+    assert second.evaluate(second.batches) == evaluated
+    assert losses(second, 7) == rest
+    assert len(notices) == 1
 
 
 @pytest.mark.thorough
@@ -127,9 +129,9 @@ def test_each_method_is_traced_in_training(method: str, monkeypatch: pytest.Monk
     except PeftkitError as error:
         pytest.skip(f"it does not train with its defaults on this model: {error}")
     loop = built(method, 2)
-    told = compile_blocks(loop)
+    notices = compile_blocks(loop)
     assert losses(loop, 6) == pytest.approx(expected, abs=1e-4)
-    assert len(told) == 1, told
+    assert len(notices) == 1, notices
 
 
 def test_only_training_steps_are_compiled_and_nothing_stays(monkeypatch: pytest.MonkeyPatch):
@@ -150,19 +152,21 @@ def test_a_compiler_that_fails_is_told_of_once_and_changes_nothing(monkeypatch: 
     expected = losses(built("lora", 1, targets=("q",), dropout=0.2), 5)
     monkeypatch.setattr(compiled, "COMPILER", {"backend": fail})
     loop = built("lora", 1, targets=("q",), dropout=0.2)
-    told = compile_blocks(loop)
+    notices = compile_blocks(loop)
     assert losses(loop, 5) == expected
-    assert len(told) == 1
-    assert told[0].startswith("train.compile: the blocks cannot be compiled and run as they are: BackendCompilerFailed")
-    assert "no compiler of that kind" in told[0]
+    assert len(notices) == 1
+    assert notices[0].startswith(
+        "train.compile: the blocks cannot be compiled and run as they are: BackendCompilerFailed"
+    )
+    assert "no compiler of that kind" in notices[0]
 
 
 def test_a_failure_in_a_later_step_repeats_it(monkeypatch: pytest.MonkeyPatch):
     expected = losses(built("lora", 1, targets=("q",), dropout=0.2), 5)
     monkeypatch.setattr(compiled, "COMPILER", TRACED)
     loop = built("lora", 1, targets=("q",), dropout=0.2)
-    told = compile_blocks(loop)
-    found = losses(loop, 2)
+    notices = compile_blocks(loop)
+    result = losses(loop, 2)
     ran = compiled._InSteps.__call__
 
     def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -170,9 +174,9 @@ def test_a_failure_in_a_later_step_repeats_it(monkeypatch: pytest.MonkeyPatch):
         raise RuntimeError("found late")
 
     monkeypatch.setattr(compiled._InSteps, "__call__", broken)
-    assert found + losses(loop, 3) == pytest.approx(expected, abs=1e-5)
-    assert len(told) == 2
-    assert told[1].endswith("run as they are: RuntimeError: found late")
+    assert result + losses(loop, 3) == pytest.approx(expected, abs=1e-5)
+    assert len(notices) == 2
+    assert notices[1].endswith("run as they are: RuntimeError: found late")
 
 
 def test_what_fails_without_a_compiler_too_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch):
@@ -191,23 +195,50 @@ def test_a_run_goes_on_without_a_compiler(source, tmp_path, monkeypatch: pytest.
     monkeypatch.setattr(compiled, "COMPILER", {"backend": fail})
     plain = recipe.load(make_recipe(source, "lora", max_steps=4))
     asked = recipe.load(make_recipe(source, "lora", max_steps=4, compile=True))
-    observer = Told()
-    found = train(asked, tmp_path / "asked", observer=observer)
-    assert found.losses == train(plain, tmp_path / "plain").losses
+    observer = Notices()
+    result = train(asked, tmp_path / "asked", observer=observer)
+    assert result.losses == train(plain, tmp_path / "plain").losses
     assert sum("cannot be compiled" in text for text in observer.notices) == 1
 
 
+@pytest.mark.parametrize("backend", [TRACED, thorough(compiled.COMPILER)], ids=["traced", "inductor"])
+@pytest.mark.parametrize("recomputed", ["nothing", "mlps", "layers"])
+def test_what_is_split_and_recomputed_is_compiled_too(backend, recomputed, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiled, "COMPILER", backend)
+    expected = losses(built("lora", 1, targets=("q",)), 4)
+    loop = built("lora", 1, targets=("q",))
+    plan, notices = MemoryPlan(64, recomputed), []
+    inner = Compiled(
+        loop.passes, lambda: plan.pieces(loop.batches.collate(loop.batches.plan(0)[0], 0))[0], notices.append
+    )
+    loop.passes = Retrying(inner, [plan], lambda passes: passes.take(plan), notices.append)
+    loop.passes.open()
+    assert losses(loop, 4) == pytest.approx(expected, rel=1e-5)
+    assert len(notices) == 1
+    assert inner.blocks, "the compiler was given up"
+
+
+@pytest.mark.parametrize("keys", [{"memory": "auto"}, {"gradient_checkpointing": True}])
+def test_a_recipe_may_ask_for_both(source, tmp_path, keys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiled, "COMPILER", TRACED)
+    plain = recipe.load(make_recipe(source, "lora", max_steps=4))
+    asked = recipe.load(make_recipe(source, "lora", max_steps=4, compile=True, **keys))
+    observer = Notices()
+    result = train(asked, tmp_path / "asked", observer=observer)
+    assert result.losses == pytest.approx(train(plain, tmp_path / "plain").losses, rel=1e-5)
+    assert sum("blocks compiled in" in text for text in observer.notices) == 1
+    assert not any("cannot be compiled" in text for text in observer.notices)
+
+
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
-        ({"memory": "auto"}, "found compile true and memory 'auto'; allowed: one of them"),
-        ({"gradient_checkpointing": True}, "found compile true and gradient_checkpointing true; allowed: one of them"),
         ({"cuda_graphs": True}, "found cuda_graphs true; allowed: leave it out"),
         ({"compile": "auto"}, "train.compile: found .auto. .text.; allowed: true, false"),
     ],
 )
-def test_a_recipe_that_asks_for_both_is_refused(source, keys, told):
-    with pytest.raises(PeftkitError, match=told):
+def test_keys_of_earlier_versions_are_refused(source, keys, message):
+    with pytest.raises(PeftkitError, match=message):
         recipe.load(make_recipe(source, "lora", **{"compile": True, **keys}))
 
 

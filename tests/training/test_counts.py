@@ -43,19 +43,19 @@ def test_tokens_are_counted_as_they_are_computed():
     rows = [shared + [30, 31], shared + [40]]
     batch = collate([Encoded(ids, [-100] * 12 + ids[12:]) for ids in rows], pad_id=0)
     model = tiny("llama")
-    found = {}
+    result = {}
     for name, arrangement in (
         ("shared", Arrangement(flat=True, share=True)),
         ("packed", Arrangement(flat=True, share=False)),
         ("padded", Arrangement(flat=False)),
         ("whole", Arrangement(flat=False, apart=False)),
     ):
-        found[name] = counts(batch, Engine(model, arrangement).pack(batch))
-    assert found["shared"] == (15, 3, 1, 12)
-    assert found["packed"] == (27, 3, 1, 0)
-    assert found["padded"] == (28, 3, 0, 0)
-    assert found["whole"] == (28, 4, 0, 0)
-    assert total(found.values()) == (98, 13, 2, 12)
+        result[name] = counts(batch, Engine(model, arrangement).pack(batch))
+    assert result["shared"] == (15, 3, 1, 12)
+    assert result["packed"] == (27, 3, 1, 0)
+    assert result["padded"] == (28, 3, 0, 0)
+    assert result["whole"] == (28, 4, 0, 0)
+    assert total(result.values()) == (98, 13, 2, 12)
 
 
 def test_what_is_saved_is_told_of_the_first_batches():
@@ -82,9 +82,9 @@ def test_the_largest_micro_batch_and_its_step_are_told(arrangement, grouped):
         for indices in batches.plan(0)[: 2 * steps]:
             batch = batches.collate(indices, 0)
             sizes.append(counts(batch, engine.pack(batch)).computed)
-        found = largest_batch(batches, engine, 0, accumulation=2, steps=steps)
-        assert found["tokens"] == max(sizes)
-        assert max(sizes[2 * found["step"] - 2 : 2 * found["step"]]) == max(sizes)
+        result = largest_batch(batches, engine, 0, accumulation=2, steps=steps)
+        assert result["tokens"] == max(sizes)
+        assert max(sizes[2 * result["step"] - 2 : 2 * result["step"]]) == max(sizes)
 
 
 def test_a_step_tells_what_it_computed():

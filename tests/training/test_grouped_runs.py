@@ -56,12 +56,12 @@ def test_fewer_tokens_are_computed_and_the_run_says_so_at_its_start(
 ):
     summaries = {}
     for grouped in (False, True):
-        told = Told()
+        notices = Told()
         chosen = load(source, answers, epochs=1, group_prompts=grouped, **limits)
-        found = summaries[grouped] = train(chosen, tmp_path / str(grouped), observer=told)
-        (info,) = [value for name, value in told.events if name == "start"]
+        result = summaries[grouped] = train(chosen, tmp_path / str(grouped), observer=notices)
+        (info,) = [value for name, value in notices.events if name == "start"]
         # All micro-batches are looked at here: what is told is what the epoch saves.
-        assert info["saved"]["shared"] == pytest.approx((found.shared_tokens_saved or 0) / found.tokens, abs=1e-4)
+        assert info["saved"]["shared"] == pytest.approx((result.shared_tokens_saved or 0) / result.tokens, abs=1e-4)
     assert summaries[True].tokens == summaries[False].tokens
     assert (summaries[True].computed_tokens or 0) < 0.7 * (summaries[False].computed_tokens or 0)
 
@@ -74,9 +74,9 @@ def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted(source: Path, 
         with pytest.raises(Interrupted):
             train(chosen, tmp_path / "parts", resume=resume, observer=Stops(step, signal.SIGINT))
     train(chosen, tmp_path / "parts", resume=True)
-    found = records(tmp_path / "parts")
-    assert len(found) == 10
-    assert found == records(tmp_path / "whole")
+    result = records(tmp_path / "parts")
+    assert len(result) == 10
+    assert result == records(tmp_path / "whole")
     adapters = [(tmp_path / name / "adapter" / "adapter.safetensors").read_bytes() for name in ("whole", "parts")]
     assert adapters[0] == adapters[1]
 
@@ -99,13 +99,13 @@ def test_runs_together_group_their_own_examples(source: Path, answers: Path, tmp
 
 
 def test_prompts_that_never_repeat_are_told_of(source: Path, tmp_path: Path):
-    told = Told()
+    notices = Told()
     data = write(tmp_path / "train.jsonl", 1)
-    train(load(source, data, max_steps=1), tmp_path / "run", observer=told)
-    assert any(name == "notice" and "train.group_prompts" in value for name, value in told.events)
-    told = Told()
-    train(load(source, data, max_steps=1, group_prompts=False), tmp_path / "other", observer=told)
-    assert not any(name == "notice" and "train.group_prompts" in value for name, value in told.events)
+    train(load(source, data, max_steps=1), tmp_path / "run", observer=notices)
+    assert any(name == "notice" and "train.group_prompts" in value for name, value in notices.events)
+    notices = Told()
+    train(load(source, data, max_steps=1, group_prompts=False), tmp_path / "other", observer=notices)
+    assert not any(name == "notice" and "train.group_prompts" in value for name, value in notices.events)
 
 
 @pytest.mark.parametrize("value", ["yes", 1, None])

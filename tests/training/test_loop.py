@@ -23,12 +23,12 @@ from peftkit.training.loop import Loop
 def rows(count: int = 12) -> list[Encoded]:
     """Rows of unequal length of which unequal parts are trained."""
     generator = torch.Generator().manual_seed(3)
-    found = []
+    result = []
     for number in range(count):
         ids = torch.randint(3, 96, (4 + number % 5,), generator=generator).tolist()
         prompt = number % 3
-        found.append(Encoded(ids, [-100] * prompt + ids[prompt:]))
-    return found
+        result.append(Encoded(ids, [-100] * prompt + ids[prompt:]))
+    return result
 
 
 def make_loop(

@@ -103,11 +103,11 @@ def stand(method: str, memory_plan: MemoryPlan, flat: bool) -> Loop:
 )
 def test_every_plan_trains_the_same(method: str):
     flat = not METHODS[method].from_options({}).by_row
-    found = []
+    result = []
     for memory_plan in (MemoryPlan(), *PLANS):
         loop = stand(method, memory_plan, flat)
-        found.append(([loop.run_step() for _ in range(3)], loop.adaptation.state()))
-    (first, weights), *others = found
+        result.append(([loop.run_step() for _ in range(3)], loop.adaptation.state()))
+    (first, weights), *others = result
     for steps, state in others:
         for one, other in zip(first, steps, strict=True):
             assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
@@ -142,12 +142,12 @@ def test_pieces_hold_each_row_once():
     assert list(split(batch, batch.input_ids.numel())) == [batch]
     pieces = list(split(batch, 20))
     assert all(piece.input_ids.numel() <= 20 for piece in pieces)
-    found = [
+    result = [
         (ids[:length].tolist(), labels[:length].tolist())
         for piece in pieces
         for ids, labels, length in zip(piece.input_ids, piece.labels, piece.attention_mask.sum(1), strict=True)
     ]
-    assert sorted(found) == sorted((list(row.ids), list(row.labels)) for row in rows(12))
+    assert sorted(result) == sorted((list(row.ids), list(row.labels)) for row in rows(12))
     assert sum(piece.trained for piece in pieces) == batch.trained
     assert sum(piece.tokens for piece in pieces) == batch.tokens
     assert len(list(split(batch, 1))) == 12
@@ -156,17 +156,17 @@ def test_pieces_hold_each_row_once():
 @pytest.mark.parametrize("method", ["lora", "prefix-tuning", "dylora", "ia3", "full"])
 def test_plenty_of_memory_changes_no_bit(method: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plenty(monkeypatch)
-    found = []
+    result = []
     for wanted in (None, "auto"):
-        told = Told()
+        notices = Told()
         keys = make_recipe(source, method, max_steps=4, accumulation=2, memory=wanted)
-        summary = train(recipe.load(keys), tmp_path / str(wanted), observer=told)
+        summary = train(recipe.load(keys), tmp_path / str(wanted), observer=notices)
         log = records(tmp_path / str(wanted))
         assert summary.memory_plan == (wanted and "as the recipe says")
         assert {record.pop("memory_plan", None) for record in log} == {summary.memory_plan}
-        assert not [text for kind, text in told.events if kind == "notice" and "memory" in text]
-        found.append((log, (tmp_path / str(wanted) / "adapter" / "adapter.safetensors").read_bytes()))
-    assert found[0] == found[1]
+        assert not [text for kind, text in notices.events if kind == "notice" and "memory" in text]
+        result.append((log, (tmp_path / str(wanted) / "adapter" / "adapter.safetensors").read_bytes()))
+    assert result[0] == result[1]
 
 
 def test_a_step_that_runs_out_of_memory_is_repeated(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -175,15 +175,15 @@ def test_a_step_that_runs_out_of_memory_is_repeated(source: Path, tmp_path: Path
     keys["model"]["init"]["attention_dropout"] = 0.0
     expected = train(recipe.load(keys), tmp_path / "whole")
     keys["train"]["memory"] = "auto"
-    told = Told()
+    message = Told()
     # The probe and four steps are left alone.
     starve(monkeypatch, 100, first=5)
-    summary = train(recipe.load(keys), tmp_path / "run", observer=told)
+    summary = train(recipe.load(keys), tmp_path / "run", observer=message)
     whole, log = records(tmp_path / "whole"), records(tmp_path / "run")
     assert [record["loss"] for record in log] == pytest.approx([record["loss"] for record in whole], abs=1e-5)
     assert log[-1]["validation_loss"] == pytest.approx(whole[-1]["validation_loss"], abs=1e-5)
     assert summary.losses["last"] == pytest.approx(expected.losses["last"], abs=1e-5)
-    notices = [text for kind, text in told.events if kind == "notice" and "repeated" in text]
+    notices = [text for kind, text in message.events if kind == "notice" and "repeated" in text]
     assert "ran out of memory on a batch of" in notices[0]
     assert "the MLP of each layer computed again" in notices[0]
     assert notices[-1].endswith(f"{summary.memory_plan}.")
@@ -193,13 +193,13 @@ def test_a_step_that_runs_out_of_memory_is_repeated(source: Path, tmp_path: Path
     assert log[-1]["memory_plan"] == summary.memory_plan == written["memory_plan"]
 
 
-@pytest.mark.parametrize(("wanted", "told"), [("auto", "no memory plan is left"), (None, "train.memory=auto")])
+@pytest.mark.parametrize(("wanted", "message"), [("auto", "no memory plan is left"), (None, "train.memory=auto")])
 def test_a_run_without_a_plan_left_ends(
-    wanted: str | None, told: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wanted: str | None, message: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     plenty(monkeypatch)
     starve(monkeypatch, 1)
-    with pytest.raises(PeftkitError, match=f"ran out of memory at step 1 on a batch of .*{told}"):
+    with pytest.raises(PeftkitError, match=f"ran out of memory at step 1 on a batch of .*{message}"):
         train(recipe.load(make_recipe(source, "lora", max_steps=3, memory=wanted)), tmp_path / "run")
 
 
@@ -216,7 +216,7 @@ def test_an_error_of_another_kind_is_not_hidden(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_is_drawn_again_is_the_same(monkeypatch: pytest.MonkeyPatch):
     """A step that failed by the first plan draws the dropout of a run that went by the second all along."""
-    found = []
+    result = []
     for fails in (False, True):
         loop = stand("lora", MemoryPlan(), flat=True)
         for part in loop.adaptation.parts:
@@ -227,9 +227,9 @@ def test_what_is_drawn_again_is_the_same(monkeypatch: pytest.MonkeyPatch):
             if fails:
                 starve(patched, 16)
             torch.manual_seed(1)
-            found.append([loop.run_step()["loss"] for _ in range(3)])
+            result.append([loop.run_step()["loss"] for _ in range(3)])
         assert passes.plan == MemoryPlan(tokens=16)
-    assert found[0] == found[1]
+    assert result[0] == result[1]
 
 
 def test_resumed_by_its_plan_bit_for_bit(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -270,10 +270,10 @@ def test_the_plan_is_chosen_by_what_is_free(source: Path, tmp_path: Path, monkey
     plans = list(needs)
     assert seen == [str(plans[0]), str(plans[-1])]
     plenty(monkeypatch, int(needs[plans[3]] / fit.SPARE) + 2)
-    told = Told()
-    summary = train(recipe.load(keys), tmp_path / "run", observer=told)
+    notices = Told()
+    summary = train(recipe.load(keys), tmp_path / "run", observer=notices)
     assert summary.memory_plan == str(next(one for one in plans if needs[one] <= needs[plans[3]]))
-    assert any(kind == "notice" and str(summary.memory_plan) in text for kind, text in told.events)
+    assert any(kind == "notice" and str(summary.memory_plan) in text for kind, text in notices.events)
 
 
 def test_a_measured_peak_corrects_the_estimate(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -290,10 +290,10 @@ def test_a_measured_peak_corrects_the_estimate(source: Path, tmp_path: Path, mon
     plenty(monkeypatch, 11112)
     peaks = iter((5000, 11500))
     monkeypatch.setattr(fit, "peak_memory", lambda device: next(peaks))
-    told = Told()
-    summary = train(recipe.load(keys), tmp_path / "run", observer=told)
+    notices = Told()
+    summary = train(recipe.load(keys), tmp_path / "run", observer=notices)
     assert summary.memory_plan == str(list(needs)[2])
-    assert any("were taken" in str(text) for kind, text in told.events if kind == "notice")
+    assert any("were taken" in str(text) for kind, text in notices.events if kind == "notice")
 
 
 def test_the_probe_leaves_the_run_alone(monkeypatch: pytest.MonkeyPatch):

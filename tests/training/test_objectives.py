@@ -54,13 +54,13 @@ def test_values_are_those_of_each_row_by_itself(arrangement: Arrangement):
         sums = torch.zeros(4).index_add(0, packed.rows, values)
         total = outputs.sum(function)
         (sums.tanh() * factors).sum().backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    result = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     alone = torch.stack([plain_loss(model, collate([row], 0), 0.1) for row in rows()])
     torch.testing.assert_close(sums, alone, atol=1e-4, rtol=1e-5)
     assert total.item() == pytest.approx(alone.sum().item(), rel=1e-5)
     (alone.tanh() * factors).sum().backward()
-    for name, gradient in found.items():
+    for name, gradient in result.items():
         wanted = dict(model.named_parameters())[name].grad
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-3)
 

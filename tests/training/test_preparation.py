@@ -30,15 +30,15 @@ def _no_picture(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The examples of every batch that was made, in order."""
-    found: list[list[int]] = []
+    result: list[list[int]] = []
     collate = Batches.collate
 
     def watched(self: Batches, indices: Any, pad_id: int) -> Any:
-        found.append(list(indices))
+        result.append(list(indices))
         return collate(self, indices, pad_id)
 
     monkeypatch.setattr(Batches, "collate", watched)
-    return found
+    return result
 
 
 def test_a_method_that_asks_for_no_batch_costs_none(source: Path, made: list[list[int]]):

@@ -1,4 +1,4 @@
-"""What is saved for the backward pass is told by its owner, to the byte."""
+"""What is saved for the backward pass is counted by its owner, to the byte."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from peftkit.estimation.step import largest, run_step
 from peftkit.profiling import measure, owners
 from peftkit.profiling.owners import LOSS
 from peftkit.profiling.saved import Saved
+from peftkit.profiling.times import Ranges
 from peftkit.recipe import load
 from peftkit.training.preparation import Prepared, prepare
 
-FLOAT, PHASES = 4, measure.Phases()
+FLOAT, RANGES = 4, Ranges()
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def prepared(folder: Path, method: Any = "lora", **train: Any) -> Prepared:
     """Set up a run of a two-layer model of width 16, whose feed-forward blocks are as narrow."""
     recipe = make_recipe(folder, method, **train)
     recipe["model"]["init"] |= {"intermediate_size": 16, "attention_dropout": 0.0}
-    return prepare(load(recipe), phase=PHASES)
+    return prepare(load(recipe), phase=RANGES)
 
 
 class _Hoard(torch.autograd.Function):
@@ -64,24 +65,24 @@ def test_a_planted_module_that_keeps_a_wide_tensor_is_the_largest_owner(folder, 
     model: Any = run.loop.adaptation.model
     for layer in model.model.layers:
         layer.mlp = Hoarder(layer.mlp)
-    found = measure.profile_loop(run, PHASES, steps=1)
-    each = found.batch["computed_tokens"] * 8 * 16 * FLOAT
-    kind = measure.by_saved(found.kinds())[0]
+    result = measure.profile_loop(run, RANGES, steps=1)
+    each = result.batch["computed_tokens"] * 8 * 16 * FLOAT
+    kind = measure.by_saved(result.kinds())[0]
     assert (kind.label, kind.name, kind.modules, kind.saved) == ("Hoarder (mlp)", "model.layers.*.mlp", 2, 2 * each)
-    largest_two = measure.by_saved(found.paths)[:2]
+    largest_two = measure.by_saved(result.paths)[:2]
     assert {row.name: row.saved for row in largest_two} == {"model.layers.0.mlp": each, "model.layers.1.mlp": each}
-    times = {row.name: row for row in found.paths}
+    times = {row.name: row for row in result.paths}
     assert times["model.layers.0.mlp"].backward > 0
     assert times["model.layers.0.mlp"].total >= times["model.layers.0.mlp.inner"].total
 
 
 def test_without_the_plant_no_module_of_that_kind_is_named(folder):
-    found = measure.profile_loop(prepared(folder, {"lora": {"targets": ["q", "v"]}}), PHASES, steps=1)
-    assert all("Hoarder" not in row.label for row in found.paths)
-    assert found.saved == sum(row.saved for row in found.kinds())
-    root = next(row for row in found.paths if row.name == owners.WHOLE)
-    loss = next(row for row in found.paths if row.name == LOSS)
-    assert root.total_saved + loss.saved == found.saved
+    result = measure.profile_loop(prepared(folder, {"lora": {"targets": ["q", "v"]}}), RANGES, steps=1)
+    assert all("Hoarder" not in row.label for row in result.paths)
+    assert result.saved == sum(row.saved for row in result.kinds())
+    root = next(row for row in result.paths if row.name == owners.WHOLE)
+    loss = next(row for row in result.paths if row.name == LOSS)
+    assert root.total_saved + loss.saved == result.saved
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "prefix-tuning"])
@@ -96,10 +97,10 @@ def test_recomputation_takes_from_the_sum_what_it_takes_from_the_estimate(folder
         loop = run.loop
         batch = largest(run.batches, loop.adaptation.model, loop.pad_id)
         saved.append(sum(measure.saved_by(loop.passes.plain, batch)[0].values()))
-        found = run_step(loop.adaptation.model, loop.adaptation, batch, loop.section, loop.device, "fp32").activations
+        result = run_step(loop.adaptation.model, loop.adaptation, batch, loop.section, loop.device, "fp32").activations
         head: Any = loop.adaptation.model
         trained = (weight for weight in head.get_output_embeddings().parameters() if weight.requires_grad)
-        alive.append(found + FLOAT * sum(weight.numel() for weight in trained))
+        alive.append(result + FLOAT * sum(weight.numel() for weight in trained))
     assert all(one < other for one, other in zip(saved, alive, strict=True))
     assert saved[0] - saved[1] == pytest.approx(alive[0] - alive[1], rel=0.1)
 
@@ -111,9 +112,9 @@ def test_what_a_block_computes_within_its_adapter_is_the_blocks_own(folder, meth
         run = prepared(folder, chosen)
         loop = run.loop
         batch = largest(run.batches, loop.adaptation.model, loop.pad_id)
-        found, _ = measure.saved_by(loop.passes.plain, batch)
-        sizes.append(found["model.layers.1.mlp"])
-        adapters = [path for path in found if path.startswith("model.layers.1.mlp.") and ".seated." in path]
+        result, _ = measure.saved_by(loop.passes.plain, batch)
+        sizes.append(result["model.layers.1.mlp"])
+        adapters = [path for path in result if path.startswith("model.layers.1.mlp.") and ".seated." in path]
         assert bool(adapters) == (chosen == method)
     assert sizes[0] == sizes[1]
 
@@ -151,6 +152,6 @@ def test_hooks_are_gone_afterwards(folder):
         return [key for module in modules for key in (*module._forward_hooks, *module._forward_pre_hooks)]
 
     before = hooks()
-    measure.profile_loop(run, PHASES, steps=1)
-    assert PHASES.spans is None
+    measure.profile_loop(run, RANGES, steps=1)
+    assert RANGES._open == []
     assert hooks() == before

@@ -13,7 +13,7 @@ BIAS_FREE = {"attention_bias": False}
 
 
 @pytest.mark.parametrize(
-    ("method", "told"),
+    ("method", "message"),
     [
         ("bitfit", r"bitfit: this llama model has no bias at all.*layernorm-tuning"),
         ({"lora": {"rank": 100}}, r"lora: rank 100 is larger than .* choose at most 16"),
@@ -24,7 +24,7 @@ BIAS_FREE = {"attention_bias": False}
     ],
     ids=str,
 )
-def test_before_a_weight_is_loaded(source, method, told, monkeypatch):
+def test_before_a_weight_is_loaded(source, method, message, monkeypatch):
     chosen = make_recipe(source, method)
     chosen["model"]["init"] |= BIAS_FREE
     loaded = assembly.load
@@ -34,7 +34,7 @@ def test_before_a_weight_is_loaded(source, method, told, monkeypatch):
         return loaded(section, weights=weights, **rest)
 
     monkeypatch.setattr(assembly, "load", watched)
-    with pytest.raises(PeftkitError, match=told):
+    with pytest.raises(PeftkitError, match=message):
         preparation.prepare(recipe.load(chosen))
 
 

@@ -59,11 +59,11 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs() -> Iterator[Runs]:
-    found = Runs()
-    yield found
-    assert found.server.stdin is not None
-    found.server.stdin.close()
-    found.server.wait()
+    result = Runs()
+    yield result
+    assert result.server.stdin is not None
+    result.server.stdin.close()
+    result.server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +113,11 @@ def kill_and_resume(runs: Runs, keys: dict[str, Any], run: Path, number: signal.
     time.sleep(chance.random() * 0.05)
     os.kill(process, number)
     assert runs.end() == CODES[number]
-    found = checkpoint.listed(run / "checkpoints")
-    for path in found:
+    result = checkpoint.listed(run / "checkpoints")
+    for path in result:
         checkpoint.read(path)
     if number != signal.SIGKILL:
-        assert found[-1].name == f"step-{len(log.read(run / 'log.jsonl')):08d}"
+        assert result[-1].name == f"step-{len(log.read(run / 'log.jsonl')):08d}"
     runs.start(keys, run, resume=True)
     assert runs.end() == 0
 

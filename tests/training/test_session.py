@@ -68,9 +68,9 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_folder_holds_everything(source: Path, tmp_path: Path):
-    told = Told()
+    notices = Told()
     chosen = recipe.load(make_recipe(source, epochs=2, accumulation=3, evaluate_every=3, save_every=3))
-    summary = train(chosen, tmp_path / "run", observer=told)
+    summary = train(chosen, tmp_path / "run", observer=notices)
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
         *("recipe.yaml", "adapter", "checkpoints", "log.jsonl", "summary.json", "loss.png")
@@ -79,27 +79,27 @@ def test_a_run_folder_holds_everything(source: Path, tmp_path: Path):
     assert json.loads((run / "summary.json").read_text()) == summary.as_dict()
     # 40 examples in batches of 4 give 10 micro-batches, 4 windows of 3, 3, 3 and 1.
     assert (summary.steps, summary.epochs, summary.examples) == (8, 2.0, 40)
-    found = log.read(run / "log.jsonl")
-    assert [record["step"] for record in found] == list(range(1, 9))
-    assert [record["step"] for record in found if "validation_loss" in record] == [3, 6, 8]
-    assert summary.losses["last"] == found[-1]["loss"] < summary.losses["first"] == found[0]["loss"]
-    assert summary.losses["validation"] == found[-1]["validation_loss"]
-    assert summary.tokens == sum(record["tokens"] for record in found)
+    result = log.read(run / "log.jsonl")
+    assert [record["step"] for record in result] == list(range(1, 9))
+    assert [record["step"] for record in result if "validation_loss" in record] == [3, 6, 8]
+    assert summary.losses["last"] == result[-1]["loss"] < summary.losses["first"] == result[0]["loss"]
+    assert summary.losses["validation"] == result[-1]["validation_loss"]
+    assert summary.tokens == sum(record["tokens"] for record in result)
     assert summary.peak_memory_bytes > 10_000_000
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in checkpoint.listed(run / "checkpoints")] == ["step-00000003", "step-00000006"]
-    assert [name for name, _ in told.events].count("step") == 8
-    name, info = told.events[0]
+    assert [name for name, _ in notices.events].count("step") == 8
+    name, info = notices.events[0]
     assert name == "start"
     assert set(info["saved"]) == {"padding", "shared"}
-    assert 0 < info["largest"]["tokens"] <= max(record["computed_tokens"] for record in found[:4])
+    assert 0 < info["largest"]["tokens"] <= max(record["computed_tokens"] for record in result[:4])
     assert 1 <= info["largest"]["step"] <= 4
     for key in ("computed_tokens", "padding_tokens_saved", "shared_tokens_saved"):
-        assert getattr(summary, key) == sum(record[key] for record in found)
+        assert getattr(summary, key) == sum(record[key] for record in result)
     assert summary.computed_tokens == summary.tokens - (summary.shared_tokens_saved or 0)
     assert summary.padding_tokens_saved
     assert sum((summary.memory_parts or {}).values()) == summary.peak_memory_bytes
-    assert told.events[-1] == ("end", summary.as_dict())
+    assert notices.events[-1] == ("end", summary.as_dict())
 
 
 @pytest.mark.parametrize("methods", [each if each in HELD else thorough(each) for each in EACH], ids="+".join)
@@ -157,18 +157,18 @@ def test_a_run_without_a_checkpoint_begins_again(source: Path, tmp_path: Path):
     (tmp_path / "run").mkdir()
     files.write_text(tmp_path / "run" / "recipe.yaml", chosen.to_yaml())
     (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "loss": 7.0}\n{"st')
-    told = Told()
-    train(chosen, tmp_path / "run", resume=True, observer=told)
+    notices = Told()
+    train(chosen, tmp_path / "run", resume=True, observer=notices)
     assert records(tmp_path / "run") == records(tmp_path / "whole")
-    assert any(name == "notice" and "begins again" in value for name, value in told.events)
+    assert any(name == "notice" and "begins again" in value for name, value in notices.events)
 
 
 def test_a_finished_run_is_not_trained_again(source: Path, tmp_path: Path):
     chosen = recipe.load(make_recipe(source, max_steps=2))
     first = train(chosen, tmp_path / "run")
-    told = Told()
-    assert train(chosen, tmp_path / "run", resume=True, observer=told) == first
-    assert [name for name, _ in told.events] == ["notice"]
+    notices = Told()
+    assert train(chosen, tmp_path / "run", resume=True, observer=notices) == first
+    assert [name for name, _ in notices.events] == ["notice"]
 
 
 def test_an_earlier_run_is_never_touched(source: Path, tmp_path: Path):
@@ -296,9 +296,9 @@ def test_output_that_is_a_file_or_cannot_be_made(source: Path, tmp_path: Path):
 def test_missing_validation_split_is_told_or_refused(source: Path, tmp_path: Path):
     keys = make_recipe(source, max_steps=1)
     keys["dataset"]["path"] = str(source / "data" / "train.jsonl")
-    told = Told()
-    assert train(recipe.load(keys), tmp_path / "run", observer=told).losses["validation"] is None
-    assert any("validation loss is left out" in value for name, value in told.events if name == "notice")
+    notices = Told()
+    assert train(recipe.load(keys), tmp_path / "run", observer=notices).losses["validation"] is None
+    assert any("validation loss is left out" in value for name, value in notices.events if name == "notice")
     keys["train"]["evaluate_every"] = 1
     with pytest.raises(PeftkitError, match="validation"):
         train(recipe.load(keys), tmp_path / "other")
@@ -329,8 +329,8 @@ def test_tensorboard_files_hold_every_step(source: Path, tmp_path: Path):
 
     events.check_installed()
     train(recipe.load(make_recipe(source, max_steps=3, tensorboard=True)), tmp_path / "run")
-    found = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert [event.step for event in found.Scalars("loss")] == [1, 2, 3]
+    result = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in result.Scalars("loss")] == [1, 2, 3]
 
 
 def test_resolved_recipe_is_plain_yaml(source: Path, tmp_path: Path):

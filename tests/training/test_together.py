@@ -161,13 +161,13 @@ def test_a_run_that_diverges_leaves_the_others_as_they_are(source: Path, tmp_pat
         return begin(loop)
 
     monkeypatch.setattr(Loop, "next", spoil)
-    told = Told()
-    results = train_together(jobs(recipes, tmp_path / "together", told))
+    notices = Told()
+    results = train_together(jobs(recipes, tmp_path / "together", notices))
     monkeypatch.undo()
     bad = results["bad"]
     assert isinstance(bad, Failed)
     assert "the loss is nan at step 5 of 12" in bad.reason
-    assert any("The other runs go on." in notice for notice in told.notices)
+    assert any("The other runs go on." in notice for notice in notices.notices)
     assert len(losses(tmp_path / "together" / "bad")) == 4
     assert [path.name for path in sorted((tmp_path / "together/bad/checkpoints").iterdir())] == [
         "step-00000002",
@@ -196,12 +196,12 @@ def test_interrupted_runs_go_on_together_or_alone(source: Path, tmp_path: Path):
     assert all(path.name == "step-00000003" for path in stop.value.checkpoints)
     with pytest.raises(PeftkitError, match="already holds"):
         train_together(jobs(recipes, tmp_path / "parts"))
-    told = Told()
-    given = jobs(recipes, tmp_path / "parts", told)
+    notices = Told()
+    given = jobs(recipes, tmp_path / "parts", notices)
     given[0] = Job("one", recipes["one"], tmp_path / "parts/one", Told(5))
     with pytest.raises(Stopped):
         train_together(given, resume=True)
-    assert any("is finished" in notice for notice in told.notices)
+    assert any("is finished" in notice for notice in notices.notices)
     train(recipes["two"], tmp_path / "parts/two", resume=True)
     results = train_together(jobs(recipes, tmp_path / "parts"), resume=True)
     assert [result.steps for result in results.values() if not isinstance(result, Failed)] == [8, 6, 2]
@@ -219,7 +219,7 @@ def test_a_new_run_joins_those_that_are_resumed(source: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"model": {"hidden_size": 32}}, "model.init.hidden_size is 16 in one and 32 in other"),
         ({"precision": "bf16"}, "train.precision is 'fp32' in one and 'bf16' in other"),
@@ -228,9 +228,9 @@ def test_a_new_run_joins_those_that_are_resumed(source: Path, tmp_path: Path):
         ({"packing": False}, "train.packing is false"),
     ],
 )
-def test_what_cannot_share_a_base_is_refused(change: dict[str, Any], told: str, source: Path, tmp_path: Path):
+def test_what_cannot_share_a_base_is_refused(change: dict[str, Any], message: str, source: Path, tmp_path: Path):
     recipes = {"one": load(source, max_steps=2), "other": load(source, **{"max_steps": 2, **change})}
-    with pytest.raises(PeftkitError, match=told):
+    with pytest.raises(PeftkitError, match=message):
         train_together(jobs(recipes, tmp_path))
     assert not (tmp_path / "one").exists()
 

@@ -19,7 +19,7 @@ def chunked_sum(
 ) -> Tensor:
     """Sum a function over `hidden` [P, width] and `targets` [P], each `weights` [P] times (None: once).
 
-    The gradients of the hidden states and of trained parameters of the head are found chunk by chunk in the forward
+    The gradients of the hidden states and of trained parameters of the head are computed chunk by chunk in the forward
     pass, when the logits are there: the backward pass multiplies them by one number. 0 where P is 0.
     """
     if not len(targets):
@@ -29,7 +29,7 @@ def chunked_sum(
 
 
 def chunked_values(head: Head, function: TokenFunction, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Return the values [P] of a function; the backward pass computes the logits of each chunk again."""
+    """Return the values [P] of a function; the backward pass recomputes the logits of each chunk."""
     if not len(targets):
         return hidden.sum(1, dtype=torch.float32)
     trained = [] if head.plain(hidden) is not None else head.trained(hidden)

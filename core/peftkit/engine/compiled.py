@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -70,7 +69,10 @@ class Compiled(Wrapper):
             return self.inner.backward(batches, normaliser)
         before = Snapshot(self.plain.device, self.plain.parameters)
         try:
-            with torch._dynamo.config.patch(recompile_limit=KINDS, fail_on_recompile_limit_hit=True), _calm():
+            limit = torch._dynamo.config.patch(recompile_limit=KINDS, fail_on_recompile_limit_hit=True)
+            with limit, warnings.catch_warnings():
+                # Answers of cached functions do not change.
+                warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
                 return self.inner.backward(batches, normaliser)
         except PeftkitError:
             raise
@@ -106,14 +108,6 @@ class _InSteps:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         wanted = self.block.training and torch.is_grad_enabled()
         return (self.run if wanted else _forward)(self.block, *args, **kwargs)
-
-
-@contextmanager
-def _calm() -> Iterator[None]:
-    """Keep back what the compiler says of cached functions, whose answers do not change."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
-        yield
 
 
 def _forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:

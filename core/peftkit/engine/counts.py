@@ -18,8 +18,6 @@ class Counts(NamedTuple):
 
     computed: int = 0
     """Tokens that go through the model; padding is among them where examples are padded."""
-    predicted: int = 0
-    """Positions with logits."""
     padding_saved: int = 0
     """Padding that the rows would have, were they padded to the longest of them."""
     shared_saved: int = 0
@@ -28,10 +26,10 @@ class Counts(NamedTuple):
 
 def counts(batch: Batch, packed: PackedBatch) -> Counts:
     """Count a micro-batch; `packed` is what `Engine.pack` made of the padded `batch`."""
-    computed, predicted = packed.inputs["input_ids"].numel(), len(packed.targets)
+    computed = packed.inputs["input_ids"].numel()
     if packed.tree is None:
-        return Counts(computed, predicted)
-    return Counts(computed, predicted, batch.input_ids.numel() - batch.tokens, packed.tree.saved)
+        return Counts(computed)
+    return Counts(computed, batch.input_ids.numel() - batch.tokens, packed.tree.saved)
 
 
 def total(counted: Iterable[Counts]) -> Counts:

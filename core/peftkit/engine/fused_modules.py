@@ -1,4 +1,4 @@
-"""Where `peftkit.kernels.elementwise` stands in for a model's own code: found by structure, and tried beforehand.
+"""Where `peftkit.kernels.elementwise` stands in for a model's own code: chosen by structure, and tried beforehand.
 
 What is tried is a twin of a module, with random weights, so that weights are neither needed nor looked at; a module
 whose twin computes anything else, forward or backward, keeps its own code.

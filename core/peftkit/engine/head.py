@@ -41,7 +41,7 @@ class Head:
             return self.model(input_ids=ids, use_cache=False).logits.squeeze(0)
 
     def scratch(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return memory of this shape that is used again by every call: large memory takes long to be given out."""
+        """Return memory of this shape that every call uses: large memory takes long to be given out."""
         size, device = math.prod(shape), self.output.last_hidden_state.device
         kept = self._kept.get((name, dtype))
         if kept is None or len(kept) < size or kept.device != device:
@@ -64,7 +64,7 @@ class Head:
         return cast(nn.Linear, self.layer) if self._bare else None
 
     def trained(self, hidden: Tensor) -> list[Tensor]:
-        """Return the parameters that the logits depend on and that are trained, found once in the graph of a few."""
+        """Return the parameters that the logits depend on and that are trained, read once from the graph of a few."""
         if self._trained is None:
             with torch.enable_grad():
                 self._trained = _leaves(self.logits(hidden[:1].detach()))

@@ -29,7 +29,7 @@ class MemoryPlan:
     tokens: int | None = None
     """Padded tokens of a micro-batch at most: larger ones are split, a longer example is alone. None splits none."""
     recomputed: Recomputed = "nothing"
-    """What computes its activations again in the backward pass: the feed-forward part of each layer, or the layers."""
+    """What is recomputed in the backward pass: the feed-forward part of each layer, or the layers."""
     offloaded: bool = False
     """Whether activations that are kept wait in the host's memory for the backward pass."""
 
@@ -57,7 +57,7 @@ class MemoryPlan:
 def memory_plans(model: nn.Module, batches: Batches, device: torch.device, *, checkpointing: bool) -> list[MemoryPlan]:
     """List the plans that a run may take, cheapest first; what its recipe says is the first.
 
-    Micro-batches are split as long as that is nearly free, then activations are computed again where the model can,
+    Micro-batches are split as long as that is nearly free, then activations are recomputed where the model can,
     then micro-batches are split down to the size of the longest example, and on a GPU the host keeps activations.
     """
     plans = [MemoryPlan(recomputed="layers" if checkpointing else "nothing")]
@@ -133,7 +133,7 @@ def _word(model: Any) -> str:
 
 
 def recompute(model: Any, what: Recomputed) -> None:
-    """Compute `what` again in backward passes from now on, and nothing else."""
+    """Recompute `what` in backward passes from now on, and nothing else."""
     word = _word(model)
     if getattr(model, f"is_{word}_checkpointing", False):
         getattr(model, f"{word}_checkpointing_disable")()
@@ -149,7 +149,7 @@ def recompute(model: Any, what: Recomputed) -> None:
 
 
 class _Recomputed:
-    """In the place of a module's forward: the same, whose activations are computed again in the backward pass."""
+    """In the place of a module's forward: the same, whose activations are recomputed in the backward pass."""
 
     def __init__(self, module: nn.Module):
         self.module = module

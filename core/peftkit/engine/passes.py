@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ from peftkit.objectives import Loss, Objective
 
 PACK, FORWARD, BACKWARD, REST = "layout", "forward", "backward", "update"
 """What a pass over a micro-batch does, in its order; `rest` is whatever follows."""
-Phase = Callable[[str, Tensor | None], None]
-"""Hears which of them begins, and of the backward pass the loss that it starts from."""
+Phase = Callable[[str], None]
+"""Hears which of them begins."""
 ADVICE = (
     "lower train.batch_tokens (and raise train.accumulation), lower train.max_length, set "
     "train.gradient_checkpointing=true, or set train.memory=auto, which does as much of that as it takes"
@@ -59,45 +59,42 @@ class Result(NamedTuple):
     """What the log tells of how it was computed."""
 
 
-class Passes(Protocol):
-    """Computes losses and gradients of micro-batches."""
+class Passes:
+    """Computes losses and gradients of micro-batches, at once and with nothing to get ready for or to remember."""
 
     plain: Plain
     """What is innermost."""
 
     def open(self) -> None:
         """Get ready before the first step; leaves no trace in the run."""
-        ...
 
     def close(self) -> None:
-        """Let go of what is held from step to step; may be called again, and passes may follow."""
-        ...
+        """Let go of what is held from step to step; may be called twice, and passes may follow."""
 
     def backward(self, batches: Sequence[Batch], normaliser: int) -> Result:
         """Add the gradients of the batches' losses, each divided by `normaliser`, and those of penalties.
 
         Raises OutOfMemory where the device has too little for it.
         """
-        ...
+        raise NotImplementedError
 
     def evaluate(self, batches: Iterable[Batch], *, as_trained: bool = False) -> Result:
         """Measure the batches without gradients and dropout, as the objective evaluates or `as_trained` on."""
-        ...
+        raise NotImplementedError
 
     def pieces(self, batch: Batch) -> list[Batch]:
         """Return what of a batch is computed at once."""
-        ...
+        return [batch]
 
     def state(self) -> dict[str, Any]:
         """Return plain facts for a checkpoint."""
-        ...
+        return {}
 
     def load_state(self, facts: Mapping[str, Any]) -> None:
         """Go on from the facts of a checkpoint."""
-        ...
 
 
-class Plain:
+class Plain(Passes):
     """Passes as an engine computes them."""
 
     def __init__(
@@ -107,7 +104,7 @@ class Plain:
         adaptation: Adaptation,
         device: torch.device,
         precision: str = "fp32",
-        phase: Phase = lambda name, loss: None,
+        phase: Phase = lambda name: None,
     ):
         self.plain = self
         self.engine, self.objective, self.adaptation = engine, objective, adaptation
@@ -116,9 +113,6 @@ class Plain:
         self.casts = precision if mixes(engine.model) else "fp32"
         """What autocast is asked for: nothing where the weights are held in what is computed in."""
         self.parameters = [parameter for _, parameter in adaptation.parameters()]
-
-    def open(self) -> None:
-        """Nothing has to be ready."""
 
     def close(self) -> None:
         """Give back the memory that is kept from step to step."""
@@ -131,7 +125,7 @@ class Plain:
         self._train(True)
         try:
             for batch in batches:
-                self.phase(PACK, None)
+                self.phase(PACK)
                 packed = self.engine.pack(batch)
                 counted.append(counts(batch, packed))
                 losses.append(self.add_gradients(packed.to(self.device), normaliser))
@@ -147,11 +141,11 @@ class Plain:
     def add_gradients(self, packed: PackedBatch, normaliser: int) -> Loss:
         """Add the gradients of one micro-batch, packed and on the device; returns its loss without the graph."""
         with self.engine.running(packed):
-            self.phase(FORWARD, None)
+            self.phase(FORWARD)
             loss = self.loss(packed)
-            self.phase(BACKWARD, loss.sum)
+            self.phase(BACKWARD)
             (loss.sum / normaliser).backward()
-            self.phase(REST, None)
+            self.phase(REST)
         self.engine.forget()
         return loss._replace(sum=loss.sum.detach())
 
@@ -187,19 +181,8 @@ class Plain:
         if self.module is not None:
             self.module.train(training)
 
-    def pieces(self, batch: Batch) -> list[Batch]:
-        """Return the batch: it is computed at once."""
-        return [batch]
 
-    def state(self) -> dict[str, Any]:
-        """Nothing has to be remembered."""
-        return {}
-
-    def load_state(self, facts: Mapping[str, Any]) -> None:
-        """Nothing was remembered."""
-
-
-class Wrapper:
+class Wrapper(Passes):
     """Passes around others, which do what it does not."""
 
     def __init__(self, inner: Passes):
@@ -235,7 +218,7 @@ class Wrapper:
 
 
 def result(losses: Sequence[Loss], summed: float, counted: Sequence[Counts]) -> Result:
-    """Add up what was found of micro-batches."""
+    """Add up the losses of micro-batches."""
     names = {name for loss in losses for name in loss.metrics}
     metrics = {name: torch.cat([loss.metrics[name].reshape(-1) for loss in losses]) for name in sorted(names)}
     return Result(summed, sum(loss.weight for loss in losses), total(counted), metrics)

@@ -46,7 +46,7 @@ class Retrying(Wrapper):
         plan.apply(self.plain.engine)
 
     def open(self) -> None:
-        """Choose the plan, unless a checkpoint told it."""
+        """Choose the plan, unless a checkpoint holds it."""
         if not self._resumed:
             self.choose(self)
         self.inner.open()

@@ -1,4 +1,4 @@
-"""The memory that a run will take, part by part, found by running one step on tensors that hold nothing."""
+"""The memory that a run will take, part by part, measured by running one step on tensors that hold nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training step takes, found by running its passes on tensors that hold nothing."""
+"""What a training step takes, measured by running its passes on tensors that hold nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from peftkit.adaptation import Adaptation
 from peftkit.data.batches import Batch, Batches
@@ -67,7 +67,7 @@ def run_step(
     model.train()
     with without_storage(model, device) as state, Live(state) as live:
 
-        def phase(name: str, loss: Tensor | None) -> None:
+        def phase(name: str) -> None:
             if name == BACKWARD:
                 moments.append(len(live.events))
 

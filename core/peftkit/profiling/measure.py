@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch.profiler import ProfilerActivity
 
 from peftkit.data.batches import Batch
 from peftkit.engine.counts import counts
-from peftkit.engine.passes import BACKWARD, FORWARD, PACK, REST, Plain
+from peftkit.engine.passes import BACKWARD, FORWARD, Plain
 from peftkit.estimation.step import largest
-from peftkit.profiling.owners import LOSS, Owner, ancestors, owners, place, watched
+from peftkit.profiling.owners import ancestors, owners, place, watched
 from peftkit.profiling.saved import Saved
-from peftkit.profiling.spans import Span, Spans
+from peftkit.profiling.times import DATA, Ranges, Times, times
 from peftkit.recipe import Recipe
 from peftkit.training.preparation import Prepared, prepare
-
-DATA = "data"
-PHASES = (DATA, PACK, FORWARD, BACKWARD, REST)
-"""Of a step: collate, pack the micro-batch, the loss, its gradients, and the optimizer with what is around it."""
 
 
 @dataclass
@@ -50,16 +46,9 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values; times in seconds a step, sizes in bytes."""
-        return {
-            "name": self.name,
-            "label": self.label,
-            "modules": self.modules,
-            "forward_s": self.forward,
-            "backward_s": self.backward,
-            "total_s": self.total,
-            "saved_bytes": self.saved,
-            "total_saved_bytes": self.total_saved,
-        }
+        plain = {"name": self.name, "label": self.label, "modules": self.modules}
+        seconds = {f"{key}_s": getattr(self, key) for key in ("forward", "backward", "total")}
+        return {**plain, **seconds, "saved_bytes": self.saved, "total_saved_bytes": self.total_saved}
 
 
 @dataclass
@@ -75,8 +64,8 @@ class Profile:
     phases: dict[str, float]
     """Seconds of a step by phase."""
     paths: list[Row]
-    spans: list[Span] = field(repr=False, default_factory=list)
-    """Of all measured steps, one after another."""
+    recorded: torch.profiler.profile | None = field(repr=False, default=None)
+    """What torch's profiler recorded of the watched steps."""
 
     @property
     def saved(self) -> int:
@@ -132,18 +121,18 @@ def by_time(rows: Iterable[Row]) -> list[Row]:
 def profile(recipe: Recipe, steps: int = 3) -> Profile:
     """Set up the run of `recipe`, and watch `steps` optimizer steps after one that warms up; writes nothing.
 
-    As many steps again are timed as a whole, unwatched: watching takes time of its own. Raises PeftkitError for what
+    As many steps before are timed as a whole, unwatched: watching takes time of its own. Raises PeftkitError for what
     would stop the run at its start.
     """
     plainly = recipe.train.model_copy(update={"compile": False})
-    phases = Phases()
-    prepared = prepare(recipe.model_copy(update={"train": plainly}), phase=phases)
+    ranges = Ranges()
+    prepared = prepare(recipe.model_copy(update={"train": plainly}), phase=ranges)
     prepared.loop.passes.open()
-    return profile_loop(prepared, phases, steps)
+    return profile_loop(prepared, ranges, steps)
 
 
-def profile_loop(prepared: Prepared, phases: Phases, steps: int = 3) -> Profile:
-    """Profile a run that is set up with `phases`; its adapter has learned twice `steps` and 1 steps then."""
+def profile_loop(prepared: Prepared, ranges: Ranges, steps: int = 3) -> Profile:
+    """Profile a run that is set up with `ranges` as its phase; its adapter learns twice `steps` and 1 steps."""
     loop, plain = prepared.loop, prepared.loop.passes.plain
     model = plain.engine.model
     batch = largest(prepared.batches, model, loop.pad_id)
@@ -152,18 +141,20 @@ def profile_loop(prepared: Prepared, phases: Phases, steps: int = 3) -> Profile:
     # A schedule is not run beyond its end.
     loop.steps = max(loop.steps, loop.step + 2 * steps + 1)
     loop.run_step()
-    # First, as nodes that add up gradients may outlive a step and with them the hooks that watch.
     seconds = []
     for _ in range(steps):
         began = time.perf_counter()
         loop.run_step()
         seconds.append(time.perf_counter() - began)
-    spans = Spans(model, loop.device)
-    with watched(model, spans), phases.heard(spans):
+    cuda = loop.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with torch.profiler.profile(activities=activities) as recorded, watched(model, ranges.enter, ranges.leave):
         for _ in range(steps):
-            spans.begin(DATA)
+            ranges.enter(DATA)
             loop.run_step()
-            spans.leave()
+            ranges.leave()
+    owned = owners(model)
+    taken = times(recorded.events() or (), ranges, owned, cuda)
     return Profile(
         about={
             "model": prepared.loaded.name,
@@ -173,19 +164,14 @@ def profile_loop(prepared: Prepared, phases: Phases, steps: int = 3) -> Profile:
             "precision": plain.precision,
         },
         batch={
-            "rows": batch.examples,
-            "tokens": batch.tokens,
-            "trained_tokens": batch.trained,
+            **{"rows": batch.examples, "tokens": batch.tokens, "trained_tokens": batch.trained},
             "computed_tokens": computed,
         },
         steps=steps,
         step_s=statistics.median(seconds),
-        phases={
-            name: sum(span.seconds for span in spans.done if span.name == name and span.path is None) / steps
-            for name in PHASES
-        },
-        paths=rows(owners(model), spans.done, sizes, steps),
-        spans=spans.done,
+        phases={name: whole / steps for name, whole in taken.phases.items()},
+        paths=rows(owned, taken, sizes, steps),
+        recorded=recorded,
     )
 
 
@@ -202,44 +188,13 @@ def saved_by(plain: Plain, batch: Batch) -> tuple[dict[str, int], int]:
     return sizes, counts(batch, packed).computed
 
 
-def rows(owned: dict[str, Owner], spans: Sequence[Span], sizes: dict[str, int], steps: int) -> list[Row]:
+def rows(owned: Mapping[str, str], taken: Times, sizes: Mapping[str, int], steps: int) -> list[Row]:
     """Make a row of each owner that ran or saved, and of those around it, in the order of the model."""
-    made = {path: Row(path, owner.label) for path, owner in owned.items()}
-    for span in spans:
-        if span.path is None and span.phase not in (FORWARD, BACKWARD):
-            continue
-        row, own = made[span.path or LOSS], span.own / steps
-        row.forward += own if span.phase == FORWARD else 0.0
-        row.backward += own if span.phase == BACKWARD else 0.0
-    for path, size in sizes.items():
-        made[path].saved += size
+    made = {path: Row(path, label) for path, label in owned.items()}
     for path, row in made.items():
+        row.forward, row.backward = (taken.own.get((path, phase), 0.0) / steps for phase in (FORWARD, BACKWARD))
+        row.saved = sizes.get(path, 0)
         for around in (path, *(path for path in ancestors(path) if path in made)):
             made[around].total += row.own
             made[around].total_saved += row.saved
     return [row for row in made.values() if row.total or row.total_saved]
-
-
-class Phases:
-    """Hears what the passes are at, and records it while spans are watched."""
-
-    def __init__(self) -> None:
-        self.spans: Spans | None = None
-
-    def __call__(self, name: str, loss: Tensor | None) -> None:
-        """End the phase before and begin another; the backward pass is followed along the graph of its loss."""
-        if self.spans is None:
-            return
-        if loss is not None:
-            self.spans.follow(loss)
-        self.spans.leave()
-        self.spans.begin(name)
-
-    @contextmanager
-    def heard(self, spans: Spans) -> Iterator[None]:
-        """Record in `spans` inside."""
-        self.spans = spans
-        try:
-            yield
-        finally:
-            self.spans = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -20,48 +20,24 @@ WHOLE = "(model)"
 """The path of the model itself, whose name is empty in torch."""
 
 
-@dataclass(frozen=True)
-class Owner:
-    """A module, or what is computed outside of all modules."""
+def owners(model: nn.Module) -> dict[str, str]:
+    """Return the labels of a model's modules by path, the loss among them: the class and the role, `Linear (gate)`.
 
-    path: str
-    """As in `named_modules`; an adapter's is `<site's module>.seated.<adaptation>.<number>`."""
-    label: str
-    """The class, and the role in the layer where it has one: `Linear (gate)`, `LlamaRMSNorm`."""
-
-
-class Watcher(Protocol):
-    """What is told when the forward pass of a module begins and ends."""
-
-    def enter(self, path: str) -> None:
-        """The module at `path` begins, or goes on inside one of its adapters."""
-        ...
-
-    def leave(self) -> None:
-        """What began last ends."""
-        ...
-
-
-def owners(model: nn.Module) -> dict[str, Owner]:
-    """Return the owners of a model by path, the loss among them."""
+    An adapter's path is `<site's module>.seated.<adaptation>.<number>`.
+    """
     layout = Layout(model)
     roles = {site.path: str(site.role) for site in layout.linears if site.rows is None and site.role}
     for role in ("attention", "mlp", "block"):
         roles |= dict.fromkeys(_hidden(layout, role), role)
-    owned = {LOSS: Owner(LOSS, "outside of all modules")}
+    labels = {LOSS: "outside of all modules"}
     for name, module in model.named_modules():
         path = name or WHOLE
         role = roles.get(path)
         if isinstance(module, Adapter):
             role = f"at {module.site.role or module.site.path}"
-        kind = own_class(module).__name__
-        owned[path] = Owner(path, f"{kind} ({role})" if role else kind)
-    return owned
-
-
-def own_class(module: nn.Module) -> type[nn.Module]:
-    """Return the class that a module has without adapters."""
-    return type(module).__mro__[2] if isinstance(module, Seat) else type(module)
+        kind = type(module).__mro__[2 if isinstance(module, Seat) else 0].__name__
+        labels[path] = f"{kind} ({role})" if role else kind
+    return labels
 
 
 def place(path: str) -> str:
@@ -80,17 +56,17 @@ def ancestors(path: str) -> Iterator[str]:
 
 
 @contextmanager
-def watched(model: nn.Module, watcher: Watcher) -> Iterator[None]:
-    """Tell `watcher` of every module whose forward pass begins or ends inside.
+def watched(model: nn.Module, enter: Callable[[str], None], leave: Callable[[], object]) -> Iterator[None]:
+    """Call `enter` with the path of every module whose forward pass begins inside, and `leave` where it ends.
 
     What a module computes inside of its adapter's forward pass is the module's, not the adapter's.
     """
     handles = []
     for name, module in model.named_modules():
-        begin, end = _begin(module, name or WHOLE, watcher), _end(watcher)
+        begin, end = _hooks(module, name or WHOLE, enter, leave)
         for hook in (begin, end):
             # What runs a module in another way may pass such hooks by (`peftkit.engine.fused_modules`).
-            cast(Any, hook).watches = True
+            hook.watches = True
         handles.append(module.register_forward_pre_hook(begin, prepend=True))
         # Also where a pass is broken off, as recomputation does once it has what it wants.
         handles.append(module.register_forward_hook(end, always_call=True))
@@ -101,29 +77,24 @@ def watched(model: nn.Module, watcher: Watcher) -> Iterator[None]:
             handle.remove()
 
 
-def _begin(module: nn.Module, path: str, watcher: Watcher) -> Callable[..., Any]:
-    def hook(hooked: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        watcher.enter(path)
+def _hooks(module: nn.Module, path: str, enter: Callable[[str], None], leave: Callable[[], object]) -> tuple[Any, Any]:
+    def begin(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        enter(path)
         if isinstance(module, Adapter) and args and callable(args[0]):
-            return (_inner(args[0], module.site.path or WHOLE, watcher), *args[1:])
+            return (partial(seated, module.site.path or WHOLE, args[0]), *args[1:])
         return None
 
-    return hook
-
-
-def _end(watcher: Watcher) -> Callable[..., None]:
-    return lambda module, args, output: watcher.leave()
-
-
-def _inner(call: Callable[..., Any], path: str, watcher: Watcher) -> Callable[..., Any]:
-    def inner(*args: Any) -> Any:
-        watcher.enter(path)
+    def seated(site: str, call: Callable[..., Any], *args: Any) -> Any:
+        enter(site)
         try:
             return call(*args)
         finally:
-            watcher.leave()
+            leave()
 
-    return inner
+    def end(*_: Any) -> None:
+        leave()
+
+    return begin, end
 
 
 def _hidden(layout: Layout, role: str) -> list[str]:

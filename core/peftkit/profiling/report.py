@@ -1,14 +1,12 @@
-"""The files of a profile: its figures and the trace."""
+"""The files of a profile: its figures and the trace, which chrome://tracing, Perfetto and other viewers open."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from peftkit import files
 from peftkit.errors import PeftkitError
 from peftkit.profiling.measure import Profile
-from peftkit.profiling.trace import trace
 
 FIGURES, TRACE = "profile.json", "trace.json"
 FILES = (FIGURES, "flame.html", TRACE)
@@ -32,4 +30,5 @@ def write(profile: Profile, folder: Path) -> None:
     check(folder)
     with files.new_folder(folder, replace=True) as temporary:
         files.write_json(temporary / FIGURES, profile.as_dict())
-        files.write_text(temporary / TRACE, json.dumps(trace(profile), allow_nan=False))
+        if profile.recorded is not None:
+            profile.recorded.export_chrome_trace(str(temporary / TRACE))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,18 +27,11 @@ class Saved:
         self._paths: list[str] = []
         self._kept: list[tuple[str, weakref.ref[_Packed]]] = []
 
-    def enter(self, path: str) -> None:
-        """Take the module at `path` as the owner of what is saved from now on."""
-        self._paths.append(path)
-
-    def leave(self) -> None:
-        """Go back to the owner before."""
-        self._paths.pop()
-
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
         """See what is saved inside; within the engine's `running`, whose hooks these go before."""
-        with watched(model, self), torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+        watching = watched(model, self._paths.append, self._paths.pop)
+        with watching, torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
             yield
 
     def sizes(self, model: nn.Module) -> dict[str, int]:
@@ -47,7 +40,8 @@ class Saved:
         To be called while the graph is alive. A storage counts whole and once, and one of the model's parameters or
         buffers not at all.
         """
-        seen = _storages((*model.parameters(), *model.buffers()))
+        own = (*model.parameters(), *model.buffers())
+        seen = {(tensor.device, tensor.untyped_storage().data_ptr()) for tensor in own}
         sizes: dict[str, int] = {}
         for path, reference in self._kept:
             packed = reference()
@@ -84,7 +78,3 @@ class _Packed:
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
-
-
-def _storages(tensors: Iterable[Tensor]) -> set[tuple[torch.device, int]]:
-    return {(tensor.device, tensor.untyped_storage().data_ptr()) for tensor in tensors}

@@ -149,13 +149,6 @@ class TrainSection(Section):
         if self.batch_tokens is not None and self.batch_examples is not None:
             found = f"batch_tokens {self.batch_tokens} and batch_examples {self.batch_examples}"
             raise ValueError(f"found {found}; allowed: one of them (write null for the other)")
-        others = [key for key in ("memory", "gradient_checkpointing") if getattr(self, key)]
-        if self.compile and others:
-            found = f"{others[0]} '{self.memory}'" if others[0] == "memory" else f"{others[0]} true"
-            raise ValueError(
-                f"found compile true and {found}; allowed: one of them, as passes that are computed again are not "
-                "compiled"
-            )
         if self.warmup > 1 and self.warmup != int(self.warmup):
             raise ValueError(f"found warmup {self.warmup}; allowed: a fraction below 1, or a whole number of steps")
         if self.patience is not None and self.keep_best is None:

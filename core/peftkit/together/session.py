@@ -56,7 +56,7 @@ def train_together(jobs: Sequence[Job], *, resume: bool = False) -> dict[str, Su
     """Train all jobs in one pass over their base; returns how each ended, by its name.
 
     Losses are those of each run by itself; draws of dropout differ. A run whose loss is not finite, or whose own work
-    fails, ends, and the others go on. With `resume` runs that have begun continue and others begin. Raises
+    fails, ends, and the others go on. With `resume` runs that are there continue and others begin. Raises
     PeftkitError for jobs that cannot share a base or a folder, and Stopped, after their checkpoints, on a signal.
     """
     _check_apart(jobs)

@@ -36,7 +36,7 @@ def check_new(run: Path) -> None:
 
 
 def with_storage(recipe: Recipe, storage: Mapping[str, Any]) -> Recipe:
-    """Return the recipe with the formats that its budget was spent on beside the budget: it is not spent again."""
+    """Return the recipe with the formats that its budget was spent on beside the budget: it is spent once."""
     section = recipe.quantization
     if section.budget is None or section.modules:
         return recipe

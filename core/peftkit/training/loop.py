@@ -17,7 +17,7 @@ from peftkit.optim.build import Optimizers
 from peftkit.recipe import TrainSection
 from peftkit.strategies import Step, Strategy, Update
 from peftkit.training.schedule import scale
-from peftkit.training.windows import Planned, Position, Window, count_steps, windows
+from peftkit.training.windows import Position, Window, count_steps, windows
 
 
 class Pending(NamedTuple):
@@ -56,7 +56,7 @@ class Loop:
         self,
         passes: Passes,
         adaptation: Adaptation,
-        batches: Planned,
+        batches: Batches,
         section: TrainSection,
         strategy: Strategy,
         *,

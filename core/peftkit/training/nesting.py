@@ -34,7 +34,7 @@ def make_loop(
     precision: str = "fp32",
     objective: Objective | None = None,
     notice: Callable[[str], None] = lambda text: None,
-    phase: Phase = lambda name, loss: None,
+    phase: Phase = lambda name: None,
 ) -> Loop:
     """Build the loop of a run over the passes that its section asks for.
 
@@ -54,7 +54,8 @@ def _nested(
     model = plain.engine.model
 
     def first() -> Batch:
-        return batches.collate(batches.plan(0)[0], pad_id)
+        # Of the passes that are outermost in the end.
+        return passes.pieces(batches.collate(batches.plan(0)[0], pad_id))[0]
 
     if section.compile:
         passes = Compiled(passes, first, notice)

@@ -13,7 +13,7 @@ class Observer(Protocol):
         """The run is set up: steps, step (already done), examples, parameters, device, precision, names.
 
         `saved` tells about which parts, 0 to 1, of padded batches are `padding` that is left out, and of the tokens
-        `shared` ones that are not computed again. `largest` has the `tokens` of the largest micro-batch of the first
+        `shared` ones that are computed once. `largest` has the `tokens` of the largest micro-batch of the first
         epoch and the `step` that computes it; None where `train.memory` has tried it already.
         """
 
@@ -33,23 +33,5 @@ class Observer(Protocol):
         """The run is finished: what summary.json holds."""
 
 
-class Silent:
+class Silent(Observer):
     """An observer that says nothing."""
-
-    def start(self, info: dict[str, Any]) -> None:
-        """Say nothing."""
-
-    def step(self, record: dict[str, Any]) -> None:
-        """Say nothing."""
-
-    def evaluated(self, record: dict[str, Any]) -> None:
-        """Say nothing."""
-
-    def saved(self, path: Path) -> None:
-        """Say nothing."""
-
-    def notice(self, text: str) -> None:
-        """Say nothing."""
-
-    def end(self, summary: dict[str, Any]) -> None:
-        """Say nothing."""

@@ -58,12 +58,12 @@ def prepare(
     base: Assembled | None = None,
     name: str = "default",
     notice: Callable[[str], None] = lambda text: None,
-    phase: Phase = lambda name, loss: None,
+    phase: Phase = lambda name: None,
 ) -> Prepared:
     """Assemble the model, read the data and build the loop; every fault is a PeftkitError.
 
-    Of a `resumed` run the loop's saved state has to be loaded before anything else: it holds what the methods found
-    in the data before the first step, which is not measured again. On a `base` that is there already the methods are
+    Of a `resumed` run the loop's saved state has to be loaded before anything else: it holds what the methods measured
+    on the data before the first step, once. On a `base` that is there already the methods are
     attached under `name`, beside those of other runs, and packed weights keep what they were packed from. `notice` and
     `phase` are the loop's.
     """

@@ -12,6 +12,7 @@ from peftkit.adaptation import save_adapter
 from peftkit.assembly import Assembled
 from peftkit.data.batches import Batches
 from peftkit.engine.counts import largest_batch, saved_parts
+from peftkit.engine.passes import OutOfMemory
 from peftkit.engine.retrying import EARLIER, PLAN
 from peftkit.errors import PeftkitError
 from peftkit.models.quantize import forget_originals
@@ -34,7 +35,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, observer: Observer
     """Train as `recipe` says into the folder `run`, or continue there with `resume`.
 
     Raises PeftkitError for anything wrong in the recipe, the data or the folder, and Interrupted, after a checkpoint,
-    on SIGINT or SIGTERM. A run that is finished is not trained again: its summary is returned.
+    on SIGINT or SIGTERM. A run that is finished is not trained once more: its summary is returned.
     """
     observer = observer or Silent()
     if not resume:
@@ -94,7 +95,10 @@ class Session:
             self.observer.notice(notice)
         if self.resume:
             self._restore()
-        self.loop.passes.open()
+        try:
+            self.loop.passes.open()
+        except OutOfMemory as error:
+            raise error.at(self.loop.step + 1) from None
         files.write_text(self.run / "recipe.yaml", self.recipe.to_yaml())
         self.observer.start({**self._info(), **self._outlook()})
         self.log = Log(self.run / "log.jsonl", self.loop.step)

@@ -13,7 +13,7 @@ from peftkit.errors import PeftkitError
 EARLIER = {"rung": "memory_plan"}
 """What keys were called in summaries of earlier versions."""
 GONE = {"utilisation"}
-"""Keys of earlier versions that are not told any more."""
+"""Keys of earlier versions that are not written any more."""
 
 
 @dataclass(frozen=True)

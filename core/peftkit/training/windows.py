@@ -4,19 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
-
-class Planned(Protocol):
-    """What yields batches: `plan` lists the examples of each micro-batch, `collate` makes tensors of one."""
-
-    def plan(self, epoch: int) -> list[list[int]]:
-        """List the micro-batches of an epoch, the same every time."""
-        ...
-
-    def collate(self, indices: list[int], pad_id: int) -> Any:
-        """Pad the examples at `indices` into a batch of tensors [B, T]."""
-        ...
+from peftkit.data.batches import Batches
 
 
 class Position(NamedTuple):
@@ -34,7 +24,7 @@ class Window(NamedTuple):
     epochs: float
 
 
-def windows(batches: Planned, accumulation: int, start: Position) -> Iterator[Window]:
+def windows(batches: Batches, accumulation: int, start: Position) -> Iterator[Window]:
     """Yield windows of `accumulation` micro-batches for ever; an epoch's last window may be shorter."""
     epoch, first = start
     while True:
@@ -50,7 +40,7 @@ PLANNED = 100
 """Epochs whose batches are counted one by one; later ones count as their average."""
 
 
-def count_steps(batches: Planned, accumulation: int, epochs: float | None, max_steps: int | None) -> int:
+def count_steps(batches: Batches, accumulation: int, epochs: float | None, max_steps: int | None) -> int:
     """Count the optimizer steps of a run that ends at `epochs` (fractions count) or `max_steps`, whichever is first."""
     if epochs is None and max_steps is not None:
         return max_steps
