@@ -49,7 +49,7 @@ ALLOWED = {
         "assembly": "adaptation data device errors families layout method models quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
         "estimation": "adaptation assembly data device engine errors layout models objectives optim plot quantization "
-        "recipe",
+        "recipe strategies",
         "generation": "data errors files tasks",
         "evaluation": "adaptation assembly data device engine errors files generation metrics models recipe tasks "
         "versions",
