@@ -39,20 +39,20 @@ ALLOWED = {
         "data": "errors files kernels registry",
         "tasks": "data errors files metrics registry",
         # How gradients are computed, and how a step is made of them.
-        "objectives": "data kernels layout options registry",
+        "objectives": "data errors kernels layout metrics options registry",
         "engine": "adaptation data device errors kernels layout method objectives ports",
         "optim": "errors quantization registry",
         "strategies": "adaptation data engine errors optim options registry",
         # What a recipe says, and the model that it makes.
         "recipe": "errors files method objectives optim options quantization registry resources strategies tasks",
         "models": "data errors families files layout quantization recipe tensor_file",
-        "assembly": "adaptation data device errors families layout method models quantization recipe",
+        "assembly": "adaptation data device errors families layout method models objectives quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
         "estimation": "adaptation assembly data device engine errors layout models objectives optim plot quantization "
         "recipe strategies",
         "generation": "data errors files tasks",
-        "evaluation": "adaptation assembly data device engine errors files generation metrics models recipe tasks "
-        "versions",
+        "evaluation": "adaptation assembly data device engine errors estimation files generation metrics models recipe "
+        "tasks versions",
         "training": "__version__ adaptation assembly data device engine errors estimation evaluation files layout "
         "method metrics models objectives optim plot quantization recipe strategies tasks tensor_file versions",
         "plan": "adaptation assembly data engine errors estimation models recipe tasks training",
@@ -91,7 +91,7 @@ COMING = {
         "families": "errors registry resources",
         "layout": "families",
         "device": "errors layout",
-        "objectives": "data kernels layout options registry",
+        "objectives": "data errors kernels layout metrics options registry",
         "engine": "adaptation device objectives",
         "strategies": "adaptation data engine errors optim options registry",
         "recipe": "objectives options registry strategies",

@@ -4,12 +4,13 @@ from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, attac
 from peftkit.adaptation.attach import activate, attach, check_methods, route
 from peftkit.adaptation.combine import WAYS, Combined, Source, check_sources, combine
 from peftkit.adaptation.counting import count_stored, count_trained
-from peftkit.adaptation.folder import DESCRIPTION, TENSORS, describe_adapter, load_adapter, save_adapter
+from peftkit.adaptation.folder import DESCRIPTION, OBJECTIVE, TENSORS, describe_adapter, load_adapter, save_adapter
 from peftkit.adaptation.part import Part
 
 __all__ = [
     "ATTRIBUTE",
     "DESCRIPTION",
+    "OBJECTIVE",
     "TENSORS",
     "WAYS",
     "Adaptation",

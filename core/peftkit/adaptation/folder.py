@@ -18,6 +18,8 @@ from peftkit.quantization.storage import in_words
 FORMAT = 1
 TENSORS = "adapter.safetensors"
 DESCRIPTION = "adapter.json"
+OBJECTIVE = "objective"
+"""The key of the description, and the module's name in the adaptation."""
 
 
 def save_adapter(
@@ -27,11 +29,13 @@ def save_adapter(
     *,
     replace: bool = True,
     origin: Mapping[str, Any] | None = None,
+    objective: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the adaptation's folder: `adapter.safetensors` with its tensors alone, `adapter.json` with what they mean.
 
     `base` tells the base model: `name` and `fingerprint`, and whatever else should travel along; `origin` what the
-    adapter was made of, where it was not trained. A named combination is written as `Method.parts` says, in the form
+    adapter was made of, where it was not trained; `objective` the `name` and `options` of one whose module was trained
+    beside the adapters. A named combination is written as `Method.parts` says, in the form
     that `finish` left it in.
     """
     description = {
@@ -42,6 +46,7 @@ def save_adapter(
         "trainable_parameters": adaptation.trainable,
     }
     description |= {} if origin is None else {"combined": dict(origin)}
+    description |= {} if objective is None else {OBJECTIVE: dict(objective)}
     with files.new_folder(folder, replace=replace) as temporary:
         tensor_file.write_tensors(temporary / TENSORS, adaptation.state())
         files.write_json(temporary / DESCRIPTION, description)
@@ -76,14 +81,22 @@ def load_adapter(
     *,
     quantization: Mapping[str, Any] | None = None,
     keep_base: bool = True,
+    modules: Mapping[str, nn.Module] | None = None,
 ) -> Adaptation:
     """Attach the adaptation of a folder to its base model.
 
     Raises PeftkitError for another base (told by `fingerprint`; None skips the comparison), another storage of it
     (`quantization`; None, as for a base that stands in its original weights, skips that), a damaged file, or
-    tensors that are missing, unexpected or misshaped; the model is then as before.
+    tensors that are missing, unexpected or misshaped; the model is then as before. Without the `modules` that were
+    trained beside it, an adapter that has some is refused.
     """
     description = describe_adapter(folder)
+    if description.get(OBJECTIVE) is not None and not modules:
+        raise PeftkitError(
+            f"the adapter in {folder} was trained for the objective '{description[OBJECTIVE]['name']}', by a layer in "
+            "the place of the model's own head, which only `peft eval` reads: without it no text is generated, and "
+            "nothing of it can be merged, exported or combined."
+        )
     base = description["base"]
     if fingerprint is not None and base.get("fingerprint") not in (None, fingerprint):
         raise PeftkitError(
@@ -100,6 +113,7 @@ def load_adapter(
     tensors = tensor_file.read_tensors(folder / TENSORS)
     methods = build_methods([(method["name"], method["options"]) for method in description["methods"]])
     adaptation = attach(model, methods, name, keep_base=keep_base, loading=True)
+    adaptation.modules.update(modules or {})
     try:
         adaptation.load_state(tensors)
     except PeftkitError as error:

@@ -67,6 +67,7 @@ class State:
         packed = (packed_shape(module) for module in self.model.modules())
         base += sum(sizes[0] * sizes[1] for sizes in packed if sizes is not None)
         modules = [a for part in self.parts for a in (*part.adapters.values(), part.shared) if a is not None]
+        modules += self.modules.values()
         return base + sum(parameter.numel() for module in modules for parameter in module.parameters())
 
     @property

@@ -11,11 +11,12 @@ from peftkit.adaptation import Adaptation
 from peftkit.data.batches import Batches
 from peftkit.device import choose_device, choose_precision, resident_memory
 from peftkit.engine.memory_plan import MemoryPlan, checkpoint_gradients, memory_plans, recompute
-from peftkit.estimation.asked import objective_of, strategy_of
+from peftkit.estimation.asked import strategy_of
 from peftkit.estimation.fit import heaviest, room
 from peftkit.estimation.process import drawing_memory, loading_memory, process_memory, size
 from peftkit.estimation.step import largest, run_step
 from peftkit.models.loaded import LoadedModel
+from peftkit.objectives import Objective
 from peftkit.optim.build import state_bytes
 from peftkit.recipe import Recipe
 
@@ -76,12 +77,13 @@ class Estimate:
         }
 
 
-def estimate(recipe: Recipe, loaded: LoadedModel, adaptation: Adaptation, batches: Batches) -> Estimate:
+def estimate(
+    recipe: Recipe, loaded: LoadedModel, adaptation: Adaptation, batches: Batches, objective: Objective
+) -> Estimate:
     """Estimate the memory of a run of `recipe`, whose model is loaded on the meta device and has its adapters."""
     section, model = recipe.train, cast(nn.Module, loaded.model)
     device = choose_device(section.device)
     precision = choose_precision(section.precision, device)
-    objective = objective_of(section, recipe.objective)
     process = process_memory(model, device, precision)
     weights = sum(size(tensor) for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values())
     groups, strategy = adaptation.groups(section.learning_rate, section.weight_decay), strategy_of(section)

@@ -68,7 +68,7 @@ def run_step(
     moments: list[int] = []
     training = model.training
     model.train(backward)
-    with without_storage(model, device) as state, Live(state) as live:
+    with without_storage(nn.ModuleList([model, *adaptation.modules.values()]), device) as state, Live(state) as live:
 
         def phase(name: str, loss: Tensor | None) -> None:
             if name == BACKWARD:
