@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peftkit.errors import PeftkitError
-from peftkit.metrics import metric
+from peftkit.metrics import UnavailableError, metric
 
 POSITIVE = "1"
 
@@ -14,12 +13,12 @@ POSITIVE = "1"
 def f1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return `f1` = 2 tp / (2 tp + fp + fn) of the label `1`, or else of the later one in sorted order, such as `yes`.
 
-    It is 0 where that label is neither there nor predicted. Raises PeftkitError for more than two labels.
+    It is 0 where that label is neither there nor predicted. Raises UnavailableError for more than two labels.
     """
     labels = [group[0] for group in references]
     known = sorted({*predictions, *labels})
     if len(known) > 2:
-        raise PeftkitError(
+        raise UnavailableError(
             f"f1: the labels are {', '.join(known[:12])}, and it tells two apart: `f1_macro` takes more of them."
         )
     return {"f1": binary(predictions, labels, POSITIVE if set(known) <= {"0", POSITIVE} else known[-1])}

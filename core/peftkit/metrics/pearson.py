@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from peftkit.errors import PeftkitError
 from peftkit.metrics import UnavailableError, metric
 
 
 @metric("pearson", "pearson")
 def pearson(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return `pearson` in [-1, 1]; raises PeftkitError for what is no number, UnavailableError where all are one."""
+    """Return `pearson` in [-1, 1]; raises UnavailableError for what is no number, and where all are one."""
     return {"pearson": defined("pearson", correlation(*numbers("pearson", predictions, references)))}
 
 
@@ -30,7 +29,7 @@ def numbers(
     try:
         return np.array([float(p) for p in predictions]), np.array([float(group[0]) for group in references])
     except ValueError as error:
-        raise PeftkitError(f"{name}: predictions and references are numbers: {error}.") from None
+        raise UnavailableError(f"{name}: predictions and references are numbers: {error}.") from None
 
 
 def defined(name: str, value: float) -> float:
