@@ -26,58 +26,29 @@ alone. Tokens that rows of a batch have in common from their start on count once
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from cases import SIZES, TECHNIQUES, Case
 from gates import Found, Memory, Rate, time_turns, weigh_sides
-from goals import CPU_GOALS, GPU_GOALS, WORDS, Cell, Goal
+from goals import CPU_GOALS, GPU_GOALS, Cell, Goal
 from profiles import PROFILES
+from rows import USUAL, Row, print_goals, print_rows, print_turns, write_csv
 from sides import SIDES, available
 
 from peftkit.errors import PeftkitError, unknown
 
-USUAL = "trainer"
 OWN = "lora"
 TOLERANCES = {"fp32": (1e-5, 1e-3), "bf16": (5e-3, 5e-2)}
 """The relative differences that rounding explains: of the losses, and of the norms of the gradients."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-MEBI = 2**20
 ROWS_OF_RATE = {"cpu": 512, "cuda": 8192}
 """Rows of the product whose rate the limit is told by."""
-
-
-@dataclass
-class Row:
-    """A line of the table: one side of one cell. Seconds and bytes; ratios are those to the usual side."""
-
-    size: str
-    profile: str
-    method: str
-    precision: str
-    side: str
-    trained_per_s: float
-    tokens_per_s: float
-    step_s: float
-    speed: float | None
-    """Times as many trained tokens a second as the usual side."""
-    limit: float
-    """Times the limit."""
-    own_lora: float | None
-    """The step's time against that of our own LoRA."""
-    whole: int | None = None
-    above: int | None = None
-    whole_ratio: float | None = None
-    memory: float | None = None
-    """`above` against that of the usual side."""
-    loss: float = 0.0
-    """Of the last step."""
 
 
 # What is measured ---------------------------------------------------------------------------------------------------
@@ -203,75 +174,6 @@ def table(
                 row.whole_ratio, row.memory = peak.whole / usual_peak.whole, peak.above / usual_peak.above
         rows.append(row)
     return rows
-
-
-# What is shown ------------------------------------------------------------------------------------------------------
-
-
-def print_rows(rows: Sequence[Row]) -> None:
-    """Print the sides of a cell in columns."""
-    heads = (
-        "side",
-        "trained/s",
-        "tokens/s",
-        "step s",
-        "speed",
-        "x limit",
-        "own lora",
-        "whole MiB",
-        "ratio",
-        "above MiB",
-    )
-    print("".join(f"{head:>{12 if number else 9}}" for number, head in enumerate((*heads, "ratio"))))
-    for row in rows:
-        sizes = [None if size is None else size / MEBI for size in (row.whole, row.above)]
-        cells = (
-            (row.trained_per_s, ".1f"),
-            (row.tokens_per_s, ".0f"),
-            (row.step_s, ".3f"),
-            (row.speed, ".2f"),
-            (row.limit, ".2f"),
-            (row.own_lora, ".2f"),
-            (sizes[0], ".0f"),
-            (row.whole_ratio, ".2f"),
-            (sizes[1], ".0f"),
-            (row.memory, ".2f"),
-        )
-        print(
-            f"{row.side:>9}" + "".join(f"{'-' if v is None else format(v, form):>12}" for v, form in cells), flush=True
-        )
-
-
-def print_goals(rows: Sequence[Row], goals: Sequence[Goal]) -> None:
-    """Print each goal that was measured beside what was reached."""
-    print(f"\n{'work':<34}{'figure':<50}{'goal':>8}{'reached':>9}")
-    ours = {Cell(row.size, row.profile, row.method, row.precision): row for row in rows if row.side == "ours"}
-    for goal in goals:
-        cell, row = goal.cell, ours.get(goal.cell)
-        value = None if row is None else getattr(row, goal.figure)
-        work = f"{cell.size} {cell.profile} {cell.method} {cell.precision}"
-        bound = f"{'≥' if goal.least else '≤'} {goal.bound:g}"
-        told = "-" if value is None else f"{value:.2f}"
-        verdict = "" if value is None else "  yes" if goal.reached(value) else "  no"
-        print(f"{work:<34}{WORDS[goal.figure]:<50}{bound:>8}{told:>9}{verdict}")
-
-
-def print_turns(rows: Sequence[Row]) -> None:
-    """Print how CoQA turn by turn compares with whole conversations, where both were measured."""
-    found = {(row.size, row.method, row.precision, row.profile, row.side): row.trained_per_s for row in rows}
-    for (*work, profile, side), speed in found.items():
-        chat = found.get((*work, "coqa-chat", USUAL))
-        if profile in ("coqa", "coqa-chat") and side in ("ours", USUAL) and chat:
-            times = f"{speed / chat:.2f} x the tokens/s of coqa-chat with {USUAL}"
-            print(f"{' '.join(work)}: {profile} with {side} trains {times}")
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write the table as CSV, times in seconds and sizes in bytes."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
 
 
 # The command line ---------------------------------------------------------------------------------------------------

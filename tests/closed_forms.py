@@ -11,10 +11,16 @@ from typing import Any
 from peftkit.layers.sparse import entries
 from peftkit.layout import Layout, Site, own_parameters
 from peftkit.method import Method
-from peftkit.methods.inits import saved_pairs
+from peftkit.methods.inits import INITS, Factorisation
 from peftkit.ports.stored import groups
 
 Form = Callable[[Any, Layout], int]
+
+
+def saved_pairs(init: str) -> int:
+    """Return how many pairs of the size of A and B are saved beside them."""
+    choice = INITS[init]
+    return (2 if choice.answers else 1) if isinstance(choice, Factorisation) else 0
 
 
 def selected(method: Method, layout: Layout) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 from peftkit.method import METHODS
@@ -13,12 +14,13 @@ from peftkit.quantization.quantizer import QUANTIZERS, Quantizer
 SIZES: dict[str, dict[str, Any]] = {"nf4": {"block_size": 16}, "fp4": {"block_size": 32, "double_quant": False}}
 SIZES |= {"nf3": {}, "nf2": {}, "int8": {"outliers": 0.1}, "int4": {"group_size": 16}, "int2": {"group_size": 0}}
 SIZES |= {"int3": {"group_size": 8, "symmetric": True}, "bcq4": {"group_size": 8}, "bcq3": {}, "bcq2": {}}
-"""Options of every format for layers of 32 inputs."""
+"""Options of formats for layers of 32 inputs; of one without, blocks and groups are of 16."""
 
 
 def small(name: str) -> Quantizer:
     """Build a format with options for layers of 32 inputs."""
-    return QUANTIZERS[name].from_options(SIZES[name])
+    sizes = {field.name: 16 for field in fields(QUANTIZERS[name]) if field.name in ("block_size", "group_size")}
+    return QUANTIZERS[name].from_options(SIZES.get(name, sizes))
 
 
 def needed(names: Iterable[str]) -> Quantizer | None:

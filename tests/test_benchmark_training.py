@@ -16,7 +16,7 @@ from peftkit.models.quiet import quiet
 
 pytest.importorskip("peft", reason="Hugging Face peft is not installed")
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("memory", "workload", "profiles", "cases", "hugging_face", "sides", "gates", "goals", "training")
+MODULES = ("memory", "workload", "profiles", "cases", "hugging_face", "sides", "gates", "goals", "rows", "training")
 METHODS = ("lora", "lora-qv", "dora", "lora-fa", "prefix", "prompt", "ia3", "qlora")
 
 

@@ -23,6 +23,7 @@ def show(plan: Plan, run: Path) -> None:
     lines = [
         ("model", f"{plan.model} ({plan.architecture})"),
         ("method", " + ".join(plan.methods)),
+        *(("adapter", adapter) for adapter in plan.adapters),
         ("trained", f"{plan.trainable:,} of {plan.total:,} parameters ({share:.3%})"),
         (
             "examples",

@@ -13,7 +13,16 @@ import torch
 from torch import nn
 
 from peftkit import recipe as recipes
-from peftkit.adaptation import DESCRIPTION, OBJECTIVE, Adaptation, attach, check_methods, describe_adapter, load_adapter
+from peftkit.adaptation import (
+    DESCRIPTION,
+    OBJECTIVE,
+    Adaptation,
+    attach,
+    check_methods,
+    describe_adapter,
+    load_adapter,
+    load_children,
+)
 from peftkit.data.template import Template, choose
 from peftkit.device import choose_device, choose_precision
 from peftkit.errors import PeftkitError
@@ -97,6 +106,7 @@ def assemble(
     outline = None if weights and not fresh else _load_outline(recipe, device, quantization)
     if outline is not None and fresh:
         methods = methods_of(recipe, outline.tokenizer)
+        load_children(outline.module, recipe.adapter_folders, outline.description)
         own = any(names for _, names in check_methods(outline.module, methods))
         dtype = dtype or training_dtype(recipe, precision, outline.module, own=own)
     if outline is not None and not weights:
@@ -129,7 +139,10 @@ def read_run(run: Path, *, adapter: bool = True, otherwise: str = "") -> Recipe:
 def attach_methods(base: Assembled, recipe: Recipe, name: str = "default", *, loading: bool = False) -> Assembled:
     """Attach a recipe's methods under `name` to a base, beside those of other runs; packed layers keep their source."""
     methods = methods_of(recipe, base.tokenizer)
-    adaptation = attach(base.module, methods, name, recipe.train.seed, keep_base=False, loading=loading)
+    children = load_children(base.module, recipe.adapter_folders, base.description)
+    adaptation = attach(
+        base.module, methods, name, recipe.train.seed, keep_base=False, loading=loading, children=children
+    )
     return replace(base, recipe=recipe, attached=adaptation)
 
 
@@ -144,7 +157,13 @@ def attach_adapter(base: Assembled, folder: Path, *, original: bool = False, hea
     module = None if objective is None else objective.build(Layout(base.module))
     modules = {} if module is None else {OBJECTIVE: module.to(base.device).eval()}
     adaptation = load_adapter(
-        base.module, folder, base.fingerprint, quantization=storage, keep_base=False, modules=modules
+        base.module,
+        folder,
+        base.fingerprint,
+        quantization=storage,
+        keep_base=False,
+        modules=modules,
+        adapters=base.recipe.adapter_folders,
     )
     forget_originals(base.module)
     base.model.eval()

@@ -18,9 +18,13 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def hint(name: str, choices: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the choice spelt most like `name`, or nothing."""
+    guess = nearest(name, choices)
+    return f" Did you mean '{guess}'?" if guess else ""
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
     """Say that `name` is not a known `kind`, with the nearest valid spelling and all that is allowed."""
     allowed = sorted(choices)
-    guess = nearest(name, allowed)
-    hint = f" Did you mean '{guess}'?" if guess else ""
-    return f"'{name}' is not a {kind}.{hint} Allowed: {', '.join(allowed) or 'none'}."
+    return f"'{name}' is not a {kind}.{hint(name, allowed)} Allowed: {', '.join(allowed) or 'none'}."

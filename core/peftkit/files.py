@@ -125,3 +125,13 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise PeftkitError(f"{path}, line {line}: not valid JSON ({error}).") from None
+
+
+def parse_json(text: str, place: str, wanted: str = "") -> Any:
+    """Return the value of a JSON text; a fault is a PeftkitError that names its place, and what is wanted if given."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise PeftkitError(f"{place}: JSON nested too deeply to read{wanted}.") from None
+    except ValueError as error:
+        raise PeftkitError(f"{place}: not valid JSON ({error}){wanted}.") from None

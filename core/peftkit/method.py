@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
-from peftkit.errors import PeftkitError, unknown
+from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site, parse_layers
+from peftkit.options import Options
 from peftkit.registry import Registry
 
 if TYPE_CHECKING:
@@ -30,14 +28,13 @@ LARGEST_SIZE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(Options, registry=METHODS):
     """The options of one method as a recipe writes them; a subclass adds its own and says what it builds.
 
     Class attributes a subclass sets: `port` (where it attaches), `family`, `paper` (authors, year, arXiv id),
     `summary` (two sentences), `default_learning_rate`, `mergeable`.
     """
 
-    name: ClassVar[str]
     port: ClassVar[str] = "linear"
     family: ClassVar[str] = ""
     paper: ClassVar[str] = ""
@@ -56,25 +53,6 @@ class Method:
 
     learning_rate: Annotated[float, Gt(0)] | None = None
     """Learning rate of this method alone; by default that of `train`, or else the one that suits the model's width."""
-
-    def __init_subclass__(cls, name: str | None = None, **rest: Any):
-        super().__init_subclass__(**rest)
-        if name is not None:
-            cls.name = name
-            METHODS.add(name, cls)
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> Method:
-        """Build the method from a recipe's options; a PeftkitError tells every unknown key and wrong value at once."""
-        allowed = [field.name for field in dataclasses.fields(cls)]
-        faults = [f"{cls.name}: {unknown('option', key, allowed)}" for key in options if key not in allowed]
-        if faults:
-            raise PeftkitError(" ".join(faults))
-        return _validate(cls, options)
-
-    def options(self) -> dict[str, Any]:
-        """Return the options as plain JSON values, enough to build the method again."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def with_tokenizer(self, tokenizer: Any) -> Method:
         """Return the method with what its options say in words as token ids; called before it is attached."""
@@ -217,44 +195,6 @@ class Ranked(Targeted):
                     f"allows: choose at most {most}, or {remedy}."
                 )
         return sites
-
-
-@cache
-def _adapter_of(cls: type[Method]) -> Any:
-    from pydantic import ConfigDict, TypeAdapter
-
-    cls.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]
-        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-    return TypeAdapter(cls)
-
-
-def _validate(cls: type[Method], options: Mapping[str, Any]) -> Method:
-    from pydantic import ValidationError
-
-    try:
-        # The JSON mode is strict about types and still takes a list for a tuple, as YAML needs.
-        return _adapter_of(cls).validate_json(json.dumps(dict(options)))
-    except ValidationError as error:
-        faults = [
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg'].lower()}, found {fault['input']!r}"
-            for fault in error.errors()
-        ]
-        raise PeftkitError(f"{cls.name}: " + "; ".join(faults)) from None
-    except (TypeError, ValueError) as error:
-        raise PeftkitError(f"{cls.name}: the options are not plain values ({error}).") from None
-
-
-def schema(cls: type[Method]) -> dict[str, Any]:
-    """Return the JSON schema of a method's options, each with its docstring as description."""
-    described = _adapter_of(cls).json_schema()
-    for base in cls.__mro__[1:]:
-        if dataclasses.is_dataclass(base) and issubclass(base, Method):
-            # The docstrings of inherited fields stand in the base's source alone.
-            for option, facts in _adapter_of(base).json_schema()["properties"].items():
-                if "description" in facts:
-                    described["properties"][option].setdefault("description", facts["description"])
-    return described
 
 
 def expand(methods: Sequence[Method]) -> tuple[Method, ...]:

@@ -10,15 +10,28 @@ from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from peftkit.errors import PeftkitError, unknown
+from peftkit.registry import Registry
 
 Entry = TypeVar("Entry", bound="Options")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """A frozen dataclass whose fields are the options of the entry `name`; their docstrings are their help."""
+    """A frozen dataclass whose fields are the options of the entry `name`; their docstrings are their help.
+
+    The base of a kind names its `registry`, which each subclass with a name enters.
+    """
 
     name: ClassVar[str]
+    _registry: ClassVar[Registry[Any]]
+
+    def __init_subclass__(cls, name: str | None = None, registry: Registry[Any] | None = None, **rest: Any):
+        super().__init_subclass__(**rest)
+        if registry is not None:
+            cls._registry = registry
+        if name is not None:
+            cls.name = name
+            cls._registry.add(name, cls)
 
     @classmethod
     def from_options(cls: type[Entry], options: Mapping[str, Any]) -> Entry:
@@ -58,4 +71,11 @@ def _checker(cls: type[Options]) -> Any:
 
 def schema(cls: type[Options]) -> dict[str, Any]:
     """Return the JSON schema of an entry's options, each with its docstring as description."""
-    return _checker(cls).json_schema()
+    described = _checker(cls).json_schema()
+    for base in cls.__mro__[1:]:
+        if dataclasses.is_dataclass(base) and issubclass(base, Options):
+            # The docstrings of inherited fields stand in the base's source alone.
+            for option, facts in _checker(base).json_schema().get("properties", {}).items():
+                if "description" in facts:
+                    described["properties"][option].setdefault("description", facts["description"])
+    return described

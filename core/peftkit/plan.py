@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
 
 from peftkit.adaptation import Adaptation
 from peftkit.assembly import assemble
-from peftkit.data.encode import Encoded
+from peftkit.data.encode import IGNORED, Encoded
 from peftkit.errors import PeftkitError
 from peftkit.estimation.asked import objective_of
 from peftkit.estimation.estimate import Estimate, estimate
@@ -42,6 +43,8 @@ class Plan:
     """The first example decoded: (text, whether it is trained on)."""
     memory: Estimate
     """Estimated bytes by part."""
+    adapters: list[str] = field(default_factory=list)
+    """What the methods build from: each trained adapter, and at how many of its sites they have it."""
     notices: list[str] = field(default_factory=list)
 
 
@@ -81,19 +84,26 @@ def plan(recipe: Recipe) -> Plan:
         tokens=round(epochs * sum(len(row.ids) for row in encoded.rows)),
         example=pieces(encoded.rows[0], assembled.tokenizer),
         memory=memory,
+        adapters=_children(adaptation),
         notices=notices,
     )
 
 
 def pieces(row: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
     """Decode an encoded example into runs of text that are trained on or not."""
-    runs: list[tuple[list[int], bool]] = []
-    for token, label in zip(row.ids, row.labels, strict=True):
-        trained = label != -100
-        if not runs or runs[-1][1] != trained:
-            runs.append(([], trained))
-        runs[-1][0].append(token)
-    return [(tokenizer.decode(ids, skip_special_tokens=False), trained) for ids, trained in runs]
+    runs = groupby(zip(row.ids, row.labels, strict=True), key=lambda pair: pair[1] != IGNORED)
+    return [(tokenizer.decode([id for id, _ in run], skip_special_tokens=False), trained) for trained, run in runs]
+
+
+def _children(adaptation: Adaptation) -> list[str]:
+    taken = [adapter.site.children for adapter in adaptation.adapters()]
+    told = []
+    for name, child in adaptation.children.items():
+        own = list(child.state.adapters())
+        reached = {id(children[name]) for children in taken if name in children}
+        methods = " + ".join(method.name for method in child.state.chosen)
+        told.append(f"{name}: {methods} at {len(reached)} of {len(own)} sites ({child.origin['folder']})")
+    return told
 
 
 def _matched(adaptation: Adaptation) -> dict[str, tuple[int, str]]:

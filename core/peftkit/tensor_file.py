@@ -60,6 +60,10 @@ class TensorFile:
         """The tensors' names."""
         return list(self._places)
 
+    def dtype(self, name: str) -> str:
+        """Return the dtype of a tensor as the file names it, such as `BF16`."""
+        return self._places[name]["dtype"]
+
     def shape(self, name: str) -> list[int]:
         """Return the shape of a tensor."""
         return list(self._places[name]["shape"])

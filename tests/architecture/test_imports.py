@@ -17,22 +17,22 @@ ALLOWED = {
         "resources": "",
         "__init__": "",
         "versions": "__version__",
-        "options": "errors",
         "registry": "errors",
+        "options": "errors registry",
         "files": "errors",
         "tensor_file": "errors files",
         "plot": "files",
         # Tensors: kernels, packed weights, the places in a model, and what sits there.
         "kernels": "",
-        "quantization": "errors registry",
+        "quantization": "errors options registry",
         "families": "errors registry resources",
         "layout": "errors families quantization",
         "device": "errors layout",
         "ports": "errors kernels layout quantization",
         "layers": "errors kernels layout ports",
-        "method": "errors layout ports registry",
+        "method": "errors layout options ports registry",
         "methods": "errors kernels layers layout method ports quantization registry",
-        "adaptation": "__version__ errors files kernels layers layout method methods ports quantization tensor_file",
+        "adaptation": "__version__ errors files layers layout method methods ports quantization tensor_file",
         "budget": "adaptation errors layout method",
         # Text: data, metrics, and the tasks that are made of both.
         "metrics": "errors files registry",
@@ -44,74 +44,33 @@ ALLOWED = {
         "optim": "errors quantization registry",
         "strategies": "adaptation data engine errors optim options registry",
         # What a recipe says, and the model that it makes.
-        "recipe": "errors files method objectives optim options quantization registry resources strategies tasks",
+        "recipe": "adaptation errors files method objectives optim options quantization registry resources strategies "
+        "tasks",
         "models": "data errors families files layout quantization recipe tensor_file",
         "assembly": "adaptation data device errors families layout method models objectives quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
-        "estimation": "adaptation assembly data device engine errors layout models objectives optim plot quantization "
+        "estimation": "adaptation data device engine errors layout models objectives optim plot quantization "
         "recipe strategies",
         "generation": "data errors files tasks",
-        "evaluation": "adaptation assembly data device engine errors estimation files generation metrics models recipe "
-        "tasks versions",
-        "training": "__version__ adaptation assembly data device engine errors estimation evaluation files layout "
-        "method metrics models objectives optim plot quantization recipe strategies tasks tensor_file versions",
-        "plan": "adaptation assembly data engine errors estimation models recipe tasks training",
-        "profiling": "assembly data device engine errors estimation files kernels layout ports recipe training",
+        "evaluation": "adaptation assembly data device engine errors estimation files generation metrics recipe tasks "
+        "versions",
+        "training": "adaptation assembly data device engine errors estimation evaluation files layout metrics models "
+        "objectives optim plot recipe strategies tasks tensor_file versions",
+        "plan": "adaptation assembly data errors estimation recipe tasks training",
+        "profiling": "data engine errors estimation files kernels layout ports recipe training",
         "together": "adaptation assembly data device engine errors method models objectives ports recipe strategies "
         "training",
         # What is made of runs.
-        "suites": "assembly data errors evaluation files recipe training versions",
+        "suites": "assembly data errors evaluation files recipe versions",
         "export": "__version__ adaptation assembly data errors files layers layout method methods models ports "
-        "quantization recipe registry tasks tensor_file versions",
+        "quantization recipe registry tasks tensor_file",
         "report": "errors files method metrics plot recipe resources suites tasks training",
-        "comparison": "adaptation assembly budget errors evaluation files layout method models recipe report tasks "
-        "training",
+        "comparison": "adaptation assembly budget errors evaluation files layout method recipe report tasks training",
     }.items()
 }
 """The packages and single files of the core, from the bottom up, each with those that it may import."""
 TRANSFORMERS = ("families", "models", "ports/attention.py", "quantization", "generation", "export")
 """Where transformers is imported: places in the core."""
-
-# TEMPORARY, until the branches of the rebuild are merged: all three sets are to be empty then. What is in `COMING` and
-# still unused goes from the list too.
-LEAVING_PACKAGES: set[str] = set()
-LEAVING = {
-    ("adaptation", "models"),
-    ("kernels", "ports"),
-    ("layout", "resources"),
-    ("ports", "method"),
-}
-"""Packages and arrows that are still there and go."""
-COMING = {
-    (package, target)
-    for package, targets in {
-        "versions": "__version__",
-        "options": "errors",
-        "plot": "files",
-        "families": "errors registry resources",
-        "layout": "families",
-        "device": "errors layout",
-        "objectives": "data errors kernels layout metrics options registry",
-        "engine": "adaptation device objectives",
-        "strategies": "adaptation data engine errors optim options registry",
-        "recipe": "objectives options registry strategies",
-        "models": "families",
-        "assembly": "adaptation data device errors families layout method models quantization recipe",
-        "estimation": "adaptation assembly data device engine errors layout models objectives optim plot quantization "
-        "recipe",
-        "evaluation": "assembly device engine versions",
-        "training": "assembly device estimation objectives plot strategies versions",
-        "plan": "assembly engine estimation",
-        "profiling": "assembly data device engine estimation",
-        "together": "assembly data device objectives strategies",
-        "suites": "assembly versions",
-        "export": "assembly layers methods ports versions",
-        "report": "plot",
-        "comparison": "assembly",
-    }.items()
-    for target in targets.split()
-}
-"""Pairs of the list that no file needs yet."""
 
 
 def pairs(allowed: dict[str, set[str]]) -> set[tuple[str, str]]:
@@ -119,21 +78,18 @@ def pairs(allowed: dict[str, set[str]]) -> set[tuple[str, str]]:
 
 
 def test_every_import_is_on_the_list():
-    known = pairs(ALLOWED) | LEAVING
-    unlisted = {
-        pair: places for pair, places in arrows().items() if pair not in known and not LEAVING_PACKAGES & set(pair)
-    }
+    unlisted = {pair: places for pair, places in arrows().items() if pair not in pairs(ALLOWED)}
     assert not unlisted
 
 
 def test_no_pair_of_the_list_is_unused():
-    unused = pairs(ALLOWED) - arrows().keys() - COMING
+    unused = pairs(ALLOWED) - arrows().keys()
     assert not unused
 
 
 def test_every_package_is_on_the_list():
     packages = {path.stem for path in CORE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert packages <= ALLOWED.keys() | LEAVING_PACKAGES
+    assert packages == ALLOWED.keys()
 
 
 def ordered(allowed: dict[str, set[str]]) -> list[str]:

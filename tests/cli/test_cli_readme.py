@@ -88,11 +88,14 @@ EXAMPLES = [
     "temperature",
     "ramp",
     "orthogonal",
-    "even2",
+    "coarse2",
     "capitals",
     "length",
     "sgd",
     "npz",
+    "focal",
+    "sign",
+    "encoder",
 ]
 """The files of CONTRIBUTING in their order."""
 EXERCISE = """
@@ -100,7 +103,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import output_scale, block_gate, temperature, ramp, orthogonal, even2, capitals, length, sgd, npz
+import output_scale, block_gate, temperature, ramp, orthogonal, coarse2, capitals, length, sgd, npz
+import focal, sign, encoder
 import torch
 from safetensors.torch import save_file
 from peftkit.adaptation import TENSORS, attach
@@ -157,9 +161,9 @@ lora = attach(tiny("llama"), [METHODS["lora"].from_options({"init": "orthogonal"
 A = next(tensor for key, tensor in lora.parameters() if key.endswith("/A"))
 assert torch.allclose(A @ A.T, torch.eye(4), atol=1e-5)
 weight = torch.tensor([[0.9, 0.4, -0.2, -1.0] * 16])
-quantizer = QUANTIZERS["even2"].from_options({"double_quant": False})
+quantizer = QUANTIZERS["coarse2"].from_options({"double_quant": False})
 parts = quantizer.quantize(weight)
-assert torch.allclose(quantizer.decode(parts, (1, 64))[0, :4], torch.tensor([1.0, 1 / 3, -1 / 3, -1.0]))
+assert torch.allclose(quantizer.decode(parts, (1, 64))[0, :4], torch.tensor([1.0, 0.5, 0.0, -1.0]))
 
 data = Path(sys.argv[1]) / "test.csv"
 data.write_text("country,capital\\nPeru,Lima\\n", encoding="utf-8")
@@ -178,6 +182,23 @@ run = Path(sys.argv[1]) / "run"
 save_file({"q/A": torch.ones(2, 3)}, run / "adapter" / TENSORS)
 assert export(run, run.parent / "npz", "npz")["tensors"] == 1
 assert (run.parent / "npz" / "adapter.npz").is_file()
+from peftkit.recipe import load as read
+from peftkit.models.load import load
+from peftkit.training import train
+from peftkit.families import family_of
+
+sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+recipe = read({
+    "model": {"init": {"architecture": "bert", **sizes}, "tokenizer": "bundled/tiny"},
+    "method": {"lora": {"rank": 2, "targets": ["attention", "mlp"]}},
+    "objective": "focal",
+    "dataset": {"name": "bundled/e2e", "limit": 4},
+    "train": {"strategy": "sign", "max_steps": 2, "batch_examples": 4, "device": "cpu"},
+})
+assert type(family_of(load(recipe.model).model.config)) is encoder.Encoder
+summary = train(recipe, run.parent / "encoder")
+assert summary.steps == 2
+assert summary.losses["last"] < summary.losses["first"]
 print("all of them work")
 """
 

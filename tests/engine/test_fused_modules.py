@@ -22,7 +22,7 @@ from peftkit.engine.fused_modules import FusedModules
 from peftkit.engine.memory_plan import recompute
 from peftkit.estimation.asked import arrangement_of
 from peftkit.kernels.elementwise import gated, norm
-from peftkit.kernels.recompute import Again
+from peftkit.kernels.recompute import Recompute
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
 from peftkit.ports.seat import Seat
@@ -99,42 +99,42 @@ def test_bf16_is_as_near_to_fp64_as_the_models_own_code():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_what_is_made_again_has_the_same_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_recomputed_has_the_same_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     seen = []
-    pack = Again.pack
+    pack = Recompute.pack
 
-    def check(self: Again, tensor: Tensor) -> Any:
-        recipe = self.recipe(tensor)
-        if recipe is not None:
-            made = recipe.make()
+    def check(self: Recompute, tensor: Tensor) -> Any:
+        source = self.source(tensor)
+        if source is not None:
+            made = source.make()
             part = made.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
             seen.append(torch.equal(part, tensor) and part.dtype == tensor.dtype)
         return pack(self, tensor)
 
-    monkeypatch.setattr(Again, "pack", check)
+    monkeypatch.setattr(Recompute, "pack", check)
     passes(*adapted(dtype=dtype), True)
     # Of each layer q, k, v, gate, up and down; o reads what attention makes.
     assert len(seen) == 2 * 6
     assert all(seen)
 
 
-def test_what_is_made_again_is_cast_as_it_was():
+def test_what_is_recomputed_is_cast_as_it_was():
     """Autocast runs some functions in another precision, and a backward pass knows nothing of it."""
     draw = torch.Generator().manual_seed(1)
     mix = torch.randn(8, 8, generator=draw)
     gate, up = (torch.randn(3, 8, generator=draw).requires_grad_() for _ in range(2))
-    again, found = Again(), []
-    with again.running():
-        for function in (lambda: (gate @ mix) * up, lambda: gated(again, gate, up, lambda x: x @ mix)):
+    recompute, results = Recompute(), []
+    with recompute.running():
+        for function in (lambda: (gate @ mix) * up, lambda: gated(recompute, gate, up, lambda x: x @ mix)):
             with torch.autocast("cpu", torch.bfloat16):
                 assert (gate @ mix).dtype == torch.bfloat16
                 y = function()
                 loss = (y * y).sum()
-            found.append((y.detach(), *torch.autograd.grad(loss, (gate, up))))
-    for own, mine in zip(*found, strict=True):
+            results.append((y.detach(), *torch.autograd.grad(loss, (gate, up))))
+    for own, mine in zip(*results, strict=True):
         assert own.dtype == mine.dtype
         assert (own - mine).norm() <= 1e-2 * own.norm()
-    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(results[0][0], results[1][0])
 
 
 def test_readers_that_follow_each_other_share_what_is_made():
@@ -144,41 +144,41 @@ def test_readers_that_follow_each_other_share_what_is_made():
         made.append(x)
         return x * 2
 
-    again = Again()
+    recompute = Recompute()
     x = torch.arange(6.0).view(2, 3)
-    with again.running():
+    with recompute.running():
         y, z = x * 2, x * 2
         for one in (y, z):
-            again.remember(one, double, x)
-        kept = [again.pack(tensor) for tensor in (y, y.T, z, y[1:])]
+            recompute.remember(one, double, x)
+        kept = [recompute.pack(tensor) for tensor in (y, y.T, z, y[1:])]
         expected = [y, y.T, z, y[1:]]
         assert all(saved.tensor is None for saved in kept)
         for saved, tensor in zip(kept[:2], expected, strict=False):
-            assert torch.equal(again.unpack(saved), tensor)
+            assert torch.equal(recompute.unpack(saved), tensor)
         assert len(made) == 1
-        assert torch.equal(again.unpack(kept[2]), z)
-        assert torch.equal(again.unpack(kept[3]), y[1:])
+        assert torch.equal(recompute.unpack(kept[2]), z)
+        assert torch.equal(recompute.unpack(kept[3]), y[1:])
     assert len(made) == 3
 
 
 def test_what_was_written_to_or_is_gone_is_kept_as_it_is():
-    again = Again()
+    recompute = Recompute()
     y = torch.ones(1000)
-    again.remember(y, torch.ones_like, torch.zeros(1000))
-    assert again.pack(y).recipe is not None
+    recompute.remember(y, torch.ones_like, torch.zeros(1000))
+    assert recompute.pack(y).source is not None
     y.add_(1)
-    assert again.pack(y).recipe is None
+    assert recompute.pack(y).source is None
     del y
     for _ in range(8):
         # Memory of the same size is likely to be used again.
-        assert again.pack(torch.zeros(1000)).recipe is None
-    assert not again._known
+        assert recompute.pack(torch.zeros(1000)).source is None
+    assert not recompute._known
 
 
 def test_a_write_between_the_passes_is_refused():
-    again = Again()
+    recompute = Recompute()
     x = torch.ones(3, requires_grad=True)
-    with again.running():
+    with recompute.running():
         y = x * 1
         z = (y * y).sum()
         y.detach().add_(1)
@@ -186,11 +186,11 @@ def test_a_write_between_the_passes_is_refused():
             z.backward()
     x = torch.ones(3)
     y = x * 2
-    again.remember(y, torch.neg, x)
-    saved = again.pack(y)
+    recompute.remember(y, torch.neg, x)
+    saved = recompute.pack(y)
     x.add_(1)
     with pytest.raises(RuntimeError, match="changed by an inplace operation"):
-        again.unpack(saved)
+        recompute.unpack(saved)
 
 
 def test_less_is_kept_and_all_of_it_is_let_go():
@@ -217,9 +217,9 @@ def test_nothing_keeps_a_pass_alive():
     engine = Engine(model, Arrangement())
     packed = engine.pack(collate(rows(), 0))
     alive: list[weakref.ref[Any]] = []
-    remember = Again.remember
+    remember = Recompute.remember
 
-    def watch(self: Again, made: Tensor, *rest: Any) -> None:
+    def watch(self: Recompute, made: Tensor, *rest: Any) -> None:
         remember(self, made, *rest)
         alive.append(weakref.ref(self._known[made.untyped_storage()._cdata][2]))
 
@@ -227,7 +227,7 @@ def test_nothing_keeps_a_pass_alive():
     try:
         for backward in (True, False):
             with pytest.MonkeyPatch.context() as patch, engine.running(packed):
-                patch.setattr(Again, "remember", watch)
+                patch.setattr(Recompute, "remember", watch)
                 loss = loss_of(engine, packed)
                 if backward:
                     loss.backward()
@@ -417,8 +417,8 @@ def test_functions_have_the_derivatives_that_differences_tell(activation: nn.Mod
     draw = torch.Generator().manual_seed(1)
     x, y = (torch.randn(3, 8, generator=draw, dtype=torch.float64, requires_grad=True) for _ in range(2))
     factor = torch.randn(8, generator=draw, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: norm(Again(), x, factor, 1e-2), x)
-    assert torch.autograd.gradcheck(lambda x, y: gated(Again(), x, y, activation), (x, y))
+    assert torch.autograd.gradcheck(lambda x: norm(Recompute(), x, factor, 1e-2), x)
+    assert torch.autograd.gradcheck(lambda x, y: gated(Recompute(), x, y, activation), (x, y))
     turn = lambda x: fused_modules.rotated(x, factor, factor.cos())  # noqa: E731
     assert torch.autograd.gradcheck(turn, x)
 

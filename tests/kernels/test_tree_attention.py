@@ -12,9 +12,8 @@ from torch import Tensor
 
 from peftkit.kernels import fused_attention, varlen_attention
 from peftkit.kernels.tree import QUERIES, Tree, grow
-from peftkit.kernels.tree_attention import _Attention, _Blocks, _Kernel, attend
-from peftkit.kernels.tree_plan import Plan, plan_of
-from peftkit.kernels.varlen_attention import runs_of
+from peftkit.kernels.tree_attention import Products, Softmax, attend
+from peftkit.kernels.tree_plan import TreePlan, alike, plan_of
 
 SIZE, SCALE = 8, 0.3
 
@@ -58,11 +57,22 @@ def drawn(heads: int, groups: int, count: int, keys: int) -> list[Tensor]:
     return [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in shapes]
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, plan: Plan, first: int, scale: float, cap: float | None) -> Tensor:
-    return attend(q[None], k[None], v[None], plan, first=first, scale=scale, cap=cap)[0]
+def chosen(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, first: int, cap: float | None) -> Tensor:
+    return attend(q, k, v, plan, first=first, scale=SCALE, cap=cap)
 
 
-FUNCTIONS = {"fused": fused, "blocks": _Blocks.apply, "buckets": _Attention.apply}
+def products(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, first: int, cap: float | None) -> Tensor:
+    return Products.apply(q[0], k[0], v[0], plan, first, Softmax(SCALE, cap))[None]
+
+
+def padded(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, first: int, cap: float | None) -> Tensor:
+    """Compute the products of blocks padded to few shapes, as on a GPU."""
+    if k.shape[2] > first:
+        plan._buckets[first, True] = [plan._bucket(blocks, first) for blocks in alike(plan.tree.blocks)]
+    return products(q, k, v, plan, first, cap)
+
+
+FUNCTIONS = {"chosen": chosen, "products": products, "padded": padded}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=list(FUNCTIONS))
@@ -72,7 +82,7 @@ FUNCTIONS = {"fused": fused, "blocks": _Blocks.apply, "buckets": _Attention.appl
 def test_it_equals_plain_attention(function, rows, groups, window, first, cap):
     tree = grow(rows)
     q, k, v = drawn(4, groups, len(tree.ids), first + len(tree.ids))
-    y = function(q[0], k[0], v[0], plan_of(tree, window), first, SCALE, cap).unsqueeze(0)
+    y = function(q, k, v, plan_of(tree, window), first, cap)
     expected = plain(q, k, v, visible(tree, window, first), cap)
     given = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-10)
@@ -84,7 +94,7 @@ def test_it_equals_plain_attention(function, rows, groups, window, first, cap):
 def test_keys_in_front_alone_are_a_softmax_of_their_own(function):
     tree = grow(TEXTS["shared"])
     q, k, v = drawn(4, 2, len(tree.ids), 5)
-    y = function(q[0], k[0], v[0], plan_of(tree), 5, SCALE, None).unsqueeze(0)
+    y = function(q, k, v, plan_of(tree), 5, None)
     expected = plain(q, k, v, torch.ones(len(tree.ids), 5, dtype=torch.bool), None)
     torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-10)
     given = torch.ones_like(y)
@@ -96,12 +106,16 @@ def test_the_fused_kernel_runs_where_it_can(monkeypatch):
     tree = grow(TEXTS["shared"])
     q, k, v = drawn(4, 2, len(tree.ids), len(tree.ids))
 
-    def chosen(**told) -> str:
-        return type(attend(q, k, v, plan_of(tree), scale=SCALE, **told).grad_fn.next_functions[0][0]).__name__
+    def runs(**asked) -> str:
+        return type(attend(q, k, v, plan_of(tree), scale=SCALE, **asked).grad_fn.next_functions[0][0]).__name__
 
-    assert (chosen(), chosen(cap=4.0)) == ("_KernelBackward", "_BlocksBackward")
+    assert [runs(), runs(cap=4.0), runs(dropout=0.1)] == ["FusedBackward", *["ProductsBackward"] * 2]
     monkeypatch.setattr(fused_attention, "_BACKWARD", None)
-    assert chosen() == "_BlocksBackward"
+    assert runs() == "ProductsBackward"
+
+
+def test_torch_has_the_public_function():
+    assert varlen_attention._SUITS
 
 
 @pytest.mark.parametrize("rows", TEXTS.values(), ids=list(TEXTS))
@@ -110,11 +124,10 @@ def test_the_fused_kernel_runs_where_it_can(monkeypatch):
     ("window", "first", "text"), [(None, 0, True), (None, 3, True), (6, 0, True), (None, 5, False)]
 )
 def test_runs_of_queries_equal_plain_attention(monkeypatch, rows, groups, window, first, text):
-    monkeypatch.setattr(varlen_attention, "_FORWARD", flash_kernel.forward)
-    monkeypatch.setattr(varlen_attention, "_BACKWARD", flash_kernel.backward)
+    monkeypatch.setattr(varlen_attention, "varlen_attn", flash_kernel.varlen_attn)
     tree = grow(rows)
     q, k, v = drawn(4, groups, len(tree.ids), first + (len(tree.ids) if text else 0))
-    y = _Kernel.apply(varlen_attention, q[0], k[0], v[0], plan_of(tree, window), first, SCALE).unsqueeze(0)
+    y = varlen_attention.attend(q[0], k[0], v[0], plan_of(tree, window), first, SCALE).unsqueeze(0)
     seen = visible(tree, window, first)
     expected = plain(q, k, v, seen if text else seen[:, :first], None)
     torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-10)
@@ -127,16 +140,16 @@ def test_runs_of_queries_equal_plain_attention(monkeypatch, rows, groups, window
 
 def test_texts_that_go_on_are_one_run():
     chain_ = texts(30)[0]
-    told = runs_of(grow([chain_[:10], chain_[:20], chain_]), 0)
-    assert told.queries.tolist() == [0, 30] == told.keys.tolist()
-    assert told.copied is None
-    assert runs_of(grow(TEXTS["long"]), 0).longest == (QUERIES + 90, QUERIES + 90)
-    assert runs_of(grow(TEXTS["shared"]), 0).copied is not None
+    edges = plan_of(grow([chain_[:10], chain_[:20], chain_])).edges(0, True)
+    assert edges.queries.tolist() == [0, 30] == edges.keys.tolist()
+    assert edges.index is None
+    assert plan_of(grow(TEXTS["long"])).edges(0, True).longest == (QUERIES + 90, QUERIES + 90)
+    assert plan_of(grow(TEXTS["shared"])).edges(0, True).index is not None
 
 
 def test_a_processor_goes_run_by_run():
     def runs(rows: list[list[int]], window: int | None = None, first: int = 0) -> list[tuple[int, int]]:
-        return [(run.length, run.count) for run in Plan(grow(rows), window).runs(first)]
+        return [(run.length, run.count) for run in TreePlan(grow(rows), window).runs(first)]
 
     chain_ = texts(30)[0]
     assert runs([chain_[:10], chain_[:20], chain_]) == [(30, 0)] == runs([chain_[:10], chain_], first=3)
@@ -176,7 +189,7 @@ def test_a_gpu_equals_plain_attention(rows, groups, window, first, text):
     exact = [x.detach().cuda() for x in drawn(4, groups, len(tree.ids), first + (len(tree.ids) if text else 0))]
     q, k, v = (x.bfloat16().requires_grad_() for x in exact)
     plan = plan_of(tree, window)
-    assert varlen_attention.possible(q, v, plan, first, None)
+    assert varlen_attention.possible(q, v, plan, first)
     y = attend(q, k, v, plan, first=first, scale=SCALE)
     seen = visible(tree, window, first).cuda()
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
@@ -215,6 +228,21 @@ def test_dropout_keeps_the_mean_and_sees_no_other_row():
     (of_k,) = torch.autograd.grad(ys[0][0, tree.rows[0]].sum(), k)
     others = torch.from_numpy(tree.rows[1])
     assert bool((of_k[0, :, others] == 0).all())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_dropout_falls_alike_in_both_passes(padded):
+    tree = grow(TEXTS["apart"])
+    plan = plan_of(tree)
+    if padded:
+        plan._buckets[3, True] = [plan._bucket(blocks, 3) for blocks in alike(tree.blocks)]
+    q, k, v = drawn(4, 2, len(tree.ids), 3 + len(tree.ids))
+
+    def run(*given: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return attend(*given, plan, first=3, scale=SCALE, dropout=0.5).sin()
+
+    assert torch.autograd.gradcheck(run, (q, k, v), fast_mode=True)
 
 
 def test_a_tree_holds_each_shared_token_once():

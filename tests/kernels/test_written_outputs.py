@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peftkit.kernels.elementwise import gated, norm, rotated
 from peftkit.kernels.low_rank import Pair, add_pair, linears_with_pairs
-from peftkit.kernels.recompute import Again
+from peftkit.kernels.recompute import Recompute
 from peftkit.kernels.tree import grow
 from peftkit.kernels.tree_attention import attend
 from peftkit.kernels.tree_plan import plan_of
@@ -38,8 +38,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
     "one linear": lambda x: linears_with_pairs(x, [(drawn(WIDTH, WIDTH).detach(), None)], [[pair(x)]]),
     "three linears": lambda x: linears_with_pairs(x, [(drawn(8, WIDTH).detach(), None)] * 3, [[pair(x)]] * 3),
     "spans": lambda x: linears_with_pairs(x, [(drawn(8, WIDTH).detach(), None)], [[pair(x), None]], (2, 3)),
-    "norm": lambda x: (norm(Again(), x, drawn(WIDTH).detach(), 1e-6),),
-    "gated": lambda x: (gated(Again(), x * 1, x * 2, torch.nn.functional.silu),),
+    "norm": lambda x: (norm(Recompute(), x, drawn(WIDTH).detach(), 1e-6),),
+    "gated": lambda x: (gated(Recompute(), x * 1, x * 2, torch.nn.functional.silu),),
     "rotated": lambda x: (rotated(x, drawn(TOKENS, WIDTH).detach(), drawn(TOKENS, WIDTH).detach()),),
     "capped attention": lambda x: (attention(x, [[1, 2, 3], [4, 5]], 2, cap=3.0),),
     "capped attention of one head": lambda x: (attention(x, [[1, 2, 3, 4, 5]], 1, cap=3.0),),

@@ -49,8 +49,8 @@ CROSS = [(name, other) for name in ANYWHERE for other in QUANTIZERS.names()]
 HELD = [(name, other) for name in ANYWHERE for other in some(name, QUANTIZERS.names(), 2)]
 
 
-def test_a_format_has_sizes_for_small_models():
-    assert set(SIZES) == set(QUANTIZERS.names())
+def test_sizes_for_small_models_are_of_formats():
+    assert set(SIZES) <= set(QUANTIZERS.names())
 
 
 def test_only_what_trains_the_packed_weights_is_refused():

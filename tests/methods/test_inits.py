@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from closed_forms import saved_pairs
 from safetensors.torch import save_file
 from torch import nn
 
@@ -15,7 +16,7 @@ from peftkit.export.hf_peft.converter import convert
 from peftkit.layout import Layout, Site
 from peftkit.method import METHODS
 from peftkit.methods.dora import DoRA
-from peftkit.methods.inits import INITS, saved_pairs, splits
+from peftkit.methods.inits import INITS, splits
 from peftkit.methods.lora import LoRA
 from peftkit.models.tiny import tiny
 from peftkit.quantization.weight import dense

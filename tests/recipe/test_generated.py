@@ -9,7 +9,7 @@ from pages.methods import methods_page
 from pages.recipes import recipes_page
 from peftkit import resources
 from peftkit.method import METHODS
-from peftkit.method import schema as method_schema
+from peftkit.options import schema as method_schema
 from peftkit.recipe import Recipe, schema
 from peftkit.recipe.compose import SECTIONS
 

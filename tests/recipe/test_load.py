@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,32 @@ def test_many_mistakes_are_counted(write):
     told = refusal(write(FIVE + "".join(f"unknown{i}: 1\n" for i in range(50))))
     assert len(told) == 21
     assert told[-1] == "and 30 more"
+
+
+def test_trained_adapters_are_checked_where_they_stand(write, tmp_path):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "recipe.yaml").write_text(FIVE)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "adapter.json").write_text("{}")
+    lines = ["adapters:", "  a.b: nowhere", f"  begun: {tmp_path}/begun", f"  odd: {tmp_path}/odd", "  four: 4"]
+    path = write(FIVE + "\n".join(lines))
+    name, gone, begun, odd, four = refusal(path)
+    assert name.startswith(f"{path}:7: adapters.a.b: found the name 'a.b'; allowed: letters, digits")
+    assert gone.startswith(f"{path}:7: adapters.a.b: nowhere is neither a run folder nor an adapter folder")
+    assert begun.startswith(f"{path}:8: adapters.begun: the run {tmp_path}/begun has no adapter: its training has not")
+    assert odd.startswith(f"{path}:9: adapters.odd: {tmp_path}/odd/adapter.json does not describe an adapter")
+    assert four == f"{path}:10: adapters.four: found 4 (a whole number); allowed: a mapping of keys"
+    (long,) = refusal(write(FIVE + f"adapters: {{a: {'x' * 300}}}"))
+    assert "adapters.a: cannot read" in long
+    (told,) = refusal(write(FIVE + "adapters: [runs/a]"))
+    assert told.endswith("adapters: found a list; allowed: a mapping of keys")
+
+
+def test_trained_adapters_are_kept_as_written(write, tmp_path):
+    description = {"format": 1, "methods": [], "base": {"name": "x"}}
+    (tmp_path / "a" / "adapter").mkdir(parents=True)
+    (tmp_path / "a" / "adapter" / "adapter.json").write_text(json.dumps(description))
+    recipe = load(write(FIVE + f"adapters: {{one: {tmp_path}/a}}"), [f"adapters.other={tmp_path}/a/adapter"])
+    assert recipe.adapters == {"one": f"{tmp_path}/a", "other": f"{tmp_path}/a/adapter"}
+    assert load(write(recipe.to_yaml())) == recipe
+    assert "adapters" not in load(write(FIVE)).to_yaml()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from peftkit.report import page, picture, tables
+from peftkit.report import picture, tables
 from peftkit.report.results import ComparedEntry, Comparison, Spread
 
 
@@ -39,7 +39,7 @@ def test_sizes_have_a_column_where_a_budget_set_them():
 
 
 def test_markdown_keeps_its_columns_and_tells_reasons():
-    text = tables.markdown(comparison())
+    text = tables.document(comparison(), b"picture").markdown()
     assert "a\\|c" in text
     assert "- none: it has <no> bias" in text
     assert "standard deviation over seeds" in text
@@ -56,7 +56,7 @@ def test_csv_holds_every_figure():
 
 
 def test_the_page_is_escaped_and_stands_alone():
-    html = page.html(comparison(), b"picture")
+    html = tables.document(comparison(), b"picture").html()
     assert "b &lt;i&gt;" in html
     assert "it has &lt;no&gt; bias" in html
     assert "m &amp; n" in html

@@ -11,8 +11,9 @@ from peftkit import resources
 from peftkit.adaptation import check_methods, count_trained
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
-from peftkit.method import METHODS, TUNED_WIDTH, Method, schema
+from peftkit.method import METHODS, TUNED_WIDTH, Method
 from peftkit.models.load import load
+from peftkit.options import schema
 from peftkit.quantization.quantizer import formats
 from peftkit.recipe import ModelSection, QuantizationSection
 from peftkit.recipe import load as load_recipe

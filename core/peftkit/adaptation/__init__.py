@@ -4,7 +4,19 @@ from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, attac
 from peftkit.adaptation.attach import activate, attach, check_methods, route
 from peftkit.adaptation.combine import WAYS, Combined, Source, check_sources, combine
 from peftkit.adaptation.counting import count_stored, count_trained
-from peftkit.adaptation.folder import DESCRIPTION, OBJECTIVE, TENSORS, describe_adapter, load_adapter, save_adapter
+from peftkit.adaptation.folder import (
+    DESCRIPTION,
+    OBJECTIVE,
+    TENSORS,
+    check_base,
+    check_finite,
+    describe_adapter,
+    digests,
+    find_adapter,
+    load_adapter,
+    load_children,
+    save_adapter,
+)
 from peftkit.adaptation.part import Part
 
 __all__ = [
@@ -21,13 +33,18 @@ __all__ = [
     "activate",
     "attach",
     "attached",
+    "check_base",
+    "check_finite",
     "check_methods",
     "check_sources",
     "combine",
     "count_stored",
     "count_trained",
     "describe_adapter",
+    "digests",
+    "find_adapter",
     "load_adapter",
+    "load_children",
     "route",
     "save_adapter",
 ]

@@ -32,7 +32,7 @@ class Adaptation(Merging, Switching, Training):
             part.switch(on=False)
         for adapter in self.adapters():
             unseat(adapter.site.module, self.name)
-        self._drop_shared()
+        self._drop_beside()
         del root.adaptations[self.name]
         self.context.activate([name for name in self.context.active if name != self.name])
         if not root.adaptations:
@@ -41,12 +41,13 @@ class Adaptation(Merging, Switching, Training):
             self.context.watchers.clear()
             delattr(self.model, ATTRIBUTE)
 
-    def _drop_shared(self) -> None:
-        seated = self.model.__dict__["_modules"].get("seated")
-        for part in self.parts:
-            if part.shared is not None and seated is not None:
-                seated.pop(next(key for key, module in seated.items() if module is part.shared))
-        if seated is not None and not len(seated) and any(part.shared is not None for part in self.parts):
+    def _drop_beside(self) -> None:
+        """Drop what stands at the model's root: modules that adapters share, and children."""
+        seated = self.model.__dict__["_modules"].get("seated", {})
+        mine = [key for key in seated if key.rpartition("-")[0] == self.name]
+        for key in mine:
+            del seated[key]
+        if mine and not len(seated):
             del self.model.seated
 
 

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, attached
+from peftkit.adaptation.children import freeze, with_children
 from peftkit.adaptation.part import Part
+from peftkit.adaptation.state import Child
 from peftkit.errors import PeftkitError, nearest
-from peftkit.layout import Layout, own_parameters
+from peftkit.layout import Layout, Site, own_parameters
 from peftkit.method import Method, expand
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.attention import listen
@@ -74,6 +76,7 @@ def attach(
     *,
     keep_base: bool = True,
     loading: bool = False,
+    children: Mapping[str, Child] | None = None,
 ) -> Adaptation:
     """Freeze the model, seat the methods' adapters and return the handle; the adaptation is active.
 
@@ -82,7 +85,7 @@ def attach(
     values of own parameters and of frozen weights that a start changes, without which the adaptation can neither be
     switched off nor removed. With `loading`, a start that is taken out of frozen weights waits for `load_state`. A
     named combination is attached as its parts, which take one position each; `chosen` of the handle keeps the methods
-    as they were given.
+    as they were given. Adapters are built at sites that hold what of the `children` was trained there.
     """
     found = check_methods(model, methods)
     layout = Layout(model)
@@ -94,7 +97,7 @@ def attach(
     for other in root.adaptations:
         _switch_parts(root.adaptations[other], on=False)
     built = [
-        _build_all(model, method, sites, f"{seed}/{position}", start=not loading)
+        build_all(model, method, sites, f"{seed}/{position}", start=not loading, children=children or {})
         for position, (method, (sites, _)) in enumerate(zip(expand(methods), found, strict=True))
     ]
     model.__dict__[ATTRIBUTE] = root
@@ -103,7 +106,7 @@ def attach(
     parts = []
     for position, (method, (adapters, shared), (_, own)) in enumerate(zip(expand(methods), built, found, strict=True)):
         if shared is not None:
-            _share(model, shared, f"{name}-{position}")
+            _keep_beside(model, shared, f"{name}-{position}")
         for adapter in adapters.values():
             seat(adapter, name, root.context)
         trained = {key: p for key, p in own_parameters(model) if key in set(own)}
@@ -113,6 +116,7 @@ def attach(
             parameter.requires_grad_(True)
         parts.append(Part(method, adapters, trained, base, shared))
     adaptation = Adaptation(model, layout, parts, name, tuple(methods))
+    _adopt(adaptation, children or {})
     root.adaptations[name] = adaptation
     _place_soft_prompts(adaptation)
     if any(adapter.inside for adapter in adaptation.adapters()) and not root.context.watchers:
@@ -153,22 +157,31 @@ def _switch_parts(adaptation: Adaptation, on: bool) -> None:
         part.switch(on)
 
 
-def _build_all(
-    model: nn.Module, method: Method, sites: Mapping[str, Any], seed: str, *, start: bool
+def build_all(
+    model: nn.Module,
+    method: Method,
+    sites: Mapping[str, Site],
+    seed: str,
+    *,
+    start: bool,
+    children: Mapping[str, Child],
 ) -> tuple[dict[str, Adapter], nn.Module | None]:
+    """Build a method's adapters at these sites with the children there, and what they share; nothing is seated."""
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     shared = _seeded(lambda: method.share(Layout(model)), f"{seed}/shared", device)
     adapters = {}
     for key, site in sites.items():
         place = next((tensor.device for tensor in site.module.parameters()), device)
-        adapter = _seeded(partial(_build, method, site, start), f"{seed}/{key}", place)
+        adapter = _seeded(partial(_build, method, with_children(site, children), start), f"{seed}/{key}", place)
         adapter.__dict__["shared"] = shared
         adapters[key] = adapter.train(site.module.training)
     return adapters, shared
 
 
-def _build(method: Method, site: Any, start: bool) -> Adapter:
+def _build(method: Method, site: Site, start: bool) -> Adapter:
     adapter = method.build(site)
+    if set(site.children.values()) & set(adapter.modules()):
+        raise TypeError(f"the method '{method.name}' registers a child in its adapter: read it from site.children")
     if start:
         adapter.start()
     return adapter
@@ -183,10 +196,17 @@ def _seeded(build: Callable[[], Module], key: str, device: torch.device) -> Modu
     return cast(Module, module if module is None else module.to(device))
 
 
-def _share(model: nn.Module, shared: nn.Module, name: str) -> None:
+def _adopt(adaptation: Adaptation, children: Mapping[str, Child]) -> None:
+    adaptation.children = children
+    if children:
+        _keep_beside(adaptation.model, freeze(children, adaptation.context), f"{adaptation.name}-children")
+
+
+def _keep_beside(model: nn.Module, module: nn.Module, name: str) -> None:
+    """Register a module at the model's root, so that it goes where the model goes."""
     if "seated" not in model.__dict__["_modules"]:
         model.add_module("seated", nn.ModuleDict())
-    cast(nn.ModuleDict, model.get_submodule("seated"))[name] = shared
+    cast(nn.ModuleDict, model.get_submodule("seated"))[name] = module
 
 
 def _place_soft_prompts(adaptation: Adaptation) -> None:

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from peftkit.adaptation.adaptation import Adaptation
 from peftkit.adaptation.attach import attach
 from peftkit.adaptation.changes import Change, bounded, change_of, stacked, truncated
-from peftkit.adaptation.folder import TENSORS, describe_adapter, formats_of, load_adapter
+from peftkit.adaptation.folder import TENSORS, check_base, check_finite, describe_adapter, load_adapter
 from peftkit.errors import PeftkitError, unknown
 from peftkit.methods.lora import LoRA
-from peftkit.quantization.storage import in_words
 
 NAME = "combined"
 """Under which name sources and result are attached."""
@@ -75,24 +74,8 @@ def check_sources(sources: Sequence[Source], how: str, rank: int | None = None) 
         raise PeftkitError(f"--weights: found {infinite.weight} for {infinite.name}; allowed: finite numbers.")
     bases = [describe_adapter(source.folder)["base"] for source in sources]
     for source, base in zip(sources, bases, strict=True):
-        _check_base(sources[0], bases[0], source, base)
+        check_base(sources[0].name, bases[0], source.name, base)
     return bases[0]
-
-
-def _check_base(one: Source, base: Mapping[str, Any], other: Source, its: Mapping[str, Any]) -> None:
-    marks = base.get("fingerprint"), its.get("fingerprint")
-    if None not in marks and marks[0] != marks[1]:
-        raise PeftkitError(
-            f"{one.name} and {other.name} stand on different base models ({base['name']} and {its['name']}, whose "
-            "weights differ): only adapters of one base can be combined."
-        )
-    storage, other_storage = base.get("quantization"), its.get("quantization")
-    if storage and other_storage and formats_of(storage) != formats_of(other_storage):
-        stored = f"{in_words(storage)} and {in_words(other_storage)}"
-        raise PeftkitError(
-            f"{one.name} and {other.name} were trained on weights stored as {stored}: "
-            "only adapters of one storage can be combined."
-        )
 
 
 def linear(model: nn.Module, sources: Sequence[Source], rank: int | None = None) -> Combined:
@@ -164,9 +147,7 @@ def _opened(model: nn.Module, source: Source) -> Iterator[Adaptation]:
     """Attach a source inside; one that holds NaN or infinity is refused."""
     adaptation = load_adapter(model, source.folder, None, NAME)
     try:
-        for key, tensor in adaptation.state().items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise PeftkitError(f"{source.folder / TENSORS}: the tensor {key} holds NaN or infinity.")
+        check_finite(source.folder / TENSORS, adaptation.state())
         yield adaptation
     finally:
         adaptation.remove()

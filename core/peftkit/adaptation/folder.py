@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from peftkit import __version__, files, tensor_file
 from peftkit.adaptation.adaptation import Adaptation
-from peftkit.adaptation.attach import attach
+from peftkit.adaptation.attach import attach, build_all, check_methods
+from peftkit.adaptation.part import Part
+from peftkit.adaptation.state import Child, State
 from peftkit.errors import PeftkitError
-from peftkit.method import build_methods
+from peftkit.layout import Layout
+from peftkit.method import Method, build_methods, expand
+from peftkit.ports.embedding import SoftPrompt
 from peftkit.quantization.storage import in_words
 
 FORMAT = 1
@@ -35,8 +41,8 @@ def save_adapter(
 
     `base` tells the base model: `name` and `fingerprint`, and whatever else should travel along; `origin` what the
     adapter was made of, where it was not trained; `objective` the `name` and `options` of one whose module was trained
-    beside the adapters. A named combination is written as `Method.parts` says, in the form
-    that `finish` left it in.
+    beside the adapters. A named combination is written as `Method.parts` says, in the form that `finish` left it in; of
+    children, where they came from.
     """
     description = {
         "format": FORMAT,
@@ -47,6 +53,8 @@ def save_adapter(
     }
     description |= {} if origin is None else {"combined": dict(origin)}
     description |= {} if objective is None else {OBJECTIVE: dict(objective)}
+    children = {name: dict(child.origin) for name, child in adaptation.children.items()}
+    description |= {"children": children} if children else {}
     with files.new_folder(folder, replace=replace) as temporary:
         tensor_file.write_tensors(temporary / TENSORS, adaptation.state())
         files.write_json(temporary / DESCRIPTION, description)
@@ -64,7 +72,8 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
         version = description["format"]
         [(str(method["name"]), dict(method["options"])) for method in description["methods"]]
         description["base"]["name"]
-    except (TypeError, KeyError, ValueError) as error:
+        [dict(child["files"]) for child in description.get("children", {}).values()]
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
         raise PeftkitError(f"{path} does not describe an adapter ({type(error).__name__}: {error}).") from None
     if version != FORMAT:
         raise PeftkitError(
@@ -81,14 +90,15 @@ def load_adapter(
     *,
     quantization: Mapping[str, Any] | None = None,
     keep_base: bool = True,
+    adapters: Mapping[str, Path] | None = None,
     modules: Mapping[str, nn.Module] | None = None,
 ) -> Adaptation:
-    """Attach the adaptation of a folder to its base model.
+    """Attach the adaptation of a folder to its base model; `adapters` are the folders of the children that it names.
 
     Raises PeftkitError for another base (told by `fingerprint`; None skips the comparison), another storage of it
-    (`quantization`; None, as for a base that stands in its original weights, skips that), a damaged file, or
-    tensors that are missing, unexpected or misshaped; the model is then as before. Without the `modules` that were
-    trained beside it, an adapter that has some is refused.
+    (`quantization`; None, as for a base that stands in its original weights, skips that), a damaged file, children
+    that are not those which it was built from, or tensors that are missing, unexpected or misshaped; the model is then
+    as before. Without the `modules` that were trained beside it, an adapter that has some is refused.
     """
     description = describe_adapter(folder)
     if description.get(OBJECTIVE) is not None and not modules:
@@ -110,9 +120,10 @@ def load_adapter(
             f"the adapter in {folder} was trained on weights stored as {in_words(trained_on)}, and the model is "
             f"loaded as {in_words(quantization)}: use the quantization that it was trained with."
         )
+    children = load_children(model, adapters or {}, {**base, "fingerprint": fingerprint, "quantization": quantization})
+    _check_children(folder, description.get("children", {}), children)
     tensors = tensor_file.read_tensors(folder / TENSORS)
-    methods = build_methods([(method["name"], method["options"]) for method in description["methods"]])
-    adaptation = attach(model, methods, name, keep_base=keep_base, loading=True)
+    adaptation = attach(model, _methods(description), name, keep_base=keep_base, loading=True, children=children)
     adaptation.modules.update(modules or {})
     try:
         adaptation.load_state(tensors)
@@ -121,6 +132,120 @@ def load_adapter(
             adaptation.remove()
         raise PeftkitError(f"{folder / TENSORS}: {error}") from None
     return adaptation
+
+
+def find_adapter(run: Path) -> Path:
+    """Return the folder with the adapter: the run's, or `run` itself; PeftkitError where there is none."""
+    with files.explained("read", run):
+        for folder in (run / "adapter", run):
+            if (folder / DESCRIPTION).is_file():
+                return folder
+        begun = (run / "recipe.yaml").is_file()
+    if begun:
+        raise PeftkitError(f"the run {run} has no adapter: its training has not ended. Resume it first.")
+    raise PeftkitError(f"{run} is neither a run folder nor an adapter folder: there is no {DESCRIPTION} in it.")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of an adapter's files by name."""
+    found = {}
+    for name in (DESCRIPTION, TENSORS):
+        with files.explained("read", folder / name):
+            found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return found
+
+
+def check_base(one: str, base: Mapping[str, Any], other: str, its: Mapping[str, Any]) -> None:
+    """Refuse adapters, called `one` and `other`, whose bases as `save_adapter` tells them differ, or their storage."""
+    marks = base.get("fingerprint"), its.get("fingerprint")
+    if None not in marks and marks[0] != marks[1]:
+        raise PeftkitError(
+            f"{one} and {other} stand on different base models ({base['name']} and {its['name']}, whose weights "
+            "differ): only adapters of one base can be combined."
+        )
+    storage, other_storage = base.get("quantization"), its.get("quantization")
+    if storage and other_storage and formats_of(storage) != formats_of(other_storage):
+        stored = f"{in_words(storage)} and {in_words(other_storage)}"
+        raise PeftkitError(
+            f"{one} and {other} were trained on weights stored as {stored}: only adapters of one storage can be "
+            "combined."
+        )
+
+
+def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of a file that hold NaN or infinity."""
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise PeftkitError(f"{path}: the tensor {key} holds NaN or infinity.")
+
+
+def load_children(model: nn.Module, runs: Mapping[str, Path], base: Mapping[str, Any]) -> dict[str, Child]:
+    """Build and load the adapters of run or adapter folders for `attach`, by name; the model is left as it is.
+
+    `base` is what `save_adapter` is told of the model; a mark that is None is not compared. What an objective trained
+    beside an adapter is left out. Raises PeftkitError for adapters of another base or storage, damaged ones, and those
+    that are more than an adapter at each of some sites.
+    """
+    children: dict[str, Child] = {}
+    bases = [("this run", base)]
+    for name, run in runs.items():
+        folder, label = find_adapter(run), f"adapters.{name} ({run})"
+        description = describe_adapter(folder)
+        for other, its in bases:
+            check_base(label, description["base"], other, its)
+        bases.append((label, description["base"]))
+        if description.get("children"):
+            raise PeftkitError(f"{label} was built from adapters itself: name those that were trained on the base.")
+        tensors = tensor_file.read_tensors(folder / TENSORS)
+        check_finite(folder / TENSORS, tensors)
+        state = _build(model, label, _methods(description))
+        try:
+            state.load_state({key: tensor for key, tensor in tensors.items() if key.partition("/")[0].isdecimal()})
+        except PeftkitError as error:
+            raise PeftkitError(f"{folder / TENSORS}: {error}") from None
+        origin = {"folder": str(run), "files": digests(folder), "fingerprint": description["base"].get("fingerprint")}
+        children[name] = Child(state, origin)
+    return children
+
+
+def _build(model: nn.Module, label: str, methods: Sequence[Method]) -> State:
+    """Build the adapters of a child without seating them; what is no adapter at a site is refused."""
+    state = State(model, Layout(model), [], label, tuple(methods))
+    for method, (sites, own) in zip(expand(methods), check_methods(model, methods, state.layout), strict=True):
+        adapters, shared = build_all(model, method, sites, label, start=False, children={})
+        twice = next((site for part in state.parts for site in part.adapters if site in adapters), None)
+        reason = f"trains the model's own {own[0]}" if own else None
+        if method.splits_base:
+            reason = "takes its start out of the frozen weights, which would lack it"
+        if any(isinstance(adapter, SoftPrompt) for adapter in adapters.values()):
+            reason = "is a soft prompt, whose rows stand in front of each text"
+        if twice is not None:
+            reason = f"has a second adapter at {twice}"
+        if reason is not None:
+            raise PeftkitError(f"{label}: '{method.name}' {reason}; a site is given one adapter of each name alone.")
+        state.parts.append(Part(method, adapters, {}, shared=shared))
+    return state
+
+
+def _check_children(folder: Path, recorded: Mapping[str, Any], children: Mapping[str, Child]) -> None:
+    """Refuse children that are not those from which the adapter in `folder` was built."""
+    if set(recorded) != set(children):
+        wanted, named = (", ".join(sorted(names)) or "none" for names in (recorded, children))
+        raise PeftkitError(
+            f"the adapter in {folder} was built from the adapters: {wanted}; named are: {named}. Name the same ones "
+            "under `adapters` in the recipe.yaml of its run."
+        )
+    for name, child in children.items():
+        for file, digest in child.origin["files"].items():
+            if recorded[name]["files"].get(file) != digest:
+                raise PeftkitError(
+                    f"adapters.{name} ({child.origin['folder']}): {file} changed since the adapter in {folder} was "
+                    "built from it: bring the earlier file back, or train again."
+                )
+
+
+def _methods(description: Mapping[str, Any]) -> tuple[Method, ...]:
+    return build_methods([(method["name"], method["options"]) for method in description["methods"]])
 
 
 def formats_of(storage: Mapping[str, Any]) -> dict[str, Any]:

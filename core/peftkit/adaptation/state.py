@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class State:
         """The methods as they were given to `attach`: a named combination is one of them."""
         self.modules: dict[str, nn.Module] = {}
         """Modules that are trained beside the adapters, by the name that their tensors have in the state."""
+        self.children: Mapping[str, Child] = {}
+        """Trained adapters of the same base that the adapters were built from, by name."""
 
     @property
     def context(self) -> Context:
@@ -39,6 +42,11 @@ class State:
     def adapters(self) -> Iterator[Adapter]:
         """Iterate over the adapters of all parts, in their order."""
         return (adapter for part in self.parts for adapter in part.adapters.values())
+
+    def added(self) -> list[nn.Module]:
+        """List the modules beside the model's own: adapters, what they share, and those of the children."""
+        added = [*self.adapters(), *(part.shared for part in self.parts if part.shared is not None)]
+        return added + [module for child in self.children.values() for module in child.state.added()]
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -66,8 +74,7 @@ class State:
         base = sum(parameter.numel() for _, parameter in own_parameters(self.model))
         packed = (packed_shape(module) for module in self.model.modules())
         base += sum(sizes[0] * sizes[1] for sizes in packed if sizes is not None)
-        modules = [a for part in self.parts for a in (*part.adapters.values(), part.shared) if a is not None]
-        modules += self.modules.values()
+        modules = [*self.added(), *self.modules.values()]
         return base + sum(parameter.numel() for module in modules for parameter in module.parameters())
 
     @property
@@ -128,3 +135,16 @@ class State:
         for name, module in self.modules.items():
             for key, tensor in module.state_dict(keep_vars=True).items():
                 yield f"{name}/{key}", tensor
+
+
+@dataclass(frozen=True)
+class Child:
+    """A trained adapter that others are built from; no module seats it."""
+
+    state: State
+    origin: Mapping[str, Any]
+    """Its `folder`, the SHA-256 of the `files` in it, and the `fingerprint` of its base."""
+
+    def at(self, site: str) -> Adapter | None:
+        """Return its adapter at the site of this id; None where it has none."""
+        return next((part.adapters[site] for part in self.state.parts if site in part.adapters), None)

@@ -63,6 +63,5 @@ class Training(State):
 
     def after_step(self, step: int, steps: int) -> None:
         """Let each method act after a step."""
-        self.context.step = step
         for part in self.parts:
             part.method.after_step(part.adapters, step, steps)

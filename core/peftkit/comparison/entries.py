@@ -72,7 +72,11 @@ def entries(recipe: Recipe) -> list[Entry]:
     model = assemble(recipe, weights=False, bare=True).model
     seeds = tuple(recipe.train.seed + number for number in range(section.seeds))
     built = [_entry(choices, model, section.budget, seeds) for choices in section.methods]
-    compared = [_on(entry, fraction) for fraction in section.fractions for entry in built] or built
+    compared = [
+        replace(entry, label=f"{entry.label} on {100 * fraction:g} %", fraction=fraction)
+        for fraction in section.fractions
+        for entry in built
+    ] or built
     slugs = [entry.slug for entry in compared]
     twice = next((entry.label for entry in compared if slugs.count(entry.slug) > 1), None)
     if twice is not None:
@@ -94,11 +98,6 @@ def _entry(choices: Sequence[MethodChoice], model: Any, size: float | None, seed
     except PeftkitError as error:
         return Entry(label, methods, refused=str(error))
     return Entry(label, methods, seeds, note)
-
-
-def _on(entry: Entry, fraction: float) -> Entry:
-    """Return the entry on a part of the training split."""
-    return replace(entry, label=f"{entry.label} on {100 * fraction:g} %", fraction=fraction)
 
 
 def _sized(methods: Sequence[Method], layout: Layout, size: float) -> tuple[tuple[Method, ...], str]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from peftkit import files
 from peftkit.adaptation import TENSORS
 from peftkit.comparison.entries import Entry
 from peftkit.comparison.runs import EntryRun
+from peftkit.models import folder as folders
 from peftkit.recipe import Recipe
 from peftkit.report.results import ComparedEntry, Comparison, Spread
 from peftkit.tasks import TASKS
@@ -60,7 +59,7 @@ def _compared(entry: Entry, runs: Sequence[EntryRun]) -> ComparedEntry:
         label=entry.label,
         note=entry.note,
         trainable=summaries[0]["trainable_parameters"],
-        stored=stored(done[0].folder / "adapter" / TENSORS),
+        stored=sum(size for _, size in folders.header(done[0].folder / "adapter" / TENSORS).values()),
         scores={
             key: Spread.of([report["scores"][key] for report in reports])
             for key in reports[0]["scores"]
@@ -74,20 +73,6 @@ def _compared(entry: Entry, runs: Sequence[EntryRun]) -> ComparedEntry:
         losses=tuple(statistics.fmean(r["loss"] for r in same) for same in zip(*logs, strict=False)),
         reason=reason,
     )
-
-
-def stored(path: Path) -> int:
-    """Count the numbers in a safetensors file from its header alone."""
-    with files.explained("read", path), path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    total = 0
-    for name, facts in header.items():
-        if name != "__metadata__":
-            size = 1
-            for length in facts["shape"]:
-                size *= length
-            total += size
-    return total
 
 
 def order(runs: Sequence[EntryRun]) -> str:

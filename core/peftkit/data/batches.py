@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Batch:
         tensors = (self.input_ids, self.attention_mask, self.labels)
         ids, mask, labels = (tensor.to(device, non_blocking=True) for tensor in tensors)
         extras = {name: tensor.to(device, non_blocking=True) for name, tensor in self.extras.items()}
-        return Batch(ids, mask, labels, self.trained, self.tokens, self.examples, extras, self.terms)
+        return replace(self, input_ids=ids, attention_mask=mask, labels=labels, extras=extras)
 
 
 class Batches:

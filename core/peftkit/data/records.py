@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peftkit.errors import PeftkitError
-from peftkit.files import read_text
+from peftkit.files import parse_json, read_text
 
 LONGEST_FIELD = 1 << 24
 """Characters of one CSV field; Python's own limit of 131,072 is short for documents."""
@@ -153,21 +152,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        value = _parse(line, f"{path}, line {number}", "each line is one JSON object")
+        value = parse_json(line, f"{path}, line {number}", "; each line is one JSON object")
         if not isinstance(value, dict):
             raise PeftkitError(f"{path}, line {number}: the line is {kind(value)}, and a JSON object is wanted.")
         yield number, value
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file."""
-    return _parse(read_text(path), str(path), "the file is one JSON object")
-
-
-def _parse(content: str, place: str, wanted: str) -> Any:
-    try:
-        return json.loads(content)
-    except RecursionError:
-        raise PeftkitError(f"{place}: JSON nested too deeply to read; {wanted}.") from None
-    except ValueError as error:
-        raise PeftkitError(f"{place}: not valid JSON ({error}); {wanted}.") from None

@@ -23,7 +23,7 @@ from peftkit.engine.head import Head
 from peftkit.engine.outputs import HeadOutputs, WholeOutputs
 from peftkit.engine.packed_batch import PackedBatch
 from peftkit.errors import PeftkitError
-from peftkit.kernels.recompute import Again
+from peftkit.kernels.recompute import Recompute
 from peftkit.method import Method
 from peftkit.ports.attention import along
 from peftkit.ports.shared_input import SharedInput, groups_of, shared
@@ -79,7 +79,7 @@ class Engine:
             yield
 
     @property
-    def recompute(self) -> Again | None:
+    def recompute(self) -> Recompute | None:
         """What makes tensors once more instead of keeping them, where something does."""
         return None if self.fused_modules is None else self.fused_modules.recompute
 
@@ -177,6 +177,8 @@ def refusal(model: nn.Module, lengths: Sequence[int], methods: Sequence[Method] 
         return f"what {drawing[0]} draws goes by the row"
     if not getattr(model, "_supports_attention_backend", False):
         return f"{config.model_type} models compute attention in a way of their own"
+    if {module.is_causal for module in model.modules() if hasattr(module, "is_causal")} == {False}:
+        return f"tokens of this {config.model_type} model attend to those behind them"
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - KINDS)
     if unknown:
         return f"this {config.model_type} model has layers of the kind {', '.join(unknown)}"

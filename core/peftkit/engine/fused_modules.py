@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.kernels.elementwise import gated, norm, rotated
-from peftkit.kernels.recompute import Again
+from peftkit.kernels.recompute import Recompute
 from peftkit.layout import Layout
 from peftkit.ports.seat import Seat
 
@@ -58,7 +58,7 @@ class FusedModules:
 
     def __init__(self, model: nn.Module):
         layout = Layout(model)
-        self.recompute = Again()
+        self.recompute = Recompute()
         self.norms = _norms([layout.modules[path] for path in layout.norms()])
         self.gated = [place for path in _hidden(layout, "mlp") if (place := _gated(layout, path)) is not None]
         self.rotary = _rotary([layout.modules[path] for path in _hidden(layout, "attention")])
@@ -164,7 +164,7 @@ def _is_norm(module: nn.Module, like: Tensor, factor: Callable[[Tensor], Tensor]
         mine, given = weight.to(device, dtype), x.to(device, dtype)
         twin = _twin(module, parameters={"weight": nn.Parameter(mine, requires_grad=False)})
         own = partial(type(module).forward, twin)
-        if not _same(own, lambda x, mine=mine: norm(Again(), x, factor(mine), eps), given):
+        if not _same(own, lambda x, mine=mine: norm(Recompute(), x, factor(mine), eps), given):
             return False
     return True
 
@@ -194,7 +194,7 @@ def _is_gated(place: _Gated, activation: nn.Module) -> bool:
     # What is left out at random is left out of training alone.
     twin.training = True
     own = partial(type(place.module).forward, twin)
-    return _same(own, lambda x: down(gated(Again(), gate(x), up(x), activation)), draw(1, TOKENS, WIDTH))
+    return _same(own, lambda x: down(gated(Recompute(), gate(x), up(x), activation)), draw(1, TOKENS, WIDTH))
 
 
 def _linear(draw: _Draw) -> nn.Linear:

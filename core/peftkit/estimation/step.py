@@ -27,7 +27,7 @@ GAPS = {"cpu": 0.25}
 
 
 @dataclass(frozen=True)
-class Step:
+class StepMemory:
     """What a step holds in bytes: after its forward pass, and at its peak (`gradients`, `activations`, `temporary`)."""
 
     activations: int
@@ -35,9 +35,9 @@ class Step:
     gaps: int = 0
     """What the allocator is allowed beyond that."""
 
-    def elsewhere(self) -> Step:
+    def elsewhere(self) -> StepMemory:
         """Return the step with its activations off the device."""
-        return Step(0, {**self.at_peak, "activations": 0}, self.gaps)
+        return StepMemory(0, {**self.at_peak, "activations": 0}, self.gaps)
 
 
 def run_step(
@@ -51,7 +51,7 @@ def run_step(
     arrangement: Arrangement | None = None,
     objective: Objective | None = None,
     backward: bool = True,
-) -> Step:
+) -> StepMemory:
     """Run `passes` forward and backward passes on a batch as the training loop does, without storage or computing.
 
     Without `backward` it is a forward pass in evaluation mode.
@@ -89,7 +89,7 @@ def run_step(
     for number, size in live.alive(live.highest()).items():
         kind = "gradients" if number in gradients else "activations" if number in kept else "temporary"
         sizes[kind] += size
-    return Step(sum(kept.values()), sizes, int(GAPS.get(device.type, 0.0) * sum(sizes.values())))
+    return StepMemory(sum(kept.values()), sizes, int(GAPS.get(device.type, 0.0) * sum(sizes.values())))
 
 
 def largest(batches: Batches, model: nn.Module, pad_id: int) -> Batch:

@@ -89,21 +89,12 @@ def records(asked: Asked, texts: Sequence[str]) -> list[dict[str, Any]]:
 
 def settings_for(model: Any, tokenizer: Any, task: Task, template: Template, section: GenerationSection) -> Settings:
     """Combine what the recipe, the task, the template and the model say about generating."""
-    return Settings(
-        max_new_tokens=section.max_new_tokens or task.max_new_tokens,
-        do_sample=section.do_sample,
-        temperature=section.temperature,
-        top_p=section.top_p,
-        top_k=section.top_k,
-        num_beams=section.num_beams,
-        length_penalty=section.length_penalty,
-        early_stopping=section.early_stopping,
-        no_repeat_ngram_size=section.no_repeat_ngram_size,
-        no_repeat_ngram_prompt=section.no_repeat_ngram_prompt,
-        seed=section.seed,
-        stop=tuple(dict.fromkeys((*task.stop, *section.stop))),
-        ends=tuple(dict.fromkeys((*template.stop_ids(tokenizer), *own_ends(model, tokenizer)))),
-    )
+    given = {
+        "max_new_tokens": section.max_new_tokens or task.max_new_tokens,
+        "stop": tuple(dict.fromkeys((*task.stop, *section.stop))),
+        "ends": tuple(dict.fromkeys((*template.stop_ids(tokenizer), *own_ends(model, tokenizer)))),
+    }
+    return Settings(**{**section.model_dump(), **given})
 
 
 def check_examples(task: Task, examples: Sequence[Example], dataset: str) -> None:

@@ -47,29 +47,27 @@ def evaluate(
     `….partial.jsonl`, and ends with the same predictions. Raises PeftkitError for a run without an adapter, a split
     that is not there and a limit below 1.
     """
-    bare = base or isinstance(target, Recipe)
-    recipe = target if isinstance(target, Recipe) else read_run(target, adapter=not bare, otherwise=OTHERWISE)
+    recipe, folder, adapter = places(target, base)
     split, limit = split or recipe.eval.split, recipe.eval.limit if limit is None else limit
     if limit is not None and limit < 1:
         raise PeftkitError(f"the limit is {limit}, and at least one example is evaluated.")
     if not (objective := objective_of(recipe.train, recipe.objective)).generates():
-        if bare or not isinstance(target, Path):
+        if adapter is None or folder is None:
             raise PeftkitError(
                 f"the objective '{objective.name}' predicts by a layer that is trained with the adapter, and an "
                 "untrained model has none: name a run, without --base."
             )
-        result, predictions = predict(recipe, target, split, limit, on_progress)
-        _write(target / "eval", f"{result['dataset'].replace('/', '-')}-{split}", predictions, result)
+        result, predictions = predict(recipe, folder, split, limit, on_progress)
+        _write(folder / "eval", f"{result['dataset'].replace('/', '-')}-{split}", predictions, result)
         return result
     data = source.load(recipe.dataset, split, grouped=True)
     examples = data.examples[:limit]
     check_examples(data.task, examples, data.name)
-    folder = target if isinstance(target, Path) else Path(recipe.output) if recipe.output else None
-    subject = prepare(recipe, None if bare or folder is None else folder / "adapter")
-    name = f"{data.name.replace('/', '-')}-{split}{'-base' if bare else ''}"
+    subject = prepare(recipe, adapter)
+    name = f"{data.name.replace('/', '-')}-{split}{'' if adapter else '-base'}"
     journal = None
     if folder is not None:
-        key = journal_key(subject, recipe, examples, None if bare else folder / "adapter")
+        key = journal_key(subject, recipe, examples, adapter)
         journal = Journal(folder / "eval" / f"{name}.partial.jsonl", key)
     with autocast(subject.device, subject.precision):
         evaluation = evaluate_loaded(
@@ -97,6 +95,13 @@ def _write(folder: Path, name: str, predictions: Sequence[dict[str, Any]], resul
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in predictions]
     files.write_text(folder / f"{name}.predictions.jsonl", "".join(lines))
     files.write_json(folder / f"{name}.json", result)
+
+
+def places(target: Path | Recipe, base: bool) -> tuple[Recipe, Path | None, Path | None]:
+    """Return the recipe of what is scored, the folder that is written to, and that of the adapter; none of a base."""
+    if isinstance(target, Recipe):
+        return target, Path(target.output) if target.output else None, None
+    return read_run(target, adapter=not base, otherwise=OTHERWISE), target, None if base else target / "adapter"
 
 
 def prepare(recipe: Recipe, adapter: Path | None) -> Assembled:

@@ -87,7 +87,7 @@ def apply(model: nn.Module, folder: Path, fingerprint: str | None = None) -> Non
     _check_fit(model, folder, description["matrices"], bits, scales, tensors)
     for path, (rows, columns) in description["matrices"].items():
         module = model.get_submodule(path)
-        values = _unpacked(cast(Tensor, bits[path]), rows, columns)
+        values = unpack(cast(Tensor, bits[path]), 1, rows * columns).view(rows, columns).float() * 2 - 1
         hold(module, dense(module).detach().float() + cast(Tensor, scales[path]) * values, keep=False)
     _put_full(model, tensors)
 
@@ -128,10 +128,6 @@ def _put_full(model: nn.Module, full: Mapping[str, Tensor]) -> None:
         if kind == "weight":
             cast(Any, model).config.tie_word_embeddings = False
         setattr(module, kind, nn.Parameter(value.to(near), requires_grad=False))
-
-
-def _unpacked(bits: Tensor, rows: int, columns: int) -> Tensor:
-    return unpack(bits, 1, rows * columns).view(rows, columns).float() * 2 - 1
 
 
 def _write(folder: Path, trained: Trained, signs: Mapping[str, Signs], full: Mapping[str, Tensor], steps: int) -> None:

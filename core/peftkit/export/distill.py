@@ -54,10 +54,8 @@ class Distilled:
 
     def report(self) -> dict[str, Any]:
         """Return what the export tells of it."""
-        told: dict[str, Any] = {"max_difference_before": self.difference, "steps": self.steps}
-        if self.losses is not None:
-            told |= {"loss_before": self.losses[0], "loss_after": self.losses[1]}
-        return told
+        losses = zip(("loss_before", "loss_after"), self.losses or (), strict=False)
+        return {"max_difference_before": self.difference, "steps": self.steps, **dict(losses)}
 
 
 def distill(trained: Trained, base: nn.Module, signs: Mapping[str, Signs], wanted: Tensor) -> Distilled:

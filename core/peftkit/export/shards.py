@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
 from peftkit import files, tensor_file
@@ -21,7 +20,7 @@ def rewrite(prefix: str, changed: Mapping[str, Tensor], untied: str | None, sour
     another tensor is stored under a name or in a shape of its own, as some families do; nothing is then written.
     """
     paths = folders.shards(source)
-    held = {key: shape for path in paths for key, shape in _shapes(path)}
+    held = {key: file.shape(key) for file in map(tensor_file.TensorFile, paths) for key in file.names}
     keys = {key: name for name in changed if (key := _key(name, prefix, held)) is not None}
     if set(changed) - set(keys.values()) - {untied} or any(held[k] != list(changed[n].shape) for k, n in keys.items()):
         return False
@@ -41,12 +40,6 @@ def rewrite(prefix: str, changed: Mapping[str, Tensor], untied: str | None, sour
     if len(paths) > 1:
         files.write_json(output / folders.INDEX, {"metadata": {"total_size": size}, "weight_map": index})
     return True
-
-
-def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
-    with safe_open(path, framework="pt") as tensors:
-        for key in tensors.keys():  # noqa: SIM118
-            yield key, tensors.get_slice(key).get_shape()
 
 
 def _key(name: str, prefix: str, held: Mapping[str, Any]) -> str | None:

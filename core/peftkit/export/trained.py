@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from peftkit.adaptation import TENSORS
+from peftkit.adaptation import TENSORS, check_finite
 from peftkit.assembly import Assembled, assemble, attach_adapter, read_run
-from peftkit.errors import PeftkitError
 from peftkit.models.samples import logits
 from peftkit.recipe import Recipe
 
@@ -44,8 +43,6 @@ def open_run(run: Path, *, packed: bool = False) -> Trained:
     base = open_base(read_run(run), packed=packed)
     before = logits(base.module, base.tokenizer)
     trained = attach_adapter(base, run / "adapter", original=not packed)
-    for key, tensor in trained.adaptation.state().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise PeftkitError(f"{run / 'adapter' / TENSORS}: the tensor {key} holds NaN or infinity.")
+    check_finite(run / "adapter" / TENSORS, trained.adaptation.state())
     effect = float((logits(trained.module, trained.tokenizer, trained.adaptation.soft_ids) - before).abs().max())
     return Trained(**vars(trained), effect=effect)

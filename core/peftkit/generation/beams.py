@@ -62,7 +62,7 @@ class Beams:
             text.made, text.state.scores = text.made + 1, own
             done.append(over or self._is_over(text, best))
             if done[-1]:
-                text.found = text.state.answers[0][1]
+                text.answer = text.state.answers[0][1]
         first = torch.arange(count, device=ids.device)[:, None] * beams
         return Choice(tokens.flatten(), (sources + first).flatten(), done)
 
@@ -77,7 +77,7 @@ class Beams:
         self, texts: Sequence[Text], top: Tensor, sources: Tensor, tokens: Tensor, ids: Tensor
     ) -> Tensor | None:
         """Say which candidates [texts, candidates] end, None for none, and take the best of them as answers."""
-        found = None
+        ended = None
         for number, (text, row) in enumerate(zip(texts, tokens.tolist(), strict=True)):
             last = text.made + 1 == self.settings.max_new_tokens
             if not last and not any(map(self.stopping.may_end, row)):
@@ -90,12 +90,12 @@ class Beams:
                 made = [*ids[beam, ids.shape[1] - text.made :].tolist(), token] if text.made else [token]
                 if not last and not self.stopping.ended(made):
                     continue
-                if found is None:
-                    found = torch.zeros_like(top, dtype=torch.bool)
-                found[number, rank] = True
+                if ended is None:
+                    ended = torch.zeros_like(top, dtype=torch.bool)
+                ended[number, rank] = True
                 if rank < self.copies:
                     text.state.add(float(top[number, rank]) / scale, made, self.copies)
-        return found
+        return ended
 
     def _is_over(self, text: Text, best: float) -> bool:
         """Say whether no continuation could become a better answer than those that are there, as far as is looked."""

@@ -18,7 +18,7 @@ ABSENT = -1
 
 
 @dataclass
-class Span:
+class Extent:
     """What part of the memory holds live rows: the first `rows` of `height`, columns `begin` to `end` of `width`."""
 
     height: int
@@ -41,14 +41,14 @@ class RowLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, span: Span):
+    def __init__(self, extent: Extent):
         super().__init__()
-        self.span = span
+        self.extent = extent
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # Zeros and not what the memory holds: a masked column must be a number, since it is multiplied by zero.
         self.keys, self.values = (
-            states.new_zeros(self.span.height, states.shape[1], self.span.width, states.shape[3])
+            states.new_zeros(self.extent.height, states.shape[1], self.extent.width, states.shape[3])
             for states in (key_states, value_states)
         )
         self.is_initialized = True
@@ -58,16 +58,16 @@ class RowLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        span, end = self.span, self.span.end + key_states.shape[2]
-        self.keys[: span.rows, :, span.end : end] = key_states
-        self.values[: span.rows, :, span.end : end] = value_states
-        return self.keys[: span.rows, :, span.begin : end], self.values[: span.rows, :, span.begin : end]
+        extent, end = self.extent, self.extent.end + key_states.shape[2]
+        self.keys[: extent.rows, :, extent.end : end] = key_states
+        self.values[: extent.rows, :, extent.end : end] = value_states
+        return self.keys[: extent.rows, :, extent.begin : end], self.values[: extent.rows, :, extent.begin : end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.span.end - self.span.begin
+        return self.extent.end - self.extent.begin
 
     def get_max_length(self) -> int:
         return -1
@@ -83,17 +83,17 @@ class RowCache(Cache):
     refills = True
 
     def __init__(self, height: int, width: int, device: torch.device):
-        self.span = Span(height, width)
+        self.extent = Extent(height, width)
         self.ids = torch.full((height, width), ABSENT, device=device)
-        super().__init__(layer_class_to_replicate=partial(RowLayer, self.span))  # type: ignore[arg-type]
+        super().__init__(layer_class_to_replicate=partial(RowLayer, self.extent))  # type: ignore[arg-type]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.span.end - self.span.begin
+        return self.extent.end - self.extent.begin
 
     @property
     def rows(self) -> int:
         """The number of live rows."""
-        return self.span.rows
+        return self.extent.rows
 
     @property
     def held(self) -> list[RowLayer]:
@@ -102,27 +102,27 @@ class RowCache(Cache):
 
     def live_ids(self) -> Tensor:
         """Return the tokens [rows, columns] of the live part."""
-        return self.ids[: self.span.rows, self.span.begin : self.span.end]
+        return self.ids[: self.extent.rows, self.extent.begin : self.extent.end]
 
     def write(self, tokens: Tensor) -> Tensor:
         """Set the next tokens [rows, new], whose keys and values the model is about to add; returns the mask."""
-        span, new = self.span, tokens.shape[1]
-        if span.end + new > span.width:
-            self._move(span.height, 0, span.end - span.begin + new + BLOCK)
-        self.ids[: span.rows, span.end : span.end + new] = tokens
-        return (self.ids[: span.rows, span.begin : span.end + new] != ABSENT).long()
+        extent, new = self.extent, tokens.shape[1]
+        if extent.end + new > extent.width:
+            self._move(extent.height, 0, extent.end - extent.begin + new + BLOCK)
+        self.ids[: extent.rows, extent.end : extent.end + new] = tokens
+        return (self.ids[: extent.rows, extent.begin : extent.end + new] != ABSENT).long()
 
     def advance(self, new: int) -> None:
         """Take the columns that the model has just filled as live."""
-        self.span.end += new
+        self.extent.end += new
 
     def append(self, other: RowCache, ends: Tensor, copies: int) -> None:
         """Add the rows of another cache, each `copies` times; row i's text ends before its column `ends[i]`."""
-        begins = (other.live_ids() != ABSENT).long().argmax(1) + other.span.begin
+        begins = (other.live_ids() != ABSENT).long().argmax(1) + other.extent.begin
         longest, count = int((ends - begins).max()), len(ends) * copies
-        self._make_room(self.span.rows + count, longest)
-        span = self.span
-        rows, columns = slice(span.rows, span.rows + count), slice(span.end - longest, span.end)
+        self._make_room(self.extent.rows + count, longest)
+        extent = self.extent
+        rows, columns = slice(extent.rows, extent.rows + count), slice(extent.end - longest, extent.end)
         source = (ends[:, None] - longest) + torch.arange(longest, device=ends.device)
         outside, source = source < begins[:, None], source.clamp(min=0)
         ids = other.ids[: len(ends)].gather(1, source).masked_fill(outside, ABSENT)
@@ -136,38 +136,38 @@ class RowCache(Cache):
                 states = getattr(theirs, name)[: len(ends)]
                 at = source[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
                 getattr(mine, name)[rows, :, columns] = states.gather(2, at).repeat_interleave(copies, 0)
-        span.rows += count
-        span.begin = min(span.begin, columns.start)
+        extent.rows += count
+        extent.begin = min(extent.begin, columns.start)
         self._trim()
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Give rows `target` what rows `source` hold."""
-        for part in self._parts(self.span.begin):
+        for part in self._parts(self.extent.begin):
             part[target] = part.index_select(0, source)
 
     def reorder(self, sources: Tensor, made: int) -> None:
         """Let each row continue row `sources[row]`, which differs from it in the last `made` tokens at most."""
-        for part in self._parts(self.span.end - made):
+        for part in self._parts(self.extent.end - made):
             part.copy_(part.index_select(0, sources))
 
     def _parts(self, begin: int) -> Iterator[Tensor]:
         """Iterate over all that is held of the live rows from a column on."""
-        span = self.span
-        yield self.ids[: span.rows, begin : span.end]
+        extent = self.extent
+        yield self.ids[: extent.rows, begin : extent.end]
         for layer in self.held:
             for states in (layer.keys, layer.values):
                 assert states is not None
-                yield states[: span.rows, :, begin : span.end]
+                yield states[: extent.rows, :, begin : extent.end]
 
     def keep(self, rows: int) -> None:
         """Drop all rows behind the first `rows`."""
-        self.span.rows = rows
+        self.extent.rows = rows
         self._trim()
 
     def past(self, row: int, length: int) -> Past:
         """Copy the first `length` tokens of a row."""
-        span = self.span
-        first = span.begin + int((self.live_ids()[row] != ABSENT).long().argmax())
+        extent = self.extent
+        first = extent.begin + int((self.live_ids()[row] != ABSENT).long().argmax())
         part = slice(first, first + length)
         layers: list[tuple[Tensor, Tensor] | None] = []
         for layer in self.layers:
@@ -179,12 +179,12 @@ class RowCache(Cache):
 
     def begin_with(self, pasts: Sequence[tuple[Past | None, int]]) -> None:
         """Start an empty cache with rows that hold the first so many tokens of a past each."""
-        span = self.span
-        span.rows, span.end = len(pasts), max(length for _, length in pasts)
+        extent = self.extent
+        extent.rows, extent.end = len(pasts), max(length for _, length in pasts)
         for row, (past, length) in enumerate(pasts):
             if past is None or not length:
                 continue
-            columns = slice(span.end - length, span.end)
+            columns = slice(extent.end - length, extent.end)
             self.ids[row, columns] = torch.tensor(past.ids[:length], device=self.ids.device)
             for index, states in enumerate(past.layers):
                 if states is not None:
@@ -195,7 +195,7 @@ class RowCache(Cache):
     def _layer(self, index: int, *like: Any) -> RowLayer:
         """Return the layer `index`, with memory of the sizes of another layer or of keys and values."""
         while len(self.layers) <= index:
-            self.layers.append(RowLayer(self.span))
+            self.layers.append(RowLayer(self.extent))
         layer = self.layers[index]
         assert isinstance(layer, RowLayer)
         if not layer.is_initialized:
@@ -205,30 +205,30 @@ class RowCache(Cache):
 
     def _trim(self) -> None:
         """Begin where the longest live row does."""
-        if self.span.rows:
-            self.span.begin += int((self.live_ids() != ABSENT).any(0).long().argmax())
+        if self.extent.rows:
+            self.extent.begin += int((self.live_ids() != ABSENT).any(0).long().argmax())
         else:
-            self.span.begin = self.span.end
+            self.extent.begin = self.extent.end
 
     def _make_room(self, rows: int, longest: int) -> None:
         """See to it that so many rows and so many columns before the end are there."""
-        span = self.span
-        if rows <= span.height and longest <= span.end:
+        extent = self.extent
+        if rows <= extent.height and longest <= extent.end:
             return
-        front = max(0, longest - (span.end - span.begin))
-        self._move(max(rows, span.height), front, max(span.width, front + span.end - span.begin + BLOCK))
+        front = max(0, longest - (extent.end - extent.begin))
+        self._move(max(rows, extent.height), front, max(extent.width, front + extent.end - extent.begin + BLOCK))
 
     def _move(self, height: int, front: int, width: int) -> None:
         """Move the live part to the columns from `front` on in memory of another size."""
-        span = self.span
-        kept, last = self.live_ids(), front + span.end - span.begin
+        extent = self.extent
+        kept, last = self.live_ids(), front + extent.end - extent.begin
         moved = kept.new_full((height, width), ABSENT)
-        moved[: span.rows, front:last] = kept
+        moved[: extent.rows, front:last] = kept
         self.ids = moved
         for layer in self.held:
             for name in ("keys", "values"):
                 old = getattr(layer, name)
                 fresh = old.new_zeros(height, old.shape[1], width, old.shape[3])
-                fresh[: span.rows, :, front:last] = old[: span.rows, :, span.begin : span.end]
+                fresh[: extent.rows, :, front:last] = old[: extent.rows, :, extent.begin : extent.end]
                 setattr(layer, name, fresh)
-        span.height, span.width, span.begin, span.end = height, width, front, last
+        extent.height, extent.width, extent.begin, extent.end = height, width, front, last

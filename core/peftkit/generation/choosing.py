@@ -38,13 +38,13 @@ def probabilities(logits: Tensor, settings: Settings) -> Tensor:
     if 0 < settings.top_k < scores.shape[-1]:
         least = scores.topk(settings.top_k).values[:, -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)
-    found = scores.softmax(-1)
+    weights = scores.softmax(-1)
     if settings.top_p < 1:
-        ordered, order = found.sort(descending=True, stable=True)
+        ordered, order = weights.sort(descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
-        outside = torch.zeros_like(found, dtype=torch.bool).scatter_(-1, order, before >= settings.top_p)
-        found = found.masked_fill(outside, 0.0)
-    return found
+        outside = torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, order, before >= settings.top_p)
+        weights = weights.masked_fill(outside, 0.0)
+    return weights
 
 
 def invert(weights: Tensor, uniform: Tensor) -> list[int]:

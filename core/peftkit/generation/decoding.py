@@ -17,7 +17,7 @@ from peftkit.errors import PeftkitError
 from peftkit.generation.beams import Beams
 from peftkit.generation.cache import ABSENT, Past, RowCache
 from peftkit.generation.settings import Settings
-from peftkit.generation.single import Search, Single, Text
+from peftkit.generation.single import Single, Text
 from peftkit.generation.stopping import Stopping
 from peftkit.generation.whole_cache import WholeCache, keeps_rows
 
@@ -72,7 +72,7 @@ def generate(
         for number in same:
             answers[number] = answer
         if on_progress:
-            on_progress(sum(found is not None for found in answers), len(answers))
+            on_progress(sum(answer is not None for answer in answers), len(answers))
 
     converse(model, tokenizer, [single(same) for same in numbers.values()], settings, batch_size=batch_size)
     return [answer for answer in answers if answer is not None]
@@ -111,7 +111,9 @@ class Waiting:
 class Decoding:
     """The batch: its texts, the cache with their rows, and the prompts that wait."""
 
-    def __init__(self, model: Any, search: Search, stopping: Stopping, threads: Iterable[Thread], batch_size: int):
+    def __init__(
+        self, model: Any, search: Single | Beams, stopping: Stopping, threads: Iterable[Thread], batch_size: int
+    ):
         self.model, self.search, self.stopping, self.batch_size = model, search, stopping, batch_size
         self.device = next(model.parameters()).device
         self.accepted = inspect.signature(model.forward).parameters
@@ -218,7 +220,7 @@ class Decoding:
     def _answer(self, slot: int) -> None:
         """Send a thread its answer, and have it wait with its next prompt where it has one."""
         item = self.live[slot]
-        ids = item.text.found
+        ids = item.text.answer
         finished = self.stopping.ended(ids)
         if ids[-1] in self.stopping.ends:
             ids = ids[:-1]

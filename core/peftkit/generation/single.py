@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from peftkit.generation.cache import ABSENT
 from peftkit.generation.choosing import chooser
-from peftkit.generation.repeats import forbid_repeats
 from peftkit.generation.settings import Settings
 from peftkit.generation.stopping import Stopping
 
@@ -24,7 +23,7 @@ class Text:
     prompt: list[int]
     made: int = 0
     """Tokens made so far."""
-    found: list[int] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)
     """The answer, once it is there; of a single continuation also on the way."""
     state: Any = None
     """What a search over several continuations keeps of this text."""
@@ -38,18 +37,8 @@ class Choice(NamedTuple):
     done: list[bool]
 
 
-class Search(Protocol):
-    """How answers are looked for; a text has `copies` rows of the batch."""
-
-    copies: int
-
-    def advance(self, texts: Sequence[Text], logits: Tensor, ids: Tensor) -> Choice:
-        """Choose by the logits [rows, vocabulary] after the texts' rows `ids` [rows, length], padded on the left."""
-        ...
-
-
 class Single:
-    """Greedy decoding and sampling."""
+    """Greedy decoding and sampling; a text has `copies` rows of the batch."""
 
     copies = 1
 
@@ -57,14 +46,14 @@ class Single:
         self.settings, self.stopping, self.choose = settings, stopping, chooser(settings)
 
     def advance(self, texts: Sequence[Text], logits: Tensor, ids: Tensor) -> Choice:
-        """Take one token more for each text."""
+        """Take one token more for each text by the logits [rows, vocabulary] after its rows `ids` [rows, length]."""
         allowed = without_repeats(logits, ids, texts, self.settings, self.copies)
         chosen = self.choose(allowed, [text.number for text in texts])
         done = []
         for text, token in zip(texts, chosen, strict=True):
             text.made += 1
-            text.found.append(token)
-            done.append(text.made == self.settings.max_new_tokens or self.stopping.ended(text.found))
+            text.answer.append(token)
+            done.append(text.made == self.settings.max_new_tokens or self.stopping.ended(text.answer))
         return Choice(torch.tensor(chosen, device=ids.device), None, done)
 
 
@@ -77,3 +66,26 @@ def without_repeats(scores: Tensor, ids: Tensor, texts: Sequence[Text], settings
         column = torch.arange(ids.shape[1], device=ids.device)
         ids = ids.masked_fill(column < ids.shape[1] - made[:, None], ABSENT)
     return forbid_repeats(scores, ids, settings.no_repeat_ngram_size)
+
+
+def forbid_repeats(scores: Tensor, ids: Tensor, size: int) -> Tensor:
+    """Return `scores` [rows, vocabulary] with minus infinity where a token would end an n-gram that the row holds.
+
+    ids [rows, length] are the texts so far, each ending in the last column, `ABSENT` before their beginning; `size` is
+    n. The rule is of Paulus et al. 2017, arXiv:1705.04304. Ids beyond the vocabulary, which soft prompts have, match
+    like others and are never forbidden, since they cannot be chosen.
+    """
+    length = ids.shape[1]
+    if length < size:
+        return scores
+    matches = ids[:, size - 1 :] != ABSENT
+    for back in range(1, size):
+        # The n-gram that ends in column c matches where each of its first n - 1 tokens equals the last ones of the row.
+        last = ids[:, length - back : length - back + 1]
+        matches &= (ids[:, size - 1 - back : length - back] == last) & (last != ABSENT)
+    rows, places = matches.nonzero(as_tuple=True)
+    tokens = ids[rows, places + size - 1]
+    inside = tokens < scores.shape[1]
+    scores = scores.clone()
+    scores[rows[inside], tokens[inside]] = -torch.inf
+    return scores

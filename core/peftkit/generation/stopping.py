@@ -37,10 +37,9 @@ class Stopping:
 
     def may_end(self, token: int) -> bool:
         """Say whether an answer could end with `token`: decoding the end of each answer at each step takes long."""
-        found = self.known.get(token)
-        if found is None:
-            found = self.known[token] = token in self.ends or self._may_complete(token)
-        return found
+        if token not in self.known:
+            self.known[token] = token in self.ends or self._may_complete(token)
+        return self.known[token]
 
     def _may_complete(self, token: int) -> bool:
         """Say whether `token` could be the last of those that spell a stop text, and so holds its last character."""

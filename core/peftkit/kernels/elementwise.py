@@ -1,7 +1,7 @@
 """The work between products, norms, activations and rotary positions, in few operations and with little kept.
 
 The functions here stand in for the model's own code in training passes: a norm and a gated activation keep what they
-read and hand a recipe for what they make (`peftkit.kernels.recompute`). Sums are in fp32.
+read and say how what they make is made (`peftkit.kernels.recompute`). Sums are in fp32.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from peftkit.kernels.recompute import Again
+from peftkit.kernels.recompute import Recompute
 
 
-def norm(again: Again, x: Tensor, factor: Tensor, eps: float) -> Tensor:
+def norm(recompute: Recompute, x: Tensor, factor: Tensor, eps: float) -> Tensor:
     """Return factor x / sqrt(mean(x²) + eps), [..., width], for x [..., width] and a frozen factor [width]."""
     y, squares = cast(tuple[Tensor, Tensor], _Norm.apply(x, factor, eps))
-    again.remember(y, partial(_scaled, eps), x, squares, factor)
+    recompute.remember(y, partial(_scaled, eps), x, squares, factor)
     return y
 
 
-def gated(again: Again, gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+def gated(recompute: Recompute, gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     """Return activation(gate) * up, of the shape of both."""
     held = _Held(activation, gate.device.type)
     y = cast(Tensor, _Gated.apply(gate, up, held))
-    again.remember(y, held.product, gate, up)
+    recompute.remember(y, held.product, gate, up)
     return y
 
 

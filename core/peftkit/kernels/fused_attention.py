@@ -8,29 +8,49 @@ the fp32 one), so that runs in fp32 always: with the casts it takes as long as b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peftkit.kernels.tree_plan import Plan, Run
+from peftkit.kernels.tree_plan import Run, TreePlan
 
 _FORWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
 
-def possible(q: Tensor, v: Tensor, cap: float | None) -> bool:
-    """Say whether the kernel can do it: on a processor, without a cap, heads of one size; torch calls it private."""
+def possible(q: Tensor, v: Tensor) -> bool:
+    """Say whether the kernel can do it: on a processor, heads of one size; torch calls it private."""
     there = _FORWARD is not None and _BACKWARD is not None
-    return there and q.device.type == "cpu" and cap is None and q.shape[-1] == v.shape[-1]
+    return there and q.device.type == "cpu" and q.shape[-1] == v.shape[-1]
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, first: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Return y [N, heads, size] and the logarithms of the sums [heads, N] of q [heads, N, size].
+def attend(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, first: int, scale: float) -> Tensor:
+    """Return y [N, heads, size] of q [heads, N, size].
 
     k and v are [groups, first + N or first, size]: each token sees the `first` keys and those of its path.
     """
+    return cast(Tensor, Fused.apply(q, k, v, plan, first, scale))
+
+
+class Fused(torch.autograd.Function):
+    """The kernel's own passes; what is kept beside the output is the logarithm of each softmax's sum."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, first: int, scale: float) -> Tensor:
+        y, totals = _forward(q, k, v, plan, first, scale)
+        ctx.save_for_backward(q, k, v, y, totals)
+        ctx.plan, ctx.first, ctx.scale = plan, first, scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *_backward(grads[0], *ctx.saved_tensors, ctx.plan, ctx.first, ctx.scale), None, None, None
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, first: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Return y and the logarithms of the sums [heads, N]."""
     if k.shape[1] == first:
         y, totals = _FORWARD(q[None], k[None], v[None], 0.0, False, scale=scale)
         return y[0].transpose(0, 1).clone(memory_format=torch.contiguous_format), totals[0]
@@ -46,16 +66,15 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, first: int, scale: floa
     return torch.cat(ys), torch.cat(totals).T
 
 
-def backward(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, totals: Tensor, plan: Plan, first: int, scale: float
+def _backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, totals: Tensor, plan: TreePlan, first: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v from that of y [N, heads, size], all in the shapes of `forward`."""
+    """Return the gradients of q, k and v from that of y [N, heads, size], all in the shapes of `attend`."""
     wide = totals.dtype
     dy, y = dy.transpose(0, 1), y.transpose(0, 1)
     if k.shape[1] == first:
         given = (x[None].to(wide) for x in (dy, q, k, v, y))
-        found = _BACKWARD(*given, totals[None], 0.0, False, scale=scale)
-        dq, dk, dv = (x[0].to(q.dtype) for x in found)
+        dq, dk, dv = (x[0].to(q.dtype) for x in _BACKWARD(*given, totals[None], 0.0, False, scale=scale))
         return dq, dk, dv
     runs = plan.runs(first)
     lengths = [run.length for run in runs]
@@ -66,8 +85,8 @@ def backward(
     dqs, dks, dvs = [], [], []
     for run, *parts in rows:
         causal, mask = plan.mask(run, first, wide)
-        found = _BACKWARD(*(x.to(wide) for x in parts), 0.0, causal, attn_mask=mask, scale=scale)
-        for kept, part, dtype in zip((dqs, dks, dvs), found, (q.dtype, held, held), strict=True):
+        grads = _BACKWARD(*(x.to(wide) for x in parts), 0.0, causal, attn_mask=mask, scale=scale)
+        for kept, part, dtype in zip((dqs, dks, dvs), grads, (q.dtype, held, held), strict=True):
             kept.append(part[0].transpose(0, 1).to(dtype))
     dk, dv = (_added(parts, first, runs).to(q.dtype) for parts in (dks, dvs))
     return torch.cat(dqs).transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)
@@ -76,7 +95,7 @@ def backward(
 def _seen(x: Tensor, first: int, runs: Sequence[Run]) -> list[Tensor]:
     """Return of keys or values [groups, first + N, size] those that each run is given, [1, groups, K, size]."""
     front, own = x[None, :, :first], x[None, :, first:]
-    found = []
+    seen = []
     for run in runs:
         wanted = run.length + run.spare
         # What stands behind a run's own tokens does as well as zeros, and needs no copy.
@@ -85,8 +104,8 @@ def _seen(x: Tensor, first: int, runs: Sequence[Run]) -> list[Tensor]:
             part = F.pad(part, (0, 0, 0, wanted - part.shape[2]))
         if first or run.count:
             part = torch.cat([front, *_ahead(own, run), part], 2)
-        found.append(part)
-    return found
+        seen.append(part)
+    return seen
 
 
 def _ahead(own: Tensor, run: Run) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What is cheap to make is made again in the backward pass instead of being kept: autograd saves how, not what."""
+"""What is cheap to make is recomputed in the backward pass instead of being kept: autograd saves how, not what."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 
 @dataclass(eq=False)
-class Recipe:
+class Recomputable:
     """How a tensor was made; holds what is kept for the backward pass anyway."""
 
     function: Callable[..., Tensor]
-    """Makes it again of the `inputs` by the same operations, and so with the same bits."""
+    """Recomputes it from the `inputs` by the same operations, and so with the same bits."""
     inputs: tuple[Tensor, ...]
     versions: tuple[int, ...]
     """Of the inputs, which count what is written to them."""
@@ -26,43 +26,43 @@ class Recipe:
     """How often it was saved and has not been read yet."""
 
     def make(self) -> Tensor:
-        """Make it again; RuntimeError where an input has been written to."""
+        """Recompute it; RuntimeError where an input has been written to."""
         _unwritten(self.inputs, self.versions)
         return self.function(*self.inputs)
 
 
-class Saved(NamedTuple):
-    """What stands for a saved tensor: the tensor, or a recipe and the part of what it makes."""
+class Kept(NamedTuple):
+    """What stands for a saved tensor: the tensor, or how it is made and the part of that."""
 
     tensor: Tensor | None
     version: int
-    recipe: Recipe | None = None
+    source: Recomputable | None = None
     part: tuple[Any, Any, Any] = ((), (), 0)
 
 
-class Again:
-    """Keeps recipes in the place of tensors that were `remembered`, within `running`.
+class Recompute:
+    """Keeps how tensors are made in the place of tensors that were `remembered`, within `running`.
 
     A tensor is known by its storage, as long as that lives and nothing is written to it: whoever saves it, or a view of
-    it, keeps the recipe. What is made again is held until all have read it or something else is made.
+    it, keeps the source. What is recomputed is held until all have read it or something else is made.
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Any], int, Recipe]] = {}
-        self._last: tuple[Recipe, Tensor] | None = None
+        self._known: dict[int, tuple[weakref.ref[Any], int, Recomputable]] = {}
+        self._last: tuple[Recomputable, Tensor] | None = None
 
     def remember(self, made: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> None:
-        """Know `made`, which is alone in its storage, as what `function(*inputs)` makes again with the same strides."""
-        recipe = Recipe(
+        """Know `made`, which is alone in its storage, as what `function(*inputs)` recomputes with the same strides."""
+        source = Recomputable(
             function, tuple(tensor.detach() for tensor in inputs), tuple(tensor._version for tensor in inputs)
         )
         storage = made.untyped_storage()
         key = storage._cdata
-        self._known[key] = weakref.ref(storage, partial(_forget, self._known, key)), made._version, recipe
+        self._known[key] = weakref.ref(storage, partial(_forget, self._known, key)), made._version, source
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Keep recipes for what forward passes inside save; backward passes belong inside too."""
+        """Keep how things are made in place of what forward passes inside save; backward passes belong inside too."""
         try:
             with torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack):
                 yield
@@ -70,31 +70,31 @@ class Again:
             self._known.clear()
             self._last = None
 
-    def recipe(self, tensor: Tensor) -> Recipe | None:
-        """Return how a tensor, or what it is a view of, is made again; None where it is not known."""
+    def source(self, tensor: Tensor) -> Recomputable | None:
+        """Return how a tensor, or what it is a view of, is recomputed; None where it is not known."""
         if not self._known or tensor.layout is not torch.strided:
             return None
-        found = self._known.get(tensor.untyped_storage()._cdata)
-        return found[2] if found is not None and found[1] == tensor._version else None
+        entry = self._known.get(tensor.untyped_storage()._cdata)
+        return entry[2] if entry is not None and entry[1] == tensor._version else None
 
-    def pack(self, tensor: Tensor) -> Saved:
+    def pack(self, tensor: Tensor) -> Kept:
         """Return what autograd keeps for a tensor."""
-        recipe = self.recipe(tensor)
-        if recipe is None:
-            return Saved(tensor.detach(), tensor._version)
-        recipe.readers += 1
-        return Saved(None, 0, recipe, (tensor.shape, tensor.stride(), tensor.storage_offset()))
+        source = self.source(tensor)
+        if source is None:
+            return Kept(tensor.detach(), tensor._version)
+        source.readers += 1
+        return Kept(None, 0, source, (tensor.shape, tensor.stride(), tensor.storage_offset()))
 
-    def unpack(self, saved: Saved) -> Tensor:
+    def unpack(self, saved: Kept) -> Tensor:
         """Return the tensor for which `saved` was kept."""
-        if saved.recipe is None:
+        if saved.source is None:
             assert saved.tensor is not None
             _unwritten((saved.tensor,), (saved.version,))
             return saved.tensor
-        recipe = saved.recipe
-        made = self._last[1] if self._last is not None and self._last[0] is recipe else recipe.make()
-        recipe.readers -= 1
-        self._last = (recipe, made) if recipe.readers > 0 else None
+        source = saved.source
+        made = self._last[1] if self._last is not None and self._last[0] is source else source.make()
+        source.readers -= 1
+        self._last = (source, made) if source.readers > 0 else None
         return made.as_strided(*saved.part)
 
 

@@ -1,17 +1,15 @@
-"""How attention goes over the blocks of a tree: one by one, or padded to buckets of like shape."""
+"""What attention along a tree reads: runs of queries for a processor, edges for a GPU, buckets for plain products."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peftkit.kernels.block_attention import Span, mask_of, spans
 from peftkit.kernels.tree import QUERIES, Block, Tree, goes_on
 
 WASTE = 1.5
@@ -20,20 +18,6 @@ SMALL = 4096
 """Scores so few that padding by that many costs less than another product."""
 STEP = 16
 """The kernel for processors takes up to three times as long in bf16 where keys are no multiple of this many."""
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Blocks of like shape padded to one: S blocks of Lq queries and K keys."""
-
-    queries: Tensor
-    """[S, Lq] long: positions in the flat tokens, 0 on padding."""
-    keys: Tensor
-    """[S, K] long: positions in the flat tokens, 0 on padding."""
-    hidden: Tensor
-    """[S, 1, Lq, K] bool: True where a query may not look; to each query at least one key is open."""
-    real: Tensor | None
-    """[S, 1, Lq, 1] of 1, and 0 for queries that are padding; None where none is."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +34,42 @@ class Run:
     """How many keys that nobody may see follow the run's own, so that their number suits the kernel."""
 
 
-class Plan:
-    """What attention along a tree reads, each part made when it is asked for: which, its function says."""
+@dataclass(frozen=True)
+class Edges:
+    """Where the queries and the keys of R runs begin, as the kernel for rows of many lengths wants them."""
+
+    queries: Tensor
+    """[R + 1] int32: among the flat tokens, and the end of the last."""
+    keys: Tensor
+    """[R + 1] int32: the same among the keys of all runs."""
+    longest: tuple[int, int]
+    """The most queries and the most keys of a run."""
+    index: Tensor | None
+    """[K] long: the key that each of all runs' is a copy of; None where all stand in order, once."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Blocks padded to one shape: S blocks of Lq queries and K keys."""
+
+    queries: Tensor
+    """[S, Lq] long: positions in the N flat tokens, N on padding."""
+    keys: Tensor
+    """[S, K] long: positions in the keys in front and the flat tokens, 0 on padding."""
+    mask: Tensor | None
+    """[S, 1, Lq, K] in fp32, added to the scores: 0 or -inf, and to each query at least one key is open."""
+
+
+class TreePlan:
+    """What attention along a tree reads, each part made once for each number of keys in front."""
 
     def __init__(self, tree: Tree, window: int | None):
         self.tree, self.window, self.device = tree, window, tree.ids.device
         self.count = len(tree.ids)
         self._runs: dict[int, list[Run]] = {}
         self._masks: dict[tuple[int, int, int, int, torch.dtype], Tensor] = {}
+        self._edges: dict[tuple[int, bool], Edges] = {}
+        self._buckets: dict[tuple[int, bool], list[Bucket]] = {}
 
     def runs(self, first: int) -> list[Run]:
         """Return the blocks, those that go on where another ended as one, behind `first` keys in front of all.
@@ -65,7 +77,8 @@ class Plan:
         A run that sees all tokens up to its own, and no others, needs no mask and may have any length.
         """
         if first not in self._runs:
-            joined = _joined(self.tree.blocks, first > 0 or self.window is not None)
+            masked = first > 0 or self.window is not None
+            joined = _joined(self.tree.blocks, lambda head: not masked and head.length == len(head.keys))
             self._runs[first] = [_run(blocks, first) for blocks in joined]
         return self._runs[first]
 
@@ -79,61 +92,84 @@ class Plan:
             return True, None
         shape = run.length, count, run.spare, first, dtype
         if shape not in self._masks:
-            mask = F.pad(mask_of(run.length, count, self.window), (0, run.spare), value=-torch.inf)
-            self._masks[shape] = F.pad(mask, (first, 0)).to(dtype)
+            mask = _mask(np.arange(run.count, count), count, self.window)
+            self._masks[shape] = F.pad(F.pad(mask, (0, run.spare), value=-torch.inf), (first, 0)).to(dtype)
         return False, self._masks[shape]
 
-    @cached_property
-    def spans(self) -> list[Span]:
-        """The blocks, one by one."""
-        return spans(self.tree.blocks, self.window)
+    def edges(self, first: int, text: bool) -> Edges:
+        """Return the edges of all runs, each with keys of its own: `first` in front, and with `text` its path."""
+        if (first, text) not in self._edges:
+            joined = _joined(self.tree.blocks, lambda head: True) if text else []
+            paths = [blocks[-1].keys for blocks in joined] or [np.arange(0)]
+            lengths = [sum(block.length for block in blocks) for blocks in joined] or [self.count]
+            index = np.concatenate([part for path in paths for part in (np.arange(first), path + first)])
+            plain = np.array_equal(index, np.arange(first + self.count * text))
+            sizes = [first + len(path) for path in paths]
+            queries, keys = (
+                torch.from_numpy(np.cumsum([0, *each], dtype=np.int32)).to(self.device) for each in (lengths, sizes)
+            )
+            copied = None if plain else torch.from_numpy(index).to(self.device)
+            self._edges[first, text] = Edges(queries, keys, (max(lengths), max(sizes)), copied)
+        return self._edges[first, text]
 
-    @cached_property
-    def once(self) -> bool:
-        """Whether each token is a key of one block alone."""
-        return sum(len(block.keys) for block in self.tree.blocks) == self.count
+    def buckets(self, first: int, text: bool) -> list[Bucket]:
+        """Return the blocks, on a GPU padded to few shapes, behind `first` keys in front of all.
 
-    @cached_property
-    def groups(self) -> list[list[Block]]:
-        """The blocks of each bucket."""
-        return _alike(self.tree.blocks)
+        Without `text` those in front are all there is to see.
+        """
+        if (first, text) not in self._buckets:
+            groups = [[block] for block in self.tree.blocks] if self.device.type == "cpu" else alike(self.tree.blocks)
+            made = [self._bucket(blocks, first) for blocks in groups] if text else [self._front(first)]
+            self._buckets[first, text] = made
+        return self._buckets[first, text]
 
-    @cached_property
-    def buckets(self) -> list[Bucket]:
-        """Blocks of like shape, padded."""
-        return [_bucket(blocks, self.window, self.device) for blocks in self.groups]
+    def _front(self, first: int) -> Bucket:
+        queries, keys = (torch.arange(count, device=self.device)[None] for count in (self.count, first))
+        return Bucket(queries, keys, None)
 
-    @cached_property
-    def answers(self) -> Tensor:
-        """[N] long: the place of each token among the queries of all buckets, padding included."""
-        return _places(self.groups, self.count, keys=False).to(self.device)
+    def _bucket(self, blocks: Sequence[Block], first: int) -> Bucket:
+        lengths = np.array([block.length for block in blocks])
+        seen = np.array([len(block.keys) for block in blocks])
+        queries = np.full((len(blocks), lengths.max()), self.count, np.int64)
+        keys = np.zeros((len(blocks), first + seen.max()), np.int64)
+        keys[:, :first] = np.arange(first)
+        for number, block in enumerate(blocks):
+            queries[number, : block.length] = np.arange(block.start, block.start + block.length)
+            keys[number, first : first + len(block.keys)] = block.keys + first
+        # The place of a query on its path; padded queries look where the last one does.
+        at = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1) + (seen - lengths)[:, None]
+        mask = F.pad(_mask(at, int(seen.max()), self.window), (first, 0))[:, None]
+        return Bucket(*(x.to(self.device) for x in (torch.from_numpy(queries), torch.from_numpy(keys), mask)))
 
-    @cached_property
-    def origins(self) -> Tensor | None:
-        """[N] long: the same among the keys, where each token is a key of one block alone; else None."""
-        return _places(self.groups, self.count, keys=True).to(self.device) if self.once else None
 
-
-def plan_of(tree: Tree, window: int | None = None) -> Plan:
+def plan_of(tree: Tree, window: int | None = None) -> TreePlan:
     """Return what attention reads, made once for each sliding window (None: the whole path is seen)."""
-    plans: dict[int | None, Plan] = tree.__dict__.setdefault("plans", {})
+    plans: dict[int | None, TreePlan] = tree.__dict__.setdefault("plans", {})
     if window not in plans:
-        plans[window] = Plan(tree, window)
+        plans[window] = TreePlan(tree, window)
     return plans[window]
 
 
-def _joined(blocks: Sequence[Block], masked: bool) -> list[list[Block]]:
-    """Put blocks together that go on where the one before ended; as many as `QUERIES` allows where there are masks."""
-    found: list[list[Block]] = []
+def _mask(at: np.ndarray, count: int, window: int | None) -> Tensor:
+    """Return what is added to the scores of the tokens `at` [...] places of a path, [..., count] in fp32: 0 or -inf."""
+    keys, at = np.arange(count), at[..., None]
+    hidden = keys > at
+    if window is not None:
+        hidden |= keys <= at - window
+    return torch.zeros(hidden.shape).masked_fill_(torch.from_numpy(hidden), -torch.inf)
+
+
+def _joined(blocks: Sequence[Block], free: Callable[[Block], bool]) -> list[list[Block]]:
+    """Put blocks together that go on where the one before ended: any number if the first is `free`, or to `QUERIES`."""
+    joined: list[list[Block]] = []
     for block in blocks:
-        before = found[-1] if found else []
-        free = not masked and bool(before) and before[0].length == len(before[0].keys)
-        fits = free or block.length + sum(part.length for part in before) <= QUERIES
-        if before and fits and goes_on(before[-1].keys, block):
+        before = joined[-1] if joined else []
+        fits = bool(before) and (free(before[0]) or block.length + sum(part.length for part in before) <= QUERIES)
+        if fits and goes_on(before[-1].keys, block):
             before.append(block)
         else:
-            found.append([block])
-    return found
+            joined.append([block])
+    return joined
 
 
 def _run(blocks: Sequence[Block], first: int) -> Run:
@@ -146,7 +182,7 @@ def _run(blocks: Sequence[Block], first: int) -> Run:
     return Run(head.start, length, ahead, count, -(first + count + length) % STEP)
 
 
-def _alike(blocks: Sequence[Block]) -> list[list[Block]]:
+def alike(blocks: Sequence[Block]) -> list[list[Block]]:
     """Put blocks together whose common shape wastes little."""
     groups: list[list[Block]] = []
     queries = keys = 0
@@ -158,38 +194,3 @@ def _alike(blocks: Sequence[Block]) -> list[list[Block]]:
         queries = max(queries, block.length)
         groups[-1].append(block)
     return groups
-
-
-def _bucket(blocks: Sequence[Block], window: int | None, device: torch.device) -> Bucket:
-    lengths = np.array([block.length for block in blocks])
-    seen = np.array([len(block.keys) for block in blocks])
-    queries = np.zeros((len(blocks), lengths.max()), np.int64)
-    keys = np.zeros((len(blocks), seen.max()), np.int64)
-    for number, block in enumerate(blocks):
-        queries[number, : block.length] = np.arange(block.start, block.start + block.length)
-        keys[number, : len(block.keys)] = block.keys
-    # The place of a query on its path; padded queries look where the last one does.
-    at = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1) + (seen - lengths)[:, None]
-    steps = np.arange(seen.max())
-    hidden = steps[None, None, :] > at[:, :, None]
-    if window is not None:
-        hidden |= steps[None, None, :] <= at[:, :, None] - window
-    real = np.arange(lengths.max()) < lengths[:, None]
-    return Bucket(
-        torch.from_numpy(queries).to(device),
-        torch.from_numpy(keys).to(device),
-        torch.from_numpy(hidden[:, None]).to(device),
-        None if real.all() else torch.from_numpy(real[:, None, :, None]).float().to(device),
-    )
-
-
-def _places(groups: Sequence[Sequence[Block]], count: int, *, keys: bool) -> Tensor:
-    places, offset = np.zeros(count, np.int64), 0
-    for blocks in groups:
-        sizes = [len(block.keys) if keys else block.length for block in blocks]
-        for number, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
-            start = offset + number * max(sizes)
-            mine = block.keys if keys else slice(block.start, block.start + block.length)
-            places[mine] = np.arange(start, start + size)
-        offset += len(blocks) * max(sizes)
-    return torch.from_numpy(places)

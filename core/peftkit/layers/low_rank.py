@@ -58,15 +58,20 @@ class LowRank(Delta):
         self.B = nn.Parameter(torch.empty(site.outputs, rank))
         method.initialise(self)
 
+    def matrices(self) -> tuple[Tensor, Tensor, float]:
+        """Return the A, B and s of s B A as it is outside training; what is multiplied in between goes into B."""
+        return self.A, self.B, self.scale
+
     def pair(self, x: Tensor) -> Pair | None:
-        return Pair(self.dropped(x), self.A, self.B, self.scale)
+        return Pair(self.dropped(x), *self.matrices())
 
     def dropped(self, x: Tensor) -> Tensor:
         """Return x, some of it dropped in training."""
         return F.dropout(x, self.dropout, True) if self.dropout and self.training else x
 
     def delta(self, weight: Tensor) -> Tensor:
-        return (self.B @ self.A) * self.scale
+        down, up, scale = self.matrices()
+        return (up @ down) * scale
 
     def split(self, factorise: Callable[[Any, Tensor], tuple[Tensor, ...]], answers: bool = False) -> None:
         """Have `start` take the pair (A, B) = `factorise(self, W)` out of the frozen weight; of four, (A1, B1) too."""
@@ -105,7 +110,8 @@ class LowRank(Delta):
 
         Its rank is twice that of a split pair, whose start is subtracted.
         """
-        down, up = self.A.detach(), self.B.detach() * self.scale
+        down, up, scale = self.matrices()
+        down, up = down.detach(), up.detach() * scale
         if self.factorise is None:
             return down, up
         return torch.cat([down, self.A0]), torch.cat([up, -self.B0], dim=1)

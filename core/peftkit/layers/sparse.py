@@ -62,7 +62,7 @@ class SparseDelta(Delta):
 
 
 class GatedDelta(Delta):
-    """A dense change w [out, in] with gates, until `thin` leaves the kept entries alone."""
+    """A dense change w [out, in] with gates, until `sparsify` leaves the kept entries alone."""
 
     kept: Tensor
     fixed: Tensor
@@ -98,7 +98,7 @@ class GatedDelta(Delta):
         self.w.copy_(change * mask)
         self.fixed.fill_(True)
 
-    def thin(self) -> None:
+    def sparsify(self) -> None:
         """Leave the kept entries alone, as indices and values."""
         self._become_sparse(int(self.kept.sum())).choose(self.kept, self.w)
         self._drop()

@@ -47,6 +47,12 @@ class Site:
     """Whether the weight is shared with another module (a head tied to the embedding)."""
     parts: Mapping[str, Site] = field(default_factory=dict, repr=False, compare=False)
     """The linear sites inside an attention by their role (q k v o); empty elsewhere."""
+    children: Mapping[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
+    """Adapters trained at this site before, by their names in the recipe's `adapters`, for what is built here.
+
+    Each runs as any, `child(call, x)`, frozen and in eval mode. It is read from here and not registered in the adapter,
+    so that it is not saved again. A field, and no argument of `build`, which most methods would not read.
+    """
 
     @property
     def id(self) -> str:

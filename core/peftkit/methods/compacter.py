@@ -10,9 +10,9 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.layers.bottleneck import ACTIVATIONS, Activation
 from peftkit.layout import Layout, Site
 from peftkit.method import LARGEST_SIZE, Targeted, Targets
-from peftkit.methods.serial_adapter import ACTIVATIONS, Activation
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
 

@@ -84,4 +84,4 @@ class DiffPruning(Targeted, name="diff-pruning"):
         if not all(bool(adapter.fixed) for adapter in gated.values()):
             self.project(gated)
         for adapter in gated.values():
-            adapter.thin()
+            adapter.sparsify()

@@ -53,8 +53,10 @@ class Decomposed(LowRank):
         # m / n is near one: the difference keeps in bf16 what the ratio would lose.
         y, change = call(x), self.m / self.norm() - 1
         up = (self.scale * (1 + change))[:, None] * self.B
-        flat, thin = (part.reshape(-1, part.shape[-1]).to(y.dtype) for part in (y, linear(self.dropped(x), self.A)))
-        return cast(Tensor, Stretched.apply(flat, thin, up.to(y.dtype), change.to(y.dtype), self._bias())).view(y.shape)
+        flat, inner = (part.reshape(-1, part.shape[-1]).to(y.dtype) for part in (y, linear(self.dropped(x), self.A)))
+        return cast(Tensor, Stretched.apply(flat, inner, up.to(y.dtype), change.to(y.dtype), self._bias())).view(
+            y.shape
+        )
 
     def settle(self) -> None:
         super().settle()
@@ -85,21 +87,21 @@ class Decomposed(LowRank):
 
 
 class Stretched(torch.autograd.Function):
-    """y + change (y - bias) + thin up^T in few passes over [tokens, out]; what is kept of that size is y - bias."""
+    """y + change (y - bias) + inner up^T in few passes over [tokens, out]; what is kept of that size is y - bias."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, thin: Tensor, up: Tensor, change: Tensor, bias: Tensor | None) -> Tensor:
-        """Return [tokens, out] for y [tokens, out], thin [tokens, rank], up [out, rank], change and bias [out]."""
+    def forward(ctx: Any, y: Tensor, inner: Tensor, up: Tensor, change: Tensor, bias: Tensor | None) -> Tensor:
+        """Return [tokens, out] for y [tokens, out], inner [tokens, rank], up [out, rank], change and bias [out]."""
         own = y if bias is None else y - bias.to(y.dtype)
-        ctx.save_for_backward(own, thin, up, change)
-        return torch.addcmul(y, own, change).addmm_(thin, up.T)
+        ctx.save_for_backward(own, inner, up, change)
+        return torch.addcmul(y, own, change).addmm_(inner, up.T)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all five."""
-        (given,), (own, thin, up, change) = gradients, ctx.saved_tensors
+        (given,), (own, inner, up, change) = gradients, ctx.saved_tensors
         of_bias = -change * given.sum(0) if ctx.needs_input_grad[4] else None
-        return torch.addcmul(given, given, change), given @ up, given.T @ thin, (given * own).sum(0), of_bias
+        return torch.addcmul(given, given, change), given @ up, given.T @ inner, (given * own).sum(0), of_bias
 
 
 def row_squares(weight: Tensor) -> Tensor:

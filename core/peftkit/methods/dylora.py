@@ -78,8 +78,7 @@ class Truncated(LowRank):
     def pair(self, x: Tensor) -> Pair | None:
         inside = self.dropped(x)
         if not self.training or self.shared is None:
-            down, up = self.cut()
-            return Pair(inside, down, up, 1.0)
+            return Pair(inside, *self.matrices())
         # Gates instead of slices: the width stays on the device and no step waits for it.
         rank = self.A.shape[0]
         width = self.shared.width.clamp(max=rank)
@@ -92,15 +91,11 @@ class Truncated(LowRank):
         gates = (order < width) * self._factor(rank / width)
         return Pair(inside, down, up * gates, 1.0)
 
-    def delta(self, weight: Tensor) -> Tensor:
-        down, up = self.cut()
-        return up @ down
-
-    def cut(self) -> tuple[Tensor, Tensor]:
-        """Return A [b, in] and B [out, b] at the rank b used outside training, the scale in B."""
+    def matrices(self) -> tuple[Tensor, Tensor, float]:
+        """Return A [b, in] and B [out, b] at the rank b used outside training, and 1: the scale is in B."""
         rank = self.A.shape[0]
         width = min(self.method.use_rank or rank, rank)
-        return self.A[:width], self.B[:, :width] * self._factor(rank / width)
+        return self.A[:width], self.B[:, :width] * self._factor(rank / width), 1.0
 
     def _factor(self, share: Any) -> Any:
         return self.scale * (share**0.5 if self.method.rank_stabilised else share)

@@ -10,9 +10,9 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.layers.prefix import split
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
-from peftkit.methods.p_tuning_v2 import split
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.attention import Attend, AttentionAdapter
 from peftkit.ports.linear import linear
@@ -79,7 +79,7 @@ class GatedPrompt(AttentionAdapter):
 
     def _normed(self, keys: Tensor, like: Tensor) -> Tensor:
         """Split keys [length, groups * size] into heads, through the frozen norm of keys where the layer has one."""
-        norm = next((found for name in KEY_NORMS if (found := getattr(self.site.module, name, None)) is not None), None)
+        norm = next((own for name in KEY_NORMS if (own := getattr(self.site.module, name, None)) is not None), None)
         if norm is None:
             return split(keys, like)
         per_head = norm.weight.numel() == like.shape[3]

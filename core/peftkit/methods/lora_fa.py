@@ -63,31 +63,31 @@ class HalfFrozen(LowRank):
         rate = self.dropout
         # The seed comes from the generator that gradient checkpointing puts back for the second pass.
         seed = int(torch.randint(2**62, ()))
-        return call(x) + cast(Tensor, Thin.apply(x, self.A, self.B, self.scale, rate, seed))
+        return call(x) + cast(Tensor, SeededPair.apply(x, self.A, self.B, self.scale, rate, seed))
 
 
-class Thin(torch.autograd.Function):
+class SeededPair(torch.autograd.Function):
     """s B A drop(x) that keeps A drop(x) [..., rank] for its backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, scale: float, rate: float, seed: int) -> Tensor:
         """Return [..., out] for x [..., in], A `down` [rank, in] and B `up` [out, rank]."""
-        thin = linear(_drop(x, rate, seed), down)
-        ctx.save_for_backward(thin, down, up)
+        inner = linear(_drop(x, rate, seed), down)
+        ctx.save_for_backward(inner, down, up)
         ctx.scale, ctx.rate, ctx.seed, ctx.dtype = scale, rate, seed, x.dtype
-        return linear(thin, up) * scale
+        return linear(inner, up) * scale
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x and B."""
-        thin, down, up = ctx.saved_tensors
+        inner, down, up = ctx.saved_tensors
         gradient = gradients[0] * ctx.scale
         of_x = of_up = None
         if ctx.needs_input_grad[0]:
             of_x = gradient @ up.to(gradient.dtype) @ down.to(gradient.dtype)
             of_x = _drop(of_x.to(ctx.dtype), ctx.rate, ctx.seed)
         if ctx.needs_input_grad[2]:
-            of_up = (gradient.flatten(0, -2).T @ thin.to(gradient.dtype).flatten(0, -2)).to(up.dtype)
+            of_up = (gradient.flatten(0, -2).T @ inner.to(gradient.dtype).flatten(0, -2)).to(up.dtype)
         return of_x, None, of_up, None, None, None
 
 

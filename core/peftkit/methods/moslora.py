@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from peftkit.kernels.low_rank import Pair
 from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Site
 from peftkit.methods.lora import LoRA
@@ -21,7 +20,7 @@ class MoSLoRA(LoRA, name="moslora"):
     """W + s B M A with A [rank, in], M [rank, rank], B [out, rank]; B is zero at the start, which is thus the base.
 
     M starts from the Kaiming uniform distribution (the official code's default) or orthogonal, never zero: with B it
-    would be a point without gradients. Hugging Face peft has no M: there the pair is (M A, B).
+    would be a point without gradients. Hugging Face peft has no M: there the pair is (A, B M).
     """
 
     paper: ClassVar[str] = "Wu et al. 2024, arXiv:2406.11909"
@@ -51,8 +50,5 @@ class Mixed(LowRank):
         else:
             nn.init.kaiming_uniform_(self.M, a=math.sqrt(5))
 
-    def pair(self, x: Tensor) -> Pair | None:
-        return Pair(self.dropped(x), self.A, self.B @ self.M, self.scale)
-
-    def delta(self, weight: Tensor) -> Tensor:
-        return (self.B @ self.M @ self.A) * self.scale
+    def matrices(self) -> tuple[Tensor, Tensor, float]:
+        return self.A, self.B @ self.M, self.scale

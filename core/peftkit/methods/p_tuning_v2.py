@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor, nn
 
+from peftkit.layers.prefix import Prefix
 from peftkit.layout import Layout, Site, parse_layers
 from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.attention import Attend, AttentionAdapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,28 +47,4 @@ class PTuningV2(Method, name="p-tuning-v2"):
         return layout.attention(parse_layers(self.layers))
 
     def build(self, site: Site) -> Adapter:
-        return Prefix(site, self)
-
-
-class Prefix(AttentionAdapter):
-    """Free keys K [length, groups * size] and values V [length, groups * size] in front of those of the text."""
-
-    def __init__(self, site: Site, method: PTuningV2):
-        super().__init__(site)
-        self.K = nn.Parameter(torch.randn(method.length, site.parts["k"].outputs) * method.deviation)
-        self.V = nn.Parameter(torch.randn(method.length, site.parts["v"].outputs) * method.deviation)
-
-    def prefix(self) -> tuple[Tensor, Tensor]:
-        """Return the keys and the values, each [length, groups * size]."""
-        return self.K, self.V
-
-    def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        keys, values = (split(part, like) for part, like in zip(self.prefix(), (k, v), strict=True))
-        seen = mask.new_ones(*mask.shape[:3], keys.shape[2])
-        return attend(q, torch.cat([keys, k], 2), torch.cat([values, v], 2), torch.cat([seen, mask], 3))
-
-
-def split(rows: Tensor, like: Tensor) -> Tensor:
-    """Split rows [length, groups * size] into the heads of keys or values [B, groups, S, size]."""
-    heads = rows.to(like.dtype).view(len(rows), like.shape[1], like.shape[3]).transpose(0, 1)
-    return heads.expand(like.shape[0], -1, -1, -1)
+        return Prefix(site, self.length, self.deviation)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt
-from torch import Tensor
 
+from peftkit.layers.bottleneck import Activation, Bottleneck
 from peftkit.layout import Layout, Site, parse_layers
 from peftkit.method import Method
-from peftkit.methods.serial_adapter import Activation, Bottleneck
-from peftkit.ports.adapter import Adapter, Call
+from peftkit.ports.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +48,4 @@ class ParallelAdapter(Method, name="parallel-adapter"):
         return layout.hidden(self.beside, parse_layers(self.layers))
 
     def build(self, site: Site) -> Adapter:
-        return Beside(site, self)
-
-
-class Beside(Bottleneck):
-    """The bottleneck on the input of its module, scaled and added to the module's output."""
-
-    def __init__(self, site: Site, method: ParallelAdapter):
-        super().__init__(site, method.bottleneck, method.activation)
-        self.scale = method.scale
-
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        return call(x) + self.inner(x) * self.scale
+        return Bottleneck(site, self.bottleneck, self.activation, beside=True, scale=self.scale)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from peftkit.layers.bottleneck import Activation
 from peftkit.method import Targets
-from peftkit.methods.serial_adapter import Activation, SerialAdapter
+from peftkit.methods.serial_adapter import SerialAdapter
 
 
 @dataclass(frozen=True, kw_only=True)

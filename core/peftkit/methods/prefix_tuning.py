@@ -10,9 +10,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from peftkit.layers.prefix import Prefix
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
-from peftkit.methods.p_tuning_v2 import Prefix, PTuningV2
+from peftkit.methods.p_tuning_v2 import PTuningV2
 from peftkit.ports.adapter import Adapter
 
 
@@ -80,7 +81,7 @@ class ProjectedPrefix(Prefix):
     """The keys and values of one layer as a linear map of the shared inner states; plain ones without an MLP."""
 
     def __init__(self, site: Site, method: PrefixTuning):
-        super().__init__(site, method)
+        super().__init__(site, method.length, method.deviation)
         self.outer: nn.Linear | None = None
         if method.projection is not None:
             self.K = self.V = None

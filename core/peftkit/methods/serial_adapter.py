@@ -5,18 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
 from annotated_types import Ge
-from torch import Tensor, nn
+from torch import nn
 
+from peftkit.layers.bottleneck import Activation, Bottleneck
 from peftkit.layout import Layout, Site
 from peftkit.method import Targeted, Targets
-from peftkit.ports.adapter import Adapter, Call
-from peftkit.ports.linear import linear
-
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
-Activation = Literal["gelu", "relu", "silu", "tanh"]
+from peftkit.ports.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,24 +56,3 @@ class SerialAdapter(Targeted, name="serial-adapter"):
 
     def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:
         return self.norms and name.rpartition(".")[0] in layout.norms()
-
-
-class Bottleneck(Adapter):
-    """U act(D x + b) + c with D [r, width], U [width, r], in fp32; added to the output that it reads."""
-
-    def __init__(self, site: Site, size: int, activation: str):
-        super().__init__(site)
-        self.act = ACTIVATIONS[activation]
-        self.D = nn.Parameter(torch.empty(size, site.outputs))
-        self.b = nn.Parameter(torch.zeros(size))
-        self.U = nn.Parameter(torch.zeros(site.outputs, size))
-        self.c = nn.Parameter(torch.zeros(site.outputs))
-        nn.init.kaiming_uniform_(self.D, a=5**0.5)
-
-    def inner(self, x: Tensor) -> Tensor:
-        """Return what is added for hidden states x [..., width]."""
-        return linear(self.act(linear(x, self.D, self.b)), self.U, self.c)
-
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        y = call(x)
-        return y + self.inner(y)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from peftkit.kernels.low_rank import Pair
 from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Site
 from peftkit.methods.lora import LoRA
@@ -58,11 +57,8 @@ class Gated(LowRank):
         super().__init__(site, method)
         self.g = nn.Parameter(torch.randn(self.A.shape[0]))
 
-    def pair(self, x: Tensor) -> Pair | None:
-        return Pair(self.dropped(x), self.A, self.B * self.g, self.scale)
-
-    def delta(self, weight: Tensor) -> Tensor:
-        return (self.B @ (self.g[:, None] * self.A)) * self.scale
+    def matrices(self) -> tuple[Tensor, Tensor, float]:
+        return self.A, self.B * self.g, self.scale
 
     def keep(self, chosen: Tensor) -> None:
         """Cut the pair to the ranks that the mask [rank] chooses."""

@@ -9,6 +9,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from peftkit.layers.bottleneck import Bottleneck
 from peftkit.layers.gate import Gate
 from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Site
@@ -16,7 +17,6 @@ from peftkit.method import Method
 from peftkit.methods.lora import LoRA
 from peftkit.methods.pfeiffer_adapter import PfeifferAdapter
 from peftkit.methods.prefix_tuning import PrefixTuning, ProjectedPrefix
-from peftkit.methods.serial_adapter import Bottleneck
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.attention import Attend
 from peftkit.ports.linear import linear
@@ -95,7 +95,7 @@ class GatedAdapter(PfeifferAdapter):
     default_learning_rate: ClassVar[float] = UniPELT.default_learning_rate
 
     def build(self, site: Site) -> Adapter:
-        return GatedBottleneck(site, self.bottleneck, self.activation)
+        return Bottleneck(site, self.bottleneck, self.activation, gated=True)
 
 
 class GatedPair(LowRank):
@@ -120,15 +120,3 @@ class GatedPrefix(ProjectedPrefix):
         alone = attend(q, k, v, mask)
         gate = self.gate(self.input).unsqueeze(-1).to(alone.dtype)
         return torch.lerp(alone, super().forward(attend, q, k, v, mask), gate)
-
-
-class GatedBottleneck(Bottleneck):
-    """A bottleneck that is multiplied by a gate of the output that both read."""
-
-    def __init__(self, site: Site, size: int, activation: str):
-        super().__init__(site, size, activation)
-        self.gate = Gate(site.outputs)
-
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        y = call(x)
-        return y + self.inner(y) * self.gate(y)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,11 @@ def blocks(path: Path) -> list[list[str]]:
 def entries(path: Path, key: str) -> Iterator[tuple[int, Any]]:
     """Iterate over (number from 1, entry) of a JSON list or of JSON lines; of an object, what it has at `key`."""
     if path.suffix == ".jsonl":
-        listed = [parse(line, path, number) for number, line in enumerate(lines(path), 1) if line.strip()]
+        listed = [
+            files.parse_json(line, f"{path}, line {number}")
+            for number, line in enumerate(lines(path), 1)
+            if line.strip()
+        ]
     else:
         listed = files.read_json(path)
     if not isinstance(listed, list) or not listed:
@@ -85,14 +88,6 @@ def known(entry: Mapping[str, Any], fields: Sequence[str], place: str) -> None:
     other = next((field for field in entry if field not in fields), None)
     if other is not None:
         raise PeftkitError(f"{place}: {unknown('field', other, fields)}")
-
-
-def parse(line: str, path: Path, number: int) -> Any:
-    """Return the value of a line of JSON."""
-    try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise PeftkitError(f"{path}, line {number}: not valid JSON ({error}).") from None
 
 
 def text(entry: Any, path: Path, number: int) -> str:

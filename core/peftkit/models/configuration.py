@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from peftkit import families
-from peftkit.errors import PeftkitError, nearest
+from peftkit.errors import PeftkitError, hint
 from peftkit.models import folder as folders
 
 
@@ -51,9 +51,9 @@ def from_init(init: Mapping[str, Any], defaults: Mapping[str, Any]) -> Pretraine
         known = set(blank.to_dict()) | set(blank.attribute_map)
         for key in keys:
             if key not in known:
-                guess = nearest(key, known)
-                hint = f" Did you mean '{guess}'?" if guess else ""
-                raise PeftkitError(f"model.init: '{key}' is not a key of the {architecture} configuration.{hint}")
+                raise PeftkitError(
+                    f"model.init: '{key}' is not a key of the {architecture} configuration.{hint(key, known)}"
+                )
         config = AutoConfig.for_model(architecture, **(dict(defaults) | keys))
     except PeftkitError:
         raise
@@ -68,6 +68,7 @@ def one_line(error: Exception) -> str:
 
 
 def _unknown_architecture(name: str) -> str:
-    guess = nearest(name, families.architectures())
-    hint = f" Did you mean '{guess}'?" if guess else ""
-    return f"'{name}' is not an architecture that this transformers knows.{hint} Examples: llama, qwen3, mistral, gpt2."
+    guess = hint(name, families.architectures())
+    return (
+        f"'{name}' is not an architecture that this transformers knows.{guess} Examples: llama, qwen3, mistral, gpt2."
+    )

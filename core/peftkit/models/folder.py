@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftkit import files
 from peftkit.errors import PeftkitError, unknown
+from peftkit.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     import torch
@@ -137,16 +138,8 @@ def missing_weights(folder: Path) -> str:
 
 def header(path: Path) -> dict[str, tuple[str, int]]:
     """Return (dtype, number of values) of each tensor in a safetensors file, without reading the values."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            pieces = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-            return {name: (piece.get_dtype(), math.prod(piece.get_shape())) for name, piece in pieces.items()}
-    except (SafetensorError, ValueError, OSError) as error:
-        raise PeftkitError(
-            f"{path} is truncated or damaged and cannot be read as safetensors ({error}). Copy it again."
-        ) from None
+    file = TensorFile(path)
+    return {name: (file.dtype(name), math.prod(file.shape(name))) for name in file.names}
 
 
 def stored_dtype(paths: list[Path]) -> torch.dtype:

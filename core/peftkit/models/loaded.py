@@ -36,6 +36,11 @@ class LoadedModel:
         return cast(nn.Module, self.model)
 
     @property
+    def description(self) -> dict[str, Any]:
+        """What an adapter's file says of its base."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "quantization": self.storage}
+
+    @property
     def has_originals(self) -> bool:
         """Whether the weights can be had as they were before they were packed."""
         return self.source is None or not (packed_folder.is_packed(self.source) or is_foreign(self.storage))

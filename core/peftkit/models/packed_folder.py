@@ -90,8 +90,7 @@ def fill(
         layer = PackedLinear(parts[path], cast("tuple[int, int]", shape(module)), dtype, quantizer)
         layer.bias = module.bias
         layer.source = None if source is None else source(path)
-        parent, _, key = path.rpartition(".")
-        setattr(model.get_submodule(parent), key, layer)
+        model.set_submodule(path, layer)
     if wanted - _tied(model):
         raise PeftkitError(f"{where / WEIGHTS} lacks {min(wanted)}: it belongs to another model than its config.json.")
     cast(Any, model).tie_weights()

@@ -91,12 +91,11 @@ def quantize(model: nn.Module, quantization: Quantization) -> None:
 
 def replace(model: nn.Module, path: str, quantizer: Quantizer, source: Callable[[], Tensor] | None = None) -> None:
     """Put a packed layer in the place of the linear one at `path`; `source` reads its dense weight [out, in]."""
-    parent, _, name = path.rpartition(".")
     module = cast(Any, model.get_submodule(path))
     bias = None if module.bias is None else module.bias.detach()
     layer = PackedLinear.of(dense(module).detach(), bias, quantizer, path)
     layer.source = source
-    setattr(model.get_submodule(parent), name, layer)
+    model.set_submodule(path, layer.train(module.training))
 
 
 def unpack(model: nn.Module, like: nn.Module) -> list[str]:
@@ -111,8 +110,7 @@ def unpack(model: nn.Module, like: nn.Module) -> list[str]:
         plain: Any = like.get_submodule(path).to_empty(device=weight.device).to(weight.dtype)
         store(plain, weight)
         plain.bias = module.bias
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, plain)
+        model.set_submodule(path, plain)
     return list(packed)
 
 

@@ -126,17 +126,11 @@ class Loss(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(Options):
+class Objective(Options, registry=OBJECTIVES):
     """The options of one objective as a recipe writes them, and what it computes."""
 
     summary: ClassVar[str] = ""
     """One sentence."""
-
-    def __init_subclass__(cls, name: str | None = None, **rest: Any):
-        super().__init_subclass__(**rest)
-        if name is not None:
-            cls.name = name
-            OBJECTIVES.add(name, cls)
 
     def build(self, layout: Layout) -> nn.Module | None:
         """Build the module that is trained beside the adapters; None by default."""

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
 
 from peftkit.optim import OPTIMIZERS
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @OPTIMIZERS.register("adamw")
@@ -28,14 +32,24 @@ class AdamW(torch.optim.AdamW):
         return sum(2 * parameter.numel() * parameter.element_size() for parameter in group["params"])
 
 
-def options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what torch's function `adamw` takes of a group."""
-    return {
-        "amsgrad": False,
-        "beta1": group["betas"][0],
-        "beta2": group["betas"][1],
-        "lr": group["lr"],
-        "weight_decay": group["weight_decay"],
-        "eps": group["eps"],
-        "maximize": False,
-    }
+def take_step(
+    parameter: Tensor, moments: Sequence[Tensor], step: Tensor, group: Mapping[str, Any], fused: bool
+) -> None:
+    """Step one tensor of a group along its gradient by torch's function, in place as its two moments and its count."""
+    assert parameter.grad is not None
+    adamw(
+        [parameter],
+        [parameter.grad],
+        [moments[0]],
+        [moments[1]],
+        [],
+        [step],
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+        fused=fused,
+    )

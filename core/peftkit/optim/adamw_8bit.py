@@ -7,18 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from peftkit.errors import PeftkitError
 from peftkit.optim import OPTIMIZERS
-from peftkit.optim.adamw import options
+from peftkit.optim.adamw import MOMENTS, take_step
 from peftkit.quantization.kernels import bitsandbytes
 
 BLOCK = 256
 """Values of a moment that share one scale."""
 SMALLEST = 4096
 """Values of a tensor from which on its moments are packed; those of smaller ones stay in fp32, as in the library."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @OPTIMIZERS.register("adamw-8bit")
@@ -55,7 +53,10 @@ class AdamW8bit(torch.optim.Optimizer):
                     state = self.state[parameter]
                     if not state:
                         _begin(state, parameter)
-                    (self._update if "exp_avg_scale" in state else _update_small)(parameter, state, group)
+                    if "exp_avg_scale" in state:
+                        self._update(parameter, state, group)
+                    else:
+                        take_step(parameter, [state[key] for key in MOMENTS], state["step"], group, fused=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state."""
@@ -96,20 +97,6 @@ def _begin(state: dict[str, Any], parameter: Tensor) -> None:
         if not small:
             blocks = -(-parameter.numel() // BLOCK)
             state[f"{key}_scale"] = torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
-
-
-def _update_small(parameter: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-    assert parameter.grad is not None
-    adamw(
-        [parameter],
-        [parameter.grad],
-        [state[MOMENTS[0]]],
-        [state[MOMENTS[1]]],
-        [],
-        [state["step"]],
-        foreach=False,
-        **options(group),
-    )
 
 
 def _library() -> None:

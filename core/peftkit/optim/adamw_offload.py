@@ -7,12 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from peftkit.optim import OPTIMIZERS
-from peftkit.optim.adamw import options
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from peftkit.optim.adamw import MOMENTS, take_step
 
 
 @OPTIMIZERS.register("adamw-offload")
@@ -67,16 +64,8 @@ class AdamWOffload(torch.optim.Optimizer):
 
     def _update(self, parameter: Tensor, group: Mapping[str, Any], moments: list[Tensor]) -> None:
         state = self.state[parameter]
-        adamw(
-            [parameter],
-            [parameter.grad],  # type: ignore[list-item]
-            [moments[0]],
-            [moments[1]],
-            [],
-            [state["step"]],
-            fused=parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda"),
-            **options(group),
-        )
+        fused = parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
+        take_step(parameter, moments, state["step"], group, fused=fused)
         for key, moment in zip(MOMENTS, moments, strict=True):
             if moment is not state[key]:
                 state[key].copy_(moment, non_blocking=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftkit.kernels.recompute import Again
+from peftkit.kernels.recompute import Recompute
 from peftkit.profiling.owners import LOSS, watched
 
 
@@ -18,11 +18,11 @@ class Saved:
     """Sees every tensor that autograd saves while `watching`, and whose it is.
 
     What a function keeps in another way than `save_for_backward`, or in hooks of its own as checkpointing and
-    offloading do, is not seen; such hooks hand on the inputs of what they compute again. Of what the engine would
+    offloading do, is not seen; such hooks hand on the inputs of what they recompute. Of what the engine would
     `recompute`, what it is made of is seen.
     """
 
-    def __init__(self, recompute: Again | None = None) -> None:
+    def __init__(self, recompute: Recompute | None = None) -> None:
         self._recompute = recompute
         self._paths: list[str] = []
         self._kept: list[tuple[str, weakref.ref[_Packed]]] = []
@@ -60,10 +60,10 @@ class Saved:
         return sizes
 
     def _pack(self, tensor: Tensor) -> Any:
-        recipe = None if self._recompute is None else self._recompute.recipe(tensor)
-        if self._recompute is None or recipe is None:
+        source = None if self._recompute is None else self._recompute.source(tensor)
+        if self._recompute is None or source is None:
             return self._note(tensor)
-        return self._recompute.pack(tensor), [self._note(given) for given in recipe.inputs]
+        return self._recompute.pack(tensor), [self._note(given) for given in source.inputs]
 
     def _unpack(self, packed: Any) -> Tensor:
         if isinstance(packed, _Packed):

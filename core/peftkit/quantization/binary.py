@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class Binary(Grouped):
     Greedy first (b_k the sign of what is left, a_k its mean size), then by turns the scales by least squares and for
     each weight the nearest of the 2^bits sums (Xu et al. 2018, arXiv:1802.00150; the start is that of Guo et al. 2017).
     """
+
+    paper: ClassVar[str] = "Kwon et al. 2022, arXiv:2210.03858"
 
     group_size: int = 0
     """Inputs of one output that share their scales; it divides the number of inputs. 0 takes all of them."""

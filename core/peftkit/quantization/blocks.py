@@ -31,20 +31,17 @@ class Blockwise(Quantizer):
     double_quant: bool = True
     """Store the scales in 8 bits too."""
 
+    code: ClassVar[tuple[float, ...]]
+    """The 2^bits values by their index."""
     kernel: ClassVar[str | None] = None
     """What bitsandbytes calls the format, where it has it."""
-
-    @staticmethod
-    def code() -> tuple[float, ...]:
-        """Return the 2^bits values by their index."""
-        raise TypeError("a format of a code book gives its values")
 
     def faults(self) -> list[str]:
         fault = f"block_size: found {self.block_size}; allowed: a power of two from 16 to 4096"
         return [] if self.block_size in {2**power for power in range(4, 13)} else [fault]
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        blocks = _blocks(weight.flatten(), self.block_size)
+        blocks = scales.blocks(weight.flatten(), self.block_size)
         largest = scales.largest(blocks)
         rising, order = _rising(type(self), weight.device)
         # A block of zeros has no scale; any gives zeros.
@@ -61,14 +58,14 @@ class Blockwise(Quantizer):
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         count = shape[0] * shape[1]
         packed, size = parts["codes"], scales.decode(parts)
-        code = _values(type(self), packed.device)
+        code = torch.tensor(self.code, dtype=torch.float32, device=packed.device)
         if 8 % self.bits:
             values = code[unpack(packed, self.bits, count).long()]
         else:
             values = torch.nn.functional.embedding(packed.int(), table(code, self.bits)).flatten()[:count]
         if count % self.block_size == 0:
             return (values.view(-1, self.block_size) * size[:, None]).view(shape)
-        return (_blocks(values, self.block_size) * size[:, None]).flatten()[:count].view(shape)
+        return (scales.blocks(values, self.block_size) * size[:, None]).flatten()[:count].view(shape)
 
     def unpack(
         self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype, fleeting: bool = False
@@ -82,7 +79,7 @@ class Blockwise(Quantizer):
 
     def error_bound(self, weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         rising, _ = _rising(type(self), weight.device)
-        largest = scales.largest(_blocks(weight.float().flatten(), self.block_size))
+        largest = scales.largest(scales.blocks(weight.float().flatten(), self.block_size))
         # Half the widest gap, and what the scale itself lost.
         gap = (rising[1:] - rising[:-1]).max() / 2
         bound = largest * (gap + 1e-6) + (scales.decode(parts) - largest).abs()
@@ -112,23 +109,14 @@ def _quickest(quantizer: Blockwise, device: torch.device, dtype: torch.dtype) ->
         return kernels.choose(f"unpacking {quantizer.name}", sample, dtype, ways)
 
 
-def _values(cls: type[Blockwise], device: torch.device) -> Tensor:
-    return torch.tensor(cls.code(), dtype=torch.float32, device=device)
-
-
 def _rising(cls: type[Blockwise], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Return the different values in rising order, and the index of each in the code unless that is in order too."""
-    index = {value: position for position, value in reversed(list(enumerate(cls.code())))}
+    index = {value: position for position, value in reversed(list(enumerate(cls.code)))}
     rising = sorted(index)
     places = [index[value] for value in rising]
     order = None if places == list(range(len(places))) else torch.tensor(places, dtype=torch.uint8)
     values = torch.tensor(rising, dtype=torch.float32, device=device)
     return values, None if order is None else order.to(device)
-
-
-def _blocks(values: Tensor, size: int) -> Tensor:
-    missing = -values.numel() % size
-    return torch.cat([values, values.new_zeros(missing)]).view(-1, size) if missing else values.view(-1, size)
 
 
 def normal_float(bits: int) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,8 @@ class Groupwise(Grouped):
     max |w| / (2^(bits-1) - 1) and z is 2^(bits-1). The scale is rounded to what is stored before weights are. Scales
     and zero points that a `shift` has changed are kept in fp32, the zero points as any number.
     """
+
+    paper: ClassVar[str] = "Jacob et al. 2017, arXiv:1712.05877"
 
     symmetric: bool = False
     """Without zero points."""

@@ -13,30 +13,24 @@ import torch
 from torch import Tensor
 
 from peftkit.errors import PeftkitError, unknown
+from peftkit.options import Options
 from peftkit.registry import Registry
 
 QUANTIZERS: Registry[type[Quantizer]] = Registry("storage format", "peftkit.quantization.formats")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantizer:
+class Quantizer(Options, registry=QUANTIZERS):
     """The options of one format as a recipe writes them; a subclass says how a weight is packed and read.
 
     Class attributes a subclass sets: `bits` of a code, `paper` and `summary` (one sentence).
     """
 
-    name: ClassVar[str]
     bits: ClassVar[int]
     paper: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     budgeted: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """The options of the format from which a budget of bits chooses; none where it never does."""
-
-    def __init_subclass__(cls, name: str | None = None, **rest: Any):
-        super().__init_subclass__(**rest)
-        if name is not None:
-            cls.name = name
-            QUANTIZERS.add(name, cls)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Quantizer:
@@ -53,10 +47,6 @@ class Quantizer:
             if not faults:
                 return built
         raise PeftkitError(" ".join(faults))
-
-    def options(self) -> dict[str, Any]:
-        """Return the options as plain values, enough to build the format again."""
-        return dataclasses.asdict(self)
 
     def faults(self) -> list[str]:
         """Say what is wrong with the options' values."""

@@ -61,10 +61,10 @@ def encode(scales: Tensor, double_quant: bool) -> dict[str, Tensor]:
     if not double_quant:
         return {"scale": scales}
     mean = scales.mean()
-    blocks = _blocks(scales - mean)
-    peak = largest(blocks)
+    rows = blocks(scales - mean)
+    peak = largest(rows)
     code = dynamic(scales)
-    codes = nearest(blocks / peak.clamp(min=torch.finfo(torch.float32).tiny)[:, None], code)
+    codes = nearest(rows / peak.clamp(min=torch.finfo(torch.float32).tiny)[:, None], code)
     return {"scale_code": codes.flatten()[: scales.numel()], "scale_scale": peak, "scale_mean": mean.view(1)}
 
 
@@ -79,9 +79,10 @@ def decode(parts: Mapping[str, Tensor], operators: Any = None) -> Tensor:
             parts["scale_mean"]
         )
     values = dynamic(codes)[codes.long()]
-    return (_blocks(values) * parts["scale_scale"][:, None]).flatten()[: codes.numel()] + parts["scale_mean"]
+    return (blocks(values) * parts["scale_scale"][:, None]).flatten()[: codes.numel()] + parts["scale_mean"]
 
 
-def _blocks(values: Tensor) -> Tensor:
-    missing = -values.numel() % BLOCK
-    return torch.cat([values, values.new_zeros(missing)]).view(-1, BLOCK) if missing else values.view(-1, BLOCK)
+def blocks(values: Tensor, size: int = BLOCK) -> Tensor:
+    """Return values [n] in rows [ceil(n / size), size], the last one filled with zeros."""
+    missing = -values.numel() % size
+    return torch.cat([values, values.new_zeros(missing)]).view(-1, size) if missing else values.view(-1, size)

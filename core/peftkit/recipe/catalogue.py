@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from peftkit import files, resources
-from peftkit.errors import PeftkitError, nearest
+from peftkit.errors import PeftkitError, hint
 
 
 def shipped() -> list[tuple[str, Path, str]]:
@@ -34,9 +34,8 @@ def find(source: str | Path) -> Path:
     name = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
     if name in recipes:
         return recipes[name]
-    guess = nearest(name, recipes)
-    hint = f" Did you mean '{guess}'?" if guess else ""
-    raise PeftkitError(f"there is no recipe {str(path)!r}.{hint} Name a YAML file, or one of: {', '.join(recipes)}.")
+    guess = hint(name, recipes)
+    raise PeftkitError(f"there is no recipe {str(path)!r}.{guess} Name a YAML file, or one of: {', '.join(recipes)}.")
 
 
 def _headline(path: Path) -> str:

@@ -9,6 +9,8 @@ from peftkit.registry import Registry
 from peftkit.tasks import TASKS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from peftkit.method import Method
     from peftkit.objectives import Objective
     from peftkit.quantization.quantizer import Quantizer
@@ -41,6 +43,13 @@ def quantizers() -> Registry[type[Quantizer]]:
     from peftkit.quantization.quantizer import QUANTIZERS
 
     return QUANTIZERS
+
+
+def check_adapter(run: Path) -> None:
+    """Raise PeftkitError where a folder is not that of a run or an adapter, or does not describe one."""
+    from peftkit.adaptation import describe_adapter, find_adapter
+
+    describe_adapter(find_adapter(run))
 
 
 def objectives() -> Registry[type[Objective]]:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from peftkit.errors import PeftkitError
+from peftkit.options import Options, schema
 from peftkit.recipe.choices import methods
 from peftkit.recipe.compose import expand_methods
 from peftkit.recipe.describe import words
@@ -49,7 +50,9 @@ def complete_methods(
             given = {"rank": rank, **given}
         if start is not None and _takes(registered[name], "init", start.plain()):
             started, given = True, {"init": start.plain(), **given}
-        choices.append({"name": name, "options": _complete(registered[name], given, options, mistakes)})
+        choices.append(
+            {"name": name, "options": complete_options(registered[name], given, options, f"method.{name}", mistakes)}
+        )
     if start is not None and not started:
         mistakes.add(start.place, "quantization.init", f"found {start.plain()}, and no chosen method has an init")
     if reached:
@@ -69,31 +72,28 @@ def _takes(method: type[Method], key: str, value: Any) -> bool:
     return True
 
 
-def _complete(
-    method: type[Method], given: dict[str, Any], options: Node, mistakes: Mistakes, home: str = "method"
+def complete_options(
+    cls: type[Options], given: dict[str, Any], options: Node, home: str, mistakes: Mistakes
 ) -> dict[str, Any]:
-    """Return every option of a method; a wrong one is told where it stands, found by trying each alone."""
-    from peftkit.method import schema
-
-    meanings = schema(method)["properties"]
+    """Return every option of an entry; a wrong one is told where it stands, seen by trying each alone."""
+    meanings = schema(cls).get("properties", {})
     known = {key: value for key, value in given.items() if key in meanings}
     for key in [key for key in given if key not in meanings]:
-        place = options.value[key].place
-        mistakes.add(place, f"{home}.{method.name}.{key}", f"unknown key; {suggest(key, meanings)}")
+        mistakes.add(options.value[key].place, f"{home}.{key}", f"unknown key; {suggest(key, meanings)}")
     try:
-        return method.from_options(known).options()
+        return cls.from_options(known).options()
     except PeftkitError as error:
         named = False
         for key, value in known.items():
             try:
-                method.from_options({key: value})
+                cls.from_options({key: value})
             except PeftkitError as fault:
-                reason = str(fault).removeprefix(f"{method.name}: ").removeprefix(f"{key}: ")
-                place, allowed = options.find((key,)).place, words(meanings[key])
-                mistakes.add(place, f"{home}.{method.name}.{key}", f"{reason}; allowed: {allowed}")
+                reason = str(fault).removeprefix(f"{cls.name}: ").removeprefix(f"{key}: ")
+                place = options.find((key,)).place
+                mistakes.add(place, f"{home}.{key}", f"{reason}; allowed: {words(meanings[key])}")
                 named = True
         if not named:
-            mistakes.add(options.place, f"{home}.{method.name}", str(error).removeprefix(f"{method.name}: "))
+            mistakes.add(options.place, home, str(error).removeprefix(f"{cls.name}: "))
     return {}
 
 
@@ -117,7 +117,12 @@ def complete_compared(node: Node, own: list[dict[str, Any]], mistakes: Mistakes)
             ((name, options),) = choice.value.items()
             if name in registered:
                 entry.append(
-                    {"name": name, "options": _complete(registered[name], options.plain(), options, mistakes, home)}
+                    {
+                        "name": name,
+                        "options": complete_options(
+                            registered[name], options.plain(), options, f"{home}.{name}", mistakes
+                        ),
+                    }
                 )
             else:
                 choices = suggest(name, [*registered.names(), ALL])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from peftkit.errors import PeftkitError
 from peftkit.options import Options
 from peftkit.recipe.choices import objectives, strategies
+from peftkit.recipe.chosen import complete_options
 from peftkit.recipe.mistakes import Mistakes, show, suggest
 from peftkit.recipe.sections import Recipe, TrainSection
 from peftkit.recipe.tree import Node
@@ -93,11 +93,7 @@ def _complete(node: Node, home: str, registry: Registry[Any], mistakes: Mistakes
     if options is not None and not isinstance(options, dict):
         mistakes.add(node.place, f"{home}.{name}", f"found {show(options)}; allowed: {FORMS}")
         return None
-    try:
-        complete = registry[name].from_options(options or {}).options()
-    except PeftkitError as error:
-        mistakes.add(node.find((name,)).place, f"{home}.{name}", str(error).removeprefix(f"{name}: "))
-        return None
+    complete = complete_options(registry[name], options or {}, node.find((name,)), f"{home}.{name}", mistakes)
     return {name: complete} if complete else name
 
 

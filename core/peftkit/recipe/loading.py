@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,12 @@ from pydantic import ValidationError
 from peftkit.errors import PeftkitError
 from peftkit.recipe import compose
 from peftkit.recipe.catalogue import find
-from peftkit.recipe.choices import dataset_names, optimizer_names
+from peftkit.recipe.choices import check_adapter, dataset_names, optimizer_names
 from peftkit.recipe.chosen import complete_compared, complete_methods
 from peftkit.recipe.entries import complete_entries
 from peftkit.recipe.mistakes import Mistakes, Place, suggest
 from peftkit.recipe.quantized import complete_quantization
-from peftkit.recipe.sections import Recipe
+from peftkit.recipe.sections import NAME, Recipe
 from peftkit.recipe.translate import translate
 from peftkit.recipe.tree import Node, from_python, read_file
 
@@ -67,6 +69,7 @@ def _validate(tree: Node, mistakes: Mistakes) -> Recipe:
         keys["quantization"] = complete_quantization(tree.value["quantization"], mistakes) or keys["quantization"]
     complete_entries(tree, keys, mistakes)
     _check_names(tree, mistakes)
+    _check_adapters(tree, mistakes)
     recipe = None
     try:
         recipe = Recipe.model_validate(keys)
@@ -85,3 +88,17 @@ def _check_names(tree: Node, mistakes: Mistakes) -> None:
         node = tree.find(path)
         if isinstance(node.value, str) and node.value not in choices:
             mistakes.add(node.place, ".".join(path), f"found '{node.value}'; {suggest(node.value, choices)}")
+
+
+def _check_adapters(tree: Node, mistakes: Mistakes) -> None:
+    """Check that the trained adapters are there."""
+    node = tree.find(("adapters",))
+    for name, item in node.value.items() if "adapters" in tree.value and isinstance(node.value, dict) else ():
+        if not re.match(NAME, name):
+            allowed = "letters, digits, '_' and '-', a letter or digit first, 64 at most"
+            mistakes.add(item.place, f"adapters.{name}", f"found the name {name[:80]!r}; allowed: {allowed}")
+        if isinstance(item.value, str) and item.value:
+            try:
+                check_adapter(Path(os.path.expanduser(item.value)))
+            except PeftkitError as error:
+                mistakes.add(item.place, f"adapters.{name}", str(error))

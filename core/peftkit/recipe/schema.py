@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peftkit.options import schema as options_schema
 from peftkit.recipe.choices import dataset_names, methods, optimizer_names, quantization_formats, quantizers
 from peftkit.recipe.compose import SECTIONS, part_names
 from peftkit.recipe.sections import Recipe
@@ -44,8 +45,6 @@ def schema() -> dict[str, Any]:
 
 def _define_methods(definitions: dict[str, Any]) -> None:
     """Define each method's options, and the forms of one method: its name, or {name: options}."""
-    from peftkit.method import schema as options_schema
-
     forms: dict[str, Any] = {}
     for name, method in methods().items():
         options = options_schema(method)

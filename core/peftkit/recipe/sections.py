@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
@@ -16,6 +17,9 @@ from peftkit.recipe.tree import Dumper
 
 if TYPE_CHECKING:
     from peftkit.method import Method
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+"""What the names of `adapters` are made of."""
 
 
 class DatasetSection(Section):
@@ -175,6 +179,8 @@ class Recipe(Section):
     """The language model to adapt."""
     method: Annotated[tuple[MethodChoice, ...], Field(strict=False, min_length=1)]
     """What is trained: a method's name, `{name: options}`, or a list of those."""
+    adapters: Annotated[dict[Text, PathText], Field(json_schema_extra={"propertyNames": {"pattern": NAME}})] = {}
+    """Trained adapters of the same base, by a name, for methods that build from them: run or adapter folders."""
     rank: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """The rank of every method that has one and does not set its own."""
     quantization: QuantizationSection = QuantizationSection()
@@ -200,9 +206,14 @@ class Recipe(Section):
         """Build the chosen methods, in order; raises PeftkitError for an unknown name or a wrong option."""
         return [choices.methods()[choice.name].from_options(choice.options) for choice in self.method]
 
+    @property
+    def adapter_folders(self) -> dict[str, Path]:
+        """The folders of `adapters`, by name."""
+        return {name: Path(folder) for name, folder in self.adapters.items()}
+
     def to_yaml(self) -> str:
-        """Write the resolved recipe with every key (`compare` where it is used); it loads as an equal Recipe."""
-        keys = self.model_dump(exclude={"include", "sweep"})
+        """Write the resolved recipe, `adapters` and `compare` where they are used; it loads as an equal Recipe."""
+        keys = self.model_dump(exclude={"include", "sweep", *(() if self.adapters else ("adapters",))})
         keys["method"] = [{choice.name: choice.options} for choice in self.method]
         if self.compare == CompareSection():
             del keys["compare"]

@@ -6,18 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from peftkit import files
-from peftkit.report import compared, evidence, page, papers, picture, tables
+from peftkit.report import compared, evidence, papers, picture, tables
 from peftkit.report.document import Document
 from peftkit.report.results import Comparison
 
 
 def write(comparison: Comparison, folder: Path) -> None:
     """Write `comparison.md`, `.csv`, `.png` and `.html` into `folder`, each whole or not at all."""
-    drawn = picture.draw(comparison)
-    files.write_text(folder / "comparison.md", tables.markdown(comparison))
+    tables.document(comparison, picture.draw(comparison)).write(folder, "comparison")
     files.write_text(folder / "comparison.csv", tables.csv_text(comparison))
-    files.write_bytes(folder / "comparison.png", drawn)
-    files.write_text(folder / "comparison.html", page.html(comparison, drawn))
 
 
 def report(

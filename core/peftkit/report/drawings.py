@@ -17,14 +17,19 @@ def look(position: int) -> dict[str, Any]:
     return {"color": f"C{position % 10}", "linestyle": LINES[position // 10 % len(LINES)]}
 
 
-def canvas(columns: int, height: float, width: float = 7.5) -> tuple[Any, list[Any]]:
-    """Return a figure and its axes, side by side, with a light grid and without frames."""
+def canvas(
+    columns: int, height: float, width: float = 7.5, ratios: Sequence[float] | None = None
+) -> tuple[Any, list[Any]]:
+    """Return a figure and its axes, side by side, with a light grid and without frames.
+
+    Axes whose widths are given by `ratios` are placed by the caller.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height), dpi=130, layout="constrained")
+    figure = Figure(figsize=(width * columns, height), dpi=130, layout=None if ratios else "constrained")
     FigureCanvasAgg(figure)
-    panels = list(figure.subplots(1, columns, squeeze=False)[0])
+    panels = list(figure.subplots(1, columns, squeeze=False, width_ratios=ratios)[0])
     for axes in panels:
         axes.grid(color=GREY, alpha=0.3, linewidth=0.6)
         for side in ("top", "right"):

@@ -16,7 +16,8 @@ from peftkit.report import volumes
 from peftkit.report.compared import costs
 from peftkit.report.document import Document, Heading, Paragraph, Table
 from peftkit.report.evidence import Answers, Evidence, leaves
-from peftkit.report.tables import NONE
+from peftkit.report.results import Spread
+from peftkit.report.tables import NONE, spread
 from peftkit.report.volumes import Figure
 
 NOT_RUN = "not run"
@@ -203,9 +204,8 @@ def _cell(trial: Trial | None, row: Printed, printed: float) -> list[str]:
     values = trial.values(row)
     if not values:
         return ["not available", NONE]
-    mean = statistics.fmean(values)
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return [f"{mean:.4f}{spread}", f"{mean - printed:+.4f}"]
+    obtained = Spread.of(values)
+    return [spread(obtained, 4), f"{obtained.mean - printed:+.4f}"]
 
 
 def _order(values: Mapping[str, float]) -> str:

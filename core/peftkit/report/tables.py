@@ -1,4 +1,4 @@
-"""A comparison as tables: the short one that is shown, Markdown, and CSV with every figure."""
+"""A comparison as tables: the short one that is shown, the page, and CSV with every figure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from peftkit.report.document import Document, Facts, Heading, Paragraph, Picture, Points, Table
 from peftkit.report.results import ComparedEntry, Comparison, Spread
 
 NONE = "–"
@@ -63,21 +64,21 @@ def ratio(value: float | None, reference: float | None) -> str:
     return NONE if value is None or not reference else f"{value / reference:.2f}"
 
 
-def markdown(comparison: Comparison) -> str:
-    """Write the whole report as Markdown, the picture beside it."""
-    facts = [f"- {name}: {value}" for name, value in comparison.setup.items()]
-    parts = [
-        f"# {comparison.title}",
-        "\n".join(facts),
-        grid(heads(comparison), cells(comparison)),
-        legend(comparison),
-        "![Loss curves, and scores against stored parameters](comparison.png)",
-        "## All scores",
-        grid(*all_scores(comparison)),
-    ]
-    failed = [f"- {entry.label}: {entry.reason}" for entry in comparison.entries if entry.reason]
-    parts += ["## Left out", "\n".join(failed)] if failed else []
-    return "\n\n".join(parts) + "\n"
+def document(comparison: Comparison, picture: bytes) -> Document:
+    """Return the whole report as a page with the PNG `picture` in it."""
+    page = Document(comparison.title)
+    page.add(
+        Facts(comparison.setup),
+        Table(heads(comparison), cells(comparison)),
+        Paragraph(legend(comparison), "A click on a head sorts."),
+        Picture("comparison", "Loss curves, and scores against stored parameters", picture),
+        Heading("All scores"),
+        Table(*all_scores(comparison)),
+    )
+    failed = [f"{entry.label}: {entry.reason}" for entry in comparison.entries if entry.reason]
+    if failed:
+        page.add(Heading("Left out"), Points(failed))
+    return page
 
 
 def legend(comparison: Comparison) -> str:
@@ -95,12 +96,6 @@ def all_scores(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     names = [name for name in _score_names(comparison) if "/" not in name]
     entries = (comparison.base, *comparison.measured)
     return ["method", *names], [[entry.label, *(spread(entry.scores.get(n), 4) for n in names)] for entry in entries]
-
-
-def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table as Markdown."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def csv_text(comparison: Comparison) -> str:

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from peftkit.report.document import Heading, Paragraph, Picture, Table
 from peftkit.report.drawings import canvas, png
 from peftkit.report.evidence import Evidence
-from peftkit.report.tables import NONE
+from peftkit.report.results import Spread
+from peftkit.report.tables import NONE, spread
 
 Facts = Callable[[Evidence], dict[str, Any]]
 Points = dict[float, dict[float, dict[int, float]]]
@@ -89,15 +90,10 @@ def values(figure: Figure, points: Mapping[str, Points]) -> Table:
     rows = []
     for key, lines in points.items():
         for name, line in lines.items():
-            rows.append([key, f"{100 * name:g} %", *(_spread(line.get(x)) for x in ticks)])
+            scores = [list(line.get(x, {}).values()) for x in ticks]
+            cells = [spread(Spread.of(seeds), 4) if seeds else "not run" for seeds in scores]
+            rows.append([key, f"{100 * name:g} %", *cells])
     return Table(["score", figure.line, *(f"{figure.x} {x:g}" for x in ticks)], rows)
-
-
-def _spread(seeds: Mapping[int, float] | None) -> str:
-    if not seeds:
-        return "not run"
-    scores = list(seeds.values())
-    return f"{statistics.fmean(scores):.4f}" + (f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else "")
 
 
 def slopes(points: Mapping[str, Points]) -> Table:

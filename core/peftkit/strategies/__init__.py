@@ -89,17 +89,11 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strategy(Options):
+class Strategy(Options, registry=STRATEGIES):
     """The options of one strategy as a recipe writes them, and its step."""
 
     summary: ClassVar[str] = ""
     """One sentence."""
-
-    def __init_subclass__(cls, name: str | None = None, **rest: Any):
-        super().__init_subclass__(**rest)
-        if name is not None:
-            cls.name = name
-            STRATEGIES.add(name, cls)
 
     def needs(self) -> Needs:
         """Say what a step needs; by default what backpropagation and an optimizer do."""

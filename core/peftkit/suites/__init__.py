@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import files
-from peftkit.assembly import Assembled, read_run
+from peftkit.assembly import Assembled
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import prepare
-from peftkit.evaluation.runs import OTHERWISE
+from peftkit.evaluation.runs import places
 from peftkit.recipe import Recipe
 from peftkit.suites import harness
 from peftkit.versions import versions
@@ -58,12 +58,10 @@ def evaluate(
     names = chosen(suite)
     if limit is not None and limit < 1:
         raise PeftkitError(f"the limit is {limit}, and at least one input of a task is scored.")
-    bare = base or isinstance(target, Recipe)
-    recipe = target if isinstance(target, Recipe) else read_run(target, adapter=not bare, otherwise=OTHERWISE)
-    output = target if isinstance(target, Path) else Path(recipe.output) if recipe.output else None
+    recipe, output, adapter = places(target, base)
     check_installed()
     tasks = harness.load(names, folder)
-    subject = prepare(recipe, None if bare or output is None else output / "adapter")
+    subject = prepare(recipe, adapter)
     model = harness.wrap(subject, recipe.eval.batch_size)
     facts = {"suite": SUITE, "limit": limit, **about(subject), "versions": {**versions(), SUITE: harness.version()}}
     scores: list[dict[str, Any]] = []
@@ -72,7 +70,7 @@ def evaluate(
         figures = harness.score(model, name, task, limit)
         scores += figures
         if output is not None:
-            path = output / "eval" / f"{SUITE}-{name.replace('/', '-')}{BASE if bare else ''}.json"
+            path = output / "eval" / f"{SUITE}-{name.replace('/', '-')}{'' if adapter else BASE}.json"
             wall = round(time.monotonic() - began, 3)
             files.write_json(path, {"task": name, "scores": figures, **facts, "wall_s": wall})
     return {"tasks": list(tasks), "scores": scores, **facts}

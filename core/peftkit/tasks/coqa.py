@@ -9,8 +9,9 @@ from typing import Any
 
 from peftkit.data.example import Example, Turn
 from peftkit.data.hub import HubDataset
-from peftkit.data.records import find_file, member, read_json, shown, text
+from peftkit.data.records import member, shown, text
 from peftkit.errors import PeftkitError
+from peftkit.files import read_json
 from peftkit.metrics import Scores, coqa
 from peftkit.tasks.task import TASKS, Task
 
@@ -34,14 +35,6 @@ class CoQA(Task):
         "validation": ("coqa-dev-v1.0.json", "coqa-dev*.json"),
         "test": ("coqa-dev-v1.0.json", "coqa-dev*.json"),
     }
-
-    def read(self, folder: Path, split: str) -> list[Example]:
-        """Read `coqa-train-v1.0.json` or `coqa-dev-v1.0.json`, the official files.
-
-        Where the official file is missing, the first other `coqa-train*.json` or `coqa-dev*.json` is taken, with a
-        notice.
-        """
-        return self.read_file(find_file(folder, self.files[split]))
 
     def read_file(self, path: Path) -> list[Example]:
         """Read one JSON file, one example per turn with all answers to it."""

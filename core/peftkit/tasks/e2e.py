@@ -8,7 +8,7 @@ from typing import Any
 
 from peftkit.data.example import Example, question
 from peftkit.data.hub import HubDataset
-from peftkit.data.records import find_file, read_csv, text
+from peftkit.data.records import read_csv, text
 from peftkit.tasks.task import TASKS, Task
 
 
@@ -27,10 +27,6 @@ class E2E(Task):
         "validation": ("devset.csv",),
         "test": ("testset_w_refs.csv",),
     }
-
-    def read(self, folder: Path, split: str) -> list[Example]:
-        """Read `trainset.csv`, `devset.csv` or `testset_w_refs.csv`."""
-        return self.read_file(find_file(folder, self.files[split]))
 
     def read_file(self, path: Path) -> list[Example]:
         """Read a CSV file with the columns `mr` and `ref`, one example per record."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from peftkit.data.example import Example
 from peftkit.data.hub import HubDataset
+from peftkit.data.records import find_file
 from peftkit.errors import PeftkitError
 from peftkit.metrics import Scores, score
 from peftkit.metrics.files import read_predictions, read_references
@@ -34,12 +35,12 @@ class Task(ABC):
     suffix: ClassVar[str] = ".jsonl"
     """The ending of an official file, which tells it from a plain file of references."""
 
-    @abstractmethod
     def read(self, folder: Path, split: str) -> list[Example]:
-        """Read a split of the official files, one example per reference.
+        """Read a split of the official files, one example per reference; where one is missing, one of a like name.
 
         Raises PeftkitError that names file and line for a file that is missing or malformed.
         """
+        return self.read_file(find_file(folder, self.files[split]))
 
     @abstractmethod
     def read_file(self, path: Path) -> list[Example]:

@@ -32,11 +32,9 @@ class Documents(Task):
         """Read one file of documents."""
         if path.suffix == ".jsonl":
             documents = [
-                (
-                    f"{path.name}:{line}",
-                    text(member(record, f"{path}, line {line}", "text", str), f"{path}, line {line}", "text"),
-                )
+                (f"{path.name}:{line}", text(member(record, place, "text", str), place, "text"))
                 for line, record in read_json_lines(path)
+                for place in [f"{path}, line {line}"]
             ]
         else:
             documents = [(path.name, read_text(path))]

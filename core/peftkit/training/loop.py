@@ -80,11 +80,12 @@ class Loop:
         return self.take(self.next())
 
     def next(self) -> Pending:
-        """Set the learning rate of the next optimizer step and collate its micro-batches."""
+        """Set the learning rate of the next optimizer step, tell the adapters its number, collate its micro-batches."""
         started = time.perf_counter()
         if self._windows is None:
             self._windows = windows(self.batches, self.section.accumulation, self.position)
         window = next(self._windows)
+        self.adaptation.context.step = self.step
         factor = scale(self.section.schedule, self.step, self.steps, self.section.warmup)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor

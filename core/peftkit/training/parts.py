@@ -22,6 +22,7 @@ def memory_parts(loop: Loop, peak: int) -> dict[str, int]:
     own = [parameter for _, parameter in own_parameters(model)]
     own += [buffer for name, buffer in model.named_buffers() if ".seated." not in f".{name}"]
     everything = list(loop.adaptation.state().values())
+    everything += [tensor for module in loop.adaptation.added() for tensor in module.parameters()]
     weights = _bytes(own)
     states = [value for value in loop.optimizer.state().values() if isinstance(value, Tensor)]
     parts = {

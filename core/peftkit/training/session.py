@@ -179,8 +179,8 @@ class Session:
             self.observer.notice("no checkpoint had been written yet: the run begins again from the first step.")
             return
         parts, facts = checkpoint.read(written[-1])
-        for key, what in (("data", "training data"), ("base", "base model")):
-            if facts[key] != self._origin()[key]:
+        for key, what in (("data", "training data"), ("base", "base model"), ("adapters", "files of the adapters")):
+            if facts.get(key) != self._origin()[key]:
                 raise PeftkitError(
                     f"{self.run} cannot be resumed: the {what} changed since its checkpoint {written[-1].name} was "
                     "written. Bring the earlier files back, or begin another run with --output."
@@ -197,7 +197,9 @@ class Session:
     def _origin(self) -> dict[str, Any]:
         """What a checkpoint's numbers depend on beside the recipe."""
         prepared = self.prepared
-        return {"data": prepared.digest, "base": prepared.loaded.fingerprint, "versions": versions()}
+        children = {name: child.origin["files"] for name, child in prepared.adaptation.children.items()} or None
+        marks = {"data": prepared.digest, "base": prepared.loaded.fingerprint, "adapters": children}
+        return {**marks, "versions": versions()}
 
     def _info(self) -> dict[str, Any]:
         prepared, loop = self.prepared, self.loop
@@ -242,8 +244,7 @@ class Session:
         kept = self._keep(log.records)
         self.loop.passes.close()
         self.prepared.adaptation.finish()
-        base = {"name": loaded.name, "fingerprint": loaded.fingerprint, "quantization": loaded.storage}
-        save_adapter(self.prepared.adaptation, self.run / "adapter", base, objective=self._objective())
+        save_adapter(self.prepared.adaptation, self.run / "adapter", loaded.description, objective=self._objective())
         title = f"{' + '.join(info['methods'])} on {info['dataset']}"
         plot.draw_loss(self.run / "loss.png", log.records, title)
         keys = ("model", "methods", "dataset", "examples", "dropped_examples", "trainable_parameters")

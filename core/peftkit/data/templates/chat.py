@@ -17,7 +17,7 @@ ADVICE = "Write `dataset.template: plain`, or give the tokenizer another chat te
 class Chat(Template):
     """The tokenizer's chat template.
 
-    Where the turns' texts end up in the rendered conversation is found by rendering stand-ins in their place. Trained
+    Where the turns' texts end up in the rendered conversation is seen by rendering placeholders. Trained
     on are the assistant's texts and the special token that ends each; where the template has none, the end-of-
     sequence token. What precedes the last text is what the model is given in generation (`add_generation_prompt`),
     thinking switched off where there is a switch.
@@ -89,11 +89,11 @@ def _literals(tokenizer: Any, template: str, roles: tuple[str, ...], *, prompt: 
 
     `template` belongs to the key of the cache, since a tokenizer's template can be exchanged.
     """
-    fused_modules = [f"turn{number}standsherefor{len(roles)}" for number in range(len(roles))]
-    turns = [Turn(role, text) for role, text in zip(roles, fused_modules, strict=True)]  # type: ignore[arg-type]
+    placeholders = [f"turn{number}standsherefor{len(roles)}" for number in range(len(roles))]
+    turns = [Turn(role, text) for role, text in zip(roles, placeholders, strict=True)]  # type: ignore[arg-type]
     rest = _rendered(turns, tokenizer, prompt=prompt)
     literals = []
-    for role, text in zip(roles, fused_modules, strict=True):
+    for role, text in zip(roles, placeholders, strict=True):
         if rest.count(text) != 1:
             raise PeftkitError(
                 f"the chat template changes, repeats or leaves out the text of the {role} turn of a conversation with "

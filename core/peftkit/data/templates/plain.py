@@ -12,7 +12,7 @@ from peftkit.data.template import TEMPLATES, Rendering, Template
 BREAK = "\n"
 
 
-class Plain(Template):
+class PlainText(Template):
     """`[bos] prompt \\n target eos`; further turns follow the eos in the same way."""
 
     name = "plain"
@@ -32,4 +32,4 @@ class Plain(Template):
         return Rendering(whole.opening, [Piece(piece.text, trained=False, ends=piece.ends) for piece in whole.pieces])
 
 
-TEMPLATES.add(Plain.name, Plain())
+TEMPLATES.add(PlainText.name, PlainText())

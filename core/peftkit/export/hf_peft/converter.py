@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -24,6 +25,11 @@ class Converter:
     None as the type: the library has the method under the type of another one, as which its folders are read.
     """
 
+    names: ClassVar[Mapping[str, str]] = {}
+    """Our name of each tensor that stands behind a module's path there."""
+    whole: ClassVar[str] = "part of such an adapter"
+    """What a tensor of another name is not."""
+
     def __init__(self, method: type[Any], peft_type: str | None):
         self.method = method
         self.peft_type = peft_type
@@ -43,6 +49,20 @@ class Converter:
     def config(self, **options: Any) -> Config:
         """Return a configuration of the type with these options."""
         return {"peft_type": self.peft_type, "task_type": "CAUSAL_LM", **options, "inference_mode": True}
+
+    def named(self, values: Iterable[tuple[str, Mapping[str, Tensor]]]) -> Tensors:
+        """Return tensors under their names there, for pairs of a module's path and tensors under ours."""
+        theirs = {ours: name for name, ours in self.names.items()}
+        return {f"{PREFIX}{path}.{theirs[key]}": own[key] for path, own in values for key in own}
+
+    def entries(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
+        """Iterate over (path of the module, our name, fp32 tensor); a tensor of another name is a PeftkitError."""
+        known = re.compile(rf"(?:{re.escape(PREFIX)})?(.+)\.({'|'.join(map(re.escape, self.names))})")
+        for key, tensor in tensors.items():
+            match = known.fullmatch(re.sub(r"\.default(?=\.\w+$|$)", "", key))
+            if match is None:
+                raise PeftkitError(f"adapter_model.safetensors: the tensor '{key}' is not {self.whole}.")
+            yield match[1], self.names[match[2]], tensor.float()
 
 
 CONVERTERS: Registry[Converter] = Registry("method of Hugging Face peft", "peftkit.export.hf_peft")

@@ -1,80 +1,129 @@
-"""LoRA and what is LoRA once it is trained: low-rank pairs as Hugging Face peft has them."""
+"""LoRA and what is LoRA once it is trained: low-rank pairs as Hugging Face peft has them, alone and with more."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.export.hf_peft.converter import CONVERTERS, PREFIX, Config, Converter, Tensors
+from peftkit.layers.triplets import EPSILON, Triplets
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
+from peftkit.methods.adalora import AdaLoRA
+from peftkit.methods.dora import DoRA, row_squares
+from peftkit.methods.dylora import DyLoRA
 from peftkit.methods.lora import LoRA
 from peftkit.methods.lora_dropout import LoRADropout
 from peftkit.methods.lora_fa import LoRAFA
 from peftkit.methods.lora_plus import LoRAPlus
-from peftkit.quantization.weight import shape
+from peftkit.methods.moslora import MoSLoRA
+from peftkit.methods.sora import SoRA
+from peftkit.quantization.weight import dense, shape
 
-Pairs = dict[str, tuple[Tensor, Tensor, Site]]
-"""A [rank, in] and B [out, rank], the scale in B, and the site of each adapter."""
+Pair = tuple[Tensor, Tensor]
+"""A [rank, in] and B [out, rank], the scale in B."""
 PLAIN = {"lora_alpha", "lora_dropout", "peft_type", "peft_version", "r", "rank_pattern", "alpha_pattern", "revision"}
 PLAIN |= {"target_modules", "task_type", "use_rslora", "fan_in_fan_out", "init_lora_weights", "inference_mode", "bias"}
 PLAIN |= {"auto_mapping", "base_model_name_or_path", "exclude_modules", "layers_pattern", "runtime_config"}
 PLAIN |= {"megatron_core", "qalora_group_size"}
 EMPTY = (None, False, [], {}, "", 1)
+TRIPLET_EXTRAS = ("use_dora", "modules_to_save", "layer_replication", "megatron_config", "lora_bias")
+MAGNITUDE = ".lora_magnitude_vector"
 
 
 class LowRankConverter(Converter):
-    """Pairs of matrices; a method whose adapters hold more says how it becomes a pair, and what a pair lacks."""
+    """Pairs of matrices; of a method whose adapters hold more, `lacking` gives what a pair lacks.
+
+    It takes the rank and the A of each site, and returns tensors of the method that change nothing.
+    """
+
+    names: ClassVar[Mapping[str, str]] = {"lora_A.weight": "A", "lora_B.weight": "B"}
+    whole: ClassVar[str] = "part of a plain LoRA adapter"
+
+    def __init__(
+        self,
+        method: type[Any],
+        peft_type: str | None = None,
+        lacking: Callable[[int, Mapping[str, Tensor]], Tensors] = lambda rank, downs: {},
+        has_dropout: bool = True,
+    ):
+        super().__init__(method, peft_type)
+        self.lacking, self.has_dropout = lacking, has_dropout
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         return super().reads(config) and not config.get("use_dora")
 
     def write(self, method: LoRA, adapters: Mapping[str, Any], model: nn.Module) -> tuple[Config, Tensors]:
+        # Every module's alpha equals its rank there: the reader multiplies by one whatever the pattern of ranks was.
         if method.bias != "none":
             raise PeftkitError(
                 f"{method.name}: trained biases do not travel to Hugging Face peft: use --format merged."
             )
-        return to_folder(self.pairs(method, adapters), method.dropout)
+        modules = join(method, {key: (*adapter.exported(), adapter.site) for key, adapter in adapters.items()})
+        ranks = {f"^{re.escape(path)}$": down.shape[0] for path, (down, _) in modules.items()}
+        first = next(iter(ranks.values()))
+        others = {path: rank for path, rank in ranks.items() if rank != first}
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": first,
+            "lora_alpha": first,
+            "lora_dropout": method.dropout if self.has_dropout else 0.0,
+            "rank_pattern": others,
+            "alpha_pattern": others,
+            "target_modules": sorted(modules),
+            "bias": "none",
+            "inference_mode": True,
+        }
+        return config, self.named((path, {"A": down, "B": up}) for path, (down, up) in modules.items())
 
     def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
-        options, state = from_folder(config, tensors)
-        return self.method(**options), {**state, **self.lacking(config, state)}
+        extras = [key for key, value in config.items() if key not in PLAIN and (value is True or value not in EMPTY)]
+        extras += ["bias"] if config.get("bias", "none") != "none" else []
+        if extras:
+            raise PeftkitError(
+                f"adapter_config.json: {', '.join(sorted(extras))} is set, and only plain LoRA can be read."
+            )
+        matrices: dict[str, Tensors] = {"A": {}, "B": {}}
+        for path, name, tensor in self.entries(tensors):
+            matrices[name][path] = tensor
+        downs = matrices["A"]
+        alone = downs.keys() ^ matrices["B"].keys()
+        if alone:
+            raise PeftkitError(f"adapter_model.safetensors: lora_A or lora_B is missing for {sorted(alone)}.")
+        alphas, alpha = config.get("alpha_pattern") or {}, config["lora_alpha"]
+        method = self.method(
+            rank=config["r"],
+            alpha=float(alpha),
+            dropout=float(config.get("lora_dropout") or 0),
+            targets=tuple(downs),
+            rank_pattern={path: down.shape[0] for path, down in downs.items()},
+            alpha_pattern={path: float(_pattern(alphas, path, alpha)) for path in downs},
+            rank_stabilised=bool(config.get("use_rslora")),
+        )
+        state = {f"{path}/{name}": tensor for name, paths in matrices.items() for path, tensor in paths.items()}
+        return method, state | self.lacking(int(config["r"]), downs)
 
-    def pairs(self, method: Any, adapters: Mapping[str, Any]) -> Pairs:
-        """Return the plain pair of each adapter."""
-        return {key: (*adapter.exported(), adapter.site) for key, adapter in adapters.items()}
 
-    def lacking(self, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Tensors:
-        """Return the tensors of the method that a pair does not have, such that they change nothing."""
-        return {}
-
-
-class HiddenConverter(LowRankConverter):
-    """The dropout of that library is another one: of elements, at the input alone."""
-
-    def write(self, method: LoRA, adapters: Mapping[str, Any], model: nn.Module) -> tuple[Config, Tensors]:
-        config, tensors = super().write(method, adapters, model)
-        return {**config, "lora_dropout": 0.0}, tensors
-
-
-def join(pairs: Mapping[str, tuple[Tensor, Tensor, Site]]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return one pair (A [rank, in], B [out, rank]) for each module path.
+def join(method: Method, pairs: Mapping[str, tuple[Tensor, Tensor, Site]]) -> dict[str, Pair]:
+    """Return one pair for each module path; pairs of rank 0 are left out, and PeftkitError where no other is left.
 
     The parts of a fused module become one pair of the summed rank; its B holds each part in its own rows.
     """
-    modules: dict[str, list[tuple[Tensor, Tensor, Site]]] = {}
-    for pair in pairs.values():
-        modules.setdefault(pair[2].path, []).append(pair)
-    joined = {}
-    for path, parts in modules.items():
-        ups = [up if site.rows is None else _widen(up, site) for _, up, site in parts]
-        joined[path] = (torch.cat([down for down, _, _ in parts]), torch.cat(ups, dim=1))
-    return joined
+    modules: dict[str, list[Pair]] = {}
+    for down, up, site in pairs.values():
+        if len(down):
+            modules.setdefault(site.path, []).append((down, up if site.rows is None else _widen(up, site)))
+    if not modules:
+        raise PeftkitError(f"{method.name}: every rank is closed, and Hugging Face peft has no adapter of rank 0.")
+    return {
+        path: (torch.cat([d for d, _ in own]), torch.cat([u for _, u in own], dim=1)) for path, own in modules.items()
+    }
 
 
 def _widen(up: Tensor, site: Site) -> Tensor:
@@ -84,71 +133,93 @@ def _widen(up: Tensor, site: Site) -> Tensor:
     return site.rows.put(up.new_zeros(up.shape[1], sizes[0]), up.T).T
 
 
-def to_folder(pairs: Mapping[str, tuple[Tensor, Tensor, Site]], dropout: float) -> tuple[Config, Tensors]:
-    """Return the LoRA configuration and tensors of Hugging Face peft for pairs whose scale is already in B.
-
-    Every module's alpha equals its rank there, so that the reader multiplies by one whatever
-    the pattern of ranks was.
-    """
-    modules = join(pairs)
-    tensors: dict[str, Tensor] = {}
-    for path, (down, up) in modules.items():
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = down
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = up
-    ranks = {f"^{re.escape(path)}$": down.shape[0] for path, (down, _) in modules.items()}
-    first = next(iter(ranks.values()))
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": first,
-        "lora_alpha": first,
-        "lora_dropout": dropout,
-        "rank_pattern": {path: rank for path, rank in ranks.items() if rank != first},
-        "alpha_pattern": {path: rank for path, rank in ranks.items() if rank != first},
-        "target_modules": sorted(modules),
-        "bias": "none",
-        "inference_mode": True,
-    }
-    return config, tensors
-
-
-def from_folder(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensors]:
-    """Return the options and the state by '<path>/<tensor>' of a LoRA adapter of Hugging Face peft, a plain one."""
-    if config.get("peft_type") != "LORA":
-        raise PeftkitError(f"adapter_config.json: peft_type is {config.get('peft_type')!r}; only LORA can be read.")
-    extras = [key for key, value in config.items() if key not in PLAIN and (value is True or value not in EMPTY)]
-    extras += ["bias"] if config.get("bias", "none") != "none" else []
-    if extras:
-        raise PeftkitError(f"adapter_config.json: {', '.join(sorted(extras))} is set, and only plain LoRA can be read.")
-    downs, ups = {}, {}
-    for key, tensor in tensors.items():
-        match = re.fullmatch(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([AB])(?:\.default)?\.weight", key)
-        if match is None:
-            raise PeftkitError(f"adapter_model.safetensors: the tensor '{key}' is not part of a plain LoRA adapter.")
-        (downs if match[2] == "A" else ups)[match[1]] = tensor.float()
-    if set(downs) != set(ups):
-        raise PeftkitError(
-            f"adapter_model.safetensors: lora_A or lora_B is missing for {sorted(set(downs) ^ set(ups))}."
-        )
-    alphas = {path: float(_pattern(config.get("alpha_pattern") or {}, path, config["lora_alpha"])) for path in downs}
-    options = {
-        "rank": config["r"],
-        "alpha": float(config["lora_alpha"]),
-        "dropout": float(config.get("lora_dropout") or 0),
-        "targets": tuple(downs),
-        "rank_pattern": {path: down.shape[0] for path, down in downs.items()},
-        "alpha_pattern": alphas,
-        "rank_stabilised": bool(config.get("use_rslora")),
-    }
-    state = {f"{path}/A": down for path, down in downs.items()} | {f"{path}/B": up for path, up in ups.items()}
-    return options, state
-
-
 def _pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
 
 
-CONVERTERS.add("lora", LowRankConverter(LoRA, "LORA"))
-CONVERTERS.add("lora-dropout", HiddenConverter(LoRADropout, None))
-CONVERTERS.add("lora-fa", LowRankConverter(LoRAFA, None))
-CONVERTERS.add("lora-plus", LowRankConverter(LoRAPlus, None))
+class DecomposedConverter(LowRankConverter):
+    """The magnitudes of rows too; rows of a fused module that no adapter has keep the length of the frozen weight's."""
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        return config.get("peft_type") == self.peft_type and bool(config.get("use_dora"))
+
+    def write(self, method: LoRA, adapters: Mapping[str, Any], model: nn.Module) -> tuple[Config, Tensors]:
+        config, tensors = super().write(method, adapters, model)
+        for adapter in adapters.values():
+            key, rows, mine = f"{PREFIX}{adapter.site.path}{MAGNITUDE}", adapter.site.rows, adapter.m.detach()
+            if rows is not None:
+                whole = tensors.get(key)
+                mine = rows.put(row_squares(dense(adapter.site.module)).sqrt() if whole is None else whole, mine)
+            tensors[key] = mine
+        return {**config, "use_dora": True}, tensors
+
+    def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
+        pairs = {key: tensor for key, tensor in tensors.items() if MAGNITUDE not in key}
+        method, state = super().read({**config, "use_dora": False}, pairs, layout)
+        for key in set(tensors) - set(pairs):
+            state[f"{key.partition(MAGNITUDE)[0].removeprefix(PREFIX)}/m"] = tensors[key].float().flatten()
+        return method, state
+
+
+class TripletsConverter(Converter):
+    """Singular vectors and values; scale and l go into P, so that a fused module's parts become one set of triplets.
+
+    lora_E undoes the reader's own scale; modules without a triplet are left out.
+    """
+
+    names: ClassVar[Mapping[str, str]] = {"lora_A": "Q", "lora_B": "P", "lora_E": "l"}
+    whole: ClassVar[str] = "part of a plain adapter"
+
+    def write(self, method: AdaLoRA, adapters: Mapping[str, Triplets], model: nn.Module) -> tuple[Config, Tensors]:
+        pairs = {k: (a.Q.detach(), a.P.detach() * (a.l.detach() * a.scale), a.site) for k, a in adapters.items()}
+        modules = join(method, pairs)
+        ranks = {path: down.shape[0] for path, (down, _) in modules.items()}
+        start = max(ranks.values())
+        value = (start + EPSILON) / start
+        pattern = {f"{p}.lora_E": [i < rank for i in range(start)] for p, rank in ranks.items() if rank < start}
+        config = self.config(
+            init_r=start,
+            target_r=method.rank,
+            lora_alpha=start,
+            lora_dropout=method.dropout,
+            total_step=1,
+            rank_pattern=pattern or None,
+            target_modules=sorted(modules),
+            bias="none",
+        )
+        triplets = ((p, {"Q": q, "P": up, "l": q.new_full((len(q), 1), value)}) for p, (q, up) in modules.items())
+        return config, self.named(triplets)
+
+    def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
+        extras = [key for key in TRIPLET_EXTRAS if config.get(key)]
+        extras += ["bias"] if config.get("bias", "none") != "none" else []
+        if extras:
+            raise PeftkitError(f"adapter_config.json: only plain ADALORA can be read; set there: {', '.join(extras)}.")
+        state, ranks = {}, {}
+        for path, name, tensor in self.entries(tensors):
+            state[f"{path}/{name}"] = tensor.flatten() if name == "l" else tensor
+            if name == "l":
+                ranks[path] = tensor.shape[0]
+        start, scale = max(ranks.values()), float(config["lora_alpha"]) / (config["init_r"] + EPSILON)
+        method = self.method(
+            rank=min(ranks.values()),
+            initial_rank=start,
+            alpha=scale * (start + EPSILON),
+            dropout=float(config.get("lora_dropout") or 0),
+            targets=tuple(ranks),
+        )
+        return method, state
+
+
+for entry in (
+    LowRankConverter(LoRA, "LORA"),
+    LowRankConverter(LoRADropout, has_dropout=False),
+    LowRankConverter(LoRAFA),
+    LowRankConverter(LoRAPlus),
+    LowRankConverter(DyLoRA, lacking=lambda rank, downs: {"shared/width": torch.tensor([rank])}),
+    LowRankConverter(MoSLoRA, lacking=lambda _, downs: {f"{p}/M": torch.eye(len(A)) for p, A in downs.items()}),
+    LowRankConverter(SoRA, lacking=lambda _, downs: {f"{p}/g": torch.ones(len(A)) for p, A in downs.items()}),
+    DecomposedConverter(DoRA, "LORA"),
+    TripletsConverter(AdaLoRA, "ADALORA"),
+):
+    CONVERTERS.add(entry.method.name, entry)

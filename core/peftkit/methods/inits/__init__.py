@@ -36,12 +36,6 @@ def splits(init: str) -> bool:
     return isinstance(INITS[init], Factorisation)
 
 
-def saved_pairs(init: str) -> int:
-    """Return how many pairs of the size of A and B are saved beside them."""
-    choice = INITS[init]
-    return (2 if choice.answers else 1) if isinstance(choice, Factorisation) else 0
-
-
 def check_split(name: str, init: str, plain: bool, sites: Sequence[Site]) -> None:
     """Refuse a choice that the method `name` or a site cannot follow; `plain`: the method adds s B A and no more."""
     if not splits(init):

@@ -21,6 +21,7 @@ from peftkit.models.loaded import LoadedModel
 from peftkit.models.sources import ModelFiles, Request, ready
 from peftkit.quantization.foreign import READERS, ForeignLinear, Reader, reader_of
 from peftkit.quantization.weight import shape
+from peftkit.tensor_file import TensorFile
 
 MARKS = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
 MARKS += ("_weight_conversions",)
@@ -139,15 +140,11 @@ def outline(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 def fingerprint_of(model: PreTrainedModel, paths: list[Path]) -> str:
     """Return the fingerprint of a packed checkpoint: of the tensors in its files, the packed ones among them."""
-    from safetensors import safe_open
-
     samples = {}
-    for path in paths:
-        with safe_open(path, framework="pt") as file:
-            opened: Any = file
-            for name in opened.keys():  # noqa: SIM118
-                tensor = opened.get_tensor(name)
-                samples[name] = (list(tensor.shape), sample(tensor, torch.float32))
+    for file in map(TensorFile, paths):
+        for name in file.names:
+            tensor = file.read(name)
+            samples[name] = (list(tensor.shape), sample(tensor, torch.float32))
     return digest(model, samples)
 
 

@@ -13,5 +13,4 @@ class BCQ2(Binary, name="bcq2"):
     """The 4 sums of 2 scales with either sign, found for each output: binary-coding quantization."""
 
     bits: ClassVar[int] = 2
-    paper: ClassVar[str] = "Kwon et al. 2022, arXiv:2210.03858"
     summary: ClassVar[str] = "Sums of 2 scales with either sign, 4 values an output: the format of AlphaTuning."

@@ -13,5 +13,4 @@ class BCQ3(Binary, name="bcq3"):
     """The 8 sums of 3 scales with either sign, found for each output: binary-coding quantization."""
 
     bits: ClassVar[int] = 3
-    paper: ClassVar[str] = "Kwon et al. 2022, arXiv:2210.03858"
     summary: ClassVar[str] = "Sums of 3 scales with either sign, 8 values an output: the format of AlphaTuning."

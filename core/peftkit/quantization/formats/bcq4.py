@@ -13,5 +13,4 @@ class BCQ4(Binary, name="bcq4"):
     """The 16 sums of 4 scales with either sign, found for each output: binary-coding quantization."""
 
     bits: ClassVar[int] = 4
-    paper: ClassVar[str] = "Kwon et al. 2022, arXiv:2210.03858"
     summary: ClassVar[str] = "Sums of 4 scales with either sign, 16 values an output: the format of AlphaTuning."

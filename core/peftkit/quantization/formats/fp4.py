@@ -17,7 +17,7 @@ class FP4(Blockwise, name="fp4"):
     paper: ClassVar[str] = "Dettmers et al. 2023, arXiv:2305.14314"
     summary: ClassVar[str] = "4-bit floating point: evenly spread over magnitudes."
 
-    @staticmethod
-    def code() -> tuple[float, ...]:
-        positive = (0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12)
-        return (*positive, *(-value for value in positive))
+    code: ClassVar[tuple[float, ...]] = (
+        *(0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12),
+        *(-0.0, -0.0625 / 12, -8 / 12, -1.0, -4 / 12, -6 / 12, -2 / 12, -3 / 12),
+    )

@@ -13,5 +13,4 @@ class Int2(Groupwise, name="int2"):
     """4 evenly spaced values a group (the uniform rounding that LoftQ, arXiv:2310.08659, sets beside NF2)."""
 
     bits: ClassVar[int] = 2
-    paper: ClassVar[str] = "Jacob et al. 2017, arXiv:1712.05877"
     summary: ClassVar[str] = "Evenly spaced, 4 values a group of inputs, with or without a zero point."

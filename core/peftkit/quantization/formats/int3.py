@@ -13,5 +13,4 @@ class Int3(Groupwise, name="int3"):
     """8 evenly spaced values a group (the uniform rounding that LoftQ, arXiv:2310.08659, sets beside NF3)."""
 
     bits: ClassVar[int] = 3
-    paper: ClassVar[str] = "Jacob et al. 2017, arXiv:1712.05877"
     summary: ClassVar[str] = "Evenly spaced, 8 values a group of inputs, with or without a zero point."

@@ -13,5 +13,4 @@ class Int4(Groupwise, name="int4"):
     """16 evenly spaced values a group (the uniform rounding that LoftQ, arXiv:2310.08659, sets beside NF4)."""
 
     bits: ClassVar[int] = 4
-    paper: ClassVar[str] = "Jacob et al. 2017, arXiv:1712.05877"
     summary: ClassVar[str] = "Evenly spaced, 16 values a group of inputs, with or without a zero point."

@@ -8,18 +8,13 @@ from typing import Any, ClassVar
 
 from peftkit.quantization.blocks import BLOCK_SIZES, Blockwise, normal_float
 
-VALUES = normal_float(3)
-
 
 @dataclass(frozen=True, kw_only=True)
 class NF3(Blockwise, name="nf3"):
     """8 values: the rule of `nf4` with fewer steps, which LoftQ (Li et al. 2023, arXiv:2310.08659) trains on."""
 
     bits: ClassVar[int] = 3
+    code: ClassVar[tuple[float, ...]] = normal_float(3)
     budgeted: ClassVar[tuple[Mapping[str, Any], ...]] = BLOCK_SIZES
     paper: ClassVar[str] = "Dettmers et al. 2023, arXiv:2305.14314"
     summary: ClassVar[str] = "Normal quantiles, 8 values a block."
-
-    @staticmethod
-    def code() -> tuple[float, ...]:
-        return VALUES
