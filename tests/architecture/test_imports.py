@@ -65,7 +65,8 @@ ALLOWED = {
         "export": "__version__ adaptation assembly data errors files layers layout method methods models ports "
         "quantization recipe registry tasks tensor_file",
         "report": "errors files method metrics plot recipe resources suites tasks training",
-        "comparison": "adaptation assembly budget errors evaluation files layout method recipe report tasks training",
+        "comparison": "adaptation assembly budget errors evaluation files layout method models recipe report tasks "
+        "training",
     }.items()
 }
 """The packages and single files of the core, from the bottom up, each with those that it may import."""

@@ -334,12 +334,9 @@ class Toy(Blockwise, name="TOY"):
     """-1, 0, 1/2 and 1 times the largest absolute value of a block."""
 
     bits: ClassVar[int] = 2
+    code: ClassVar[tuple[float, ...]] = (-1.0, 0.0, 0.5, 1.0)
     paper: ClassVar[str] = "none"
     summary: ClassVar[str] = "Coarse, 4 values a block."
-
-    @staticmethod
-    def code() -> tuple[float, ...]:
-        return (-1.0, 0.0, 0.5, 1.0)
 
     def decode(self, parts, shape: tuple[int, int]) -> Tensor:
         return super().decode(parts, shape)
