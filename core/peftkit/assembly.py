@@ -13,7 +13,16 @@ import torch
 from torch import nn
 
 from peftkit import recipe as recipes
-from peftkit.adaptation import DESCRIPTION, Adaptation, attach, check_methods, load_adapter, load_children
+from peftkit.adaptation import (
+    DESCRIPTION,
+    OBJECTIVE,
+    Adaptation,
+    attach,
+    check_methods,
+    describe_adapter,
+    load_adapter,
+    load_children,
+)
 from peftkit.data.template import Template, choose
 from peftkit.device import choose_device, choose_precision
 from peftkit.errors import PeftkitError
@@ -23,6 +32,7 @@ from peftkit.method import Method
 from peftkit.models.load import load
 from peftkit.models.loaded import LoadedModel
 from peftkit.models.quantize import forget_originals
+from peftkit.objectives import OBJECTIVES, Objective
 from peftkit.quantization.weight import packed_shape
 from peftkit.recipe import QuantizationSection, Recipe
 
@@ -36,6 +46,8 @@ class Assembled(LoadedModel):
     precision: str
     attached: Adaptation | None = None
     """None where the base stands alone."""
+    objective: Objective | None = None
+    """Of a loaded adapter, the objective whose module was trained with it."""
 
     @property
     def adaptation(self) -> Adaptation:
@@ -73,6 +85,7 @@ def assemble(
     *,
     weights: bool = True,
     bare: bool = False,
+    headed: bool = False,
     original: bool = False,
     loading: bool = False,
     device: torch.device | None = None,
@@ -81,7 +94,8 @@ def assemble(
     """Load a recipe's base and attach its methods, freshly started, or the trained `adapter` of a folder.
 
     Without `weights` the model is on the meta device. A `bare` base gets no adapters, and an `original` one is not
-    packed, whatever the recipe says. With `loading`, adapters wait for a saved state before they start. `device` and
+    packed, whatever the recipe says. A `headed` adapter comes with the module of its objective, and one that has such a
+    module is refused without. With `loading`, adapters wait for a saved state before they start. `device` and
     `dtype` replace the recipe's. What layout and tokenizer refuse is raised before a weight is read. Raises
     PeftkitError for every fault of the recipe, the files or the adapter.
     """
@@ -102,7 +116,7 @@ def assemble(
     loaded = _operate(loaded)
     assembled = Assembled(**vars(loaded), recipe=recipe, device=device, precision=precision)
     if adapter is not None:
-        assembled = attach_adapter(assembled, adapter, original=original)
+        assembled = attach_adapter(assembled, adapter, original=original, headed=headed)
     elif fresh:
         assembled = attach_methods(assembled, recipe, loading=loading)
         if not loading:
@@ -132,19 +146,28 @@ def attach_methods(base: Assembled, recipe: Recipe, name: str = "default", *, lo
     return replace(base, recipe=recipe, attached=adaptation)
 
 
-def attach_adapter(base: Assembled, folder: Path, *, original: bool = False) -> Assembled:
+def attach_adapter(base: Assembled, folder: Path, *, original: bool = False, headed: bool = False) -> Assembled:
     """Attach the trained adapter of a folder to its base; one that stands in its `original` weights fits any storage.
 
     Raises PeftkitError for an adapter of another base or storage, and a damaged one.
     """
     storage = None if original else base.storage
-    adapters = base.recipe.adapter_folders
+    described = describe_adapter(folder).get(OBJECTIVE) if headed else None
+    objective = OBJECTIVES[described["name"]].from_options(described["options"]) if described else None
+    module = None if objective is None else objective.build(Layout(base.module))
+    modules = {} if module is None else {OBJECTIVE: module.to(base.device).eval()}
     adaptation = load_adapter(
-        base.module, folder, base.fingerprint, quantization=storage, keep_base=False, adapters=adapters
+        base.module,
+        folder,
+        base.fingerprint,
+        quantization=storage,
+        keep_base=False,
+        modules=modules,
+        adapters=base.recipe.adapter_folders,
     )
     forget_originals(base.module)
     base.model.eval()
-    return replace(base, attached=adaptation)
+    return replace(base, attached=adaptation, objective=objective)
 
 
 def methods_of(recipe: Recipe, tokenizer: Any) -> list[Method]:

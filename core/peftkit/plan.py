@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import torch
+
 from peftkit.adaptation import Adaptation
 from peftkit.assembly import assemble
-from peftkit.data.encode import IGNORED, Encoded, encode
+from peftkit.data.encode import IGNORED, Encoded
 from peftkit.errors import PeftkitError
+from peftkit.estimation.asked import objective_of
 from peftkit.estimation.estimate import Estimate, estimate
 from peftkit.recipe import Recipe
 from peftkit.tasks.source import load as load_data
-from peftkit.training.preparation import batched, check_length, nothing_left
+from peftkit.training.preparation import add_module, batched, check_length, nothing_left
 from peftkit.training.scoring import check
 from peftkit.training.windows import count_steps
 
@@ -52,15 +55,17 @@ def plan(recipe: Recipe) -> Plan:
     assembled = assemble(recipe, weights=False)
     adaptation, template = assembled.adaptation, assembled.template
     data = load_data(recipe.dataset, "train")
-    encoded = encode(data.examples, template, assembled.tokenizer, section.max_length)
+    objective = objective_of(section, recipe.objective).settle(data.examples)
+    add_module(adaptation, objective, section.seed, torch.device("meta"))
+    encoded = objective.encode(data.examples, template, assembled.tokenizer, section.max_length)
     if not encoded.rows:
         raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
     check_length(assembled.model, encoded.rows)
-    batches = batched(encoded.rows, section)
+    batches = batched(encoded.rows, section, objective)
     steps = count_steps(batches, section.accumulation, section.epochs, section.max_steps)
     per_epoch = -(-len(batches.plan(0)) // section.accumulation)
     epochs = steps / per_epoch
-    memory = estimate(recipe, assembled, adaptation, batches)
+    memory = estimate(recipe, assembled, adaptation, batches, objective)
     notices = [] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"]
     if memory.allowed is not None and memory.peak > memory.allowed:
         notices.append("train.memory: the estimate is above it by every memory plan")

@@ -39,7 +39,7 @@ ALLOWED = {
         "data": "errors files kernels registry",
         "tasks": "data errors files metrics registry",
         # How gradients are computed, and how a step is made of them.
-        "objectives": "data kernels layout options registry",
+        "objectives": "data errors kernels layout metrics options registry",
         "engine": "adaptation data device errors kernels layout method objectives ports",
         "optim": "errors quantization registry",
         "strategies": "adaptation data engine errors optim options registry",
@@ -47,11 +47,13 @@ ALLOWED = {
         "recipe": "adaptation errors files method objectives optim options quantization registry resources strategies "
         "tasks",
         "models": "data errors families files layout quantization recipe tensor_file",
-        "assembly": "adaptation data device errors families layout method models quantization recipe",
+        "assembly": "adaptation data device errors families layout method models objectives quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
-        "estimation": "adaptation data device engine errors layout models objectives optim plot quantization recipe",
+        "estimation": "adaptation data device engine errors layout models objectives optim plot quantization "
+        "recipe strategies",
         "generation": "data errors files tasks",
-        "evaluation": "adaptation assembly data device errors files generation metrics recipe tasks versions",
+        "evaluation": "adaptation assembly data device engine errors estimation files generation metrics recipe tasks "
+        "versions",
         "training": "adaptation assembly data device engine errors estimation evaluation files layout metrics models "
         "objectives optim plot recipe strategies tasks tensor_file versions",
         "plan": "adaptation assembly data errors estimation recipe tasks training",

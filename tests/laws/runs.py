@@ -10,6 +10,7 @@ import torch
 from peftkit.adaptation import Adaptation, attach
 from peftkit.data.batches import Batches
 from peftkit.data.encode import Encoded
+from peftkit.data.example import LABEL, Example, Turn
 from peftkit.engine.engine import Arrangement, Engine
 from peftkit.engine.passes import Plain
 from peftkit.method import METHODS
@@ -20,18 +21,23 @@ from peftkit.training.loop import Loop
 from peftkit.training.nesting import make_loop
 
 CPU = torch.device("cpu")
+CLASSES = 3
 START = list(range(20, 28))
-
-
-def chosen(name: str) -> Objective:
-    """Build the objective as it comes."""
-    return OBJECTIVES[name]()
 
 
 def rows(trained: bool = True) -> list[Encoded]:
     """Rows of unequal length, some of which begin alike and predict the same; not `trained` on anything, or mostly."""
     texts = [[*START, 40, 41, 42], [*START, 40, 41, 50], [*START, 40], [7, 8, 9, 10], [30, 7], [60, 61, 62, 63, 64]]
-    return [Encoded(ids, [-100, *ids[1:]] if trained else [-100] * len(ids)) for ids in texts]
+    return [
+        Encoded(ids, [-100, *ids[1:]] if trained else [-100] * len(ids), number % CLASSES)
+        for number, ids in enumerate(texts)
+    ]
+
+
+def objective_named(name: str) -> Objective:
+    """Build an objective with its defaults, which has seen examples of each class."""
+    examples = [Example(f"{number}", (Turn("user", "a text"),), meta={LABEL: number}) for number in range(CLASSES)]
+    return OBJECTIVES[name]().settle(examples)
 
 
 def adapted(objective: Objective, method: Any = None) -> Adaptation:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from runs import chosen, loop, passes, rows
+from runs import loop, objective_named, passes, rows
 from torch import Tensor
 
 from peftkit.data.encode import Encoded
@@ -25,7 +25,7 @@ def found(
     name: str, batches: Sequence[Sequence[Encoded]], arrangement: Arrangement
 ) -> tuple[float, int, dict[str, Tensor]]:
     """Return the loss, its terms, and the gradients of all batches together, divided by the terms."""
-    objective = chosen(name)
+    objective = objective_named(name)
     plain = passes(objective, arrangement)
     made = [objective.collate(batch, 0) for batch in batches]
     result = plain.backward(made, max(1, sum(batch.trained for batch in made)))
@@ -66,7 +66,7 @@ def test_rows_without_terms_count_nothing(name, arrangement):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_minimised_and_measured(name):
-    run = loop(chosen(name), rows(), learning_rate=1e-2, max_steps=20)
+    run = loop(objective_named(name), rows(), learning_rate=1e-2, max_steps=20)
     before = run.evaluate(run.batches)
     for _ in range(20):
         run.run_step()
@@ -77,5 +77,6 @@ def test_it_is_minimised_and_measured(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_options_build_it_again(name):
-    assert OBJECTIVES[name].from_options(chosen(name).options()) == chosen(name)
+    for objective in (OBJECTIVES[name](), objective_named(name)):
+        assert OBJECTIVES[name].from_options(objective.options()) == objective
     assert OBJECTIVES[name].summary.endswith(".")

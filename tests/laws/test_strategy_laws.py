@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import chosen, loop, rows
+from runs import loop, objective_named, rows
 
 from peftkit.objectives import DEFAULT
 from peftkit.strategies import STRATEGIES, Diverged
@@ -17,7 +17,7 @@ RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
 def started(name: str, rate: float = 1e-3, steps: int = 6) -> Loop:
-    return loop(chosen(DEFAULT), rows(), strategy=name, learning_rate=rate, max_steps=steps, accumulation=2)
+    return loop(objective_named(DEFAULT), rows(), strategy=name, learning_rate=rate, max_steps=steps, accumulation=2)
 
 
 @pytest.mark.parametrize("name", NAMES)

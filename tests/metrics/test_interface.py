@@ -15,6 +15,9 @@ from peftkit.metrics import METRICS, UnavailableError, module
 
 PREDICTIONS = ["so it is 7\n#### 7", "the answer is 3"]
 REFERENCES = [["#### 7", "it is 7 #### 7"], ["that makes 3\n#### 3"]]
+NUMBERS = ["1", "0"], [["1", "0"], ["0"]]
+"""Texts for the metrics that want two labels, or numbers."""
+NUMERIC = ("f1", "pearson", "spearman")
 
 
 @pytest.fixture(autouse=True)
@@ -30,14 +33,15 @@ def no_network(monkeypatch):
 def test_a_module_gives_the_figures_of_the_metric(name):
     metric = module(name)
     assert isinstance(metric, evaluate.EvaluationModule)
-    figures = METRICS[name].score(PREDICTIONS, REFERENCES)
-    assert metric.compute(predictions=PREDICTIONS, references=REFERENCES) == figures
-    for prediction, group in zip(PREDICTIONS, REFERENCES, strict=True):
+    predictions, references = NUMBERS if name in NUMERIC else (PREDICTIONS, REFERENCES)
+    figures = METRICS[name].score(predictions, references)
+    assert metric.compute(predictions=predictions, references=references) == figures
+    for prediction, group in zip(predictions, references, strict=True):
         metric.add(prediction=prediction, references=group)
     assert metric.compute() == figures
-    first = [group[0] for group in REFERENCES]
-    expected = METRICS[name].score(PREDICTIONS, [[text] for text in first])
-    assert module(name).compute(predictions=PREDICTIONS, references=first) == expected
+    first = [group[0] for group in references]
+    expected = METRICS[name].score(predictions, [[text] for text in first])
+    assert module(name).compute(predictions=predictions, references=first) == expected
 
 
 def test_modules_combine_and_name_themselves():

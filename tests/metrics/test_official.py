@@ -13,8 +13,9 @@ from peftkit.tasks import TASKS
 FOLDER = Path(__file__).resolve().parent / "official"
 TEXTS = json.loads((FOLDER / "texts.json").read_text(encoding="utf-8"))
 SCORES = json.loads((FOLDER / "scores.json").read_text(encoding="utf-8"))
-ELSEWHERE = ("gsm8k", "coqa", "meteor")
-"""Metrics of short answers, and the one whose program has tests of its own."""
+LABELS = ("accuracy", "f1", "f1_macro", "matthews", "pearson", "spearman")
+ELSEWHERE = ("gsm8k", "coqa", "meteor", *LABELS)
+"""Metrics of short answers and of labels, and the one whose program has tests of its own."""
 
 
 @pytest.mark.parametrize("name", sorted(set(METRICS.names()) - set(ELSEWHERE)))

@@ -6,6 +6,7 @@ from peftkit.adaptation.combine import WAYS, Combined, Source, check_sources, co
 from peftkit.adaptation.counting import count_stored, count_trained
 from peftkit.adaptation.folder import (
     DESCRIPTION,
+    OBJECTIVE,
     TENSORS,
     check_base,
     check_finite,
@@ -21,6 +22,7 @@ from peftkit.adaptation.part import Part
 __all__ = [
     "ATTRIBUTE",
     "DESCRIPTION",
+    "OBJECTIVE",
     "TENSORS",
     "WAYS",
     "Adaptation",

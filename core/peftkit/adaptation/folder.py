@@ -24,6 +24,8 @@ from peftkit.quantization.storage import in_words
 FORMAT = 1
 TENSORS = "adapter.safetensors"
 DESCRIPTION = "adapter.json"
+OBJECTIVE = "objective"
+"""The key of the description, and the module's name in the adaptation."""
 
 
 def save_adapter(
@@ -33,12 +35,14 @@ def save_adapter(
     *,
     replace: bool = True,
     origin: Mapping[str, Any] | None = None,
+    objective: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the adaptation's folder: `adapter.safetensors` with its tensors alone, `adapter.json` with what they mean.
 
     `base` tells the base model: `name` and `fingerprint`, and whatever else should travel along; `origin` what the
-    adapter was made of, where it was not trained. A named combination is written as `Method.parts` says, in the form
-    that `finish` left it in; of children, where they came from.
+    adapter was made of, where it was not trained; `objective` the `name` and `options` of one whose module was trained
+    beside the adapters. A named combination is written as `Method.parts` says, in the form that `finish` left it in; of
+    children, where they came from.
     """
     description = {
         "format": FORMAT,
@@ -48,6 +52,7 @@ def save_adapter(
         "trainable_parameters": adaptation.trainable,
     }
     description |= {} if origin is None else {"combined": dict(origin)}
+    description |= {} if objective is None else {OBJECTIVE: dict(objective)}
     children = {name: dict(child.origin) for name, child in adaptation.children.items()}
     description |= {"children": children} if children else {}
     with files.new_folder(folder, replace=replace) as temporary:
@@ -86,15 +91,22 @@ def load_adapter(
     quantization: Mapping[str, Any] | None = None,
     keep_base: bool = True,
     adapters: Mapping[str, Path] | None = None,
+    modules: Mapping[str, nn.Module] | None = None,
 ) -> Adaptation:
     """Attach the adaptation of a folder to its base model; `adapters` are the folders of the children that it names.
 
     Raises PeftkitError for another base (told by `fingerprint`; None skips the comparison), another storage of it
     (`quantization`; None, as for a base that stands in its original weights, skips that), a damaged file, children
     that are not those which it was built from, or tensors that are missing, unexpected or misshaped; the model is then
-    as before.
+    as before. Without the `modules` that were trained beside it, an adapter that has some is refused.
     """
     description = describe_adapter(folder)
+    if description.get(OBJECTIVE) is not None and not modules:
+        raise PeftkitError(
+            f"the adapter in {folder} was trained for the objective '{description[OBJECTIVE]['name']}', by a layer in "
+            "the place of the model's own head, which only `peft eval` reads: without it no text is generated, and "
+            "nothing of it can be merged, exported or combined."
+        )
     base = description["base"]
     if fingerprint is not None and base.get("fingerprint") not in (None, fingerprint):
         raise PeftkitError(
@@ -112,6 +124,7 @@ def load_adapter(
     _check_children(folder, description.get("children", {}), children)
     tensors = tensor_file.read_tensors(folder / TENSORS)
     adaptation = attach(model, _methods(description), name, keep_base=keep_base, loading=True, children=children)
+    adaptation.modules.update(modules or {})
     try:
         adaptation.load_state(tensors)
     except PeftkitError as error:

@@ -74,7 +74,8 @@ class State:
         base = sum(parameter.numel() for _, parameter in own_parameters(self.model))
         packed = (packed_shape(module) for module in self.model.modules())
         base += sum(sizes[0] * sizes[1] for sizes in packed if sizes is not None)
-        return base + sum(parameter.numel() for module in self.added() for parameter in module.parameters())
+        modules = [*self.added(), *self.modules.values()]
+        return base + sum(parameter.numel() for module in modules for parameter in module.parameters())
 
     @property
     def soft_ids(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftkit.data.example import Example
+from peftkit.data.example import LABEL, Example
 from peftkit.errors import PeftkitError
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class Encoded:
 
     ids: list[int]
     labels: list[int]
+    label: int | None = None
+    """The number of the class of the whole row, where an objective gave it one."""
 
     @property
     def trained(self) -> int:
@@ -197,6 +199,12 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
     """
     max_length -= len(template.soft)
     filled = [at for at, example in enumerate(examples) if example.turns and example.turns[-1].text.strip()]
+    labelled = next((example.id for example in examples if LABEL in example.meta), None)
+    if labelled is not None:
+        raise PeftkitError(
+            f"{labelled} has a label and no answer to learn: name an objective that reads labels, such as "
+            "'objective: classification', or give rows with a completion."
+        )
     renderings = [template.render(examples[at].turns, tokenizer) for at in filled]
     runs = tokenize_pieces([rendering.pieces for rendering in renderings], tokenizer)
     rows: list[Encoded] = []
@@ -216,6 +224,21 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
         rows += [insert(row, template.soft, len(rendering.opening)) for row in fitted]
         sources += [at] * len(fitted)
     return EncodedExamples(rows, sources, len(examples) - len(set(sources)), prompts_cut, targets_cut)
+
+
+def encode_prompts(examples: Sequence[Example], template: Template, tokenizer: Any, max_length: int) -> EncodedExamples:
+    """Encode what a model is given of each example, nothing of it to predict; longer texts are cut on their left."""
+    max_length -= len(template.soft)
+    renderings = [template.render_prompt(example.prompt, tokenizer) for example in examples]
+    runs = tokenize_pieces([rendering.pieces for rendering in renderings], tokenizer)
+    rows: list[Encoded] = []
+    cut = 0
+    for rendering, parts in zip(renderings, runs, strict=True):
+        whole = rendering.opening + [token for ids, _ in parts for token in ids]
+        ids = cut_left(whole, max_length, tokenizer.bos_token_id)
+        cut += len(ids) < len(whole)
+        rows.append(insert(Encoded(ids, [IGNORED] * len(ids)), template.soft, len(rendering.opening)))
+    return EncodedExamples(rows, list(range(len(rows))), 0, cut, 0)
 
 
 def insert(row: Encoded, soft: Sequence[int], at: int) -> Encoded:

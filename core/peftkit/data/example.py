@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+LABEL = "label"
+"""The key in an example's `meta` of the class that its whole text belongs to, a text or a whole number."""
 Role = Literal["system", "user", "assistant", "text"]
 
 

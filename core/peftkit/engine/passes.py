@@ -7,7 +7,8 @@ passes that it wraps and nothing of the loop; what a recipe combines is how they
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -123,7 +124,7 @@ class Plain(Passes):
         counted, losses = [], []
         summed = torch.zeros((), device=self.device)
         self._train(True)
-        try:
+        with _told_out_of_memory(batches):
             for batch in batches:
                 self.phase(PACK)
                 packed = self.engine.pack(batch)
@@ -131,11 +132,6 @@ class Plain(Passes):
                 losses.append(self.add_gradients(packed.to(self.device), normaliser))
                 summed += losses[-1].sum
             self.add_penalty()
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            rows, width = max((tuple(batch.input_ids.shape) for batch in batches), key=math.prod)
-            raise OutOfMemory((rows, width)) from None
         return result(losses, summed.item(), counted)
 
     def add_gradients(self, packed: PackedBatch, normaliser: int) -> Loss:
@@ -162,19 +158,27 @@ class Plain(Passes):
 
     def evaluate(self, batches: Iterable[Batch], *, as_trained: bool = False) -> Result:
         """Measure the batches without gradients and dropout, as the objective evaluates or `as_trained` on."""
-        measure = self.objective.loss if as_trained else self.objective.evaluate
         counted, losses, summed = [], [], 0.0
         self._train(False)
-        with torch.no_grad(), autocast(self.device, self.casts):
+        try:
             for batch in batches:
+                self.phase(PACK)
                 packed = self.engine.pack(batch)
                 counted.append(counts(batch, packed))
-                packed = packed.to(self.device)
-                with self.engine.running(packed):
-                    losses.append(measure(self.engine.forward(packed, self.module), packed))
-                summed += losses[-1].sum.item()
-        self._train(True)
+                self.phase(FORWARD)
+                with _told_out_of_memory([batch]):
+                    losses.append(self.measure(packed.to(self.device), as_trained=as_trained))
+                    summed += losses[-1].sum.item()
+                self.phase(REST)
+        finally:
+            self._train(True)
         return result(losses, summed, counted)
+
+    def measure(self, packed: PackedBatch, *, as_trained: bool = False) -> Loss:
+        """Measure one micro-batch, packed and on the device, in the mode that the model is in."""
+        function = self.objective.loss if as_trained else self.objective.evaluate
+        with torch.no_grad(), autocast(self.device, self.casts), self.engine.running(packed):
+            return function(self.engine.forward(packed, self.module), packed)
 
     def _train(self, training: bool) -> None:
         self.engine.model.train(training)
@@ -222,6 +226,18 @@ def result(losses: Sequence[Loss], summed: float, counted: Sequence[Counts]) -> 
     names = {name for loss in losses for name in loss.metrics}
     metrics = {name: torch.cat([loss.metrics[name].reshape(-1) for loss in losses]) for name in sorted(names)}
     return Result(summed, sum(loss.weight for loss in losses), total(counted), metrics)
+
+
+@contextmanager
+def _told_out_of_memory(batches: Sequence[Batch]) -> Iterator[None]:
+    """Raise OutOfMemory, with the largest of the batches, for torch's own error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        rows, width = max((tuple(batch.input_ids.shape) for batch in batches), key=math.prod)
+        raise OutOfMemory((rows, width)) from None
 
 
 def out_of_memory(error: RuntimeError) -> bool:

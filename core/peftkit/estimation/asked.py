@@ -1,4 +1,4 @@
-"""What a recipe asks of the engine: an arrangement of micro-batches, and an objective."""
+"""What a recipe asks of the engine: an arrangement of micro-batches, an objective, a strategy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from peftkit.objectives import DEFAULT, OBJECTIVES, Objective
 from peftkit.recipe import TrainSection
 from peftkit.recipe.entries import entry
 from peftkit.recipe.section import Entry
+from peftkit.strategies import STRATEGIES, Strategy
 
 
 def arrangement_of(section: TrainSection) -> Arrangement:
@@ -22,3 +23,9 @@ def objective_of(section: TrainSection, choice: Entry = DEFAULT) -> Objective:
     fields = [field.name for field in dataclasses.fields(OBJECTIVES[name])]
     shared = {key: getattr(section, key) for key in fields if key in TrainSection.model_fields}
     return OBJECTIVES[name].from_options({**options, **shared})
+
+
+def strategy_of(section: TrainSection) -> Strategy:
+    """Build the strategy that a recipe chooses."""
+    name, options = entry(section.strategy)
+    return STRATEGIES[name].from_options(options)

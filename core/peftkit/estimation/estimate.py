@@ -11,11 +11,12 @@ from peftkit.adaptation import Adaptation
 from peftkit.data.batches import Batches
 from peftkit.device import choose_device, choose_precision, resident_memory
 from peftkit.engine.memory_plan import MemoryPlan, checkpoint_gradients, memory_plans, recompute
-from peftkit.estimation.asked import objective_of
+from peftkit.estimation.asked import strategy_of
 from peftkit.estimation.fit import heaviest, room
 from peftkit.estimation.process import drawing_memory, loading_memory, process_memory, size
 from peftkit.estimation.step import largest, run_step
 from peftkit.models.loaded import LoadedModel
+from peftkit.objectives import Objective
 from peftkit.optim.build import state_bytes
 from peftkit.recipe import Recipe
 
@@ -76,17 +77,19 @@ class Estimate:
         }
 
 
-def estimate(recipe: Recipe, loaded: LoadedModel, adaptation: Adaptation, batches: Batches) -> Estimate:
+def estimate(
+    recipe: Recipe, loaded: LoadedModel, adaptation: Adaptation, batches: Batches, objective: Objective
+) -> Estimate:
     """Estimate the memory of a run of `recipe`, whose model is loaded on the meta device and has its adapters."""
     section, model = recipe.train, cast(nn.Module, loaded.model)
     device = choose_device(section.device)
     precision = choose_precision(section.precision, device)
-    objective = objective_of(section, recipe.objective)
     process = process_memory(model, device, precision)
     weights = sum(size(tensor) for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values())
-    optimizer = state_bytes(
-        adaptation.groups(section.learning_rate, section.weight_decay), section.optimizer, device=device
-    )
+    groups, strategy = adaptation.groups(section.learning_rate, section.weight_decay), strategy_of(section)
+    strategy.check(groups)
+    needs, trained = strategy.needs(), sum(size(parameter) for _, parameter in adaptation.parameters())
+    optimizer = state_bytes(groups, section.optimizer, device=device) if needs.optimizer else 0
     if section.gradient_checkpointing:
         checkpoint_gradients(model)
     whole = largest(batches, model, loaded.tokenizer.pad_token_id)
@@ -98,15 +101,16 @@ def estimate(recipe: Recipe, loaded: LoadedModel, adaptation: Adaptation, batche
         batch, passes = heaviest(plan, whole, min(section.accumulation, len(batches.plan(0))))
         if section.memory is not None:
             recompute(model, plan.recomputed)
-        step = run_step(model, adaptation, batch, section, device, precision, passes=passes, objective=objective)
+        options = {"passes": passes, "objective": objective, "backward": needs.backward}
+        step = run_step(model, adaptation, batch, section, device, precision, **options)
         step = step.elsewhere() if plan.offloaded else step
         parts = {
             "process": process,
             "weights": weights,
             "optimizer": optimizer,
-            "gradients": sum(size(parameter) for _, parameter in adaptation.parameters()),
+            "gradients": trained if needs.backward else 0,
             "activations": step.activations,
-            "temporary": step.at_peak["temporary"] + step.gaps,
+            "temporary": step.at_peak["temporary"] + step.gaps + needs.copies * trained,
         }
         rows, tokens = batch.input_ids.shape
         at_peak = {**parts, **step.at_peak, "temporary": parts["temporary"]}

@@ -50,8 +50,11 @@ def run_step(
     passes: int = 1,
     arrangement: Arrangement | None = None,
     objective: Objective | None = None,
+    backward: bool = True,
 ) -> StepMemory:
     """Run `passes` forward and backward passes on a batch as the training loop does, without storage or computing.
+
+    Without `backward` it is a forward pass in evaluation mode.
 
     With more than one, the gradients of the first are there in those that follow. Without an `arrangement` it is what
     the recipe asks for, as far as it shows without running.
@@ -64,20 +67,24 @@ def run_step(
     packed = engine.pack(batch)
     moments: list[int] = []
     training = model.training
-    model.train()
-    with without_storage(model, device) as state, Live(state) as live:
+    model.train(backward)
+    with without_storage(nn.ModuleList([model, *adaptation.modules.values()]), device) as state, Live(state) as live:
 
         def phase(name: str) -> None:
             if name == BACKWARD:
                 moments.append(len(live.events))
 
         plain = Plain(engine, objective or objective_of(section), adaptation, device, precision, phase)
-        for _ in range(passes):
+        if not backward:
+            plain.measure(packed.to(device), as_trained=True)
+        for _ in range(passes if backward else 0):
             plain.add_gradients(packed.to(device), max(1, batch.trained))
-        plain.add_penalty()
+        if backward:
+            plain.add_penalty()
         gradients = {live.number(tensor.grad) for tensor in state if tensor.grad is not None}
     model.train(training)
-    kept = {number: size for number, size in live.alive(moments[-1]).items() if number not in gradients}
+    forward = live.alive(moments[-1]) if moments else {}
+    kept = {number: size for number, size in forward.items() if number not in gradients}
     sizes = {"gradients": 0, "activations": 0, "temporary": 0}
     for number, size in live.alive(live.highest()).items():
         kind = "gradients" if number in gradients else "activations" if number in kept else "temporary"

@@ -18,7 +18,9 @@ from peftkit.assembly import Assembled, assemble, read_run
 from peftkit.data.example import Example, Turn
 from peftkit.device import autocast
 from peftkit.errors import PeftkitError
+from peftkit.estimation.asked import objective_of
 from peftkit.evaluation.answers import Evaluation, check_examples, evaluate_loaded, settings_for
+from peftkit.evaluation.heads import predict
 from peftkit.generation import generate
 from peftkit.generation.decoding import OnProgress
 from peftkit.generation.journal import Journal
@@ -49,6 +51,15 @@ def evaluate(
     split, limit = split or recipe.eval.split, recipe.eval.limit if limit is None else limit
     if limit is not None and limit < 1:
         raise PeftkitError(f"the limit is {limit}, and at least one example is evaluated.")
+    if not (objective := objective_of(recipe.train, recipe.objective)).generates():
+        if adapter is None or folder is None:
+            raise PeftkitError(
+                f"the objective '{objective.name}' predicts by a layer that is trained with the adapter, and an "
+                "untrained model has none: name a run, without --base."
+            )
+        result, predictions = predict(recipe, folder, split, limit, on_progress)
+        _write(folder / "eval", f"{result['dataset'].replace('/', '-')}-{split}", predictions, result)
+        return result
     data = source.load(recipe.dataset, split, grouped=True)
     examples = data.examples[:limit]
     check_examples(data.task, examples, data.name)
@@ -75,11 +86,15 @@ def evaluate(
     result = report(subject, evaluation, facts)
     warn(evaluation, len(examples))
     if folder is not None and journal is not None:
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions]
-        files.write_text(folder / "eval" / f"{name}.predictions.jsonl", "".join(lines))
-        files.write_json(folder / "eval" / f"{name}.json", result)
+        _write(folder / "eval", name, evaluation.predictions, result)
         journal.remove()
     return result
+
+
+def _write(folder: Path, name: str, predictions: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in predictions]
+    files.write_text(folder / f"{name}.predictions.jsonl", "".join(lines))
+    files.write_json(folder / f"{name}.json", result)
 
 
 def places(target: Path | Recipe, base: bool) -> tuple[Recipe, Path | None, Path | None]:

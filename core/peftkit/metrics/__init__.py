@@ -46,7 +46,7 @@ class Metric:
 
 
 class UnavailableError(PeftkitError):
-    """A metric that cannot be computed here, and the reason; no other figure stands in for it."""
+    """A metric that cannot be computed here or of this, and the reason; no other figure stands in for it."""
 
 
 class Scores(dict[str, float]):

@@ -9,6 +9,8 @@ An entry `Mine(Objective, name="mine")` says what a recipe's `objective: mine` d
   prediction belongs to and carries what `collate` put into `extras`. `Loss.sum` is a sum over `batch.trained` terms:
   the training loop divides by the terms of the whole optimizer step, so that accumulation changes nothing.
 - `evaluate(outputs, batch)`: what is measured on the validation split, by default the same.
+- `settle(examples)`: the objective with what it takes from the training examples, such as their classes.
+- `encode(examples, template, tokenizer, max_length)`: their rows, by default with the answers to predict.
 - `collate(rows, pad_id)`: a padded `Batch` of encoded rows. `trained` of it is the number of terms of the loss, and
   `terms` those of each row where they are not its trained labels; `extras` holds tensors [B, ...] that stay beside
   their rows when a micro-batch is split.
@@ -16,6 +18,9 @@ An entry `Mine(Objective, name="mine")` says what a recipe's `objective: mine` d
   in the optimizer groups at the run's learning rate, and its tensors in the adapter's state as `objective/<tensor>`.
 - `scores(metrics)`: figures for the log, from the tensors that all `Loss.metrics` of a step or of the validation split
   held, concatenated: `{"label": [n], "predicted": [n]}` gives accuracy and F1. By default the mean of each.
+  `score_names()` are those that `train.keep_best` may name.
+- `generates()` and `predictions(examples, metrics)`: whether what is trained answers by text, and if not, what
+  `peft eval` writes of each example. The options of an objective whose module is trained stand in `adapter.json`.
 
 Options may share their name with a key of the recipe's `train` section, which they then take their value from.
 """
@@ -28,9 +33,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from peftkit.data.batches import Batch, collate
-from peftkit.data.encode import IGNORED, Encoded
+from peftkit.data.encode import IGNORED, Encoded, EncodedExamples, encode
+from peftkit.data.example import Example
+from peftkit.data.template import Template
 from peftkit.layout import Layout
 from peftkit.options import Options
 from peftkit.registry import Registry
@@ -128,6 +136,16 @@ class Objective(Options, registry=OBJECTIVES):
         """Build the module that is trained beside the adapters; None by default."""
         return None
 
+    def settle(self, examples: Sequence[Example]) -> Self:
+        """Return the objective with what it takes from the training examples; itself by default."""
+        return self
+
+    def encode(
+        self, examples: Sequence[Example], template: Template, tokenizer: Any, max_length: int
+    ) -> EncodedExamples:
+        """Encode examples; by default with their answers to predict."""
+        return encode(examples, template, tokenizer, max_length)
+
     def collate(self, rows: Sequence[Encoded], pad_id: int) -> Batch:
         """Pad rows into a batch; by default for next-token losses on their labels."""
         return collate(rows, pad_id)
@@ -139,6 +157,18 @@ class Objective(Options, registry=OBJECTIVES):
     def evaluate(self, outputs: Outputs, batch: Predictions) -> Loss:
         """Return what is measured on the validation split."""
         return self.loss(outputs, batch)
+
+    def score_names(self) -> Sequence[str]:
+        """List the scores of the validation split."""
+        return ()
+
+    def generates(self) -> bool:
+        """Say whether what is trained answers by text."""
+        return True
+
+    def predictions(self, examples: Sequence[Example], metrics: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """Return what is written of each evaluated example, where no text is generated."""
+        raise TypeError(f"the objective '{self.name}' does not say what it predicts")
 
     def scores(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:
         """Return figures for the log from the concatenated metrics."""

@@ -138,6 +138,7 @@ def profile_loop(prepared: Prepared, ranges: Ranges, steps: int = 3) -> Profile:
     batch = largest(prepared.batches, model, loop.pad_id)
     batch = max(loop.passes.pieces(batch), key=lambda piece: piece.tokens)
     sizes, computed = saved_by(plain, batch)
+    sizes = sizes if loop.strategy.needs().backward else {}
     # A schedule is not run beyond its end.
     loop.steps = max(loop.steps, loop.step + 2 * steps + 1)
     loop.run_step()

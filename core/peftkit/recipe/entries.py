@@ -28,6 +28,7 @@ def complete_entries(tree: Node, keys: dict[str, Any], mistakes: Mistakes) -> No
         return
     if "strategy" in train:
         train["strategy"] = _complete(tree.find(("train", "strategy")), "train.strategy", strategies(), mistakes)
+        _refuse_ignored(tree, train, mistakes)
     registered = objectives()
     chosen = Recipe.model_fields["objective"].default
     if "objective" in keys:
@@ -49,6 +50,18 @@ def complete_entries(tree: Node, keys: dict[str, Any], mistakes: Mistakes) -> No
             train[key] = options[key]
         options.pop(key, None)
     keys["objective"] = {name: options} if options else name
+
+
+def _refuse_ignored(tree: Node, train: dict[str, Any], mistakes: Mistakes) -> None:
+    """Note the keys of `train` that say nothing to its strategy and are not at their default."""
+    if not isinstance(train["strategy"], str | dict):
+        return
+    name, options = entry(train["strategy"])
+    for key in strategies()[name].from_options(options).needs().ignores:
+        given, default = train.get(key), TrainSection.model_fields[key].default
+        if key in train and given not in (default, list(default) if isinstance(default, tuple) else default):
+            fault = f"found {show(given)}, and the strategy '{name}' has no use for it; leave it out"
+            mistakes.add(tree.find(("train", key)).place, f"train.{key}", fault)
 
 
 def entry(choice: str | dict[str, Any]) -> Entry:

@@ -156,7 +156,9 @@ class TrainSection(Section):
                 f"found patience {self.patience} without keep_best; allowed: name in keep_best what has to get better"
             )
         measured = "evaluate_every" if self.keep_best == "validation_loss" else "score_every"
-        if self.keep_best is not None and getattr(self, measured) is None:
+        # A score of the objective is measured with the loss; which scores those are, is checked before the run.
+        never = self.evaluate_every is None and self.score_every is None
+        if self.keep_best is not None and (never or (measured == "evaluate_every" and self.evaluate_every is None)):
             raise ValueError(f"found keep_best '{self.keep_best}' without {measured}, which says when it is measured")
         return self
 

@@ -5,15 +5,16 @@ An entry `Mine(Strategy, name="mine")` says what a recipe's `train.strategy: min
 adds gradients) or `passes.evaluate(batches, as_trained=True)` (losses alone, in evaluation mode), changes the trained
 parameters, and returns a `Step`. The learning rate of the moment stands in the groups of `update.optimizer`, which
 makes its states when it first steps: a strategy that never calls it has none. What a resumed run needs beyond the
-optimizer, adapters and random states follows from `update.step` and the run's seed.
+optimizer, adapters and random states follows from `update.step` and the run's seed. `needs()` says what a step holds
+beside the weights, and which keys of `train` say nothing to it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
@@ -65,6 +66,19 @@ class Update:
         )
 
 
+class Needs(NamedTuple):
+    """What a step of a strategy needs."""
+
+    backward: bool = True
+    """Backward passes: activations that are kept for them, and gradients."""
+    optimizer: bool = True
+    """Steps of the optimizer, and its states."""
+    copies: int = 0
+    """Copies of what is trained that are held during the passes."""
+    ignores: tuple[str, ...] = ()
+    """Keys of `train` that say nothing to it: a recipe that sets one is refused."""
+
+
 class Step(NamedTuple):
     """What a step came to."""
 
@@ -80,6 +94,19 @@ class Strategy(Options, registry=STRATEGIES):
 
     summary: ClassVar[str] = ""
     """One sentence."""
+
+    def needs(self) -> Needs:
+        """Say what a step needs; by default what backpropagation and an optimizer do."""
+        return Needs()
+
+    def check(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Raise PeftkitError for groups of an optimizer that this strategy has no use for."""
+        brought = sorted({group["optimizer"] for group in groups if "optimizer" in group})
+        if brought and not self.needs().optimizer:
+            raise PeftkitError(
+                f"train.strategy: '{self.name}' takes its steps without an optimizer, and a method of this recipe is "
+                f"its own optimizer, '{brought[0]}': take another method or strategy."
+            )
 
     def step(self, passes: Passes, batches: Sequence[Batch], normaliser: int, update: Update) -> Step:
         """Take one optimizer step on the micro-batches, whose losses have `normaliser` terms.

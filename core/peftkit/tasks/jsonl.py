@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftkit.data.example import Example, Role, Turn
+from peftkit.data.example import LABEL, Example, Role, Turn
 from peftkit.data.records import keys, kind, member, read_json_lines, shown, text
 from peftkit.data.splits import split_files
 from peftkit.errors import PeftkitError
@@ -19,6 +19,16 @@ FORMS = {
     "chat (conversations)": ("conversations",),
 }
 """The forms of a line, and the keys that tell each."""
+LABELLED = (
+    ("prompt",),
+    ("text",),
+    ("sentence",),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+)
+"""Keys of the text, or the pair of texts, of a line that has a `label` beside them."""
 ROLES: Mapping[str, Role] = {
     "system": "system",
     "user": "user",
@@ -31,10 +41,11 @@ ROLES: Mapping[str, Role] = {
 
 
 class JSONLines(Task):
-    """Your own examples, one JSON object a line: prompt and completion, Alpaca, or chat messages.
+    """Your own examples, one JSON object a line: prompt and completion, Alpaca, chat messages, or text and label.
 
     `dataset.path` is one file, or a folder with `train.jsonl`, `validation.jsonl` and `test.jsonl`, of which training
-    needs the first alone. Messages are `{role, content}` or `{from, value}`; the last one is the assistant's.
+    needs the first alone. Messages are `{role, content}` or `{from, value}`; the last one is the assistant's. A label
+    is a text or a whole number, beside a `prompt`, `text` or `sentence`, or a pair such as `premise` and `hypothesis`.
     """
 
     name = "jsonl"
@@ -59,10 +70,13 @@ class JSONLines(Task):
 def _example(record: Mapping[str, Any], identity: str, place: str) -> Example:
     """Turn a line of any form into an example."""
     forms = [form for form, wanted in FORMS.items() if all(key in record for key in wanted)]
+    if not forms and LABEL in record:
+        return _labelled(record, identity, place)
     if len(forms) != 1:
         fault = f"fits {' and '.join(forms)}" if forms else "fits no form"
         raise PeftkitError(
-            f"{place}: the line {fault}; its keys are {keys(record)}. Allowed is one of: {'; '.join(FORMS)}."
+            f"{place}: the line {fault}; its keys are {keys(record)}. Allowed is one of: {'; '.join(FORMS)}; "
+            "text and label."
         )
     (form,) = forms
     first, *last = FORMS[form]
@@ -75,6 +89,20 @@ def _example(record: Mapping[str, Any], identity: str, place: str) -> Example:
             prompt += f"\n\n{given}"
         turns = (Turn("user", prompt), Turn("assistant", text(record[last[0]], place, last[0], empty=True)))
     return Example(identity, turns, (turns[-1].text,))
+
+
+def _labelled(record: Mapping[str, Any], identity: str, place: str) -> Example:
+    """Turn a line with a label into an example without an answer; two texts stand on a line each."""
+    named = next((names for names in reversed(LABELLED) if all(name in record for name in names)), None)
+    if named is None:
+        allowed = "; ".join(" and ".join(names) for names in LABELLED)
+        raise PeftkitError(f"{place}: beside '{LABEL}' the line has {keys(record)}. Allowed is one of: {allowed}.")
+    label = record[LABEL]
+    if isinstance(label, bool) or not isinstance(label, str | int):
+        raise PeftkitError(f"{place}: '{LABEL}' is {kind(label)}, and a class is wanted: text or a whole number.")
+    label = label if isinstance(label, int) else text(label, place, LABEL)
+    prompt = "\n".join(text(record[name], place, name) for name in named)
+    return Example(identity, (Turn("user", prompt),), (str(label),), {LABEL: label})
 
 
 def _conversation(messages: Any, place: str, key: str) -> tuple[Turn, ...]:

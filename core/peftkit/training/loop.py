@@ -69,6 +69,7 @@ class Loop:
         self.step = 0
         self.position = Position()
         groups = adaptation.groups(section.learning_rate, section.weight_decay)
+        strategy.check(groups)
         self.optimizer = Optimizers(groups, betas=section.betas, eps=section.eps, default=section.optimizer)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]

@@ -13,13 +13,11 @@ from peftkit.engine.engine import Engine
 from peftkit.engine.memory_plan import memory_plans
 from peftkit.engine.passes import Passes, Phase, Plain
 from peftkit.engine.retrying import Retrying
-from peftkit.estimation.asked import objective_of
+from peftkit.estimation.asked import objective_of, strategy_of
 from peftkit.estimation.fit import Fit
 from peftkit.estimation.step import largest
 from peftkit.objectives import Objective
 from peftkit.recipe import TrainSection
-from peftkit.recipe.entries import entry
-from peftkit.strategies import STRATEGIES
 from peftkit.training.loop import Loop
 
 
@@ -42,9 +40,8 @@ def make_loop(
     are at.
     """
     plain = Plain(engine, objective or objective_of(section), adaptation, device, precision, phase)
-    name, options = entry(section.strategy)
-    strategy = STRATEGIES[name].from_options(options)
-    return Loop(_nested(plain, batches, section, pad_id, notice), adaptation, batches, section, strategy, pad_id=pad_id)
+    passes = _nested(plain, batches, section, pad_id, notice)
+    return Loop(passes, adaptation, batches, section, strategy_of(section), pad_id=pad_id)
 
 
 def _nested(

@@ -28,7 +28,7 @@ def memory_parts(loop: Loop, peak: int) -> dict[str, int]:
     parts = {
         "weights": weights,
         "adapter": _bytes([*own, *everything]) - weights,
-        "gradients": _bytes(loop.parameters),
+        "gradients": _bytes(loop.parameters) if loop.strategy.needs().backward else 0,
         "optimizer": _bytes(state for state in states if state.device.type == loop.device.type),
     }
     return {**parts, "rest": max(0, peak - sum(parts.values()))}

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from peftkit.adaptation import Adaptation
+from peftkit.adaptation import OBJECTIVE, Adaptation
 from peftkit.assembly import Assembled, assemble, attach_methods
 from peftkit.data.batches import Batches, Epoch
-from peftkit.data.encode import Encoded, EncodedExamples, encode
+from peftkit.data.encode import Encoded, EncodedExamples
 from peftkit.engine.engine import choose as choose_engine
 from peftkit.engine.memory_plan import checkpoint_gradients
 from peftkit.engine.passes import Phase
@@ -74,12 +74,10 @@ def prepare(
     else:
         loaded = attach_methods(base, recipe, name, loading=resumed)
     adaptation, template = loaded.adaptation, loaded.template
-    objective = objective_of(section, recipe.objective)
-    module = objective.build(adaptation.layout)
-    if module is not None:
-        adaptation.modules["objective"] = module.to(loaded.device)
     data = load_data(recipe.dataset, "train")
-    encoded = encode(data.examples, template, loaded.tokenizer, section.max_length)
+    objective = objective_of(section, recipe.objective).settle(data.examples)
+    add_module(adaptation, objective, section.seed, loaded.device)
+    encoded = objective.encode(data.examples, template, loaded.tokenizer, section.max_length)
     if not encoded.rows:
         raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
     check_length(loaded.model, encoded.rows)
@@ -103,6 +101,14 @@ def prepare(
         scored=load_slice(recipe, data.name),
         notices=notices,
     )
+
+
+def add_module(adaptation: Adaptation, objective: Objective, seed: int, device: torch.device) -> None:
+    """Put what an objective trains beside the adapters, drawn from the run's seed."""
+    torch.manual_seed(seed)
+    module = objective.build(adaptation.layout)
+    if module is not None:
+        adaptation.modules[OBJECTIVE] = module.to(device)
 
 
 def _loop(
@@ -155,7 +161,7 @@ def validation(recipe: Recipe, dataset: str, template: Any, tokenizer: Any, obje
     data = load_data(recipe.dataset.model_copy(update={"name": dataset}), "validation")
     every = max(1, len(data.examples) // VALIDATION_EXAMPLES)
     chosen = data.examples[::every][:VALIDATION_EXAMPLES]
-    rows = encode(chosen, template, tokenizer, recipe.train.max_length).rows
+    rows = objective.encode(chosen, template, tokenizer, recipe.train.max_length).rows
     return batched(rows, recipe.train, objective) if rows else None
 
 
@@ -195,9 +201,10 @@ def nothing_left(dataset: str, count: int, max_length: int) -> str:
 
 
 def digest(encoded: Sequence[Encoded]) -> str:
-    """Return the SHA-256 of the token ids and labels in order."""
+    """Return the SHA-256 of the token ids and labels in order, and of the rows' classes where they have one."""
     state = hashlib.sha256()
     for item in encoded:
-        for values in (item.ids, item.labels):
+        classes = [] if item.label is None else [[item.label]]
+        for values in (item.ids, item.labels, *classes):
             state.update(array("q", [len(values), *values]).tobytes())
     return state.hexdigest()

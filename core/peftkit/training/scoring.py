@@ -10,6 +10,7 @@ from peftkit.data.template import Template
 from peftkit.device import autocast
 from peftkit.engine.passes import Plain
 from peftkit.errors import PeftkitError, nearest
+from peftkit.estimation.asked import objective_of
 from peftkit.evaluation import check_examples, evaluate_loaded
 from peftkit.metrics import METRICS
 from peftkit.recipe import Recipe
@@ -30,6 +31,12 @@ class Slice:
 def check(recipe: Recipe) -> None:
     """Raise PeftkitError, before anything is read, where no score of the data set's task is what the recipe names."""
     section, task = recipe.train, TASKS[recipe.dataset.name.removeprefix(PREFIX)]
+    objective = objective_of(section, recipe.objective)
+    if section.score_every is not None and not objective.generates():
+        raise PeftkitError(
+            f"train.score_every: the objective '{objective.name}' generates no answers to score; write null, and give "
+            "train.evaluate_every for its scores on the validation split."
+        )
     if section.score_every is not None and not task.metrics:
         raise PeftkitError(
             f"train.score_every: the data set {recipe.dataset.name} has no metrics; write null, and give "
@@ -38,11 +45,15 @@ def check(recipe: Recipe) -> None:
     if section.keep_best is None:
         return
     metric = Best(section.keep_best).metric
-    known = [VALIDATION, *score_names(task)]
+    measured, answered = [VALIDATION, *objective.score_names()], score_names(task) if objective.generates() else []
+    known = [*measured, *answered]
     if metric not in known:
         guess = nearest(metric, known)
         hint = f" Did you mean '{guess}'?" if guess else ""
         raise PeftkitError(f"train.keep_best: found '{metric}'; allowed: {', '.join(known)}.{hint}")
+    key = "evaluate_every" if metric in measured else "score_every"
+    if getattr(section, key) is None:
+        raise PeftkitError(f"train.keep_best: found '{metric}' without train.{key}, which says when it is measured")
 
 
 def score_names(task: Task) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import files, plot
-from peftkit.adaptation import save_adapter
+from peftkit.adaptation import OBJECTIVE, save_adapter
 from peftkit.assembly import Assembled
 from peftkit.data.batches import Batches
 from peftkit.engine.counts import largest_batch, saved_parts
@@ -222,6 +222,12 @@ class Session:
             "precision": loop.passes.plain.precision,
         }
 
+    def _objective(self) -> dict[str, Any] | None:
+        """Return the name and the options of the objective where its module is saved with the adapter."""
+        objective = self.loop.passes.plain.objective
+        saved = OBJECTIVE in self.prepared.adaptation.modules
+        return {"name": objective.name, "options": objective.options()} if saved else None
+
     def _keep(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Bring the best adapter back where one is kept; returns what was measured of the adapter that is saved."""
         best, last = self.best, records[-1]
@@ -242,7 +248,7 @@ class Session:
         kept = self._keep(log.records)
         self.loop.passes.close()
         self.prepared.adaptation.finish()
-        save_adapter(self.prepared.adaptation, self.run / "adapter", loaded.description)
+        save_adapter(self.prepared.adaptation, self.run / "adapter", loaded.description, objective=self._objective())
         title = f"{' + '.join(info['methods'])} on {info['dataset']}"
         plot.draw_loss(self.run / "loss.png", log.records, title)
         keys = ("model", "methods", "dataset", "examples", "dropped_examples", "trainable_parameters")
