@@ -17,6 +17,7 @@ from peftkit.engine.counts import Counts
 from peftkit.engine.engine import Arrangement, Engine
 from peftkit.engine.passes import BACKWARD, FORWARD, Result
 from peftkit.errors import PeftkitError
+from peftkit.estimation.step import run_step
 from peftkit.method import METHODS
 from peftkit.plan import plan
 from peftkit.profiling import profile
@@ -211,8 +212,16 @@ def test_the_estimate_knows_what_is_not_there(tmp_path):
     absent = ("optimizer", "gradients", "activations")
     assert [other.parts[name] for name in absent] == [0, 0, 0] == [other.at_peak[name] for name in absent]
     assert min(standard.parts[name] for name in absent) > 0
-    # What this process holds already is not the run's.
-    assert other.peak - other.parts["process"] <= standard.peak - standard.parts["process"]
+
+
+def test_a_step_is_estimated_below_one_with_a_backward_pass():
+    loop = zeroth_order()
+    batch, model = loop.batches.collate([0, 1, 2], 0), loop.adaptation.model
+    given = model, loop.adaptation, batch, loop.section, loop.device, "fp32"
+    forward, both = (run_step(*given, backward=backward) for backward in (False, True))
+    trained = sum(parameter.nbytes for parameter in loop.parameters)
+    assert forward.at_peak["gradients"] == forward.activations == 0
+    assert sum(forward.at_peak.values()) + trained < sum(both.at_peak.values())
 
 
 def test_a_profile_tells_of_passes_forward_alone(tmp_path):

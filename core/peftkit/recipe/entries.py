@@ -42,7 +42,7 @@ def complete_entries(tree: Node, keys: dict[str, Any], mistakes: Mistakes) -> No
         if key not in own and train.get(key, default) != default:
             place = tree.find(("train", key)).place
             mistakes.add(place, f"train.{key}", f"found {show(train[key])}, and the objective '{name}' has none")
-        if key in own and key in _given(tree, name):
+        if key in own and key in options and key in _given(tree, name):
             if train.get(key, options[key]) != options[key]:
                 place = tree.find(("objective", name, key)).place
                 fault = f"found {show(options[key])}, and train.{key} is {show(train[key])}; allowed: one of them"

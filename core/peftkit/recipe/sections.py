@@ -67,7 +67,8 @@ class TrainSection(Section):
     """What takes the steps where a method brings no optimizer of its own; `adamw-8bit` keeps its states in 8 bits and
     `adamw-offload` in the host's memory."""
     strategy: Entry = "standard"
-    """How a step is made of the micro-batches: a name, or `{name: options}`."""
+    """How a step is made of the micro-batches: a name, or `{name: options}`. `standard` follows gradients with the
+    optimizer; `mezo` follows losses alone, without a backward pass (`epsilon`, `rate_factor`)."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
     """The optimizer's decay rates of the first and second moment."""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
@@ -116,7 +117,7 @@ class TrainSection(Section):
     """Inputs that `score_every` answers, spread evenly over the validation split."""
     keep_best: Text | None = None
     """Keep the adapter of the step at which this was best: `validation_loss`, or a score, such as `BLEU-4`, with `-` in
-    front where lower is better; null keeps the last."""
+    front where lower is better; null keeps the last. Scores of a classification come with the validation loss."""
     patience: Count | None = None
     """Early stopping: the run ends after so many measurements of `keep_best` without a better one; null goes on."""
     save_every: Count | None = None
@@ -181,7 +182,8 @@ class Recipe(Section):
     dataset: DatasetSection
     """What to learn from."""
     objective: Entry = "cross-entropy"
-    """What is minimised: a name, or `{name: options}`."""
+    """What is minimised: a name, or `{name: options}`. `cross-entropy` is that of next tokens; `classification` that of
+    the label of a row (`labels` names the classes)."""
     train: TrainSection = TrainSection()
     """How to learn."""
     eval: EvalSection = EvalSection()
