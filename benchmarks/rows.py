@@ -1,12 +1,14 @@
-"""The table of the benchmark of training: its rows, how they are printed beside goals, and written as CSV."""
+"""The table of the benchmark of training: its rows, the machine, how they are printed beside goals, and written."""
 
 from __future__ import annotations
 
 import csv
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from goals import WORDS, Cell, Goal
 
 USUAL = "trainer"
@@ -107,3 +109,14 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
+
+
+def machine(device: str) -> str:
+    """Name the kind of GPU or processor."""
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    kind = " with AMX" if any("amx_bf16" in line for line in lines) else ""
+    return (named[0] if named else platform.machine()) + kind

@@ -28,7 +28,6 @@ alone. Tokens that rows of a batch have in common from their start on count once
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ from cases import SIZES, TECHNIQUES, Case
 from gates import Memory, Rate, Report, time_turns, weigh_sides
 from goals import CPU_GOALS, GPU_GOALS, Cell, Goal
 from profiles import PROFILES
-from rows import USUAL, Row, print_goals, print_rows, print_turns, write_csv
+from rows import USUAL, Row, machine, print_goals, print_rows, print_turns, write_csv
 from sides import PARTS, SIDES, available
 
 from peftkit.errors import PeftkitError, unknown
@@ -226,17 +225,6 @@ def arguments(command: Sequence[str] | None) -> argparse.Namespace:
     if given.device != "cpu" and not given.wall:
         parser.error("--cpu-time measures the processor; a GPU is measured by --wall.")
     return given
-
-
-def machine(device: str) -> str:
-    """Name the kind of GPU or processor."""
-    if device != "cpu":
-        return torch.cuda.get_device_name()
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    kind = " with AMX" if any("amx_bf16" in line for line in lines) else ""
-    return (named[0] if named else platform.machine()) + kind
 
 
 def goals_of(given: argparse.Namespace) -> Sequence[Goal]:

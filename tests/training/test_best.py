@@ -95,7 +95,7 @@ def test_what_is_kept_does_not_change_with_the_model():
 
 
 def test_the_adapter_of_the_best_step_is_the_runs(source: Path, tmp_path: Path):
-    given = make_recipe(source, "lora", max_steps=12, keep_best="validation_loss", **steady())
+    given = make_recipe(source, "lora", max_steps=12, keep_best="validation_loss", **steady(learning_rate=1.0))
     notices = Stops(0)
     summary = train(recipe.load(given), tmp_path / "run", observer=notices)
     measured = {r["step"]: r["validation_loss"] for r in log.read(tmp_path / "run/log.jsonl") if "validation_loss" in r}
@@ -105,7 +105,7 @@ def test_the_adapter_of_the_best_step_is_the_runs(source: Path, tmp_path: Path):
     assert summary.losses["validation"] == measured[step]
     assert not summary.stopped_early
     assert any(f"the adapter of step {step} is kept" in notice for notice in notices.notices)
-    shorter = make_recipe(source, "lora", max_steps=step, **steady())
+    shorter = make_recipe(source, "lora", max_steps=step, **steady(learning_rate=1.0))
     train(recipe.load(shorter), tmp_path / "shorter")
     assert adapter(tmp_path / "run") == adapter(tmp_path / "shorter")
     assert json.loads((tmp_path / "run/summary.json").read_text())["best"] == summary.best

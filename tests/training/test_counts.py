@@ -51,11 +51,11 @@ def test_tokens_are_counted_as_they_are_computed():
         ("whole", Arrangement(flat=False, apart=False)),
     ):
         result[name] = counts(batch, Engine(model, arrangement).pack(batch))
-    assert result["shared"] == (15, 3, 1, 12)
-    assert result["packed"] == (27, 3, 1, 0)
-    assert result["padded"] == (28, 3, 0, 0)
-    assert result["whole"] == (28, 4, 0, 0)
-    assert total(result.values()) == (98, 13, 2, 12)
+    assert result["shared"] == (15, 1, 12)
+    assert result["packed"] == (27, 1, 0)
+    assert result["padded"] == (28, 0, 0)
+    assert result["whole"] == (28, 0, 0)
+    assert total(result.values()) == (98, 2, 12)
 
 
 def test_what_is_saved_is_told_of_the_first_batches():
