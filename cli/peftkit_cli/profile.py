@@ -36,49 +36,50 @@ def profile(
     loaded = load(recipe, overrides or ())
     folder = output or Path("profiles") / Path(recipe).stem
     profiling.check(folder)
-    found = profiling.profile(loaded, steps)
-    profiling.write(found, folder)
+    measured = profiling.profile(loaded, steps)
+    profiling.write(measured, folder)
     if as_json:
-        print_json(found.as_dict())
+        print_json(measured.as_dict())
         return
-    show(found)
+    show(measured)
     say(f"\nThe figures and the Chrome trace are in {folder}: profile.json, trace.json.")
 
 
-def show(found: Profile) -> None:
+def show(profile: Profile) -> None:
     """Print the largest owners of saved memory and of time, and the phases of a step."""
     from peftkit.profiling.measure import by_saved, by_time
 
-    kinds, batch = found.kinds(), found.batch
+    kinds, batch = profile.kinds(), profile.batch
     title = (
-        f"Saved for the backward pass: {figures.size(found.saved)}, of a micro-batch of {batch['rows']} rows, "
+        f"Saved for the backward pass: {figures.size(profile.saved)}, of a micro-batch of {batch['rows']} rows, "
         f"{batch['tokens']:,} tokens ({batch['computed_tokens']:,} computed)"
     )
     heads = ("saved", "share", "modules", "owner, over all layers", "place")
-    told = [
-        (figures.size(row.saved), _share(row.saved, found.saved), row.modules, row.label, _first(row.name))
+    cells = [
+        (figures.size(row.saved), _share(row.saved, profile.saved), row.modules, row.label, _first(row.name))
         for row in by_saved(kinds)[:LARGEST]
     ]
-    table(heads, told, title)
+    table(heads, cells, title)
     say("")
-    single = by_saved(found.paths)[:LARGEST]
+    single = by_saved(profile.paths)[:LARGEST]
     table(
         ("saved", "share", "owner, by path", "what"),
-        [(figures.size(row.saved), _share(row.saved, found.saved), row.name, row.label) for row in single],
+        [(figures.size(row.saved), _share(row.saved, profile.saved), row.name, row.label) for row in single],
     )
-    phases = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in found.phases.items())
-    say(f"\nA step took {found.step_s * 1e3:.1f} ms, the median of {found.steps}. Watched, by phase, in ms: {phases}\n")
+    phases = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in profile.phases.items())
+    step = f"{profile.step_s * 1e3:.1f} ms, the median of {profile.steps}"
+    say(f"\nA step took {step}. Watched, by phase, in ms: {phases}\n")
     show_times(by_time(kinds)[: 2 * LARGEST], sum(row.own for row in kinds))
 
 
 def show_times(rows: Sequence[Row], whole: float) -> None:
     """Print what takes most time of its own."""
     heads = ("own ms", "share", "forward", "backward", "with inner", "modules", "owner, over all layers", "place")
-    told = []
+    cells = []
     for row in rows:
         times = (f"{seconds * 1e3:.2f}" for seconds in (row.forward, row.backward, row.total))
-        told.append((f"{row.own * 1e3:.2f}", _share(row.own, whole), *times, row.modules, row.label, _first(row.name)))
-    table(heads, told)
+        cells.append((f"{row.own * 1e3:.2f}", _share(row.own, whole), *times, row.modules, row.label, _first(row.name)))
+    table(heads, cells)
 
 
 def _first(places: str) -> str:

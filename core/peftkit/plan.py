@@ -97,13 +97,13 @@ def pieces(row: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
 
 def _children(adaptation: Adaptation) -> list[str]:
     taken = [adapter.site.children for adapter in adaptation.adapters()]
-    told = []
+    lines = []
     for name, child in adaptation.children.items():
         own = list(child.state.adapters())
         reached = {id(children[name]) for children in taken if name in children}
         methods = " + ".join(method.name for method in child.state.chosen)
-        told.append(f"{name}: {methods} at {len(reached)} of {len(own)} sites ({child.origin['folder']})")
-    return told
+        lines.append(f"{name}: {methods} at {len(reached)} of {len(own)} sites ({child.origin['folder']})")
+    return lines
 
 
 def _matched(adaptation: Adaptation) -> dict[str, tuple[int, str]]:

@@ -37,7 +37,7 @@ def check_methods(
     nothing, or two methods that own one parameter, or work on a weight that the start of one of them changes.
     """
     layout = layout or Layout(model)
-    found: list[tuple[dict[str, Any], list[str]]] = []
+    matches: list[tuple[dict[str, Any], list[str]]] = []
     owners: dict[str, str] = {}
     for method in expand(methods):
         sites = {site.id: site for site in method.sites(layout)}
@@ -50,14 +50,15 @@ def check_methods(
                 f"the methods '{owners[taken]}' and '{method.name}' both train {taken}: keep one of them."
             )
         owners.update(dict.fromkeys(own, method.name))
-        found.append((sites, own))
-    _check_splits(expand(methods), found)
-    return found
+        matches.append((sites, own))
+    _check_splits(expand(methods), matches)
+    return matches
 
 
-def _check_splits(methods: Sequence[Method], found: Sequence[tuple[dict[str, Any], list[str]]]) -> None:
+def _check_splits(methods: Sequence[Method], matches: Sequence[tuple[dict[str, Any], list[str]]]) -> None:
     used = [
-        {site.path for site in sites.values()} | {name.removesuffix(".weight") for name in own} for sites, own in found
+        {site.path for site in sites.values()} | {name.removesuffix(".weight") for name in own}
+        for sites, own in matches
     ]
     for one, other in permutations(range(len(methods)), 2):
         both = used[one] & used[other]
@@ -87,7 +88,7 @@ def attach(
     named combination is attached as its parts, which take one position each; `chosen` of the handle keeps the methods
     as they were given. Adapters are built at sites that hold what of the `children` was trained there.
     """
-    found = check_methods(model, methods)
+    matches = check_methods(model, methods)
     layout = Layout(model)
     root: Attached = model.__dict__.get(ATTRIBUTE) or Attached(
         context_of(model), trainable={n: p.requires_grad for n, p in own_parameters(model)}
@@ -98,13 +99,15 @@ def attach(
         _switch_parts(root.adaptations[other], on=False)
     built = [
         build_all(model, method, sites, f"{seed}/{position}", start=not loading, children=children or {})
-        for position, (method, (sites, _)) in enumerate(zip(expand(methods), found, strict=True))
+        for position, (method, (sites, _)) in enumerate(zip(expand(methods), matches, strict=True))
     ]
     model.__dict__[ATTRIBUTE] = root
     for _, parameter in own_parameters(model):
         parameter.requires_grad_(False)
     parts = []
-    for position, (method, (adapters, shared), (_, own)) in enumerate(zip(expand(methods), built, found, strict=True)):
+    for position, (method, (adapters, shared), (_, own)) in enumerate(
+        zip(expand(methods), built, matches, strict=True)
+    ):
         if shared is not None:
             _keep_beside(model, shared, f"{name}-{position}")
         for adapter in adapters.values():

@@ -140,19 +140,19 @@ def find_adapter(run: Path) -> Path:
         for folder in (run / "adapter", run):
             if (folder / DESCRIPTION).is_file():
                 return folder
-        begun = (run / "recipe.yaml").is_file()
-    if begun:
+        is_run = (run / "recipe.yaml").is_file()
+    if is_run:
         raise PeftkitError(f"the run {run} has no adapter: its training has not ended. Resume it first.")
     raise PeftkitError(f"{run} is neither a run folder nor an adapter folder: there is no {DESCRIPTION} in it.")
 
 
 def digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of an adapter's files by name."""
-    found = {}
+    sums = {}
     for name in (DESCRIPTION, TENSORS):
         with files.explained("read", folder / name):
-            found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    return found
+            sums[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return sums
 
 
 def check_base(one: str, base: Mapping[str, Any], other: str, its: Mapping[str, Any]) -> None:

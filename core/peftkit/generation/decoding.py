@@ -60,15 +60,15 @@ def generate(
     the tokenizer's first special token. Raises PeftkitError where a prompt and its answer may be longer than the
     model's context.
     """
-    begun = [tuple(prompt) or beginning(tokenizer) for prompt in prompts]
-    check_lengths(model, begun, settings.max_new_tokens)
+    started = [tuple(prompt) or beginning(tokenizer) for prompt in prompts]
+    check_lengths(model, started, settings.max_new_tokens)
     numbers: dict[Any, list[int]] = {}
-    for number, prompt in enumerate(begun):
+    for number, prompt in enumerate(started):
         numbers.setdefault((prompt, number) if settings.do_sample else prompt, []).append(number)
-    answers: list[Generation | None] = [None] * len(begun)
+    answers: list[Generation | None] = [None] * len(started)
 
     def single(same: list[int]) -> Thread:
-        answer = yield same[0], list(begun[same[0]])
+        answer = yield same[0], list(started[same[0]])
         for number in same:
             answers[number] = answer
         if on_progress:

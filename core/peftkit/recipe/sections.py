@@ -148,8 +148,8 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _agree(self) -> TrainSection:
         if self.batch_tokens is not None and self.batch_examples is not None:
-            found = f"batch_tokens {self.batch_tokens} and batch_examples {self.batch_examples}"
-            raise ValueError(f"found {found}; allowed: one of them (write null for the other)")
+            both = f"batch_tokens {self.batch_tokens} and batch_examples {self.batch_examples}"
+            raise ValueError(f"found {both}; allowed: one of them (write null for the other)")
         if self.warmup > 1 and self.warmup != int(self.warmup):
             raise ValueError(f"found warmup {self.warmup}; allowed: a fraction below 1, or a whole number of steps")
         if self.patience is not None and self.keep_best is None:
