@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_a_fresh_process_gives_equal_logits(subjects, only, tmp_path):
         (tmp_path / label).mkdir()
         expected[label] = write(tmp_path / label, name, position, architecture)
     here = Path(__file__).parent
-    paths = {"PYTHONPATH": ":".join([str(here), *sys.path]), "OMP_NUM_THREADS": "1", "PATH": ""}
+    paths = {**os.environ, "PYTHONPATH": ":".join([str(here), *sys.path]), "OMP_NUM_THREADS": "1", "PATH": ""}
     subprocess.run([sys.executable, "-c", READER, str(tmp_path), str(here)], check=True, env=paths, timeout=300)
     for label, value in expected.items():
         assert torch.equal(load_file(tmp_path / label / "loaded.safetensors")["logits"], value), label
