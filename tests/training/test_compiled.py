@@ -93,7 +93,7 @@ def fail(graph: Any, inputs: Any) -> Callable[..., Any]:
 @needs_compiler
 @pytest.mark.skipif(
     os.environ.get("ATEN_CPU_CAPABILITY") == "default",
-    reason="without vectors torch's inductor writes C++ for dropout that compilers refuse; the run falls back and says so",
+    reason="without vectors torch's inductor writes C++ for dropout that is refused; the run falls back and says so",
 )
 @pytest.mark.parametrize(("method", "options"), [("lora", {"targets": ("q",), "dropout": 0.1}), thorough("ia3", {})])
 def test_losses_are_those_without_a_compiler(method: str, options: dict[str, Any]):
