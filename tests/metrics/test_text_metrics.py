@@ -108,7 +108,7 @@ def test_faulty_input_is_told(name):
         metric.score([None], [["#### 1"]])  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name != "meteor"])
+@pytest.mark.parametrize("name", [name for name in METRICS.names() if name not in ("meteor", *LABELS)])
 def test_a_metric_returns_the_keys_it_announces_and_bears_empty_predictions(name):
     scores = METRICS[name].score(["", "b 2"], [["a #### 1"], ["b #### 2", "c #### 3"]])
     assert tuple(scores) == METRICS[name].keys
@@ -116,4 +116,4 @@ def test_a_metric_returns_the_keys_it_announces_and_bears_empty_predictions(name
 
 
 def test_every_listed_metric_is_registered():
-    assert sorted((*ALL, *LABELS)) == METRICS.names()
+    assert {*ALL, *LABELS} <= set(METRICS.names())

@@ -35,7 +35,7 @@ class MeZO(Strategy, name="mezo"):
     epsilon: Annotated[float, Gt(0)] = 1e-3
     """How far the parameters are moved along the direction, to both sides."""
     rate_factor: Annotated[float, Gt(0)] = 0.1
-    """Multiplies every learning rate, as methods' own are for Adam: the paper searches over rates of about a tenth."""
+    """Multiplies every learning rate: methods' own are for Adam, and one random direction tells less of a step."""
 
     def needs(self) -> Needs:
         ignores = ("optimizer", "betas", "eps", "compile", "memory", "gradient_checkpointing")
