@@ -11,6 +11,7 @@ from torch import nn
 
 from peftkit.errors import PeftkitError, nearest
 from peftkit.families import family_of
+from peftkit.families.text_part import unread
 from peftkit.layout.sites import Rows, Site
 from peftkit.layout.targets import GROUPS, LINEAR_ROLES, names_module
 from peftkit.quantization.weight import packed_shape, shape
@@ -22,7 +23,8 @@ class Layout:
     def __init__(self, model: nn.Module):
         self.model = model
         self.config: Any = getattr(model, "config", None)
-        self.kind: str = getattr(self.config, "model_type", type(model).__name__)
+        text = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
+        self.kind: str = getattr(text, "model_type", type(model).__name__)
         self.names: Mapping[str, Any] = family_of(self.config).names(self.kind)
         self.modules: dict[str, nn.Module] = {
             name: module for name, module in model.named_modules() if ".seated" not in f".{name}"
@@ -159,6 +161,12 @@ class Layout:
         ]
 
     def _no_match(self, target: str) -> str:
+        missing = [name for part in unread(self.model) for name in part.names if names_module(target, name)]
+        if missing:
+            return (
+                f"the target '{target}' names {missing[0]}, which takes images or sound: text never reaches it, and "
+                "it is not loaded. Choose targets inside the decoder of text."
+            )
         roles = ", ".join(f"{role} ({count})" for role, count in self.roles().items())
         leaves = sorted({name.split(".")[-1] for name, module in self.modules.items() if shape(module) is not None})
         guess = nearest(target, [*GROUPS, *LINEAR_ROLES, *leaves])

@@ -1,0 +1,103 @@
+"""Image-text models without what text never reaches: those parts are outlined by name, and never built or read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from peftkit.errors import PeftkitError
+
+
+class Unread(nn.Module):
+    """Stands where a part was that text never reaches; it has no weights and refuses to run."""
+
+    def __init__(self, path: str, part: nn.Module):
+        super().__init__()
+        self.path = path
+        self.names = [f"{path}.{name}" if name else path for name, _ in part.named_modules()]
+        """The names of the modules that were here."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse."""
+        raise PeftkitError(f"{self.path} takes images or sound and is not loaded: train and ask with text alone.")
+
+
+class TextPart:
+    """Builds and reads image-text models, in place of an auto class of transformers."""
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig, *, trust_remote_code: bool = False, **rest: Any) -> PreTrainedModel:
+        """Build the model of a configuration with random weights."""
+        return cast(Any, _class_of(config))._from_config(config, **rest)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Any, *, config: PretrainedConfig | None = None, trust_remote_code: bool = False, **rest: Any
+    ) -> Any:
+        """Read a checkpoint with transformers: tensors of parts that text never reaches are not."""
+        config = config or AutoConfig.from_pretrained(folder, local_files_only=True)
+        return cast(Any, _class_of(config)).from_pretrained(folder, config=config, **rest)
+
+
+def whole_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """Return the class of transformers for the whole model."""
+    return cast(Any, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)[type(config)]
+
+
+def unread(model: nn.Module) -> list[Unread]:
+    """List the parts of a model that were left out."""
+    return [module for module in model.modules() if isinstance(module, Unread)]
+
+
+def _class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
+    with torch.device("meta"):
+        outline = cast(Any, whole_class(config))._from_config(config)
+    return _without(whole_class(config), tuple(_unreached(outline)))
+
+
+@cache
+def _without(whole: type[PreTrainedModel], paths: tuple[str, ...]) -> type[PreTrainedModel]:
+    """Return a subclass of the same name whose models have nothing at these paths."""
+
+    def build(self: Any, config: Any, *args: Any, **rest: Any) -> None:
+        whole.__init__(self, config, *args, **rest)
+        for path in paths:
+            self.set_submodule(path, Unread(path, self.get_submodule(path)))
+
+    return type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
+
+
+def _unreached(outline: Any) -> Iterator[str]:
+    """Iterate over the topmost modules with weights that a pass over text neither calls nor has its decoder in.
+
+    `outline` is on the meta device, where some decoders cannot run to their end: all that stands before is called then.
+    """
+    kept = {outline.get_decoder(), outline.get_input_embeddings(), outline.get_output_embeddings()} - {None}
+    called: set[nn.Module] = set()
+    hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in outline.modules()]
+    try:
+        with torch.no_grad():
+            outline(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"), use_cache=False)
+    except Exception:  # noqa: S110  the model's own code, which may look at values that are not there
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    yield from _outside(outline, "", kept, called)
+
+
+def _outside(module: nn.Module, path: str, kept: set[nn.Module], called: set[nn.Module]) -> Iterator[str]:
+    for name, child in module.named_children():
+        inner = f"{path}.{name}" if path else name
+        if child in kept:
+            continue
+        if kept & set(child.modules()):
+            yield from _outside(child, inner, kept, called)
+        elif child not in called and next(child.parameters(), None) is not None:
+            yield inner
