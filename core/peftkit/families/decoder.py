@@ -36,7 +36,7 @@ class Decoder(Family):
         if getattr(config, "is_encoder_decoder", False):
             return f"{architecture} is an encoder-decoder; only decoders (causal language models) work."
         if any(getattr(config, key, None) is not None for key in OTHER_INPUTS):
-            return f"{architecture} takes images or sound; of such models those with a decoder of text inside work."
+            return f"{architecture} takes images or sound; only decoders of text work, and those of image-text models."
         masked = architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
         if masked or architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             return (

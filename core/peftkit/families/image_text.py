@@ -14,6 +14,8 @@ from peftkit.families.text_part import TextPart, whole_class
 
 IMAGES = "pixel_values"
 """What a model of images and text is called with beside the text."""
+BOTH_WAYS = (True, "all")
+"""How a configuration says that a text token sees those behind it."""
 
 
 class ImageText(Family):
@@ -28,10 +30,15 @@ class ImageText(Family):
         return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     def refusal(self, config: Any) -> str | None:
-        """Refuse what has no decoder of text beside a part of other inputs, for the reason that a decoder gives."""
-        if _has_decoder(config):
-            return None
-        return FAMILIES["decoder"].refusal(config) or f"{config.model_type} takes text alone."
+        """Refuse what has no decoder of text beside a part of other inputs, for the reason that a decoder gives.
+
+        So are decoders that see what comes after a token: which tokens are the prompt belongs to their input then.
+        """
+        if not _has_decoder(config):
+            return FAMILIES["decoder"].refusal(config) or f"{config.model_type} takes text alone."
+        if getattr(config.get_text_config(), "use_bidirectional_attention", None) in BOTH_WAYS:
+            return f"{config.model_type} reads its prompts in both directions; only causal decoders work."
+        return None
 
     def names(self, architecture: str) -> Mapping[str, Any]:
         """Return the names of the decoder inside."""

@@ -70,7 +70,15 @@ def _without(whole: type[PreTrainedModel], paths: tuple[str, ...]) -> type[PreTr
         for path in paths:
             self.set_submodule(path, Unread(path, self.get_submodule(path)))
 
-    return type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
+    def get_decoder(self: Any) -> Any:
+        decoder = whole.get_decoder(self)
+        # Some hold a whole causal model, head and all.
+        while decoder.get_decoder() is not decoder:
+            decoder = decoder.get_decoder()
+        return decoder
+
+    own = {"__init__": build, "get_decoder": get_decoder, "__module__": whole.__module__}
+    return type(whole.__name__, (whole,), own)
 
 
 def _unreached(outline: Any) -> Iterator[str]:
@@ -84,8 +92,9 @@ def _unreached(outline: Any) -> Iterator[str]:
     try:
         with torch.no_grad():
             outline(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"), use_cache=False)
-    except Exception:  # noqa: S110  the model's own code, which may look at values that are not there
-        pass
+    except Exception as error:  # the model's own code may look at values, which are not there
+        if isinstance(error, (TypeError, ValueError)) and outline.get_decoder() not in called:
+            raise PeftkitError(f"{outline.config.model_type} does not run on text alone: {error}") from error
     finally:
         for hook in hooks:
             hook.remove()

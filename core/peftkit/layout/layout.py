@@ -127,6 +127,14 @@ class Layout:
         path = next(name for name, other in self.modules.items() if other is module)
         return Site(path, module, module.num_embeddings, module.embedding_dim, "embedding", tied=self._tied(module))
 
+    def other_tables(self) -> list[nn.Embedding]:
+        """List the embeddings by token id beside the input embedding, such as those that each layer adds."""
+        first: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        config = self.config.get_text_config().to_dict()
+        sizes = {size for key, size in config.items() if key.startswith("vocab_size")}
+        tables = [module for module in self.modules.values() if isinstance(module, nn.Embedding)]
+        return [table for table in tables if table is not first and table.num_embeddings in sizes]
+
     def norms(self) -> list[str]:
         """Return the paths of the normalisation layers."""
         return [name for name, module in self.modules.items() if "norm" in type(module).__name__.lower()]

@@ -15,7 +15,7 @@ from peftkit.families.text_part import unread
 from peftkit.tensor_file import TensorFile
 
 
-class Place(NamedTuple):
+class StoredTensor(NamedTuple):
     """Where a tensor lies, and under which name."""
 
     file: TensorFile
@@ -35,13 +35,13 @@ class Contents:
     """The tensors of weight files, sorted by what they are of a model; no tensor is read."""
 
     def __init__(self, model: nn.Module, paths: Iterable[Path]):
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, StoredTensor] = {}
         """The tensors that the model has as they are, by its own names."""
-        self.unread: list[Place] = []
+        self.unread: list[StoredTensor] = []
         """Those of parts that the model was built without."""
-        self.strays: list[Place] = []
+        self.strays: list[StoredTensor] = []
         """Those that the model does not have, or in another form, into which transformers converts them."""
-        held = [Place(file, key) for file in map(TensorFile, paths) for key in file.names]
+        held = [StoredTensor(file, key) for file in map(TensorFile, paths) for key in file.names]
         own, elsewhere, ignored = set(model.state_dict()), outside(model), _ignored(model)
         for place, name in zip(held, _names(model, [place.key for place in held]), strict=True):
             if name in own:

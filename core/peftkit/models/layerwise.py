@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.layout import Layout
-from peftkit.models.contents import Contents, Place
+from peftkit.models.contents import Contents, StoredTensor
 from peftkit.models.fingerprint import digest, sample
 from peftkit.models.quantize import replace
 from peftkit.quantization.quantizer import Quantizer
@@ -84,7 +84,7 @@ def _tied(model: PreTrainedModel) -> set[str]:
     return {f"{site.path}.weight" for site in layout.linears if site.tied}
 
 
-def read_weight(place: Place, dtype: torch.dtype, transposed: bool) -> Tensor:
+def read_weight(place: StoredTensor, dtype: torch.dtype, transposed: bool) -> Tensor:
     """Read one weight [out, in]."""
     weight = place.read().to(dtype)
     return weight.T if transposed else weight

@@ -69,9 +69,14 @@ class Chat(Template):
 
 def _rendered(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool) -> str:
     """Render with the chat template; what the template refuses is a PeftkitError."""
+    return _render(turns, tokenizer, prompt=prompt, in_parts=_takes_parts(tokenizer, tokenizer.chat_template))
+
+
+def _render(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool, in_parts: bool) -> str:
     import jinja2
 
-    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    contents: list[Any] = [[{"type": "text", "text": turn.text}] if in_parts else turn.text for turn in turns]
+    messages = [{"role": turn.role, "content": content} for turn, content in zip(turns, contents, strict=True)]
     try:
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=prompt, enable_thinking=False
@@ -81,6 +86,20 @@ def _rendered(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool) -> str:
         raise PeftkitError(
             f"the chat template cannot render a conversation with the roles {roles}: {error}. {ADVICE}"
         ) from None
+
+
+@lru_cache(maxsize=512)
+def _takes_parts(tokenizer: Any, template: str) -> bool:
+    """Say whether the template reads a text as a list of parts, as those of images and text do, and not by itself."""
+    turns = [Turn("user", "turnstandshere")]
+
+    def renders(in_parts: bool) -> bool:
+        try:
+            return turns[0].text in _render(turns, tokenizer, prompt=True, in_parts=in_parts)
+        except PeftkitError:
+            return False
+
+    return not renders(in_parts=False) and renders(in_parts=True)
 
 
 @lru_cache(maxsize=512)
