@@ -31,8 +31,8 @@ def read(
     """Fill a model made under `without_weights` from safetensors files; return the fingerprint of what they hold.
 
     `packed` names the linear layers to pack. Returns None, with the model unusable, where the files hold other tensors
-    than the model, or in another form: transformers has to convert or to refuse such a checkpoint. Raises PeftkitError for a weight that
-    cannot be packed. `as_if` is the dtype that the fingerprint takes the weights in.
+    than the model, or in another form: transformers has to convert or to refuse such a checkpoint. Raises
+    PeftkitError for a weight that cannot be packed. `as_if` is the dtype that the fingerprint takes the weights in.
     """
     wanted = {name for name, parameter in model.named_parameters() if parameter.is_meta}
     tied, contents = _tied(model), Contents(cast(nn.Module, model), paths)
