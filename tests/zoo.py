@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
-from peftkit.families import FAMILIES, family_of
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
+
+from peftkit.families import FAMILIES, family_of
 
 VOCABULARY = 300
 LAYERS = 4
