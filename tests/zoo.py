@@ -197,6 +197,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "ministral": {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "nemotron": {"num_key_value_heads": 2},
+    "qwen2_5_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "full_attention"] * 2,
         "indexer_n_heads": 2,
@@ -236,8 +237,11 @@ def build(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel
 
 def image_text(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Build a random model that takes images and text, as `build` does; with `save_pretrained` it is a checkpoint."""
-    config = AutoConfig.for_model(architecture, **(settings(architecture) | overrides))
-    return of_config(config, seed, AutoModelForImageTextToText)
+    keys = settings(architecture) | overrides
+    if keys.get("vision_config") is None:
+        vision = AutoConfig.for_model(architecture).sub_configs["vision_config"]()
+        keys["vision_config"] = shrunk(vision.to_dict(), vision.model_type)
+    return of_config(AutoConfig.for_model(architecture, **keys), seed, AutoModelForImageTextToText)
 
 
 def of_config(config: PretrainedConfig, seed: int = 0, loader: Any = None) -> PreTrainedModel:
