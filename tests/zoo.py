@@ -197,7 +197,6 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "ministral": {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "nemotron": {"num_key_value_heads": 2},
-    "qwen2_5_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "full_attention"] * 2,
         "indexer_n_heads": 2,

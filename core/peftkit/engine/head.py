@@ -21,7 +21,8 @@ class Head:
     def __init__(self, model: nn.Module):
         self.model = cast(Any, model)
         self.layer: nn.Module | None = self.model.get_output_embeddings()
-        self.bodies = list({id(body): body for body in (self.model.base_model, self.model.get_decoder())}.values())
+        bodies = dict.fromkeys((self.model.base_model, self.model.get_decoder()))
+        self.bodies = [body for body in bodies if body is not model] or [model]
         self.output: Any = None
         self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
         self._bare: bool | None = None

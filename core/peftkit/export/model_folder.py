@@ -68,10 +68,8 @@ def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[s
 
 def _contents(trained: Trained, paths: list[Path]) -> Contents:
     """Return what the base's files hold; refuses a base of which parts that text never reaches are nowhere."""
-    with torch.device("meta"):
-        outline = type(trained.model)(trained.model.config)
-    contents = Contents(outline, paths)
-    if unread(outline) and not contents.unread:
+    contents = Contents(trained.module, paths)
+    if unread(trained.module) and not contents.unread:
         raise PeftkitError(
             f"the base of this run, {trained.name}, holds the decoder of text alone of its model, which takes images "
             "too: the merged model would not be whole. Train on the original checkpoint."

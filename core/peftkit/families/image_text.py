@@ -6,7 +6,10 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from peftkit.families import FAMILIES, Family
 from peftkit.families.decoder import OTHER_INPUTS
@@ -50,7 +53,7 @@ FAMILIES.add("image-text", ImageText())
 
 def _has_decoder(config: Any) -> bool:
     """Say whether a configuration is of a model that generates, with one of a decoder inside."""
-    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return False
     if all(getattr(config, key, None) is None for key in OTHER_INPUTS):
         return False

@@ -71,10 +71,10 @@ def _without(whole: type[PreTrainedModel], paths: tuple[str, ...]) -> type[PreTr
             self.set_submodule(path, Unread(path, self.get_submodule(path)))
 
     def get_decoder(self: Any) -> Any:
-        decoder = whole.get_decoder(self)
-        # Some hold a whole causal model, head and all.
-        while decoder.get_decoder() is not decoder:
-            decoder = decoder.get_decoder()
+        decoder, first, head = whole.get_decoder(self), self.get_input_embeddings(), self.get_output_embeddings()
+        # Of a whole causal model inside, head and all, it is the part that makes hidden states.
+        while head in set(decoder.modules()):
+            decoder = next(child for child in decoder.children() if first in set(child.modules()))
         return decoder
 
     own = {"__init__": build, "get_decoder": get_decoder, "__module__": whole.__module__}

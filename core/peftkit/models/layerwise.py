@@ -30,14 +30,13 @@ def read(
 ) -> str | None:
     """Fill a model made under `without_weights` from safetensors files; return the fingerprint of what they hold.
 
-    `packed` names the linear layers to pack. Returns None, with the model unusable, where the files hold other tensors
-    than the model, or in another form: transformers has to convert or to refuse such a checkpoint. Raises
-    PeftkitError for a weight that cannot be packed. `as_if` is the dtype that the fingerprint takes the weights in.
+    `packed` names the linear layers to pack. Returns None, with nothing read, where the files hold other tensors than
+    the model, or in another form: transformers has to convert or to refuse such a checkpoint. Raises PeftkitError for a
+    weight that cannot be packed. `as_if` is the dtype that the fingerprint takes the weights in.
     """
-    wanted = {name for name, parameter in model.named_parameters() if parameter.is_meta}
-    tied, contents = _tied(model), Contents(cast(nn.Module, model), paths)
-    if contents.strays or wanted - tied - set(contents.places):
+    if not _fits(model, contents := Contents(cast(nn.Module, model), paths)):
         return None
+    tied = _tied(model)
     samples: dict[str, tuple[list[int], Tensor]] = {}
     transposed = {path for path in packed if isinstance(model.get_submodule(path), Conv1D)}
     for name, place in contents.places.items():
@@ -48,8 +47,6 @@ def read(
         if kind in module._buffers:
             module._buffers[kind] = place.read().to(module._buffers[kind])
             continue
-        if place.shape != list(model.get_parameter(name).shape):
-            return None
         value = place.read().to(dtype)
         samples[name] = (list(value.shape), sample(value, as_if))
         setattr(module, kind, nn.Parameter(value, requires_grad=False))
@@ -76,6 +73,16 @@ def without_weights() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _fits(model: PreTrainedModel, contents: Contents) -> bool:
+    """Say whether files hold all that the model has, in its shapes, and nothing else."""
+    shapes = {name: list(tensor.shape) for name, tensor in cast(nn.Module, model).state_dict().items()}
+    # A tensor under several names is wanted under the first.
+    names = {name for name, _ in (*model.named_parameters(), *cast(nn.Module, model).named_buffers())}
+    held = {name: place.shape for name, place in contents.places.items()}
+    lacking = (names & set(shapes)) - _tied(model) - set(held)
+    return not contents.strays and not lacking and all(shapes[name] == shape for name, shape in held.items())
 
 
 def _tied(model: PreTrainedModel) -> set[str]:
