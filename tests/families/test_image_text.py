@@ -23,7 +23,7 @@ from peftkit.data.example import Example, Turn
 from peftkit.data.template import TEMPLATES
 from peftkit.errors import PeftkitError
 from peftkit.families import FAMILIES, family_of
-from peftkit.families.text_part import unread
+from peftkit.families.image_text import unread
 from peftkit.generation.decoding import generate
 from peftkit.generation.settings import Settings
 from peftkit.layout import Layout
@@ -171,10 +171,10 @@ def test_answers_are_those_of_the_whole_model_without_a_cache(family: str, tmp_p
 @pytest.mark.parametrize("architecture", sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES))
 def test_every_image_text_configuration_is_taken_or_refused(architecture: str) -> None:
     config = AutoConfig.for_model(architecture)
-    reason = FAMILIES["image-text"].refusal(config)
+    reason = FAMILIES["decoder"].refusal(config)
     assert reason is None or reason.startswith(architecture)
     if reason is None:
-        assert family_of(config) is FAMILIES["image-text"]
+        assert family_of(config) is FAMILIES["decoder"]
 
 
 def test_soft_prompts_run_in_the_whole_model(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from peftkit.errors import PeftkitError
 from peftkit.export import shards
 from peftkit.export.trained import Trained
-from peftkit.families.text_part import unread
+from peftkit.families.image_text import unread
 from peftkit.layout import own_parameters
 from peftkit.models import folder as folders
 from peftkit.models.contents import Contents, StoredTensor

@@ -50,7 +50,7 @@ def check(config: Any, where: str) -> None:
     """Raise PeftkitError with the reasons where no family takes a configuration; `where` names the file or key."""
     reasons = [family.refusal(config) for _, family in FAMILIES.items()]
     if None not in reasons:
-        raise PeftkitError(f"{where}: {' '.join(dict.fromkeys(filter(None, reasons)))}")
+        raise PeftkitError(f"{where}: {' '.join(filter(None, reasons))}")
 
 
 def architectures() -> list[str]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from peftkit.errors import PeftkitError, nearest
 from peftkit.families import family_of
-from peftkit.families.text_part import unread
+from peftkit.families.image_text import unread
 from peftkit.layout.sites import Rows, Site
 from peftkit.layout.targets import GROUPS, LINEAR_ROLES, names_module
 from peftkit.quantization.weight import packed_shape, shape

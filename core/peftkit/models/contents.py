@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from peftkit.families.text_part import unread
+from peftkit.families.image_text import unread
 from peftkit.tensor_file import TensorFile
 
 
