@@ -81,13 +81,13 @@ def _example(record: Record, columns: Columns) -> Example:
         )
     wanted, beside = FORMS[forms[0]]
     _check(values, (*wanted, *beside, *NAMES), place)
-    first, *rest = wanted
+    first, second = wanted[0], wanted[-1]
     if first == "text":
         turns = (Turn("text", text(values[first], place, first)),)
-    elif not rest:
+    elif first == second:
         turns = opening(values, conversation(_without(values[first], columns), place, first), place)
     else:
-        turns = _answered(values, first, rest[0], columns, place)
+        turns = _answered(values, first, second, columns, place)
     return Example(record.identity, turns, (turns[-1].text,))
 
 
