@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ def _example(record: Record, columns: Columns) -> Example:
 def _answered(values: Mapping[str, Any], asked: str, said: str, columns: Columns, place: str) -> tuple[Turn, ...]:
     """Return the turns of a prompt, or an instruction, with its output; each is text or a list of messages."""
     given, answer = values.get("input"), values[said]
+    last: Sequence[Turn]
     if isinstance(answer, list):
         last = conversation(_without(answer, columns), place, said)
     else:
