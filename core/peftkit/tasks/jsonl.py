@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def _example(record: Record, columns: Columns) -> Example:
 def _answered(values: Mapping[str, Any], asked: str, said: str, columns: Columns, place: str) -> tuple[Turn, ...]:
     """Return the turns of a prompt, or an instruction, with its output; each is text or a list of messages."""
     given, answer = values.get("input"), values[said]
-    last: Sequence[Turn]
+    last: tuple[Turn, ...]
     if isinstance(answer, list):
         last = conversation(_without(answer, columns), place, said)
     else:
@@ -106,9 +106,10 @@ def _answered(values: Mapping[str, Any], asked: str, said: str, columns: Columns
         if given is not None and text(given, place, "input", empty=True).strip():
             prompt += f"\n\n{given}"
         if not prompt.strip():
-            if len(last) > 1 or not last[0].text.strip():
+            document = last[0].text if len(last) == 1 else ""
+            if not document.strip():
                 raise PeftkitError(f"{place}: '{asked}' is empty, and text is wanted.")
-            return (Turn("text", last[0].text),)
+            return (Turn("text", document),)
         first = (Turn("user", prompt),)
     return opening(values, (*_history(values.get("history"), place), *first, *last), place)
 
