@@ -20,6 +20,7 @@ ALLOWED = {
         "registry": "errors",
         "options": "errors registry",
         "files": "errors",
+        "visible": "",
         "tensor_file": "errors files",
         "plot": "files",
         # Tensors: kernels, packed weights, the places in a model, and what sits there.
@@ -64,7 +65,7 @@ ALLOWED = {
         "suites": "assembly data errors evaluation files recipe versions",
         "export": "__version__ adaptation assembly data errors files layers layout method methods models ports "
         "quantization recipe registry tasks tensor_file",
-        "report": "errors files method metrics plot recipe resources suites tasks training",
+        "report": "errors files method metrics plot recipe resources suites tasks training visible",
         "comparison": "adaptation assembly budget errors evaluation files layout method recipe report tasks "
         "tensor_file training",
     }.items()

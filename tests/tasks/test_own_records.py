@@ -90,7 +90,7 @@ def test_an_empty_answer_is_not_learnt(tmp_path):
 def test_a_text_alone_is_a_document(record, tmp_path):
     (example,) = read(tmp_path, record)
     assert example.turns == (Turn("text", "once"),)
-    with pytest.raises(PeftkitError, match="train.jsonl:1 is a document"):
+    with pytest.raises(PeftkitError, match=r"train\.jsonl:1 is a document"):
         TASKS["jsonl"].group([example])
 
 
