@@ -72,7 +72,7 @@ def choose(model: Any, prompts: Sequence[Sequence[int]], copies: int) -> Caching
     admits and that does not hold is told, once for all models of this class.
     """
     forward = Forward(model)
-    trials = [Trial(forward, prompts, copies, number) for number in range(TRIALS)]
+    trials = [CacheTrial(forward, prompts, copies, number) for number in range(TRIALS)]
     ways = list(_ways(forward, trials[0].texts[0], copies))
     for way in ways:
         faults = []
@@ -145,7 +145,7 @@ def _made(forward: Forward, text: Sequence[int]) -> Made | None:
     return next((Made(name, outputs[name]) for name in ALL_CACHE_NAMES if outputs.get(name) is not None), None)
 
 
-class Trial:
+class CacheTrial:
     """Four texts, two of one token, read with and without a cache and continued with tokens that are given."""
 
     def __init__(self, forward: Forward, prompts: Sequence[Sequence[int]], copies: int, number: int):
