@@ -130,7 +130,8 @@ def test_the_quickest_way_that_holds_is_taken(name):
 @pytest.mark.parametrize("name", ["jamba", "mamba", "minimax", "rwkv", "openai-gpt"])
 def test_rows_leave_and_enter(name):
     """Answers end at different tokens, so that the batch of two is refilled and its rows change places."""
-    model = zoo.build(name)
+    # With tied weights, random models of states alone repeat the last token.
+    model = zoo.build(name, tie_word_embeddings=False)
     prompts = [[*prompt, last] for prompt in PROMPTS for last in (70, 71)]
     whole = [alone(model, prompt)[0] for prompt in prompts]
     ends = (whole[0][0], whole[3][2], whole[7][4])
