@@ -15,10 +15,8 @@ from peftkit.data.template import choose as template_of
 from peftkit.errors import PeftkitError
 from peftkit.generation import Settings, caching, decoding, generate, single
 from peftkit.generation.asking import Asked
-from peftkit.generation.caching import ALONE, OWN, ROWS, WHOLE, Caching, choose, difference
+from peftkit.generation.caching import ALONE, OWN, ROWS, WHOLE, choose, difference, whole_texts
 from peftkit.generation.decoding import inference
-from peftkit.generation.forward import Forward
-from peftkit.generation.whole_texts import WholeTexts
 from peftkit.method import METHODS
 from peftkit.tasks import TASKS
 
@@ -80,11 +78,11 @@ def alone(model, prompt, new=NEW):
     return ids[len(prompt) :], torch.stack(steps), float((top[:, 0] - top[:, 1]).min())
 
 
-def check(model, logits, **settings):
+def check(model, logits, prompts=PROMPTS, batch_size=4):
     """Hold that a batch is answered as each prompt is alone, in its logits, and in its tokens but for ties."""
     logits.clear()
-    found = generate(model, Letters(), PROMPTS, Settings(max_new_tokens=NEW, ends=(), **settings), batch_size=4)
-    for number, (prompt, answer) in enumerate(zip(PROMPTS, found, strict=True)):
+    found = generate(model, Letters(), prompts, Settings(max_new_tokens=NEW, ends=()), batch_size=batch_size)
+    for number, (prompt, answer) in enumerate(zip(prompts, found, strict=True)):
         ids, steps, lead = alone(model, prompt)
         assert lead < 1e-5 or answer.ids == ids
         if answer.ids == ids:
@@ -98,8 +96,7 @@ def test_a_batch_equals_argmax_without_a_cache(model, logits):
 def test_beams_equal_those_without_a_cache(model, monkeypatch):
     settings = Settings(max_new_tokens=NEW, ends=ENDS, num_beams=3, length_penalty=0.8)
     found = generate(model, Letters(), PROMPTS, settings, batch_size=3)
-    whole = Caching(WHOLE, lambda rows, columns: WholeTexts(Forward(model)), refills=True, mixed=False)
-    monkeypatch.setattr(decoding, "choose", lambda *_: whole)
+    monkeypatch.setattr(decoding, "choose", lambda *_: whole_texts(model))
     assert [answer.ids for answer in found] == [
         answer.ids for answer in generate(model, Letters(), PROMPTS, settings, batch_size=1)
     ]
@@ -162,6 +159,18 @@ def test_the_second_turn_goes_on_from_the_first(name, tmp_path):
         for turn, index in enumerate(conversation):
             prompt = asked.prompt_ids(index, asked.posed(conversation, turn))
             assert answers[index].ids == alone(model, prompt, 4)[0]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_positions_that_turn_otherwise_in_long_texts(batch, logits):
+    """Prompts on both sides of the length from which on it is so, and those that reach it while they are answered."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    model = zoo.build("phi3", max_position_embeddings=128, rope_parameters=rope)
+    prompts = [*PROMPTS, list(range(60, 90)), list(range(60, 85)), list(range(60, 76)), list(range(50, 67))]
+    check(model, logits, prompts, batch)
+    # The beginning of two long prompts is short by itself.
+    check(model, logits, [[*range(60, 70), *range(100, last)] for last in (115, 120)], batch)
 
 
 class TestWhatDoesNotHold:

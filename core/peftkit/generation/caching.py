@@ -84,6 +84,12 @@ def choose(model: Any, prompts: Sequence[Sequence[int]], copies: int) -> Caching
             faults.append(fault)
         logging.getLogger("peftkit").info("%s: %s: %s", type(model).__name__, way.name, faults[0])
     _tell(type(model).__name__, WHOLE)
+    return whole_texts(model)
+
+
+def whole_texts(model: Any) -> Caching:
+    """Return the way that is right by itself: without a cache, each length of the texts by itself."""
+    forward = Forward(model)
     return Caching(WHOLE, lambda rows, columns: WholeTexts(forward), refills=True, mixed=False)
 
 

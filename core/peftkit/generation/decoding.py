@@ -14,8 +14,9 @@ from torch import Tensor
 
 from peftkit.generation.beams import Beams
 from peftkit.generation.cache import Past
-from peftkit.generation.caching import Caching, choose
+from peftkit.generation.caching import Caching, choose, whole_texts
 from peftkit.generation.limits import beginning, check_lengths
+from peftkit.generation.long_rope import Scale, scale_of, short_length
 from peftkit.generation.settings import Settings
 from peftkit.generation.single import Single, Text
 from peftkit.generation.stopping import Stopping
@@ -100,8 +101,19 @@ def converse(
         waiting = [Waiting(thread, Text(*next(thread))) for thread in threads]
         if waiting and caching is None:
             caching = choose(model, [item.text.prompt for item in waiting], search.copies)
-        if caching is not None:
-            Decoding(caching, search, stopping, waiting, batch_size).run()
+        beyond = short_length(model.config)
+
+        def scale(item: Waiting) -> Scale:
+            return scale_of(len(item.text.prompt), settings.max_new_tokens, beyond)
+
+        while waiting and caching is not None:
+            # A batch is of one scale, since its longest row decides.
+            own = scale(waiting[0])
+            way = whole_texts(model) if own is Scale.BOTH else caching
+            fit, rest = [[item for item in waiting if (scale(item) is own) is fits] for fits in (True, False)]
+            decoding = Decoding(way, search, stopping, fit, batch_size, lambda item, own=own: scale(item) is own)
+            decoding.run()
+            waiting = rest + decoding.others
     return caching
 
 
@@ -125,9 +137,17 @@ class Decoding:
     """The batch: its texts, the cache with their rows, and the prompts that wait."""
 
     def __init__(
-        self, caching: Caching, search: Single | Beams, stopping: Stopping, waiting: Sequence[Waiting], batch_size: int
+        self,
+        caching: Caching,
+        search: Single | Beams,
+        stopping: Stopping,
+        waiting: Sequence[Waiting],
+        batch_size: int,
+        fits: Callable[[Waiting], bool],
     ):
-        self.caching, self.search, self.stopping = caching, search, stopping
+        self.caching, self.search, self.stopping, self.fits = caching, search, stopping, fits
+        self.others: list[Waiting] = []
+        """Prompts that follow and do not fit to these ones."""
         self.batch_size = min(batch_size, caching.most or batch_size)
         self.waiting = deque(sorted(waiting, key=lambda item: (-len(item.text.prompt), item.text.number)))
         self.live: list[Waiting] = []
@@ -221,8 +241,12 @@ class Decoding:
             text = Text(*item.thread.send(Generation(self.stopping.text(ids), ids, finished)))
         except StopIteration:
             return
-        past = self.cache.past(slot * self.search.copies, common(item.text.prompt, text.prompt))
-        self.waiting.appendleft(Waiting(item.thread, text, past))
+        waiting = Waiting(item.thread, text)
+        if not self.fits(waiting):
+            self.others.append(waiting)
+            return
+        waiting.past = self.cache.past(slot * self.search.copies, common(item.text.prompt, text.prompt))
+        self.waiting.appendleft(waiting)
 
     def _rows(self, slots: Sequence[int]) -> Tensor:
         """Return the rows of these texts."""
@@ -235,8 +259,9 @@ class Decoding:
         if len(prompts) < 2 or not self.caching.mixed:
             return
         length = min(common(min(prompts), max(prompts)), *(len(prompt) - 1 for prompt in prompts))
-        if length >= SHARED:
-            cache, _, _ = self._read([Waiting(self.waiting[0].thread, Text(0, prompts[0][:length]))])
+        shared = Waiting(self.waiting[0].thread, Text(0, prompts[0][:length]))
+        if length >= SHARED and self.fits(shared):
+            cache, _, _ = self._read([shared])
             past = cache.past(0, length)
             for item in self.waiting:
                 item.past = past
