@@ -25,7 +25,7 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Part = Annotated[str, StringConstraints(pattern=r"^[a-z]+$")]
 
 
-class Facts(BaseModel):
+class CheckpointFacts(BaseModel):
     """What `state.json` has to hold; the loop, the passes and the run add facts of their own."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -72,7 +72,7 @@ def check(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or facts.pop("digest", None) != digest_facts(facts):
         raise PeftkitError(damaged(path / "state.json"))
     try:
-        known = Facts.model_validate(facts)
+        known = CheckpointFacts.model_validate(facts)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         key = ".".join(map(str, fault["loc"]))

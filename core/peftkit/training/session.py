@@ -98,6 +98,7 @@ class Session:
         for place in (self.run, self.checkpoints):
             checkpoint.sweep(place)
         records = self._restore() if self.resume else []
+        checkpoint.prune(self.checkpoints, self.recipe.train.keep_checkpoints)
         try:
             self.loop.passes.open()
         except OutOfMemory as error:
