@@ -182,7 +182,7 @@ def test_two_runs_at_once_in_one_folder(resume: bool, chosen: Recipe, made: Path
             train(chosen, run, resume=resume)
         refusals.append(refused.value.exit_code)
 
-    def begin(self: object, *given: Any) -> None:
+    def begin(self: Any, *given: Any) -> None:
         # Before the recipe is written, as after it.
         if not resume:
             second()
