@@ -99,7 +99,7 @@ def explain_fault(error: Exception) -> int:
     lines = traceback.format_exception(type(error), error, error.__traceback__)
     with tempfile.NamedTemporaryFile("w", prefix="peft-", suffix=".log", delete=False, encoding="utf-8") as report:
         report.write(f"peft {__version__}, Python {sys.version.split()[0]}\n$ {' '.join(sys.argv)}\n\n{''.join(lines)}")
-    summary = lines[-1].strip().splitlines()[0]
+    summary = lines[-1].strip().partition("\n")[0]
     return complain(
         f"this is a bug, not your fault: {summary} Please report it to the project's issue tracker, "
         f"with the file {report.name}, which holds the command and the traceback.",

@@ -59,8 +59,8 @@ ALLOWED = {
         "objectives optim plot recipe strategies tasks tensor_file versions",
         "plan": "adaptation assembly data errors estimation recipe tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",
-        "together": "adaptation assembly data device engine errors method models objectives ports recipe strategies "
-        "training",
+        "together": "adaptation assembly data device engine errors files method models objectives ports recipe "
+        "strategies training",
         # What is made of runs.
         "suites": "assembly data errors evaluation files recipe versions",
         "export": "__version__ adaptation assembly data errors files layers layout method methods models ports "

@@ -214,8 +214,8 @@ class Recipe(Section):
         """The folders of `adapters`, by name."""
         return {name: Path(folder) for name, folder in self.adapters.items()}
 
-    def to_yaml(self) -> str:
-        """Write the resolved recipe, `adapters` and `compare` where they are used; it loads as an equal Recipe."""
+    def resolved(self) -> dict[str, Any]:
+        """Return every key, `adapters` and `compare` where they are used; it loads as an equal Recipe."""
         keys = self.model_dump(exclude={"include", "sweep", *(() if self.adapters else ("adapters",))})
         keys["method"] = [{choice.name: choice.options} for choice in self.method]
         if self.compare == CompareSection():
@@ -224,4 +224,8 @@ class Recipe(Section):
             keys["compare"]["methods"] = [
                 [{choice.name: choice.options} for choice in entry] for entry in self.compare.methods
             ]
-        return yaml.dump(keys, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+        return keys
+
+    def to_yaml(self) -> str:
+        """Write what `resolved` returns."""
+        return yaml.dump(self.resolved(), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
