@@ -7,6 +7,7 @@ chosen for these tokens, or layers, nothing is said.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -33,13 +34,13 @@ def check_calls(model: nn.Module, logits: Callable[[], Tensor]) -> tuple[Tensor,
     silent = _silent(model, called)
     if not silent:
         return made, []
-    called_names = {path.split(".")[-1] for path, module in model.named_modules() if module in called}
+    kinds = {_kind(path) for path, module in model.named_modules() if module in called}
     read = _read(silent, logits)
-    unlike = {path: seat for path, seat in silent.items() if path.split(".")[-1] not in called_names}
+    unlike = [path for path in silent if _kind(path) not in kinds]
     if read or unlike:
         how = "reads their weights without calling them" if read else "does not call them on texts"
         raise PeftkitError(
-            f"adapters sit on {_shown(list(read or unlike))}, and this model {how}: they would change nothing. Leave "
+            f"adapters sit on {_shown(read or unlike)}, and this model {how}: they would change nothing. Leave "
             f"them out, by exclude: [{', '.join(sorted({path.split('.')[-1] for path in read or unlike}))}]."
         )
     return made, [f"the model never calls {_shown(list(silent))}: adapters there stay as they start."]
@@ -86,6 +87,11 @@ def _read(silent: dict[str, Seat], logits: Callable[[], Tensor]) -> list[str]:
         for parameter, wanted in before:
             parameter.requires_grad_(wanted)
     return [path for path, parameters in own.items() if not parameters or any(id(p) in found for p in parameters)]
+
+
+def _kind(path: str) -> str:
+    """Return the path without the places in lists: the same for modules that layers have in common."""
+    return re.sub(r"\.\d+(?=\.|$)", "", path)
 
 
 def _shown(paths: Sequence[str]) -> str:

@@ -211,7 +211,7 @@ def _differs(engine: Engine, batch: Any, own: Tensor, device: torch.device) -> s
     """Say how the logits of an engine differ from the model's `own`, or what it raises; None where they agree."""
     model, kind = engine.model, type(engine.model).__name__
     context = context_of(model)
-    attention = AttentionProof(context.own_attention or cast(Any, model).config._attn_implementation)
+    attention = AttentionProof(context.own_attention or cast(Any, model).config.get_text_config()._attn_implementation)
     context.heard = attention
     try:
         ready = engine.pack(batch).to(device)

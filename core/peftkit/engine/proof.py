@@ -28,7 +28,16 @@ TOKENS = 6
 """Of what is tried, where nothing else says how many."""
 RANK = 2
 """Of the pairs that are tried."""
-FAULTS = (PeftkitError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError)
+FAULTS = (
+    PeftkitError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What a model's own code raises where it is given what it does not take; want of memory is none of these faults."""
 
 
