@@ -41,7 +41,7 @@ ALLOWED = {
         "tasks": "data errors files metrics registry",
         # How gradients are computed, and how a step is made of them.
         "objectives": "data errors kernels layout metrics options registry",
-        "engine": "adaptation data device errors kernels layout method objectives ports",
+        "engine": "adaptation data device errors kernels layout method objectives ports quantization",
         "optim": "errors quantization registry",
         "strategies": "adaptation data engine errors optim options registry",
         # What a recipe says, and the model that it makes.
