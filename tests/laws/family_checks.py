@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from facts import facts
 from losses import loss_of, plain_loss
-from pages.models import reason
-from storages import needed
 from subjects import randomise
 from torch import Tensor
 
+from pages.models import reason
 from peftkit.adaptation import Adaptation, attach, load_adapter, save_adapter
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded, insert
@@ -24,7 +23,6 @@ from peftkit.errors import PeftkitError
 from peftkit.generation.decoding import generate
 from peftkit.generation.settings import Settings
 from peftkit.method import METHODS, Method
-from peftkit.models.quantize import Quantization, quantize
 from peftkit.optim.build import Optimizers
 
 CPU = torch.device("cpu")
@@ -73,6 +71,11 @@ class Held:
         """The logits of the first row."""
         return self.logits()
 
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """The model's tensors as they are at first."""
+        return {key: value.clone() for key, value in self.model.state_dict().items()}
+
     @property
     def spread(self) -> float:
         """How far the logits lie around their mean."""
@@ -86,7 +89,8 @@ class Held:
 
     def apart(self, one: Tensor, other: Tensor) -> float:
         """Return the largest difference of logits, relative to their spread."""
-        return float((one - other).abs().max()) / self.spread
+        return float((one - other).abs().max()) / max(self.spread, float(other.std()))
+
 
 # One method on one model --------------------------------------------------------------------------------------------
 
@@ -96,6 +100,7 @@ def holds(held: Held, name: str, *, whole: bool = True) -> str:
 
     Not `whole`, it is not brought into a folder and back.
     """
+    assert held.base.isfinite().all() and held.weights
     try:
         adaptation = attach(held.model, [tiny_method(name)], seed=1)
     except PeftkitError as error:
@@ -109,7 +114,8 @@ def holds(held: Held, name: str, *, whole: bool = True) -> str:
         save_adapter(adaptation, held.folder, {"name": "a model", "fingerprint": None})
     finally:
         adaptation.remove()
-    assert torch.equal(held.logits(), held.base), "removed, it leaves another model"
+    for key, value in held.model.state_dict().items():
+        assert torch.equal(value, held.weights[key]), f"removed, it leaves another {key}"
     if whole:
         again = load_adapter(held.model, held.folder, None)
         assert held.apart(held.logits(again.soft_ids), expected) <= SAME, "loaded, it gives other logits"
@@ -203,7 +209,7 @@ def _merges(held: Held, adaptation: Adaptation) -> None:
 
 
 def computes_as_plain(held: Held) -> str:
-    """Hold LoRA on every linear map to one loss and gradient, packed, padded, plain and recomputed; says how it runs."""
+    """Hold LoRA on every linear map to one loss and gradient, however it is computed; says what is not packed."""
     adaptation = attach(held.model, [tiny_method("lora", targets="linear")], seed=1)
     try:
         randomise(adaptation)
@@ -234,7 +240,7 @@ def _recomputed(held: Held, adaptation: Adaptation) -> None:
 
 
 def answers(held: Held, batch_size: int = 5) -> None:
-    """Hold that each token of the answers to prompts of mixed lengths, one token included, is likeliest without cache."""
+    """Hold that each token of the answers to prompts of mixed lengths is the likeliest one without a cache."""
     generator = torch.Generator().manual_seed(9)
     prompts = [torch.randint(3, 250, (length,), generator=generator).tolist() for length in LENGTHS]
     made = generate(held.model, held.tokenizer, prompts, Settings(max_new_tokens=NEW, ends=()), batch_size=batch_size)
