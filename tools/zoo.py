@@ -111,6 +111,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 8},
     "hunyuan_vl_text": {"head_dim": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_offset": 0},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8},
     "mistral4": {"head_dim": 16},
@@ -169,16 +170,19 @@ def settings(architecture: str) -> dict[str, Any]:
     return shrunk(AutoConfig.for_model(architecture).to_dict(), architecture) | EXCEPTIONS.get(architecture, {})
 
 
+def config_of(architecture: str, **overrides: Any) -> PretrainedConfig:
+    """Return the configuration of a tiny model; `overrides` are keys of it."""
+    return AutoConfig.for_model(architecture, **(settings(architecture) | overrides))
+
+
 def build(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Build the random model: 4 layers of width 32, 300 tokens, fp32, eval mode, with nothing left out at random."""
-    config = AutoConfig.for_model(architecture, **(settings(architecture) | overrides))
-    return of_config(config, seed)
+    return of_config(config_of(architecture, **overrides), seed)
 
 
 def image_text(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Build a random model that takes images and text, as `build` does; with `save_pretrained` it is a checkpoint."""
-    config = AutoConfig.for_model(architecture, **(settings(architecture) | overrides))
-    return of_config(config, seed, AutoModelForImageTextToText)
+    return of_config(config_of(architecture, **overrides), seed, AutoModelForImageTextToText)
 
 
 def write(folder: Path, architecture: str, seed: int = 0) -> Path:

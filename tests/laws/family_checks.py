@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from losses import loss_of, plain_loss
 from subjects import randomise
 from torch import Tensor
 
-from pages.models import reason
+from pages.models import reason, small
 from peftkit.adaptation import Adaptation, attach, load_adapter, save_adapter
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded, insert
@@ -26,8 +26,6 @@ from peftkit.method import METHODS, Method
 from peftkit.optim.build import Optimizers
 
 CPU = torch.device("cpu")
-SMALL = {"rank": 2, "bottleneck": 4, "length": 3, "prefix_length": 3, "projection": 8, "hidden": 8, "samples": 2}
-"""Sizes of methods for layers of 8 to 64 inputs."""
 LENGTHS = (21, 17, 9, 5, 1)
 """Of the rows: longer than a sliding window and two chunks of a state, and as short as one token."""
 SAME = 2e-5
@@ -40,8 +38,7 @@ NEAR = 5e-4
 
 def tiny_method(name: str, **more: Any) -> Method:
     """Build a method with its defaults, of a size that tiny models allow."""
-    known = {field.name for field in fields(METHODS[name])}
-    return METHODS[name].from_options({key: value for key, value in (SMALL | more).items() if key in known})
+    return METHODS[name].from_options(small(name, **more))
 
 
 def rows(vocabulary: int) -> list[Encoded]:
@@ -100,7 +97,8 @@ def holds(held: Held, name: str, *, whole: bool = True) -> str:
 
     Not `whole`, it is not brought into a folder and back.
     """
-    assert held.base.isfinite().all() and held.weights
+    assert held.base.isfinite().all()
+    assert held.weights
     try:
         adaptation = attach(held.model, [tiny_method(name)], seed=1)
     except PeftkitError as error:
