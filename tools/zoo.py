@@ -94,6 +94,7 @@ ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SLIDING = {"num_attention_heads": 2, "num_key_value_heads": 2, "kv_lora_rank": 16, "head_dim": 16}
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bamba": MAMBA | {"attn_layer_indices": [1, 3]},
+    "bert-generation": {"is_decoder": True},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
     "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
@@ -212,7 +213,7 @@ def of_config(config: PretrainedConfig, seed: int = 0, loader: Any = None) -> Pr
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.dim() > 1 and "A_log" not in name:
-                    parameter.normal_(std=0.1)
+                    parameter.normal_(std=0.2)
                 else:
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model.eval()

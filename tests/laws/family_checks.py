@@ -227,6 +227,7 @@ def _recomputed(held: Held, adaptation: Adaptation) -> None:
     try:
         for what in ("nothing", "layers"):
             recompute(held.model, what)
+            torch.manual_seed(0)  # routers may draw in training
             loss = sum(plain_loss(held.model, collate([row], 0)) for row in held.given)
             loss.backward()
             found.append((loss.detach(), _taken(parameters)))

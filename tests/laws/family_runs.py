@@ -94,6 +94,11 @@ def recomputes(family: str, folder: Path) -> bool:
     return bool(opened(family, folder).supports_gradient_checkpointing)
 
 
+def draws(model: Any) -> bool:
+    """Say whether a model draws at random in training, as some routers of experts do."""
+    return not torch.equal(logits(model.train()), logits(model.eval()))
+
+
 def first_loss(model: Any, batch: Any) -> float:
     """Return the mean loss of a batch by the model alone, row by row without padding."""
     total = 0.0
