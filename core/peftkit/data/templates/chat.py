@@ -143,10 +143,14 @@ def _called(turns: Sequence[Turn], wanted: Sequence[int], tokenizer: Any) -> tup
 
 def _rendered(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool) -> str:
     """Render with the chat template; what the template refuses or leaves out is a PeftkitError."""
+    return _render(turns, tokenizer, prompt=prompt, in_parts=_takes_parts(tokenizer, tokenizer.chat_template))
+
+
+def _render(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool, in_parts: bool) -> str:
     import jinja2
 
     tools = next((json.loads(turn.text) for turn in turns if turn.role == "tools"), None)
-    messages = [_message(turn) for turn in turns if turn.role != "tools"]
+    messages = [_message(turn, in_parts) for turn in turns if turn.role != "tools"]
     try:
         render = partial(
             tokenizer.apply_chat_template,
@@ -173,8 +177,23 @@ def _rendered(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool) -> str:
     return text
 
 
-def _message(turn: Turn) -> dict[str, Any]:
-    return {"role": turn.role, "content": turn.text, **(json.loads(turn.more) if turn.more else {})}
+def _message(turn: Turn, in_parts: bool) -> dict[str, Any]:
+    content = [{"type": "text", "text": turn.text}] if in_parts else turn.text
+    return {"role": turn.role, "content": content, **(json.loads(turn.more) if turn.more else {})}
+
+
+@lru_cache(maxsize=512)
+def _takes_parts(tokenizer: Any, template: str) -> bool:
+    """Say whether the template reads a text as a list of parts, as those of images and text do, and not by itself."""
+    turns = [Turn("user", "turnstandshere")]
+
+    def renders(in_parts: bool) -> bool:
+        try:
+            return turns[0].text in _render(turns, tokenizer, prompt=True, in_parts=in_parts)
+        except PeftkitError:
+            return False
+
+    return not renders(in_parts=False) and renders(in_parts=True)
 
 
 @lru_cache(maxsize=512)
