@@ -43,9 +43,7 @@ class Decoder(Family):
             return f"{architecture} is an encoder-decoder; only decoders (causal language models) work."
         if any(getattr(config, key, None) is not None for key in OTHER_INPUTS):
             if not has_decoder(config):
-                return (
-                    f"{architecture} takes images or sound; decoders of text work, and those of image-text models."
-                )
+                return f"{architecture} takes images or sound; decoders of text work, and those of image-text models."
             if getattr(config.get_text_config(), "use_bidirectional_attention", None) in BOTH_WAYS:
                 return f"{architecture} reads its prompts in both directions; only causal decoders work."
             return None
