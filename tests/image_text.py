@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zoo
 from model_folders import byte_tokenizer
 
+import zoo
 from peftkit.models.quiet import quiet
 
 FAMILIES = ("gemma3", "llama4", "mistral3", "qwen3_5", "qwen3_vl", "qwen2_5_vl", "smolvlm", "idefics3")
