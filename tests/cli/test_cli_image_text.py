@@ -20,7 +20,7 @@ def test_each_command_takes_an_image_text_checkpoint(family: str, quantization: 
     packed = {"format": quantization, "options": {"block_size": 32}} if quantization != "none" else quantization
     recipe = {
         "model": str(tmp_path / "model"),
-        "method": "lora",
+        "method": {"lora": {"targets": "*_proj"}},
         "quantization": packed,
         "dataset": "bundled/e2e",
         "train": {"max_steps": 2, "batch_examples": 3, "device": "cpu", "max_length": 64},
