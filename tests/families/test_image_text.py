@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, core_model_loading
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+import zoo
 from peftkit import files
 from peftkit import recipe as recipes
 from peftkit.adaptation import attach
@@ -29,6 +31,7 @@ from peftkit.generation.settings import Settings
 from peftkit.layout import Layout
 from peftkit.method import METHODS
 from peftkit.models.load import load
+from peftkit.ports.embedding import SoftPrompt
 from peftkit.recipe import QuantizationSection
 from peftkit.tensor_file import TensorFile
 from peftkit.training import Silent, log, session, train
@@ -177,24 +180,34 @@ def test_every_image_text_configuration_is_taken_or_refused(architecture: str) -
         assert family_of(config) is FAMILIES["decoder"]
 
 
-def test_soft_prompts_run_in_the_whole_model(tmp_path: Path) -> None:
-    whole = write_checkpoint(tmp_path, "gemma4")
-    loaded = load(section(tmp_path))
-    adaptation = attach(loaded.module, [METHODS["prompt-tuning"].from_options({"length": 3, "init": "random"})])
-    prompt, ids = adaptation.parameters()[0][1].detach(), IDS.clone()
+@pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning"])
+@pytest.mark.parametrize("family", ["gemma4", "gemma3n_text"])
+def test_soft_prompts_have_the_padding_tokens_embeddings_in_the_layers(
+    family: str, method: str, tmp_path: Path
+) -> None:
+    if family.endswith("text"):
+        whole: Any = zoo.build(family)
+        model: Any = zoo.build(family)
+    else:
+        whole, model = write_checkpoint(tmp_path, family), load(section(tmp_path)).model
+    adaptation = attach(model, [METHODS[method].from_options({"length": 3})])
+    (prompt,) = adaptation.adapters()
+    ids = IDS.clone()
     ids[:, 1:4] = torch.tensor(adaptation.soft_ids)
-    adapted = whole_logits(loaded.model, ids)
-    # Where the model is given an image it has the padding token's embeddings in the layers.
-    ids[:, 1:4] = 0
-    text: Any = whole.get_decoder()
+    adapted = whole_logits(model, ids)
+    ids[:, 1:4] = whole.config.get_text_config().pad_token_id
+    text = whole.get_decoder()
     embedded = whole.get_input_embeddings()(ids).detach().clone()
-    embedded[:, 1:4] = prompt
+    embedded[:, 1:4] = cast(SoftPrompt, prompt).rows().detach()
     with torch.no_grad():
-        layers = text.get_per_layer_inputs(ids, None)
+        given = (ids, None) if "inputs_embeds" in inspect.signature(text.get_per_layer_inputs).parameters else (ids,)
+        layers = text.get_per_layer_inputs(*given)
         expected = whole.lm_head(text(inputs_embeds=embedded, per_layer_inputs=layers).last_hidden_state)
     cap = whole.config.get_text_config().final_logit_softcapping
     torch.testing.assert_close(adapted, torch.tanh(expected / cap) * cap if cap else expected)
     assert (adapted - whole_logits(whole, ids)).abs().max() > 0.01
+    adaptation.remove()
+    assert torch.equal(whole_logits(model), whole_logits(whole))
 
 
 PARTS = (
