@@ -105,7 +105,8 @@ class FusedModules:
 
 def _rotate(own: Callable[..., Any], *args: Any, **named: Any) -> Any:
     # One module of code may turn in several ways: queries alone, along another dimension.
-    if named or len(args) != 4 or len({x.dtype for x in args}) > 1 or args[0].shape[-1] != args[2].shape[-1]:
+    alike = len(args) == 4 and len({getattr(x, "dtype", None) for x in args}) == 1
+    if named or not alike or args[0].shape[-1] != args[2].shape[-1]:
         return own(*args, **named)
     q, k, cos, sin = args
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
