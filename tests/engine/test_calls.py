@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
 from test_proof import rows
 from torch import Tensor, nn
 
+import zoo
 from peftkit.adaptation import attach
 from peftkit.data.batches import collate
 from peftkit.engine.engine import Arrangement, choose

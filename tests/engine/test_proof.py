@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from losses import loss_of, plain_loss
 from torch import Tensor, nn
 from transformers.models.llama import modeling_llama
 
+import zoo
 from peftkit.adaptation import attach
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from draw import marked
 from losses import loss_of, plain_loss
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+import zoo
 from peftkit.adaptation import attach
 from peftkit.data.batches import Batch, collate
 from peftkit.data.encode import Encoded
