@@ -393,6 +393,21 @@ def test_another_rotation_keeps_its_own_code(monkeypatch: pytest.MonkeyPatch):
     assert not FusedModules(tiny("llama")).rotary
 
 
+def test_a_rotation_that_is_called_in_another_way_runs_as_it_does():
+    model, own = tiny("llama").requires_grad_(False), modeling_llama.apply_rotary_pos_emb
+    draw = torch.Generator().manual_seed(1)
+    x, y, cos, sin = (torch.randn(1, 3, 3, 8, generator=draw) for _ in range(4))
+    with FusedModules(model).running():
+        turned = modeling_llama.apply_rotary_pos_emb
+        assert turned is not own
+        for named in ({"unsqueeze_dim": 2}, {"unsqueeze_dim": 1}):
+            for one, other in zip(
+                turned(x, y, cos[0], sin[0], **named), own(x, y, cos[0], sin[0], **named), strict=True
+            ):
+                assert torch.equal(one, other)
+        assert torch.equal(turned(x, k=y, cos=cos[0], sin=sin[0])[0], own(x, y, cos[0], sin[0])[0])
+
+
 def test_an_activation_that_hooks_hear_of_runs_as_it_does():
     model = tiny("llama").requires_grad_(False)
     result = FusedModules(model)

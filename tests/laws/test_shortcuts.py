@@ -19,6 +19,7 @@ from peftkit.data.batches import Batch, collate
 from peftkit.data.encode import Encoded
 from peftkit.engine.engine import Arrangement, choose
 from peftkit.method import METHODS
+from peftkit.quantization.weight import shape
 
 CPU = torch.device("cpu")
 HELD = ["minicpm3", "llama4_text", "qwen3_5_text"]
@@ -36,16 +37,24 @@ def adapted(family: str, batch: Batch) -> tuple[Any, list[Tensor]]:
     """Return a tiny model with LoRA on all linear maps that it calls, away from its start, and what is trained."""
     try:
         model: Any = zoo.build(family)
-        called = set()
-        hooks = [m.register_forward_hook(lambda m, args, output: called.add(m)) for m in model.modules()]
+        called: set[nn.Module] = set()
+
+        def hear(module: nn.Module, args: Any, output: Any) -> None:
+            # Some maps of groups are linear layers by their class alone.
+            rows = (shape(module) or (0,))[0]
+            if isinstance(output, Tensor) and output.shape == (*args[0].shape[:-1], rows):
+                called.add(module)
+
+        maps = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))]
+        hooks = [module.register_forward_hook(hear) for module in maps]
         plain_loss(model, batch)
         for hook in hooks:
             hook.remove()
     except Exception as error:
         pytest.skip(f"no tiny model: {error}")
     called.discard(model.get_output_embeddings())
-    maps = [path for path, m in model.named_modules() if m in called and type(m) in (nn.Linear, Conv1D)]
-    adaptation = attach(model, [METHODS["lora"].from_options({"targets": maps, "rank": 1})], seed=1)
+    targets = [path for path, module in model.named_modules() if module in called]
+    adaptation = attach(model, [METHODS["lora"].from_options({"targets": targets, "rank": 1})], seed=1)
     draw = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for _, parameter in adaptation.parameters():

@@ -103,9 +103,12 @@ class FusedModules:
         return down(gated(self.recompute, one, other, activation) if alike else activation(one) * other)
 
 
-def _rotate(own: Callable[..., Any], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **named: Any) -> Any:
-    if rest or named or not q.dtype == k.dtype == cos.dtype == sin.dtype or q.shape[-1] != cos.shape[-1]:
-        return own(q, k, cos, sin, *rest, **named)
+def _rotate(own: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    # One module of code may turn in several ways: queries alone, along another dimension.
+    alike = len(args) == 4 and len({getattr(x, "dtype", None) for x in args}) == 1
+    if named or not alike or args[0].shape[-1] != args[2].shape[-1]:
+        return own(*args, **named)
+    q, k, cos, sin = args
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return rotated(q, cos, sin), rotated(k, cos, sin)
 
