@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
-import zoo
 from letters import Letters
 from model_folders import byte_tokenizer
 
+import zoo
 from peftkit.adaptation import attach
 from peftkit.data.template import choose as template_of
 from peftkit.errors import PeftkitError

@@ -16,7 +16,7 @@ from peftkit.generation.beams import Beams
 from peftkit.generation.cache import Past
 from peftkit.generation.caching import Caching, choose, whole_texts
 from peftkit.generation.limits import beginning, check_lengths
-from peftkit.generation.long_rope import Scale, scale_of, short_length
+from peftkit.generation.long_rope import RopeScale, scale_of, short_length
 from peftkit.generation.settings import Settings
 from peftkit.generation.single import Single, Text
 from peftkit.generation.stopping import Stopping
@@ -103,13 +103,13 @@ def converse(
             caching = choose(model, [item.text.prompt for item in waiting], search.copies)
         beyond = short_length(model.config)
 
-        def scale(item: Waiting) -> Scale:
+        def scale(item: Waiting) -> RopeScale:
             return scale_of(len(item.text.prompt), settings.max_new_tokens, beyond)
 
         while waiting and caching is not None:
             # A batch is of one scale, since its longest row decides.
             own = scale(waiting[0])
-            way = whole_texts(model) if own is Scale.BOTH else caching
+            way = whole_texts(model) if own is RopeScale.BOTH else caching
             fit, rest = [[item for item in waiting if (scale(item) is own) is fits] for fits in (True, False)]
             decoding = Decoding(way, search, stopping, fit, batch_size, lambda item, own=own: scale(item) is own)
             decoding.run()

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 
-class Scale(Enum):
+class RopeScale(Enum):
     """How the positions of a text are turned while it is answered."""
 
     SHORT = "short"
@@ -16,11 +16,11 @@ class Scale(Enum):
     """First as a short text's, then as a long one's: no key that is kept is right afterwards."""
 
 
-def scale_of(prompt: int, new: int, beyond: int | None) -> Scale:
+def scale_of(prompt: int, new: int, beyond: int | None) -> RopeScale:
     """Return the scale of a prompt of so many tokens that `new` more may follow; `beyond` is where long texts begin."""
     if beyond is None or prompt + new - 1 <= beyond:
-        return Scale.SHORT
-    return Scale.LONG if prompt > beyond else Scale.BOTH
+        return RopeScale.SHORT
+    return RopeScale.LONG if prompt > beyond else RopeScale.BOTH
 
 
 def short_length(config: Any) -> int | None:
