@@ -35,21 +35,20 @@ KINDS = {
 }
 """Of each kind one: attention alone, states alone, both in turn, both in a layer, convolutions, a cache of its own,
 one that is right for a row alone, and none."""
-BROKEN = {
-    "blt": "the tiny configuration's parts do not fit together",
-    "cohere_compass_text": "its configuration takes no layer types",
-    "dbrx": "its configuration has no default that can be built",
-    "gemma4_unified_assistant": "it continues another model's cache",
-}
-"""What cannot be made or run by plain transformers, with the reason."""
-SWEPT = [pytest.param(name, marks=() if name in KINDS else pytest.mark.thorough) for name in zoo.families()]
+OPEN = {"doge": {"keep_window_size": 64}}
+"""Settings without which nothing says what is right: of equal tokens, Doge's window keeps any."""
+UNBUILT = ("mistral4", "molmo2")
+"""Families of images and text that are no decoder of text by themselves."""
+SWEPT = [
+    pytest.param(name, marks=() if name in KINDS else pytest.mark.thorough)
+    for name in zoo.made()
+    if name not in UNBUILT
+]
 
 
 @pytest.fixture(scope="module", params=SWEPT)
 def model(request):
-    if request.param in BROKEN:
-        pytest.skip(BROKEN[request.param])
-    return zoo.build(request.param)
+    return zoo.build(request.param, **OPEN.get(request.param, {}))
 
 
 @pytest.fixture
@@ -86,7 +85,7 @@ def check(model, logits, prompts=PROMPTS, batch_size=4):
         ids, steps, lead = alone(model, prompt)
         assert lead < 1e-5 or answer.ids == ids
         if answer.ids == ids:
-            assert difference(torch.stack(logits[number]), steps) < 2e-4
+            assert difference(torch.stack(logits[number]), steps) < 1e-3
 
 
 def test_a_batch_equals_argmax_without_a_cache(model, logits):
