@@ -22,6 +22,9 @@ from peftkit.tasks import TASKS
 
 PROMPTS = [[5, 6, 7], [11], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52], [9, 9], [60, 30, 20]]
 NEW = 7
+ROUNDING = 3e-3
+"""Of the logits' range: Mamba-2 rounds a scan of many tokens otherwise than steps of one, by up to 1e-3 in fp32, and
+tokens that are padded or read twice show by 1e-2 and more."""
 ENDS = tuple(range(100, 300, 7))
 KINDS = {
     "llama": (ROWS, True),
@@ -85,7 +88,7 @@ def check(model, logits, prompts=PROMPTS, batch_size=4):
         ids, steps, lead = alone(model, prompt)
         assert lead < 1e-5 or answer.ids == ids
         if answer.ids == ids:
-            assert difference(torch.stack(logits[number]), steps) < 1e-3
+            assert difference(torch.stack(logits[number]), steps) < ROUNDING
 
 
 def test_a_batch_equals_argmax_without_a_cache(model, logits):
