@@ -22,6 +22,9 @@ from peftkit.tasks import TASKS
 
 PROMPTS = [[5, 6, 7], [11], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52], [9, 9], [60, 30, 20]]
 NEW = 7
+ROUNDING = 3e-3
+"""Of the logits' range: Mamba-2 rounds a scan of many tokens otherwise than steps of one, by up to 1e-3 in fp32, and
+tokens that are padded or read twice show by 1e-2 and more."""
 ENDS = tuple(range(100, 300, 7))
 KINDS = {
     "llama": (ROWS, True),
@@ -35,21 +38,20 @@ KINDS = {
 }
 """Of each kind one: attention alone, states alone, both in turn, both in a layer, convolutions, a cache of its own,
 one that is right for a row alone, and none."""
-BROKEN = {
-    "blt": "the tiny configuration's parts do not fit together",
-    "cohere_compass_text": "its configuration takes no layer types",
-    "dbrx": "its configuration has no default that can be built",
-    "gemma4_unified_assistant": "it continues another model's cache",
-}
-"""What cannot be made or run by plain transformers, with the reason."""
-SWEPT = [pytest.param(name, marks=() if name in KINDS else pytest.mark.thorough) for name in zoo.families()]
+OPEN = {"doge": {"keep_window_size": 64}}
+"""Settings without which nothing says what is right: of equal tokens, Doge's window keeps any."""
+UNBUILT = ("mistral4", "molmo2")
+"""Families of images and text that are no decoder of text by themselves."""
+SWEPT = [
+    pytest.param(name, marks=() if name in KINDS else pytest.mark.thorough)
+    for name in zoo.made()
+    if name not in UNBUILT
+]
 
 
 @pytest.fixture(scope="module", params=SWEPT)
 def model(request):
-    if request.param in BROKEN:
-        pytest.skip(BROKEN[request.param])
-    return zoo.build(request.param)
+    return zoo.build(request.param, **OPEN.get(request.param, {}))
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def check(model, logits, prompts=PROMPTS, batch_size=4):
         ids, steps, lead = alone(model, prompt)
         assert lead < 1e-5 or answer.ids == ids
         if answer.ids == ids:
-            assert difference(torch.stack(logits[number]), steps) < 2e-4
+            assert difference(torch.stack(logits[number]), steps) < ROUNDING
 
 
 def test_a_batch_equals_argmax_without_a_cache(model, logits):
