@@ -74,10 +74,14 @@ class Watcher:
 
 
 def mark(folder: Path) -> str:
-    """Return a digest of all that is in a folder."""
+    """Return a digest of what is in a folder; of what is only swept, half-written files, that it is there counts."""
     state = hashlib.sha256(str(folder.exists()).encode())
+    swept = {path for place in (folder, folder / "checkpoints") for path in files.leftovers(place)}
     for path in sorted(folder.rglob("*")):
-        state.update(repr((str(path), path.read_bytes() if path.is_file() else None)).encode())
+        if path in swept:
+            state.update(path.name.split(".")[1].encode())
+        elif swept.isdisjoint(path.parents):
+            state.update(repr((str(path), path.read_bytes() if path.is_file() else None)).encode())
     return state.hexdigest()
 
 
@@ -131,7 +135,7 @@ def test_from_every_state_a_run_goes_on(
     chosen = recipe.load({**make_recipe(source, method, **TRAIN), "quantization": storage})
     with watcher.watching(tmp_path / "whole", tmp_path / "states") as states:
         train(chosen, tmp_path / "whole")
-    assert len(states) > 40
+    assert len(states) > 25
     go_on_from(states, every, chosen, tmp_path / "whole")
 
 
@@ -145,7 +149,7 @@ def test_from_every_state_of_a_resumed_run_it_goes_on(every: bool, source: Path,
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-00000003")
     with watcher.watching(tmp_path / "again", tmp_path / "states") as states:
         train(chosen, tmp_path / "again", resume=True)
-    assert len(states) > 20
+    assert len(states) > 10
     go_on_from(states, every, chosen, tmp_path / "whole")
 
 
