@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from peftkit import __version__
 from peftkit.errors import PeftkitError
+from peftkit.visible import visible
 
 SUMMARY = "Fine-tune language models with few trainable parameters: a YAML recipe in, a run folder out."
 COMMANDS = {
@@ -78,8 +79,8 @@ def guarded(action: Callable[[], object]) -> int:
 
 
 def complain(message: str, code: int) -> int:
-    """Print `message` on stderr as it is, and return `code`."""
-    print(f"peft: {message}", file=sys.stderr)
+    """Print `message` on stderr, what is not printable as escapes, and return `code`."""
+    print(f"peft: {visible(message)}", file=sys.stderr)
     return code
 
 

@@ -40,6 +40,14 @@ class DatasetSection(Section):
     """Draws the `fraction` or `limit`."""
     template: Literal["auto", "plain", "chat"] = "auto"
     """How turns become one text; `auto` takes the model's chat template where it has one."""
+    system: Literal["keep", "fold"] = "keep"
+    """`fold` puts a system turn in front of the first user's, for chat templates that know none."""
+    columns: dict[Text, Text] | None = None
+    """For your own files, the keys they have: `{prompt: question, completion: answer}`."""
+    ignore: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] | None = None
+    """For your own files, keys of records and messages that are left out on purpose."""
+    validation: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The part of the training split's inputs that is held out as the validation split, drawn by `seed`."""
 
     @model_validator(mode="after")
     def _path_where_read(self) -> DatasetSection:
