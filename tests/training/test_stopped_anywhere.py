@@ -27,6 +27,7 @@ METHODS = ("lora", "dora", "adalora", "ia3", "prefix-tuning", "serial-adapter")
 FORMATS = ("none", "nf4")
 CASES = [(method, storage) for method in METHODS for storage in FORMATS]
 HELD = some("stopped anywhere", CASES, 2)
+TRAIN: dict[str, Any] = {"max_steps": 3, "save_every": 1, "keep_checkpoints": 2, "batch_examples": 2}
 STATES = 6
 """Of each case that `make test` holds."""
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}
@@ -73,10 +74,14 @@ class Watcher:
 
 
 def mark(folder: Path) -> str:
-    """Return a digest of all that is in a folder."""
+    """Return a digest of what is in a folder; of what is only swept, half-written files, that it is there counts."""
     state = hashlib.sha256(str(folder.exists()).encode())
+    swept = {path for place in (folder, folder / "checkpoints") for path in files.leftovers(place)}
     for path in sorted(folder.rglob("*")):
-        state.update(repr((str(path), path.read_bytes() if path.is_file() else None)).encode())
+        if path in swept:
+            state.update(path.name.split(".")[1].encode())
+        elif swept.isdisjoint(path.parents):
+            state.update(repr((str(path), path.read_bytes() if path.is_file() else None)).encode())
     return state.hexdigest()
 
 
@@ -109,25 +114,43 @@ def go_on(chosen: Recipe, run: Path) -> None:
     train(chosen, run, resume=not first)
 
 
+def go_on_from(states: list[Path], every: bool, chosen: Recipe, whole: Path) -> None:
+    """Hold runs that go on from states, every one or some, to the run that nobody stopped."""
+    expected = kept(whole)
+    drawn = range(len(states)) if every else some(f"states of {chosen.method}", range(len(states)), STATES)
+    for run in (states[place] for place in drawn):
+        if (run / "summary.json").exists():
+            train(chosen, run, resume=True)
+            assert kept(run)[:2] == expected[:2], run
+            continue
+        go_on(chosen, run)
+        assert kept(run) == expected, run
+
+
 @pytest.mark.parametrize(("method", "storage"), [case if case in HELD else thorough(*case) for case in CASES])
 @pytest.mark.parametrize("every", [False, thorough(True)], ids=["drawn", "every"])
 def test_from_every_state_a_run_goes_on(
     method: str, storage: str, every: bool, source: Path, tmp_path: Path, watcher: Watcher
 ):
-    keys = make_recipe(source, method, max_steps=3, save_every=1, keep_checkpoints=1, batch_examples=2)
-    chosen = recipe.load({**keys, "quantization": storage})
+    chosen = recipe.load({**make_recipe(source, method, **TRAIN), "quantization": storage})
     with watcher.watching(tmp_path / "whole", tmp_path / "states") as states:
         train(chosen, tmp_path / "whole")
-    whole = kept(tmp_path / "whole")
-    assert len(states) > 40
-    chosen_states = range(len(states)) if every else some(f"{method}-{storage}", range(len(states)), STATES)
-    for run in (states[place] for place in chosen_states):
-        if (run / "summary.json").exists():
-            train(chosen, run, resume=True)
-            assert kept(run)[:2] == whole[:2], run
-            continue
-        go_on(chosen, run)
-        assert kept(run) == whole, run
+    assert len(states) > 25
+    go_on_from(states, every, chosen, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("every", [False, thorough(True)], ids=["drawn", "every"])
+def test_from_every_state_of_a_resumed_run_it_goes_on(every: bool, source: Path, tmp_path: Path, watcher: Watcher):
+    """A run that was stopped before its summary, and has an adapter that is replaced."""
+    chosen = recipe.load(make_recipe(source, "lora", **TRAIN))
+    train(chosen, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    (tmp_path / "again" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-00000003")
+    with watcher.watching(tmp_path / "again", tmp_path / "states") as states:
+        train(chosen, tmp_path / "again", resume=True)
+    assert len(states) > 10
+    go_on_from(states, every, chosen, tmp_path / "whole")
 
 
 def test_the_states_are_those_of_a_run(source: Path, tmp_path: Path, watcher: Watcher):

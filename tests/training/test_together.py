@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -264,6 +266,30 @@ def test_a_folder_in_use_is_refused_and_the_others_are_left_alone(resume: bool, 
     results = train_together(given, resume=resume)
     assert not any(isinstance(result, Failed) for result in results.values())
     assert not [*tmp_path.glob(f"*/{lock.NAME}")]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_whose_folder_goes_takes_no_other_with_it(stopped: bool, source: Path, tmp_path: Path):
+    class Removes(Stops):
+        """Removes the folder of the first run, whose record of the step is written by then."""
+
+        def step(self, record: dict[str, Any]) -> None:
+            if record["step"] == self.after:
+                shutil.rmtree(tmp_path / "one")
+                if stopped:
+                    os.kill(os.getpid(), self.number)
+
+    one, two = jobs({"one": load(source, max_steps=4), "two": load(source, max_steps=4, seed=1)}, tmp_path)
+    given = [one, Job(two.name, two.recipe, two.run, Removes(2, signal.SIGINT))]
+    if stopped:
+        with pytest.raises(Stopped) as stop:
+            train_together(given)
+        assert stop.value.checkpoints == [tmp_path / "two" / "checkpoints" / "step-00000002"]
+        return
+    results = train_together(given)
+    assert isinstance(results["one"], Failed)
+    assert "removed or replaced while the run was going on" in results["one"].reason
+    assert not isinstance(results["two"], Failed)
 
 
 def test_nothing_passes_from_one_span_to_another():

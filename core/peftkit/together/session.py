@@ -153,15 +153,24 @@ class _Together:
                 opened.append(run)
             with Deferred() as deferred:
                 for run in [run for run in self.running if run.session.done]:
-                    self._end(run)
+                    with self._guarded(run):
+                        self._end(run)
                 while self.running:
                     if deferred.received is not None:
-                        raise Stopped(deferred.received, [run.session.save() for run in self.running])
+                        raise Stopped(deferred.received, self._save())
                     self._round()
         finally:
             for run in opened:
                 run.session.close()
         return self.results
+
+    def _save(self) -> list[Path]:
+        """Write the checkpoints of all runs that can; returns their folders."""
+        saved = []
+        for run in list(self.running):
+            with self._guarded(run):
+                saved.append(run.session.save())
+        return saved
 
     def _round(self) -> None:
         """Take one optimizer step of every run."""
