@@ -183,7 +183,12 @@ def build(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel
 
 def image_text(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Build a random model that takes images and text, as `build` does; with `save_pretrained` it is a checkpoint."""
-    return of_config(config_of(architecture, **overrides), seed, AutoModelForImageTextToText)
+    config = config_of(architecture, **overrides)
+    if getattr(config, "vision_config", None) is None:
+        vision = config.sub_configs["vision_config"]()
+        small = shrunk(vision.to_dict(), vision.model_type)
+        config = config_of(architecture, vision_config=small, **overrides)
+    return of_config(config, seed, AutoModelForImageTextToText)
 
 
 def write(folder: Path, architecture: str, seed: int = 0) -> Path:
