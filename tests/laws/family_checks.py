@@ -205,7 +205,7 @@ def _changes(held: Held, adaptation: Adaptation, gradients: dict[str, Tensor]) -
 
 
 def _merges(held: Held, adaptation: Adaptation) -> None:
-    if not all(method.mergeable for method in adaptation.methods):
+    if adaptation.unmergeable() is not None:
         return
     expected = held.logits(adaptation.soft_ids)
     adaptation.merge_()

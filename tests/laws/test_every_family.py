@@ -32,6 +32,7 @@ from storages import needed
 
 import zoo
 from pages.models import REASONS
+from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.models.load import load
 from peftkit.models.quantize import Quantization, quantize
@@ -54,8 +55,8 @@ KINDS = {
 }
 """The families of `make test`, one of each kind."""
 NAMED = (
-    *("gemma3", "gemma4", "idefics3", "internvl", "lfm2_vl", "llama4", "llava", "mistral3", "paligemma"),
-    *("qwen2_5_vl", "qwen3_5", "qwen3_vl", "smolvlm"),
+    *("gemma3", "gemma4", "idefics3", "internvl", "lfm2_vl", "llama4", "llava", "mistral3", "qwen2_5_vl"),
+    *("qwen3_5", "qwen3_vl", "smolvlm"),
 )
 """Families of images and text that are held to every method; the decoders of the others are those of text alone."""
 FEW = ("lora", "ia3", "serial-adapter", "prefix-tuning", "prompt-tuning")
@@ -142,6 +143,12 @@ def test_at_most_a_tenth_cannot_be_made():
         assert len([name for name in every if name in zoo.UNMADE]) <= len(every) / 10
     assert set(NAMED) <= set(zoo.made())
     assert set(zoo.UNMADE) <= {*zoo.families(), *zoo.IMAGE_TEXT}
+
+
+@pytest.mark.parametrize("family", zoo.REFUSED)
+def test_what_is_no_causal_decoder_is_refused(family: str, folders: Any):
+    with pytest.raises(PeftkitError, match=f"{family} {zoo.REFUSED[family]}"):
+        held(folders(family))
 
 
 @pytest.mark.thorough
