@@ -1,1 +1,1 @@
-"""What writes the generated files of the checkout: the schema of recipes, and the pages of recipes, methods and models."""
+"""What writes the generated files of the checkout: the schema of recipes, and the pages of recipes, methods, models."""
