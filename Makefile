@@ -3,7 +3,7 @@
 # make test-all     the whole of what `make test` draws from, random examples anew, and older processors
 # make setup        the environment in .venv; nothing happens the second time
 # make parity       compare methods with another library, which is installed into an environment of its own
-# make pages        write the schema of recipes and the pages of recipes and methods anew
+# make pages        write the schema of recipes and the pages of recipes, methods and models anew
 # make tiny         build the bundled model again from generated text
 # make lint         ruff and pyright alone; `make clean` removes what the others made
 

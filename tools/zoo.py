@@ -143,6 +143,14 @@ UNMADE = {
     "perception_lm": "its vision tower wants the package timm",
 }
 """Families of which no model is made, and why."""
+REFUSED = {
+    "git": "takes images or sound",
+    "mistral4": "is not a decoder",
+    "paligemma": "reads its prompts in both directions",
+}
+"""Families of images and text that no family of ours takes, and what it says."""
+NOT_CAUSAL = ("cpmant", "xlnet")
+"""Families whose tokens see those behind them, which a run refuses at its start."""
 NOT_TEXT = (
     "blip blip-2 evolla florence2 idefics instructblip instructblipvideo kosmos-2 pi0 pix2struct pp_chart2table "
     "pp_formulanet t5gemma2 udop vision-encoder-decoder"
@@ -163,7 +171,7 @@ def families() -> list[str]:
 
 def made() -> list[str]:
     """List the families of which there is a model, those of images and text after the others."""
-    return [name for name in (*families(), *IMAGE_TEXT) if name not in UNMADE]
+    return [name for name in (*families(), *IMAGE_TEXT) if name not in (*UNMADE, *REFUSED, *NOT_CAUSAL)]
 
 
 def settings(architecture: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def test_formats_are_chosen_by_module():
 def test_a_pattern_without_a_match_and_a_tied_head_are_refused():
     with pytest.raises(PeftkitError, match=r"quantization: .*'q_porj'"):
         packed(q_porj=None)
-    with pytest.raises(PeftkitError, match="shares its weight with the embedding"):
+    with pytest.raises(PeftkitError, match="shares its weight with another module"):
         quantize(tiny("gpt2"), Quantization(None, {"head": QUANTIZERS["nf4"]()}))
 
 

@@ -21,10 +21,11 @@ from peftkit.recipe import ModelSection, QuantizationSection
 from zoo import IMAGE_TEXT, UNMADE, byte_tokenizer, config_of, made
 
 REASONS = {
-    "no biases": r"has no bias ",
-    "no attention": r"has no attention",
-    "no feed-forward part": r"has no feed-forward part",
-    "no norms": r"has no norm",
+    "no biases": r"has no bias\b",
+    "no attention to enter": r"has no attention that an adapter can enter",
+    "no feed-forward part": r"have no module of the role 'mlp'",
+    "nothing to train": r"finds nothing to train",
+    "weights shared by layers": r"is not stored as",
 }
 """Why a method may be refused by a model, each with what the message says; there is no other reason."""
 SMALL = {"rank": 2, "bottleneck": 4, "length": 3, "prefix_length": 3, "projection": 8, "hidden": 8, "samples": 2}

@@ -52,7 +52,8 @@ class SparseDelta(Delta):
         """Change the entries of the mask [out, in] from now on, starting from `values` [out, in], by default zero."""
         self.indices = mask.flatten().nonzero().flatten().int()
         start = torch.zeros(mask.shape, device=mask.device) if values is None else values.detach()
-        self.values.data = start[mask].to(self.values.dtype)
+        # Not in place: a graph that a model keeps from an earlier pass knows the parameter by its size.
+        self.values = nn.Parameter(start[mask].to(self.values.dtype))
 
     def fit(self, tensors: Mapping[str, Tensor]) -> None:
         values = tensors.get("values")

@@ -88,7 +88,7 @@ def _fits(model: PreTrainedModel, contents: Contents) -> bool:
 def _tied(model: PreTrainedModel) -> set[str]:
     """Return the names under which a tied head is stored a second time."""
     layout = Layout(cast(nn.Module, model))
-    return {f"{site.path}.weight" for site in layout.linears if site.tied}
+    return {f"{site.path}.weight" for site in layout.linears if site.tied and site.role == "head"}
 
 
 def read_weight(place: StoredTensor, dtype: torch.dtype, transposed: bool) -> Tensor:

@@ -59,10 +59,11 @@ class Quantization:
     def choose(self, layout: Layout) -> dict[str, Quantizer]:
         """Return the format of each module that is packed, by module path.
 
-        Raises PeftkitError for a pattern that matches no linear layer, and for a tied head.
+        Raises PeftkitError for a pattern that matches no linear layer, and for a layer that shares its weight.
         """
         sites = {site.path: site for site in layout.linears}
-        blocks = (path for path, site in sites.items() if site.role in GROUPS["linear"])
+        # Layers that share one weight would each have a packed one of their own.
+        blocks = (path for path, site in sites.items() if site.role in GROUPS["linear"] and not site.tied)
         chosen: dict[str, Quantizer | None] = dict.fromkeys(blocks, self.default)
         for pattern, quantizer in self.modules.items():
             try:
@@ -74,7 +75,7 @@ class Quantization:
         packed = {path: quantizer for path, quantizer in chosen.items() if quantizer is not None}
         tied = next((path for path in packed if sites[path].tied), None)
         if tied is not None:
-            raise PeftkitError(f"quantization: {tied} shares its weight with the embedding: leave it at none.")
+            raise PeftkitError(f"quantization: {tied} shares its weight with another module: leave it at none.")
         return packed
 
 
