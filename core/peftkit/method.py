@@ -171,7 +171,7 @@ class Targeted(Method):
     """A method of linear maps: which of them it changes."""
 
     targets: Targets = ("q", "v")
-    """Roles, groups (attention, mlp, linear) or module-name patterns; the default finds its like in any model."""
+    """Roles (q k v o, q_a q_b kv_a kv_b, in out, gate up down, head), groups (attention, mlp, linear) or patterns."""
     exclude: tuple[str, ...] = ()
     """Targets to leave out again."""
     layers: tuple[int, ...] | str | None = None

@@ -176,7 +176,7 @@ class Layout:
         return [
             known.get(name) or self._site(name, None, self.layer_of(name))
             for name, module in self.modules.items()
-            if name and names_module(target, name) and is_linear(module, type(self.model))
+            if name and names_module(target, name) and is_linear(module)
         ]
 
     def _no_match(self, target: str) -> str:
@@ -275,7 +275,7 @@ class Layout:
     @cached_property
     def _maps(self) -> list[str]:
         """The paths of all linear maps."""
-        return [name for name, module in self.modules.items() if is_linear(module, type(self.model))]
+        return [name for name, module in self.modules.items() if is_linear(module)]
 
     def _head_sites(self) -> list[Site]:
         head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None  # type: ignore[operator]

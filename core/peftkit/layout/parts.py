@@ -114,8 +114,8 @@ def _kind_by_name(below: str, name: str, module: nn.Module, names: Mapping[str, 
 
 
 def _kind_by_class(module: nn.Module, names: Mapping[str, Any]) -> str | None:
-    classes = names.get("classes", {})
-    return next((kind for kind in KINDS if kind in classes and re.search(classes[kind], own_class(module).__name__)), None)
+    classes, own = names.get("classes", {}), own_class(module).__name__
+    return next((kind for kind in KINDS if kind in classes and re.search(classes[kind], own)), None)
 
 
 def _words(path: str) -> list[set[str]]:

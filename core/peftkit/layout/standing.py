@@ -77,8 +77,11 @@ def left_out(layout: Layout, sites: Collection[Site]) -> str | None:
     modules = [(name, module) for name, module in layout.modules.items() if name.startswith(inside)]
     maps = {id(module) for _, module in modules if shape(module) is not None}
     total = sum(math.prod(shape(module) or (0,)) for _, module in modules)
-    stacks = {name: sum(p.numel() for p in module._parameters.values() if p is not None and p.dim() > 2)
-              for name, module in modules if id(module) not in maps}
+    stacks = {
+        name: sum(p.numel() for p in module._parameters.values() if p is not None and p.dim() > 2)
+        for name, module in modules
+        if id(module) not in maps
+    }
     total += sum(stacks.values())
     share = sum(site.inputs * site.outputs for site in sites) / max(1, total)
     largest = max(stacks, key=lambda name: stacks[name], default=None)
@@ -133,5 +136,3 @@ def _word(role: str) -> str:
 
 def _names(pattern: str, site: Site) -> bool:
     return site.role in GROUPS.get(pattern, (pattern,)) or site.group == pattern or names_module(pattern, site.path)
-
-

@@ -42,7 +42,8 @@ class IA3(Targeted, name="ia3"):
 
     def standing(self, layout: Layout) -> Standing:
         after, before = (
-            self.named(layout, option) if getattr(self, option) else Standing([]) for option in ("targets", "feedforward")
+            self.named(layout, option) if getattr(self, option) else Standing([])
+            for option in ("targets", "feedforward")
         )
         twice = {site.path for site in after.sites} & {site.path for site in before.sites}
         if twice:

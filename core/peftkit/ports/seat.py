@@ -158,7 +158,9 @@ class Seat(nn.Module):
         """Have the adapters of spans that end here read what the span was given of one portion."""
         tape = self.peftkit_context.tape
         whole = {entry: tape[entry] for entry in self.entries if entry in tape}
-        tape |= {entry: routing.order(x, dimension).split(routing.sizes, dimension)[place] for entry, x in whole.items()}
+        tape |= {
+            entry: routing.order(x, dimension).split(routing.sizes, dimension)[place] for entry, x in whole.items()
+        }
         yield
         tape |= whole
 
