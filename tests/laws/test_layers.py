@@ -93,7 +93,7 @@ def changed(model: Any, watched: nn.Module, module: nn.Module, place: int, rows:
 
 def tokens_of(x: Tensor) -> int:
     """Return the dimension of the tokens, which a family or two have in front."""
-    return next(i for i in range(x.dim() - 2, -1, -1) if x.shape[i] == IDS.shape[1])
+    return next((i for i in range(x.dim() - 2, -1, -1) if x.shape[i] == IDS.shape[1]), x.dim() - 2)
 
 
 def first_of_each(sites: list[Site]) -> list[Site]:

@@ -60,7 +60,7 @@ class Merging(State):
                     "beside the model, and generate and evaluate from the run folder."
                 )
         for site in (adapter.site for adapter in self.adapters()):
-            if shape(site.module) is None:
+            if shape(site.module) is None and site.stack is None:
                 return (
                     f"the adapter at {site.id} stands behind a whole part of a layer, which ends in no single linear "
                     "map that could take it up: keep it beside the model."
@@ -82,7 +82,7 @@ class Merging(State):
                 raise PeftkitError(f"the adapter's tensor {key} holds NaN or infinity: nothing was merged.")
         seats: dict[str, list[Adapter]] = {}
         for adapter in self.adapters():
-            seats.setdefault(adapter.site.path, []).append(adapter)
+            seats.setdefault(f"{adapter.site.path}/{adapter.site.stack}", []).append(adapter)
         return list(seats.values())
 
     def unmerge_(self) -> None:

@@ -12,10 +12,10 @@ from torch import nn
 
 from peftkit.errors import PeftkitError, nearest
 from peftkit.families import family_of
-from peftkit.layout.parts import LayerPart, is_gate, layers_of, leads_to_choice, leads_to_indexer, parts_of
+from peftkit.layout.parts import LayerPart, is_gate, layers_of, leads_to_choice, leads_to_indexer, parts_of, stacks_in
 from peftkit.layout.roles import QUERIES, is_linear, roles_in
 from peftkit.layout.sites import Rows, Site
-from peftkit.layout.targets import GROUPS, LINEAR_ROLES, in_group, names_module
+from peftkit.layout.targets import GROUPS, LINEAR_ROLES, STACKS, in_group, names_module
 from peftkit.quantization.weight import packed_shape, shape
 
 READING, ENDING = ("q", "q_a", "k", "v", "in", "gate", "up"), ("o", "out", "down")
@@ -29,7 +29,8 @@ class Layout:
         self.model = model
         self.config: Any = getattr(model, "config", None)
         self.kind: str = getattr(self.config, "model_type", type(model).__name__)
-        self.names: Mapping[str, Any] = family_of(self.config).names(self.kind)
+        text = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
+        self.names: Mapping[str, Any] = family_of(self.config).names(getattr(text, "model_type", self.kind))
         self.modules: dict[str, nn.Module] = {
             name: module for name, module in model.named_modules() if ".seated" not in f".{name}"
         }
@@ -53,6 +54,27 @@ class Layout:
         """Every linear map of the layers but routers, the parts of fused modules one by one, then the head."""
         sites = [site for layer, block in enumerate(self.blocks) for site in self._block_sites(layer, block)]
         return sites + self._head_sites()
+
+    @cached_property
+    def stacks(self) -> list[Site]:
+        """The stacks of experts' weights, [experts, out, in] or [experts, in, out], parameters of one module each."""
+        inside = ((name, module) for name, module in self.modules.items() if self.layer_of(name) is not None)
+        return [
+            Site(
+                name,
+                module,
+                inputs,
+                outputs,
+                STACKS,
+                self.layer_of(name),
+                None,
+                stack=key,
+                experts=count,
+                transposed=turned,
+            )
+            for name, module in inside
+            for key, count, inputs, outputs, turned in stacks_in(module, self.width)
+        ]
 
     @property
     def packed(self) -> list[str]:
@@ -156,7 +178,7 @@ class Layout:
     def roles(self) -> dict[str, int]:
         """Count the linear sites of each role."""
         counts: dict[str, int] = {}
-        for role in (site.role for site in self.linears if site.role is not None):
+        for role in (site.role for site in [*self.linears, *self.stacks] if site.role is not None):
             counts[role] = counts.get(role, 0) + 1
         return counts
 
@@ -170,19 +192,22 @@ class Layout:
     def _named(self, target: str) -> list[Site]:
         if target in GROUPS:
             return [site for site in self.linears if in_group(target, site)]
+        if target == STACKS:
+            return self.stacks
         if target in LINEAR_ROLES:
             return [site for site in self.linears if site.role == target]
         known = {site.id: site for site in self.linears}
-        return [
+        named = [
             known.get(name) or self._site(name, None, self.layer_of(name))
             for name, module in self.modules.items()
             if name and names_module(target, name) and is_linear(module)
         ]
+        return named or [site for site in self.stacks if names_module(target, site.id)]
 
     def _no_match(self, target: str) -> str:
         roles = ", ".join(f"{role} ({count})" for role, count in self.roles().items())
         leaves = sorted({name.split(".")[-1] for name, module in self.modules.items() if shape(module) is not None})
-        guess = nearest(target, [*GROUPS, *LINEAR_ROLES, *leaves])
+        guess = nearest(target, [*GROUPS, *LINEAR_ROLES, STACKS, *leaves])
         hint = f" Did you mean '{guess}'?" if guess and guess != target else ""
         return (
             f"the target '{target}' matches no linear module of this {self.kind} model.{hint} "
