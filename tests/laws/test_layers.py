@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from draw import marked
 from torch import Tensor, nn
 
+import zoo
 from peftkit.adaptation import attach, check_methods
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site
