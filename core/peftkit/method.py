@@ -170,6 +170,9 @@ class Method(Options, registry=METHODS):
 class Targeted(Method):
     """A method of linear maps: which of them it changes."""
 
+    stacked: ClassVar[tuple[str, ...]] = ()
+    """The options whose default names stacks of experts' weights where they end a feed-forward part."""
+
     targets: Targets = ("q", "v")
     """Roles (q k v o, q_a q_b kv_a kv_b, in out, gate up down, experts, head), groups (attention, mlp, linear) or
     module-name patterns."""
@@ -213,7 +216,7 @@ class Targeted(Method):
         if roles is None:
             return Standing(layout.resolve(targets, layers, self.exclude))
         layout.check_layers(layers)
-        return standing(layout, roles, layers, self.exclude)
+        return standing(layout, roles, layers, self.exclude, stacks=option in self.stacked)
 
     def fitting(self, site: Site, rank: int) -> int:
         """Return what a small map without a role of its own allows of a rank, where no target names just it."""

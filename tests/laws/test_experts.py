@@ -160,3 +160,26 @@ def test_what_is_covered_counts_experts():
         "the targets cover" in line for line in METHODS["lora"].from_options({"targets": "linear"}).notices(layout)
     )
     assert not METHODS["lora"].from_options({"targets": ["linear", "experts"]}).notices(layout)
+
+
+@pytest.mark.parametrize("family", marked(FAMILIES, HELD))
+def test_a_scale_of_experts_inputs_equals_scaled_stacks(family):
+    model = zoo.build(family)
+    adaptation = attach(model, [METHODS["ia3"].from_options({})])
+    randomise(adaptation)
+    twin = zoo.build(family)
+    scales = {site.site.id: site for site in adaptation.adapters() if site.site.stack is not None}
+    assert scales
+    assert set(scales) < {site.id for site in Layout(twin).stacks}
+    with torch.no_grad():
+        adapted = logits(model)
+        dense = attach(twin, [METHODS["ia3"].from_options({})])
+        dense.load_state(adaptation.state())
+        for key, adapter in scales.items():
+            weight = twin.get_submodule(adapter.site.path)._parameters[adapter.site.stack]
+            for expert, scale in enumerate(adapter.scale):
+                weight[expert] *= scale[:, None] if adapter.site.transposed else scale[None, :]
+            next(a for a in dense.adapters() if a.site.id == key).scale.fill_(1)
+        assert (logits(twin) - adapted).abs().max() <= 1e-5 * adapted.abs().max()
+        adaptation.merge_()
+        assert (logits(model) - adapted).abs().max() <= 1e-5 * adapted.abs().max()

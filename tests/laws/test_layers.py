@@ -29,7 +29,7 @@ FAMILIES = [name for name in zoo.families() if name not in UNMADE]
 PORTS = ("linear", "hidden", "own parameters")
 METHODS_HERE = [name for name, cls in METHODS.items() if cls.port in PORTS and cls.needs is None and name != "full"]
 IDS = torch.arange(3, 13)[None]
-NOTHING = ("has no bias at all", "finds nothing to train", "have no module of the role 'mlp'")
+NOTHING = ("has no bias at all", "has no norm", "has no feed-forward part")
 """Why a method may be refused as it comes: the model has nothing of its kind."""
 PLACE = 4
 """The token at which something is changed."""

@@ -1,4 +1,4 @@
-"""A low-rank pair for each expert of a frozen stack of weights, which the model multiplies in a way of its own."""
+"""Adapters of a frozen stack of experts' weights, which the model multiplies in a way of its own."""
 
 from __future__ import annotations
 
@@ -16,12 +16,24 @@ from peftkit.layout import Site
 from peftkit.ports.adapter import Adapter, Call
 
 
-class StackedPairs(Adapter):
-    """W_e + s B_e A_e for each expert e with A [experts, rank, in] and B [experts, out, rank] in fp32.
+class Stacked(Adapter):
+    """An adapter of a stack of experts' weights, which says by `merge` what stands in the place of the stack.
 
-    While the module of the experts runs, the sum stands in the place of the stack, so that it is exact however the
-    experts are computed; a sum of the stack's size is made in each pass, and kept for the backward pass.
+    It does while the module of the experts runs, and is exact however the experts are computed; a stack of the same
+    size is made in each pass, and kept for the backward pass. Law: `merge` works on a stack of any dtype.
     """
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        if self.context.routing is not None:
+            raise PeftkitError(f"the adapters of experts at {self.site.id} cannot share a batch with others.")
+        module, name = self.site.module, str(self.site.stack)
+        stack, _ = self.merge(cast(Tensor, module._parameters[name]), None)
+        with _standing(module, name, stack):
+            return call(x)
+
+
+class StackedPairs(Stacked):
+    """W_e + s B_e A_e for each expert e with A [experts, rank, in] and B [experts, out, rank] in fp32."""
 
     def __init__(self, site: Site, method: PairOptions):
         super().__init__(site)
@@ -37,16 +49,22 @@ class StackedPairs(Adapter):
         delta = torch.bmm(self.B, self.A) * self.scale
         return delta.transpose(1, 2) if self.site.transposed else delta
 
-    def forward(self, call: Call, x: Tensor) -> Tensor:
-        if self.context.routing is not None:
-            raise PeftkitError(f"the adapters of experts at {self.site.id} cannot share a batch with others.")
-        module, name = self.site.module, str(self.site.stack)
-        stack = cast(Tensor, module._parameters[name])
-        with _standing(module, name, stack + self.delta().to(stack.dtype)):
-            return call(x)
+    def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.delta().to(weight.dtype), bias
+
+
+class StackedScale(Stacked):
+    """W_e diag(l_e) for each expert e: a vector l [experts, in] of its own multiplies its inputs."""
+
+    before = True
+
+    def __init__(self, site: Site):
+        super().__init__(site)
+        self.scale = nn.Parameter(torch.ones(site.experts, site.inputs))
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight + self.delta(), bias
+        scale = self.scale.unsqueeze(2 if self.site.transposed else 1)
+        return weight * scale.to(weight.dtype), bias
 
 
 @contextmanager

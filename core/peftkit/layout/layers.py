@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -56,30 +57,23 @@ class Layers:
     @cached_property
     def stacks(self) -> list[Site]:
         """The stacks of experts' weights, [experts, out, in] or [experts, in, out], parameters of one module each."""
-        inside = ((name, module) for name, module in self.modules.items() if self.layer_of(name) is not None)
-        return [
-            Site(
-                name,
-                module,
-                inputs,
-                outputs,
-                STACKS,
-                self.layer_of(name),
-                None,
-                stack=key,
-                experts=count,
-                transposed=turned,
-            )
-            for name, module in inside
-            for key, count, inputs, outputs, turned in stacks_in(module, self.width)
-        ]
+        sites = []
+        for layer, block in enumerate(self.blocks):
+            for path, module in self.modules.items():
+                if not path.startswith(f"{block}."):
+                    continue
+                for key, count, inputs, outputs, turned, ends in stacks_in(
+                    path.removeprefix(block), module, self.width
+                ):
+                    site = Site(path, module, inputs, outputs, STACKS, layer)
+                    sites.append(replace(site, stack=key, experts=count, transposed=turned, ends=ends))
+        return sites
 
     @property
     def width(self) -> int:
         """The width of the hidden states."""
         stated = getattr(self.config.get_text_config(), "hidden_size", None)
-        ends = (site.outputs for site in self.linears if site.role in ENDING)
-        return int(next(ends, self.model.get_input_embeddings().embedding_dim) if stated is None else stated)
+        return int(next(site.outputs for site in self.linears if site.role in ENDING) if stated is None else stated)
 
     def _parts(self, layer: int, block: str) -> tuple[list[LayerPart], list[str]]:
         parts, away = parts_of(self.modules, block, layer, self.names)

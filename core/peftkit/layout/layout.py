@@ -65,8 +65,9 @@ class Layout(Layers):
         self.check_layers(layers)
         sites = [site for site in self.wholes(role) if layers is None or site.layer in set(layers)]
         if not sites:
+            what = {"attention": "mixer", "mlp": "feed-forward part"}.get(role, "layer")
             where = "" if layers is None else f" in the layers {sorted(set(layers))}"
-            raise PeftkitError(f"{self.kind} models have no module of the role '{role}'{where}: choose another place.")
+            raise PeftkitError(f"this {self.kind} model has no {what}{where}: choose another place.")
         return sites
 
     def attention(self, layers: Iterable[int] | None = None) -> list[Site]:
@@ -76,14 +77,14 @@ class Layout(Layers):
         """
         if not getattr(self.model, "_supports_attention_backend", False):
             raise PeftkitError(
-                f"{self.kind} models compute attention in a way of their own, which no adapter can enter: choose a "
-                "method of another port, or another model."
+                f"this {self.kind} model has no attention that an adapter can enter, as it computes it in a way of its "
+                "own: choose a method of another port, or another model."
             )
         sites = [replace(site, parts=self.inside(site)) for site in self.hidden("attention", layers)]
         sites = [site for site in sites if {"q", "k", "v"} <= set(site.parts)]
         if not sites:
             raise PeftkitError(
-                f"the attention of this {self.kind} model has no linear maps of the roles q, k and v, whose sizes are "
+                f"this {self.kind} model has no attention with linear maps of the roles q, k and v, whose sizes are "
                 "wanted: choose a method of another port."
             )
         return sites

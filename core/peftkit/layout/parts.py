@@ -15,6 +15,9 @@ from peftkit.quantization.weight import shape
 KINDS = ("attention", "mlp")
 """The kinds of parts: what lets tokens see each other (a mixer of any sort), and what works on each by itself."""
 
+ENDS = ("down", "output", "w2")
+"""What the names of stacks that end experts have in them."""
+
 
 @dataclass(frozen=True)
 class LayerPart:
@@ -61,11 +64,12 @@ def holds_experts(module: nn.Module) -> bool:
     return any("expert" in f"{name} {own_class(inside).__name__}".lower() for name, inside in inner)
 
 
-def stacks_in(module: nn.Module, width: int) -> Iterator[tuple[str, int, int, int, bool]]:
+def stacks_in(path: str, module: nn.Module, width: int) -> Iterator[tuple[str, int, int, int, bool, bool]]:
     """Iterate over the stacks of experts' weights in a module's own parameters, each a weight for each expert.
 
-    They come as name, number of experts, inputs, outputs, and whether the inputs stand in front of the outputs; a
-    model says the last by `is_transposed`, or else the side with the width of the hidden states does.
+    `path` is the module's in its layer. They come as name, number of experts, inputs, outputs, whether the inputs stand
+    in front of the outputs, and whether the stack ends the experts. Which side the inputs are a model says by
+    `is_transposed`, or else the width of the hidden states does.
     """
     if "expert" not in own_class(module).__name__.lower():
         return
@@ -73,10 +77,10 @@ def stacks_in(module: nn.Module, width: int) -> Iterator[tuple[str, int, int, in
         if parameter is None or parameter.dim() != 3:
             continue
         count, first, second = parameter.shape
-        reads = not any(word in name for word in ("down", "output", "w2"))
+        reads = not any(word in f"{path}.{name}" for word in ENDS)
         turned = getattr(module, "is_transposed", (first if reads else second) == width != (second if reads else first))
         inputs, outputs = (first, second) if turned else (second, first)
-        yield name, count, inputs, outputs, bool(turned)
+        yield name, count, inputs, outputs, bool(turned), not reads
 
 
 def leads_to_choice(path: str) -> bool:

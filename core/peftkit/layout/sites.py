@@ -53,6 +53,8 @@ class Site:
     """How many weights a stack holds; `inputs` and `outputs` are those of each."""
     transposed: bool = False
     """Whether a stack is [experts, in, out] and not [experts, out, in]."""
+    ends: bool = False
+    """Whether a stack is the last of its experts, whose inputs are their inner activations."""
     tied: bool = False
     """Whether the weight is shared with another module (a head tied to the embedding)."""
     parts: Mapping[str, Site] = field(default_factory=dict, repr=False, compare=False)

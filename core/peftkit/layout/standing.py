@@ -41,13 +41,17 @@ class Standing:
 
 
 def standing(
-    layout: Layout, roles: Sequence[str], layers: Iterable[int] | None = None, exclude: Sequence[str] = ()
+    layout: Layout,
+    roles: Sequence[str],
+    layers: Iterable[int] | None = None,
+    exclude: Sequence[str] = (),
+    stacks: bool = False,
 ) -> Standing:
     """Return the sites of these roles, layer by layer, and of what stands for them in layers without.
 
     Where a mixer has no queries, keys or values these are the up-projections of latent attention, or else the maps
-    that read its input; where no single map ends a mixer or a feed-forward part, it is the whole part. The result may
-    be empty, as `layers` and `exclude` can make it.
+    that read its input; where no single map ends a mixer or a feed-forward part, it is the whole part, or, with
+    `stacks`, each map that ends experts. The result may be empty, as `layers` and `exclude` can make it.
     """
     kept = range(len(layout.blocks)) if layers is None else set(layers)
     result = Standing([])
@@ -55,7 +59,7 @@ def standing(
     for role in roles:
         for layer in range(len(layout.blocks)) if role not in exclude else ():
             if layer in kept:
-                found = _found(layout, role, layer, result)
+                found = _found(layout, role, layer, result, stacks)
                 chosen.update((site.id, site) for site in found)
     out = {site.id for pattern in exclude for site in layout.linears if _names(pattern, site)}
     whole = {site.id for pattern in exclude for site in chosen.values() if names_module(pattern, site.path)}
@@ -90,10 +94,10 @@ def left_out(layout: Layout, sites: Collection[Site]) -> str | None:
     return f"the targets cover {share:.1%} of the weights of the layers: stacks such as {largest} are left out"
 
 
-def _found(layout: Layout, role: str, layer: int, result: Standing) -> list[Site]:
+def _found(layout: Layout, role: str, layer: int, result: Standing, stacks: bool) -> list[Site]:
     maps = [site for site in layout.linears if site.layer == layer]
     if role == "down":
-        return _ends(layout, maps, layer, result)
+        return _ends(layout, maps, layer, result, stacks)
     own = [site for site in maps if site.role == role]
     mixers = [part for part in layout.parts if part.layer == layer and part.kind == "attention"]
     if own or not mixers or role in GROUPS["mlp"]:
@@ -107,7 +111,7 @@ def _found(layout: Layout, role: str, layer: int, result: Standing) -> list[Site
     return _replaced(role, own, layer, result)
 
 
-def _ends(layout: Layout, maps: Sequence[Site], layer: int, result: Standing) -> list[Site]:
+def _ends(layout: Layout, maps: Sequence[Site], layer: int, result: Standing, stacks: bool) -> list[Site]:
     """Return the ends of a layer's feed-forward parts: their last maps, or the whole part where experts end it too."""
     parts = [part for part in layout.parts if part.layer == layer and part.kind == "mlp"]
     whole = {site.path: site for site in layout.hidden("mlp", [layer])} if parts else {}
@@ -115,8 +119,11 @@ def _ends(layout: Layout, maps: Sequence[Site], layer: int, result: Standing) ->
     found: list[Site] = []
     for part in parts:
         inside = [site for site in ends if site.path.startswith(f"{part.path}.")]
+        last = [site for site in layout.stacks if stacks and site.ends and site.path.startswith(f"{part.path}.")]
         if inside and not part.stacked:
             found += inside
+        elif last:
+            found += inside + _replaced("down", last, layer, result)
         else:
             found += _replaced("down", [whole[part.path]], layer, result)
     return found or ends
