@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from draw import marked
 from torch import Tensor
 
+import zoo
 from peftkit.adaptation import attach, check_methods, count_trained
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
