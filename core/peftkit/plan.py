@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from peftkit.adaptation import Adaptation
+from peftkit.adaptation import notices as told
 from peftkit.assembly import assemble
 from peftkit.data.encode import IGNORED, Encoded
 from peftkit.errors import PeftkitError
@@ -68,6 +69,7 @@ def plan(recipe: Recipe) -> Plan:
     epochs = steps / per_epoch
     memory = estimate(recipe, assembled, adaptation, batches, objective)
     notices = [] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"]
+    notices += told(adaptation.chosen, assembled.layout)
     shown = batches.collate(batches.plan(0)[0], assembled.tokenizer.pad_token_id)
     notices += foretell(assembled.module, shown, section, assembled.device)
     if memory.allowed is not None and memory.peak > memory.allowed:

@@ -1,51 +1,25 @@
-"""Where things are in a model: its blocks, the role of each module in them, and the sites that targets name."""
+"""Where things are in a model: the sites that targets name, and what else than layers it has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from peftkit.errors import PeftkitError, nearest
-from peftkit.families import family_of
 from peftkit.families.image_text import unread
-from peftkit.layout.sites import Rows, Site
-from peftkit.layout.targets import GROUPS, LINEAR_ROLES, names_module
+from peftkit.layout.layers import Layers
+from peftkit.layout.parts import leads_to_indexer
+from peftkit.layout.roles import is_linear
+from peftkit.layout.sites import Site
+from peftkit.layout.targets import GROUPS, LINEAR_ROLES, STACKS, in_group, names_module
 from peftkit.quantization.weight import packed_shape, shape
 
 
-class Layout:
-    """The blocks and roles of a model, found by the names that its family gives them."""
-
-    def __init__(self, model: nn.Module):
-        self.model = model
-        self.config: Any = getattr(model, "config", None)
-        text = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
-        self.kind: str = getattr(text, "model_type", type(model).__name__)
-        self.names: Mapping[str, Any] = family_of(self.config).names(self.kind)
-        self.modules: dict[str, nn.Module] = {
-            name: module for name, module in model.named_modules() if ".seated" not in f".{name}"
-        }
-
-    @cached_property
-    def blocks(self) -> list[str]:
-        """The paths of the layers, lowest first."""
-        best: list[str] = []
-        for name, module in self.modules.items():
-            if isinstance(module, nn.ModuleList) and len(module) > len(best):
-                paths = [f"{name}.{index}" for index in range(len(module))]
-                if self._inside(paths[0], self.names["attention"]):
-                    best = paths
-        return best
-
-    @cached_property
-    def linears(self) -> list[Site]:
-        """Every linear site that has a role: the parts of fused modules one by one, then the head."""
-        sites = [site for layer, block in enumerate(self.blocks) for site in self._block_sites(layer, block)]
-        return sites + self._head_sites()
+class Layout(Layers):
+    """The layers of a model and their roles, and the sites that targets name."""
 
     @property
     def packed(self) -> list[str]:
@@ -63,7 +37,7 @@ class Layout:
         """
         wanted = (targets,) if isinstance(targets, str) else tuple(targets)
         kept = None if layers is None else set(layers)
-        self._check_layers(kept)
+        self.check_layers(kept)
         chosen: dict[str, Site] = {}
         for target in wanted:
             sites = self._named(target)
@@ -83,20 +57,17 @@ class Layout:
         return sites
 
     def hidden(self, role: str, layers: Iterable[int] | None = None) -> list[Site]:
-        """Return the site of a whole `attention`, `mlp` or `block` in each layer: hidden states in and out.
+        """Return the sites of whole `attention` or `mlp` parts or of each `block`: hidden states in and out.
 
-        Raises PeftkitError where the family has no such module, or `layers` leaves none.
+        A layer has as many as it has mixers (`attention`) or feed-forward parts, or none. Raises PeftkitError where no
+        layer has one, or `layers` leaves none.
         """
-        self._check_layers(layers)
-        sites = []
-        for layer, block in enumerate(self.blocks):
-            path = block if role == "block" else self._inside(block, self.names[role])
-            if path is None:
-                raise PeftkitError(f"{self.kind} models have no module of the role '{role}': choose another placement.")
-            if layers is None or layer in set(layers):
-                sites.append(Site(path, self.modules[path], self.width, self.width, role, layer))
+        self.check_layers(layers)
+        sites = [site for site in self.wholes(role) if layers is None or site.layer in set(layers)]
         if not sites:
-            raise PeftkitError(f"no layer with the role '{role}' is found in this {self.kind} model.")
+            what = {"attention": "mixer", "mlp": "feed-forward part"}.get(role, "layer")
+            where = "" if layers is None else f" in the layers {sorted(set(layers))}"
+            raise PeftkitError(f"this {self.kind} model has no {what}{where}: choose another place.")
         return sites
 
     def attention(self, layers: Iterable[int] | None = None) -> list[Site]:
@@ -106,26 +77,28 @@ class Layout:
         """
         if not getattr(self.model, "_supports_attention_backend", False):
             raise PeftkitError(
-                f"{self.kind} models compute attention in a way of their own, which no adapter can enter: choose a "
-                "method of another port, or another model."
+                f"this {self.kind} model has no attention that an adapter can enter, as it computes it in a way of its "
+                "own: choose a method of another port, or another model."
             )
-        parts: dict[int | None, dict[str, Site]] = {}
-        for site in self.linears:
-            if site.role is not None and site.role in GROUPS["attention"]:
-                parts.setdefault(site.layer, {})[site.role] = site
-        sites = [replace(site, parts=parts.get(site.layer, {})) for site in self.hidden("attention", layers)]
-        if any(not {"q", "k", "v"} <= set(site.parts) for site in sites):
+        sites = [replace(site, parts=self.inside(site)) for site in self.hidden("attention", layers)]
+        sites = [site for site in sites if {"q", "k", "v"} <= set(site.parts)]
+        if not sites:
             raise PeftkitError(
-                f"the attention of this {self.kind} model has no linear maps of the roles q, k and v, whose sizes are "
+                f"this {self.kind} model has no attention with linear maps of the roles q, k and v, whose sizes are "
                 "wanted: choose a method of another port."
             )
         return sites
+
+    def inside(self, site: Site) -> dict[str, Site]:
+        """Return the linear sites inside a part of a layer by their roles, the first of each role."""
+        inside = [one for one in self.linears if one.role is not None and one.path.startswith(f"{site.path}.")]
+        return {str(one.role): one for one in reversed(inside)}
 
     def embedding(self) -> Site:
         """Return the input embedding: `inputs` is its number of rows, `outputs` its width."""
         module: Any = self.model.get_input_embeddings()  # type: ignore[operator]
         path = next(name for name, other in self.modules.items() if other is module)
-        return Site(path, module, module.num_embeddings, module.embedding_dim, "embedding", tied=self._tied(module))
+        return Site(path, module, module.num_embeddings, module.embedding_dim, "embedding", tied=self.tied(module))
 
     def other_tables(self) -> list[nn.Embedding]:
         """List the embeddings by token id beside the input embedding, such as those that each layer adds."""
@@ -136,37 +109,47 @@ class Layout:
         return [table for table in tables if table is not first and table.num_embeddings in sizes]
 
     def norms(self) -> list[str]:
-        """Return the paths of the normalisation layers."""
-        return [name for name, module in self.modules.items() if "norm" in type(module).__name__.lower()]
+        """Return the paths of the normalisation layers, but those that no gradient reaches."""
+        norms = [name for name, module in self.modules.items() if "norm" in type(module).__name__.lower()]
+        return [name for name in norms if self.reached(name)]
 
-    @property
-    def width(self) -> int:
-        """The width of the hidden states."""
-        return int(self.config.get_text_config().hidden_size)
+    def reached(self, path: str) -> bool:
+        """Say whether a gradient reaches a module or parameter of a layer.
+
+        An indexer's choice of keys gives none, nor does what other inputs than text pass.
+        """
+        away = tuple(f".{name}" for name in self.names.get("elsewhere", ()))
+        inside = self.layer_of(path) is not None
+        return not inside or not (leads_to_indexer(path) or any(name in path for name in away))
 
     def roles(self) -> dict[str, int]:
         """Count the linear sites of each role."""
         counts: dict[str, int] = {}
-        for site in self.linears:
-            counts[site.role or ""] = counts.get(site.role or "", 0) + 1
+        for role in (site.role for site in [*self.linears, *self.stacks] if site.role is not None):
+            counts[role] = counts.get(role, 0) + 1
         return counts
 
-    def _check_layers(self, layers: Iterable[int] | None) -> None:
+    def check_layers(self, layers: Iterable[int] | None) -> None:
+        """Raise PeftkitError where none of these layers is there."""
         if layers is not None and self.blocks and not set(layers) & set(range(len(self.blocks))):
             raise PeftkitError(
                 f"layers {sorted(layers)} name no layer of the model: it has 0 to {len(self.blocks) - 1}."
             )
 
     def _named(self, target: str) -> list[Site]:
-        roles = GROUPS.get(target, (target,) if target in LINEAR_ROLES else ())
-        if roles:
-            return [site for site in self.linears if site.role in roles]
+        if target in GROUPS:
+            return [site for site in self.linears if in_group(target, site)]
+        if target == STACKS:
+            return self.stacks
+        if target in LINEAR_ROLES:
+            return [site for site in self.linears if site.role == target]
         known = {site.id: site for site in self.linears}
-        return [
-            known.get(name) or self._site(name, None, self._layer_of(name))
+        named = [
+            known.get(name) or self.site(name, None, self.layer_of(name))
             for name, module in self.modules.items()
-            if name and names_module(target, name) and shape(module) is not None
+            if name and names_module(target, name) and is_linear(module)
         ]
+        return named or [site for site in self.stacks if names_module(target, site.id)]
 
     def _no_match(self, target: str) -> str:
         missing = [name for part in unread(self.model) for name in part.names if names_module(target, name)]
@@ -177,73 +160,9 @@ class Layout:
             )
         roles = ", ".join(f"{role} ({count})" for role, count in self.roles().items())
         leaves = sorted({name.split(".")[-1] for name, module in self.modules.items() if shape(module) is not None})
-        guess = nearest(target, [*GROUPS, *LINEAR_ROLES, *leaves])
+        guess = nearest(target, [*GROUPS, *LINEAR_ROLES, STACKS, *leaves])
         hint = f" Did you mean '{guess}'?" if guess and guess != target else ""
         return (
             f"the target '{target}' matches no linear module of this {self.kind} model.{hint} "
             f"Roles here: {roles or 'none'}; groups: {', '.join(GROUPS)}; module names: {', '.join(leaves)}."
         )
-
-    def _block_sites(self, layer: int, block: str) -> list[Site]:
-        attention = self._inside(block, self.names["attention"])
-        mlp = self._inside(block, self.names["mlp"])
-        sites: list[Site] = []
-        for roles, homes in ((GROUPS["attention"], (attention,)), (GROUPS["mlp"], (mlp, block))):
-            fused = self._fused(homes, roles)
-            for role in roles:
-                if role in fused:
-                    path, rows = fused[role]
-                    sites.append(self._site(path, role, layer, rows))
-                    continue
-                path = next((p for home in homes if home and (p := self._inside(home, self.names[role]))), None)
-                if path is not None and shape(self.modules[path]) is not None:
-                    sites.append(self._site(path, role, layer))
-        return sites
-
-    def _fused(self, homes: Sequence[str | None], roles: Sequence[str]) -> dict[str, tuple[str, Rows]]:
-        for name, (parts, order) in self.names["fused"].items():
-            path = next((f"{home}.{name}" for home in homes if home and f"{home}.{name}" in self.modules), None)
-            if path is not None and set(parts) <= set(roles):
-                return {role: (path, rows) for role, rows in self._parts(path, parts, order).items()}
-        return {}
-
-    def _parts(self, path: str, parts: Sequence[str], order: str) -> dict[str, Rows]:
-        total = (shape(self.modules[path]) or (0, 0))[0]
-        config = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
-        heads = config.num_attention_heads
-        if order == "per head":
-            size = total // (len(parts) * heads)
-            return {role: Rows(i * size, size, len(parts) * size, heads) for i, role in enumerate(parts)}
-        if "q" in parts:
-            groups = getattr(config, "num_key_value_heads", None) or heads
-            size = total // (heads + 2 * groups)
-            lengths = [heads * size, groups * size, groups * size]
-        else:
-            lengths = [total // len(parts)] * len(parts)
-        starts = [sum(lengths[:index]) for index in range(len(parts))]
-        return {role: Rows(start, length, total) for role, start, length in zip(parts, starts, lengths, strict=True)}
-
-    def _site(self, path: str, role: str | None, layer: int | None, rows: Rows | None = None) -> Site:
-        module = self.modules[path]
-        sizes = shape(module)
-        assert sizes is not None
-        outputs = sizes[0] if rows is None else rows.length * rows.count
-        return Site(path, module, sizes[1], outputs, role, layer, rows, tied=self._tied(module))
-
-    def _tied(self, module: nn.Module) -> bool:
-        # Asked of the parameters alone: a packed layer would unpack its weight.
-        weight = module._parameters.get("weight")
-        return weight is not None and any(
-            other is not module and other._parameters.get("weight") is weight for other in self.modules.values()
-        )
-
-    def _head_sites(self) -> list[Site]:
-        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None  # type: ignore[operator]
-        path = next((name for name, module in self.modules.items() if module is head), None) if head else None
-        return [self._site(path, "head", None)] if path and shape(self.modules[path]) is not None else []
-
-    def _inside(self, home: str, names: Sequence[str]) -> str | None:
-        return next((f"{home}.{name}" for name in names if f"{home}.{name}" in self.modules), None)
-
-    def _layer_of(self, path: str) -> int | None:
-        return next((i for i, block in enumerate(self.blocks) if path.startswith(block + ".")), None)

@@ -43,6 +43,18 @@ class Site:
     layer: int | None = None
     rows: Rows | None = None
     """The part of a fused module; None where the site is the whole module."""
+    group: str | None = None
+    """The part of the layer in which a linear map lies: `attention`, `mlp` or, outside of both, `layer`."""
+    entry: nn.Module | None = field(default=None, repr=False, compare=False)
+    """The module whose input a part of a layer reads that is no module of its own; `module` is its last one then."""
+    stack: str | None = None
+    """The parameter with the weights of all experts, where the site is one of those; `module` is their module then."""
+    experts: int = 0
+    """How many weights a stack holds; `inputs` and `outputs` are those of each."""
+    transposed: bool = False
+    """Whether a stack is [experts, in, out] and not [experts, out, in]."""
+    ends: bool = False
+    """Whether a stack is the last of its experts, whose inputs are their inner activations."""
     tied: bool = False
     """Whether the weight is shared with another module (a head tied to the embedding)."""
     parts: Mapping[str, Site] = field(default_factory=dict, repr=False, compare=False)
@@ -57,9 +69,16 @@ class Site:
     @property
     def id(self) -> str:
         """The name under which the site's tensors are stored."""
+        if self.stack is not None:
+            return f"{self.path}.{self.stack}"
         return self.path if self.rows is None else f"{self.path}[{self.role}]"
 
 
 def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Iterate over the model's own named parameters, leaving out those of seated adapters; a tied one comes once."""
     return ((name, p) for name, p in model.named_parameters() if ".seated." not in f".{name}")
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module as the model's code has it, also where adapters sit on the module."""
+    return getattr(type(module), "frozen_class", type(module))

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from peftkit.errors import PeftkitError
-from peftkit.layout import Layout, parse_layers
+from peftkit.layout import Layout, Site, own_parameters, parse_layers
 from peftkit.method import Method
 
 
@@ -32,6 +32,11 @@ class LayerNormTuning(Method, name="layernorm-tuning"):
 
     layers: tuple[int, ...] | str | None = None
     """Layers whose normalisations are trained, such as 0-3,8; by default all, with those outside the blocks."""
+
+    def sites(self, layout: Layout) -> list[Site]:
+        if not any(self.select(layout, name, parameter) for name, parameter in own_parameters(layout.model)):
+            raise PeftkitError(f"{self.name}: this {layout.kind} model has no norm with weights of its own.")
+        return []
 
     def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:
         return name.rpartition(".")[0] in self.paths(layout)

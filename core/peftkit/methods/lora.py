@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from peftkit.layers.low_rank import LowRank
+from peftkit.layers.stacked import StackedPairs
 from peftkit.layout import Layout, Site, matched
 from peftkit.method import Ranked
 from peftkit.methods.inits import INITS, check_split, splits
@@ -62,8 +63,12 @@ class LoRA(Ranked, name="lora"):
         check_split(self.name, self.init, self.plain_pair, sites)
         return sites
 
+    def takes(self, site: Site) -> bool:
+        own = type(self).build is LoRA.build and not self.dropout and not splits(self.init)
+        return own or super().takes(site)
+
     def build(self, site: Site) -> Adapter:
-        return LowRank(site, self)
+        return LowRank(site, self) if site.stack is None else StackedPairs(site, self)
 
     def initialise(self, adapter: LowRank) -> None:
         """Give A and B their start."""
@@ -76,10 +81,12 @@ class LoRA(Ranked, name="lora"):
         return self.bias == "all" or any(site.path == module for site in self.sites(layout))
 
     def rank_at(self, site: Site) -> int:
-        return next((rank for pattern, rank in self.rank_pattern.items() if matched(pattern, site)), self.rank)
+        own = next((rank for pattern, rank in self.rank_pattern.items() if matched(pattern, site)), None)
+        return self.fitting(site, self.rank) if own is None else own
 
     def scale_at(self, site: Site) -> float:
         """Return the factor s of one site."""
         alpha = next((alpha for pattern, alpha in self.alpha_pattern.items() if matched(pattern, site)), self.alpha)
-        rank = self.rank_at(site)
+        own = next((rank for pattern, rank in self.rank_pattern.items() if matched(pattern, site)), None)
+        rank = own or self.rank
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
