@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from peftkit.errors import PeftkitError, nearest
-from peftkit.families import family_of
+from peftkit.families import Heads, family_of
 from peftkit.layout.sites import Rows, Site
 from peftkit.layout.targets import GROUPS, LINEAR_ROLES, names_module
 from peftkit.quantization.weight import packed_shape, shape
@@ -98,26 +97,43 @@ class Layout:
         return sites
 
     def attention(self, layers: Iterable[int] | None = None) -> list[Site]:
-        """Return the attention module of each layer, for adapters that act on its queries, keys and values.
+        """Return the attention modules of the layers, for adapters that act on its queries, keys and values.
 
-        Raises PeftkitError for a family whose attention no adapter can enter.
+        Layers without attention are left out. Raises PeftkitError where there is none, or none that an adapter can
+        enter.
         """
-        if not getattr(self.model, "_supports_attention_backend", False):
+        self._check_layers(layers)
+        kept = None if layers is None else set(layers)
+        sites = [site for site in self._attentions if kept is None or site.layer in kept]
+        if not self._attentions:
             raise PeftkitError(
-                f"{self.kind} models compute attention in a way of their own, which no adapter can enter: choose a "
-                "method of another port, or another model."
+                f"this {self.kind} model has no attention that an adapter can enter: choose a method of another port."
             )
-        parts: dict[int | None, dict[str, Site]] = {}
+        if not sites:
+            raise PeftkitError(f"no layer of those that are chosen has attention in this {self.kind} model.")
+        return sites
+
+    @cached_property
+    def _attentions(self) -> list[Site]:
+        parts: dict[str, dict[str, Site]] = {}
         for site in self.linears:
             if site.role is not None and site.role in GROUPS["attention"]:
-                parts.setdefault(site.layer, {})[site.role] = site
-        sites = [replace(site, parts=parts.get(site.layer, {})) for site in self.hidden("attention", layers)]
-        if any(not {"q", "k", "v"} <= set(site.parts) for site in sites):
-            raise PeftkitError(
-                f"the attention of this {self.kind} model has no linear maps of the roles q, k and v, whose sizes are "
-                "wanted: choose a method of another port."
-            )
-        return sites
+                parts.setdefault(site.path, {})[site.role] = site
+
+        def inside(path: str) -> dict[str, Site]:
+            linears = (sites for home, sites in parts.items() if home.startswith(f"{path}."))
+            return {role: site for sites in linears for role, site in sites.items()}
+
+        def known(path: str) -> Heads | None:
+            linears = inside(path)
+            return Heads(linears["k"].outputs, linears["v"].outputs) if {"k", "v"} <= set(linears) else None
+
+        found = family_of(self.config).attentions(self.model, known)
+        return [
+            Site(path, self.modules[path], self.width, self.width, "attention", layer, parts=inside(path), heads=heads)
+            for path, heads in found.items()
+            if (layer := self._layer_of(path)) is not None
+        ]
 
     def embedding(self) -> Site:
         """Return the input embedding: `inputs` is its number of rows, `outputs` its width."""

@@ -14,11 +14,12 @@ from peftkit.layers.prefix import split
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.attention import Attend, AttentionAdapter
+from peftkit.ports.attention import Attend, AttentionAdapter, opened
 from peftkit.ports.linear import linear
 from peftkit.quantization.weight import dense
 
 KEY_NORMS = ("k_norm", "k_layernorm")
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,14 @@ class LlamaAdapter(Method, name="llama-adapter"):
         if _heads(layout.config) is None:
             raise PeftkitError(f"{self.name}: the configuration of this {layout.kind} model states no heads.")
         count = len(layout.blocks)
-        return layout.attention(range(max(0, count - self.top), count))
+        sites = layout.attention(range(max(0, count - self.top), count))
+        for site in sites if self.variant == "official" else ():
+            if site.heads is not None and site.heads.own and site.heads.groups != _heads(site.module):
+                raise PeftkitError(
+                    f"{self.name}: the gates of single heads cannot enter the attention of this {layout.kind} model, "
+                    "whose heads share keys and values: choose variant: paper."
+                )
+        return sites
 
     def build(self, site: Site) -> Adapter:
         return GatedPrompt(site, self)
@@ -67,15 +75,29 @@ class GatedPrompt(AttentionAdapter):
         super().__init__(site)
         self.bounded = method.variant == "official"
         self.P = nn.Parameter(torch.randn(method.length, site.inputs))
-        heads = _heads(cast(Any, site.module).config) or 1
+        heads = _heads(cast(Any, site.module)) or 1
         self.g = nn.Parameter(torch.zeros(heads if self.bounded else 1))
 
     def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        prompt = self.P.to(q.dtype)
-        keys, values = self._normed(_map(prompt, self.site.parts["k"]), k), split(_map(prompt, self.site.parts["v"]), v)
-        gate = (torch.tanh(self.g) if self.bounded else self.g).to(q.dtype).unsqueeze(-1)
-        seen = mask.new_ones(*mask.shape[:3], len(prompt))
-        return attend(q, k, v, mask) + gate * attend(q, keys, values, seen)
+        prompt = self.P.to(v.dtype)
+        keys, values = self._of(prompt, k, v)
+        gate = (torch.tanh(self.g) if self.bounded else self.g).to(v.dtype).unsqueeze(-1)
+        seen = opened(mask, len(prompt))
+        if q.shape[1]:
+            return attend(q, k, v, mask) + gate * attend(q, keys, values, seen)
+        # What the module returns is affine in the attention: the sum of two is that of their outputs less that of none.
+        hidden = mask.new_full(mask.shape, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+        k, seen = torch.cat([keys, k], 2), torch.cat([seen, hidden], 3)
+        weighed, none = (torch.cat([x, v], 2) for x in (gate.unsqueeze(-1) * values, 0 * values))
+        return attend(q, k[:, :, len(prompt) :], v, mask) + attend(q, k, weighed, seen) - attend(q, k, none, seen)
+
+    def _of(self, prompt: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values that the frozen attention makes of the prompt, without rotary positions."""
+        parts = self.site.parts
+        if {"k", "v"} <= set(parts):
+            return self._normed(_map(prompt, parts["k"]), k), split(_map(prompt, parts["v"]), v)
+        keys, values = self.made(prompt)
+        return keys.expand(len(k), -1, -1, -1), values.expand(len(v), -1, -1, -1)
 
     def _normed(self, keys: Tensor, like: Tensor) -> Tensor:
         """Split keys [length, groups * size] into heads, through the frozen norm of keys where the layer has one."""
@@ -95,6 +117,8 @@ def _map(x: Tensor, site: Site) -> Tensor:
     return linear(x, weight, bias)
 
 
-def _heads(config: Any) -> int | None:
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return getattr(text, "num_attention_heads", None)
+def _heads(owner: Any) -> int | None:
+    """Return how many heads of queries an attention has, or a configuration states."""
+    text = owner.get_text_config() if hasattr(owner, "get_text_config") else owner
+    own = next((getattr(text, name) for name in HEADS if isinstance(getattr(text, name, None), int)), None)
+    return own if own is not None or not hasattr(text, "config") else _heads(text.config)

@@ -1,14 +1,16 @@
 """The port of attention: an adapter around the attention of one layer, given its queries, keys and values.
 
 It goes through transformers' registry of attention functions, so that it works with grouped keys and values, rotary
-positions, caches, beams and gradient checkpointing, and touches no cache. Families without that registry are refused.
+positions, caches, beams and gradient checkpointing, and touches no cache. Attention that a model computes past that
+registry is entered through its cache (`peftkit.ports.own_attention`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -21,21 +23,28 @@ from peftkit.kernels.tree import Tree
 from peftkit.kernels.tree_attention import attend as attend_along
 from peftkit.kernels.tree_plan import plan_of
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.context import LINK, Context, Routing, context_of
-from peftkit.ports.seat import Seat
+from peftkit.ports.context import CALL, LINK, REACH, Context, Routing, context_of
+from peftkit.ports.own_attention import alone, reach, reached
+from peftkit.ports.seat import Seat, bound
 
 NAME = "peftkit"
+EAGER = "peftkit-eager"
+"""In the place of a model's own products, whose masks are added to the scores."""
 TREE = "peftkit-tree"
 KERNEL = "sdpa"
+BEYOND_KERNEL = {"softcap", "s_aux", "sinks"}
+"""What attention functions are asked for and that kernel cannot do: the model's own products can."""
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class AttentionAdapter(Adapter):
     """An adapter inside the attention of its site: `forward(attend, q, k, v, mask) -> y`.
 
-    q [B, heads, T, size]; k and v [B, groups, S, size] after rotary positions, those of the cache included; mask
-    [B or 1, 1, T, S], True where a query may look; y [B, T, heads, size], as `attend(q, k, v, mask)` returns it. What
-    the attention itself reads, x [B, T, width], is `self.input`.
+    q [B, heads, T, size]; k and v [B, groups, S, size] after rotary positions, those of the cache included, where the
+    sizes of values may be others; mask [B or 1, 1 or heads, T, S], True where a query may look, or what is added to
+    the scores; y [B, T, heads, size], as `attend(q, k, v, mask)` returns it. What the attention itself reads,
+    x [B, T, width], is `self.input`. Where `site.heads.own` is set, q has no heads, and y [B, T, width] is what the
+    whole module makes of the attention, which is affine in it.
     """
 
     inside: ClassVar[bool] = True
@@ -45,6 +54,21 @@ class AttentionAdapter(Adapter):
         """The hidden states [B, T, width] from which the queries that are given were made."""
         return self.context.tape[self.site.module]
 
+    def made(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values [1, groups, L, size] that the frozen attention makes of x [L, width].
+
+        They are those at position zero, without the adapters inside the attention.
+        """
+        module, tape = self.site.module, self.context.tape
+        call, args, kwargs = tape[module, CALL]
+        arguments = alone(bound(call, args, kwargs), x, reach if _own(self) else None)
+        tape[module, REACH] = True
+        try:
+            with self.context.only(None):
+                return reached(call, arguments)
+        finally:
+            del tape[module, REACH]
+
     def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """Compute the adapted attention."""
         raise TypeError(f"{type(self).__name__} does not define what it computes")
@@ -52,39 +76,113 @@ class AttentionAdapter(Adapter):
 
 def listen(model: nn.Module, context: Context) -> None:
     """Have the model's attention run its active adapters, and its own function as it was while none is active."""
-    config = cast(Any, model).config
+    config = cast(Any, model).config.get_text_config()
     own = config._attn_implementation
 
     def choose() -> None:
         seats = (module for module in model.modules() if isinstance(module, Seat))
-        wanted = any(adapter.inside for seat in seats for adapter in seat.running(context.names))
-        config._attn_implementation = NAME if wanted else own
+        wanted = any(adapter.inside and not _own(adapter) for seat in seats for adapter in seat.running(context.names))
+        config._attn_implementation = (EAGER if own == "eager" else NAME) if wanted else own
 
     context.watchers.append(choose)
 
 
+def _own(adapter: Adapter) -> bool:
+    return adapter.site.heads is not None and adapter.site.heads.own
+
+
+def _stop(module: nn.Module, key: Tensor, value: Tensor) -> None:
+    if isinstance(module, Seat) and (module, REACH) in module.peftkit_context.tape:
+        reach(key, value)
+
+
+def opened(mask: Tensor, count: int) -> Tensor:
+    """Return the mask [..., T, count] of keys that every query of `mask` [..., T, S] may look at."""
+    return mask.new_full((*mask.shape[:-1], count), mask.dtype == torch.bool)
+
+
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **rest: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, None]:
     """Attend as transformers' registry asks it, through the adapters of `module`."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        return ALL_ATTENTION_FUNCTIONS[KERNEL](module, q, k, v, mask, **rest)[0]
-
+    _stop(module, key, value)
+    mask, rest = _with_all(module, query, key, attention_mask, rest)
     if not isinstance(module, Seat):
-        return attend(query, key, value, attention_mask), None
+        return _attend(module, rest)(query, key, value, mask), None
     context = module.peftkit_context
     routing = context.routing
     if routing is None:
-        return _chain(module, context.active, attend)(query, key, value, attention_mask), None
-    mask = attention_mask.expand(query.shape[0], -1, -1, -1)
+        return _chain(module, context.active, _attend(module, rest))(query, key, value, mask), None
+    mask = mask.expand(query.shape[0], -1, -1, -1)
     portions = [routing.order(x).split(routing.sizes) for x in (query, key, value, mask)]
-    inputs = _inputs(module, routing, 0)
+    inputs, asked = _inputs(module, routing, 0), _asked(rest, routing, len(query))
     parts = []
-    for name, x, *given in zip(routing.names, inputs, *portions, strict=True):
+    for name, x, others, *given in zip(routing.names, inputs, asked, *portions, strict=True):
         with _input(module, x):
-            parts.append(_chain(module, (name,), attend)(*given))
+            parts.append(_chain(module, (name,), _attend(module, others))(*given))
     return routing.restore(torch.cat(parts)), None
+
+
+def _attend(module: nn.Module, rest: Mapping[str, Any]) -> Attend:
+    """Return the kernel that does all that is asked for: the model's own products where the other cannot."""
+    plain = cast(Any, module).config._attn_implementation == EAGER
+    if plain or any(rest.get(name) is not None for name in BEYOND_KERNEL):
+        products = _products(type(module))
+        return lambda q, k, v, mask: products(module, q, k, v, _added(mask, q.dtype), **rest)[0]
+    return lambda q, k, v, mask: ALL_ATTENTION_FUNCTIONS[KERNEL](module, q, k, v, mask, **rest)[0]
+
+
+@cache
+def _products(cls: type[nn.Module]) -> Callable[..., Any]:
+    """Return the function of plain products that the code of an attention brings along."""
+    frozen = next(base for base in cls.__mro__ if "forward" in vars(base) and not issubclass(base, Seat))
+    products = cast(Any, inspect.unwrap(frozen.forward)).__globals__.get("eager_attention_forward")
+    if products is None:
+        raise PeftkitError(f"{frozen.__name__} asks its attention for more than '{KERNEL}' does, and brings no other.")
+    return products
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask as what is added to scores."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def _with_all(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, rest: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return the mask with all in it that is asked for single keys, and what else is asked for.
+
+    `indices` [B, T, top] are the keys that a query may look at, `block_indices` the same of blocks of keys, and
+    `position_bias` [B, heads, T, S] is added to the scores.
+    """
+    rest = dict(rest)
+    if mask is None:
+        mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+        causal = rest.get("is_causal")
+        if getattr(module, "is_causal", True) if causal is None else causal:
+            mask = mask.tril(key.shape[2] - query.shape[2])
+    indices, blocks, bias = (rest.pop(name, None) for name in ("indices", "block_indices", "position_bias"))
+    if indices is not None:
+        shape = query.shape[0], query.shape[2], key.shape[2]
+        left_out = torch.ones(shape, dtype=torch.bool, device=query.device).scatter(-1, indices.long(), False)
+        closed: Any = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        mask = mask.masked_fill(left_out[:, None], closed)
+    if blocks is not None:
+        indexer, where = cast(Any, module).indexer, (key.shape[2], query.dtype, query.device, rest.get("position_ids"))
+        mask = cast(Tensor, indexer.build_block_mask(blocks, mask, *where))
+    return mask if bias is None else _added(mask, query.dtype) + bias, rest
+
+
+def _asked(rest: Mapping[str, Any], routing: Routing, rows: int) -> list[dict[str, Any]]:
+    """Return what is asked for of each portion: what has a row for each of the batch is divided."""
+    asked = [dict(rest) for _ in routing.sizes]
+    for name, value in rest.items():
+        if isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows:
+            for part, share in zip(asked, routing.order(value).split(routing.sizes), strict=True):
+                part[name] = share
+    return asked
 
 
 @torch.compiler.disable
@@ -92,6 +190,8 @@ def attention_along(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **rest: Any
 ) -> tuple[Tensor, None]:
     """Attend as `attention` does, along the trees, which are others in each step: no compiler looks inside."""
+    _stop(module, key, value)
+    _check(attention_mask, query.shape[2], rest)
     context: Context = module.__dict__[LINK]
     tree, *others = context.trees
     if not others:
@@ -142,14 +242,14 @@ def _chain(module: Seat, names: Sequence[str | None], attend: Attend) -> Attend:
     return attend
 
 
-def full_mask(*args: Any, **kwargs: Any) -> Tensor:
+def full_mask(*args: Any, kind: str = KERNEL, **kwargs: Any) -> Tensor:
     """Return the mask [B or 1, 1, T, S] written out, also where the kernel could do without one."""
-    return ALL_MASK_ATTENTION_FUNCTIONS[KERNEL](
+    return ALL_MASK_ATTENTION_FUNCTIONS[kind](
         *args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     )
 
 
-KNOWN = {"scaling", "dropout", "sliding_window", "softcap"}
+KNOWN = {"scaling", "dropout", "sliding_window", "softcap", "s_aux"}
 """What attention functions are given and the tree's can do; other things that are set are refused."""
 IDLE = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position", "is_causal"}
 IDLE |= {"position_embeddings", "return_dict", "output_router_logits", "logits_to_keep"}
@@ -161,7 +261,7 @@ def along(model: nn.Module, *trees: Tree) -> Iterator[None]:
 
     Of several trees each has the tokens of one portion of the routing.
     """
-    config, context = cast(Any, model).config, context_of(model)
+    config, context = cast(Any, model).config.get_text_config(), context_of(model)
     before, config._attn_implementation = config._attn_implementation, TREE
     context.trees = trees
     try:
@@ -182,11 +282,19 @@ def _front(tree: Tree, k: Tensor, mask: Tensor) -> int:
     return count - tokens if has_text else count
 
 
-def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **asked: Any) -> Tensor:
-    """Attend along the tree, and to the `first` keys, which every token sees."""
+def _check(mask: Tensor | None, tokens: int, asked: Mapping[str, Any]) -> None:
+    """Raise PeftkitError for what attention along a tree cannot do."""
     unsupported = [key for key, value in asked.items() if value is not None and key not in KNOWN | IDLE]
+    if asked.get("softcap") is not None and asked.get("s_aux") is not None:
+        unsupported.append("softcap with s_aux")
+    if mask is None or mask.dtype != torch.bool or mask.shape != (1, 1, 1, tokens):
+        unsupported.append("attention_mask")
     if unsupported:
         raise PeftkitError(f"attention along shared paths does not know what {', '.join(unsupported)} asks for.")
+
+
+def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **asked: Any) -> Tensor:
+    """Attend along the tree, and to the `first` keys, which every token sees."""
     return attend_along(
         q,
         k,
@@ -196,6 +304,7 @@ def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **asked: Any
         scale=asked.get("scaling") or q.shape[-1] ** -0.5,
         cap=asked.get("softcap"),
         dropout=asked.get("dropout") or 0.0,
+        sink=asked.get("s_aux"),
     )
 
 
@@ -205,6 +314,8 @@ def tree_mask(*, q_length: int, device: torch.device, **rest: Any) -> Tensor:
 
 
 AttentionInterface.register(NAME, attention)
+AttentionInterface.register(EAGER, attention)
 AttentionInterface.register(TREE, attention_along)
 AttentionMaskInterface.register(NAME, full_mask)
+AttentionMaskInterface.register(EAGER, partial(full_mask, kind="eager"))
 AttentionMaskInterface.register(TREE, tree_mask)

@@ -18,7 +18,8 @@ from peftkit.errors import PeftkitError
 from peftkit.kernels.low_rank import Linear, Pair, add_pair, linears_with_pairs
 from peftkit.layout import Rows
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.ports.context import LINK, Context, Routing
+from peftkit.ports.context import CALL, LINK, Context, Routing
+from peftkit.ports.own_attention import attend_own
 
 
 class InputGroup(Protocol):
@@ -52,15 +53,22 @@ class Seat(nn.Module):
         others: list[Any] = []
 
         # What attention reads, for the adapters inside it.
-        taped = any(adapter.inside for adapter in self.running(context.names))
+        taped = [adapter for adapter in self.running(context.names) if adapter.inside]
+        forward = super().forward
+        own = any(adapter.site.heads is not None and adapter.site.heads.own for adapter in taped)
 
         def frozen(value: Tensor) -> Tensor:
-            if taped:
-                context.tape[self] = value
             if rest is None:
-                output = super(Seat, self).forward(**{_first_parameter(self.__class__): value}, **kwargs)
+                given: tuple[Any, ...] = ()
+                named = {_first_parameter(self.__class__): value, **kwargs}
             else:
-                output = super(Seat, self).forward(value, *rest, **kwargs)
+                given, named = (value, *rest), kwargs
+            if taped:
+                context.tape[self], context.tape[self, CALL] = value, (forward, given, named)
+            if own:
+                output = attend_own(forward, self._inside(), context.routing, bound(forward, given, named))
+            else:
+                output = forward(*given, **named)
             if isinstance(output, tuple):
                 others[:] = output[1:]
                 return output[0]
@@ -73,6 +81,7 @@ class Seat(nn.Module):
             y = self._route(frozen, x, routing, whole)
         if taped:
             context.tape.pop(self, None)
+            context.tape.pop((self, CALL), None)
         return (y, *others) if others else y
 
     def running(self, names: Sequence[str | None]) -> list[Adapter]:
@@ -84,6 +93,12 @@ class Seat(nn.Module):
         """Return those of them that run around the module and are not merged."""
         merged = self.peftkit_context.merged
         return [a for a in self.running([name for name in names if name not in merged]) if not a.inside]
+
+    def _inside(self) -> list[list[Adapter]]:
+        """Return the adapters inside the module for each portion, or those of all tokens."""
+        context = self.peftkit_context
+        chains = [context.active] if context.routing is None else [(name,) for name in context.routing.names]
+        return [[adapter for adapter in self.running(names) if adapter.inside] for names in chains]
 
     def frozen_linear(self) -> Linear | None:
         """Return the weight [out, in] and bias of a linear layer of torch's own class, if both are frozen."""
@@ -198,6 +213,17 @@ def _on_linear(adapter: Adapter, call: Call, linear: Linear, x: Tensor) -> Tenso
 def _on_rows(adapter: Adapter, call: Call, rows: Rows, x: Tensor) -> Tensor:
     whole = call(x)
     return rows.put(whole, adapter(lambda value: rows.take(whole if value is x else call(value)), x))
+
+
+def bound(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a call by name, those that are left out with their defaults."""
+    bound = inspect.signature(call).bind(*args, **kwargs)
+    bound.apply_defaults()
+    named = dict(bound.arguments)
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named.update(named.pop(parameter.name))
+    return named
 
 
 @cache
