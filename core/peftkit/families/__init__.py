@@ -21,6 +21,8 @@ class Heads:
     """Numbers in the values of all groups together."""
     groups: int | None = None
     """The heads of keys and values; None where only the sizes of all together are known."""
+    shared: bool = False
+    """Whether the keys and values are those of another layer."""
     own: bool = False
     """Whether the model's own code computes it, and adapters enter through the cache."""
 

@@ -41,7 +41,7 @@ def attentions(model: nn.Module, known: Callable[[str], Heads | None]) -> dict[s
     meta device. Raises PeftkitError where that pass fails.
     """
     seen = _seen(model)
-    told = {path: known(path) for path in seen.registered}
+    told = {path: None if _shares(module) else known(path) for path, module in seen.registered.items()}
     missing = {path: seen.registered[path] for path, heads in told.items() if heads is None}
     observed = _observe(model, _Seen(missing, seen.own)) if missing or seen.own else {}
     every = {**{path: heads for path, heads in told.items() if heads is not None}, **observed}
@@ -65,6 +65,11 @@ def _seen(model: nn.Module) -> _Seen:
     return _Seen(seen.registered, {}) if seen.registered else seen
 
 
+def _shares(module: nn.Module) -> bool:
+    """Say whether a module may have maps for keys and values that it does not use."""
+    return bool(getattr(module, "is_kv_shared_layer", False))
+
+
 @cache
 def _registered(cls: type[nn.Module]) -> bool:
     functions = (inspect.unwrap(value) for value in vars(cls).values() if isinstance(value, FunctionType))
@@ -82,15 +87,18 @@ def _observe(model: nn.Module, wanted: _Seen) -> dict[str, Heads]:
     paths = {id(module): path for part in wanted for path, module in part.items()}
     found: dict[str, Heads] = {}
     running: list[nn.Module] = []
+    keys: list[Tensor] = []
 
     def note(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **rest: Any) -> Any:
-        if id(module) in paths:
-            found[paths[id(module)]] = _heads(key, value, own=False)
+        if id(module) in paths and paths[id(module)] not in found:
+            shared = any(key is other for other in keys)
+            found[paths[id(module)]] = Heads(*_sizes(key, value), key.shape[1], shared)
+        keys.append(key)
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
     def hold(key: Tensor, value: Tensor) -> None:
         if running:
-            found[paths[id(running[-1])]] = _heads(key, value, own=True)
+            found[paths[id(running[-1])]] = Heads(*_sizes(key, value), key.shape[1], own=True)
 
     body = cast(Any, model).base_model
     device = cast(Any, model).get_input_embeddings().weight.device
@@ -109,8 +117,8 @@ def _observe(model: nn.Module, wanted: _Seen) -> dict[str, Heads]:
     return found
 
 
-def _heads(key: Tensor, value: Tensor, *, own: bool) -> Heads:
-    return Heads(key.shape[1] * key.shape[3], value.shape[1] * value.shape[3], key.shape[1], own)
+def _sizes(key: Tensor, value: Tensor) -> tuple[int, int]:
+    return key.shape[1] * key.shape[3], value.shape[1] * value.shape[3]
 
 
 class _Noted(DynamicCache):

@@ -115,25 +115,25 @@ class Layout:
 
     @cached_property
     def _attentions(self) -> list[Site]:
-        parts: dict[str, dict[str, Site]] = {}
-        for site in self.linears:
-            if site.role is not None and site.role in GROUPS["attention"]:
-                parts.setdefault(site.path, {})[site.role] = site
+        linears = [site for site in self.linears if site.role in GROUPS["attention"]]
 
         def inside(path: str) -> dict[str, Site]:
-            linears = (sites for home, sites in parts.items() if home.startswith(f"{path}."))
-            return {role: site for sites in linears for role, site in sites.items()}
+            return {str(site.role): site for site in linears if site.path.startswith(f"{path}.")}
 
         def known(path: str) -> Heads | None:
-            linears = inside(path)
-            return Heads(linears["k"].outputs, linears["v"].outputs) if {"k", "v"} <= set(linears) else None
+            parts = inside(path)
+            return Heads(parts["k"].outputs, parts["v"].outputs) if {"k", "v"} <= set(parts) else None
 
         found = family_of(self.config).attentions(self.model, known)
-        return [
-            Site(path, self.modules[path], self.width, self.width, "attention", layer, parts=inside(path), heads=heads)
-            for path, heads in found.items()
-            if (layer := self._layer_of(path)) is not None
-        ]
+        sites = []
+        for path, heads in found.items():
+            layer, module = self._layer_of(path), self.modules[path]
+            if layer is not None:
+                # The first linear map inside tells what is read: some attend to more than the hidden states.
+                inputs = next((sizes[1] for child in module.modules() if (sizes := shape(child))), self.width)
+                parts = inside(path)
+                sites.append(Site(path, module, inputs, self.width, "attention", layer, parts=parts, heads=heads))
+        return sites
 
     def embedding(self) -> Site:
         """Return the input embedding: `inputs` is its number of rows, `outputs` its width."""

@@ -61,7 +61,7 @@ class AttentionAdapter(Adapter):
         """
         module, tape = self.site.module, self.context.tape
         call, args, kwargs = tape[module, CALL]
-        arguments = alone(bound(call, args, kwargs), x, reach if _own(self) else None)
+        arguments = alone(call, bound(call, args, kwargs), x, own=_own(self))
         tape[module, REACH] = True
         try:
             with self.context.only(None):

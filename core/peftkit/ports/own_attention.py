@@ -7,6 +7,7 @@ generation alike; the positions of the text and the model's own cache stay as th
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -71,25 +72,32 @@ def reached(run: Callable[..., Any], arguments: dict[str, Any]) -> tuple[Tensor,
     raise PeftkitError("the attention of this model leaves out what adapters enter it by: choose a method of another port.")
 
 
-def alone(arguments: dict[str, Any], x: Tensor, reach: Callable[..., Any] | None) -> dict[str, Any]:
+def alone(run: Callable[..., Any], arguments: dict[str, Any], x: Tensor, *, own: bool) -> dict[str, Any]:
     """Return the arguments of an attention with x [L, width] in the place of the hidden states, at no position.
 
-    `reach` is in the place of its cache.
+    It stops at the cache where it is entered there (`own`), and has none otherwise. Tensors that are not known and may
+    be left out are, since they are about tokens that are not there.
     """
-    hidden = next(iter(arguments.values()))
+    hidden, needed = next(iter(arguments.values())), _needed(run)
     changed: dict[str, Any] = {}
     for name, value in arguments.items():
         if name in CACHES:
-            changed[name] = None if reach is None else _Cache(reach, None)
-        elif isinstance(value, Tensor) and value.shape == hidden.shape:
-            changed[name] = x[None]
+            changed[name] = _Cache(reach, None) if own else None
         elif name == MASK:
             changed[name] = _each(value, lambda mask: mask.new_full((1, 1, len(x), len(x)), mask.dtype == torch.bool))
         elif name == "position_embeddings":
             changed[name] = _each(value, partial(_at_start, count=len(x)))
-        elif name == "position_ids" and value is not None:
-            changed[name] = value.new_zeros(1, len(x))
+        elif name == "position_ids":
+            changed[name] = None if value is None else value.new_zeros(1, len(x))
+        elif isinstance(value, Tensor):
+            alike = value.shape == hidden.shape
+            changed[name] = x[None] if alike else value if name in needed else None
     return {**arguments, **changed}
+
+
+def _needed(run: Callable[..., Any]) -> set[str]:
+    parameters = inspect.signature(run).parameters
+    return {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
 
 
 def _each(value: Any, change: Callable[[Any], Any]) -> Any:
