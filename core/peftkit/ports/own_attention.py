@@ -7,8 +7,9 @@ generation alike; the positions of the text and the model's own cache stay as th
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -90,9 +91,17 @@ def alone(run: Callable[..., Any], arguments: dict[str, Any], x: Tensor, *, own:
         elif name == "position_ids":
             changed[name] = None if value is None else value.new_zeros(1, len(x))
         elif isinstance(value, Tensor):
-            alike = value.shape == hidden.shape
-            changed[name] = x[None] if alike else value if name in needed else None
+            changed[name] = x[None] if value.shape == hidden.shape else value if name in needed else _first_keys(value, x)
+        elif isinstance(value, MutableMapping):
+            # Other layers find here what this one leaves for them.
+            changed[name] = copy.copy(value)
     return {**arguments, **changed}
+
+
+def _first_keys(value: Tensor, x: Tensor) -> Tensor | None:
+    """Return for the keys [B, T, top] that queries are to look at the first one, and None for anything else."""
+    chosen = value.ndim == 3 and value.dtype in (torch.int32, torch.int64)
+    return value.new_zeros(1, len(x), 1) if chosen else None
 
 
 def _needed(run: Callable[..., Any]) -> set[str]:
