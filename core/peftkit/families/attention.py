@@ -22,8 +22,6 @@ REGISTRY = "ALL_ATTENTION_FUNCTIONS"
 """What modelling code calls the registry of attention functions."""
 CACHES = ("past_key_values", "layer_past")
 """What attention of its own code calls the cache that it is given."""
-INPUTS = ("input_ids", "attention_mask")
-"""What every model is given; without a mask some look at the positions, whose values are not there on meta."""
 WATCHED = "peftkit-watched"
 
 
@@ -100,21 +98,36 @@ def _observe(model: nn.Module, wanted: _Seen) -> dict[str, Heads]:
         if running:
             found[paths[id(running[-1])]] = Heads(*_sizes(key, value), key.shape[1], own=True)
 
-    body = cast(Any, model).base_model
     device = cast(Any, model).get_input_embeddings().weight.device
-    given: dict[str, Any] = {name: torch.ones(1, 2, dtype=torch.long, device=device) for name in INPUTS}
-    if wanted.own:
-        given["past_key_values"] = _Noted(hold)
+    ids, mask = (torch.ones(1, 2, dtype=torch.long, device=device) for _ in range(2))
+    own: dict[str, Any] = {"past_key_values": _Noted(hold)} if wanted.own else {}
     AttentionInterface.register(WATCHED, note)
     AttentionMaskInterface.register(WATCHED, _everything)
-    try:
-        with _undisturbed(model, wanted, running), torch.no_grad():
-            body(**given)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError) as error:
-        if set(paths.values()) - set(found):
-            kind = cast(Any, model).config.model_type
-            raise PeftkitError(f"the sizes in the attention of this {kind} model cannot be observed: {error}.") from None
+    fault: Exception | None = None
+    # Without weights some look at the values of a mask, and others at those of positions where there is none.
+    for given in ({"attention_mask": mask}, {}) if device.type == "meta" else ({"attention_mask": mask},):
+        if set(paths.values()) <= set(found):
+            break
+        try:
+            with _undisturbed(model, wanted, running), torch.no_grad():
+                cast(Any, model).base_model(input_ids=ids, **given, **own)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError) as error:
+            fault = error
+    left = set(paths.values()) - set(found) if device.type == "meta" else set()
+    stated = {path: _stated(model.get_submodule(path)) for path in left}
+    found.update({path: heads for path, heads in stated.items() if heads is not None})
+    if fault is not None and set(paths.values()) - set(found):
+        kind = cast(Any, model).config.model_type
+        raise PeftkitError(f"the sizes in the attention of this {kind} model cannot be observed: {fault}.")
     return found
+
+
+def _stated(module: nn.Module) -> Heads | None:
+    """Return the sizes that a module states for plain products, where it states all of them."""
+    heads, share, size = (getattr(module, name, None) for name in ("num_heads", "num_key_value_groups", "head_dim"))
+    if not (isinstance(heads, int) and isinstance(share, int) and isinstance(size, int)):
+        return None
+    return Heads(heads // share * size, heads // share * size, heads // share)
 
 
 def _sizes(key: Tensor, value: Tensor) -> tuple[int, int]:

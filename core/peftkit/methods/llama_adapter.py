@@ -13,7 +13,7 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.attention import Attend, AttentionAdapter, opened
+from peftkit.ports.attention import Attend, AttentionAdapter, opened, shut
 
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 
@@ -80,9 +80,8 @@ class GatedPrompt(AttentionAdapter):
         seen = opened(mask, len(prompt))
         if q.shape[1]:
             return attend(q, k, v, mask) + gate * attend(q, keys, values, seen)
-        # What the module returns is affine in the attention: the sum of two is that of their outputs less that of none.
-        hidden = mask.new_full(mask.shape, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
-        k, seen = torch.cat([keys, k], 2), torch.cat([seen, hidden], 3)
+        # What the module returns is affine in its attention, and the output of none is in both.
+        k, seen = torch.cat([keys, k], 2), torch.cat([seen, torch.full_like(mask, shut(mask))], 3)
         weighed, none = (torch.cat([x, v], 2) for x in (gate.unsqueeze(-1) * values, 0 * values))
         return attend(q, k[:, :, len(prompt) :], v, mask) + attend(q, k, weighed, seen) - attend(q, k, none, seen)
 

@@ -19,18 +19,14 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from peftkit.errors import PeftkitError
-from peftkit.kernels.tree import Tree
-from peftkit.kernels.tree_attention import attend as attend_along
-from peftkit.kernels.tree_plan import plan_of
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.context import CALL, LINK, REACH, Context, Routing, context_of
+from peftkit.ports.context import CALL, LINK, REACH, Context, Routing
 from peftkit.ports.own_attention import alone, reach, reached
 from peftkit.ports.seat import Seat, bound
 
 NAME = "peftkit"
 EAGER = "peftkit-eager"
 """In the place of a model's own products, whose masks are added to the scores."""
-TREE = "peftkit-tree"
 KERNEL = "sdpa"
 BEYOND_KERNEL = {"softcap", "s_aux", "sinks"}
 """What attention functions are asked for and that kernel cannot do: the model's own products can."""
@@ -91,7 +87,8 @@ def _own(adapter: Adapter) -> bool:
     return adapter.site.heads is not None and adapter.site.heads.own
 
 
-def _stop(module: nn.Module, key: Tensor, value: Tensor) -> None:
+def stop(module: nn.Module, key: Tensor, value: Tensor) -> None:
+    """Let `AttentionAdapter.made` have the keys and values where it asks for those alone."""
     if isinstance(module, Seat) and (module, REACH) in module.peftkit_context.tape:
         reach(key, value)
 
@@ -101,25 +98,30 @@ def opened(mask: Tensor, count: int) -> Tensor:
     return mask.new_full((*mask.shape[:-1], count), mask.dtype == torch.bool)
 
 
+def shut(mask: Tensor) -> Any:
+    """Return what stands in a mask where a query may not look."""
+    return False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+
+
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, None]:
     """Attend as transformers' registry asks it, through the adapters of `module`."""
-    _stop(module, key, value)
+    stop(module, key, value)
     mask, rest = _with_all(module, query, key, attention_mask, rest)
     if not isinstance(module, Seat):
         return _attend(module, rest)(query, key, value, mask), None
     context = module.peftkit_context
     routing = context.routing
     if routing is None:
-        return _chain(module, context.active, _attend(module, rest))(query, key, value, mask), None
+        return chain(module, context.active, _attend(module, rest))(query, key, value, mask), None
     mask = mask.expand(query.shape[0], -1, -1, -1)
     portions = [routing.order(x).split(routing.sizes) for x in (query, key, value, mask)]
-    inputs, asked = _inputs(module, routing, 0), _asked(rest, routing, len(query))
+    given_to, asked = inputs(module, routing, 0), _asked(rest, routing, len(query))
     parts = []
-    for name, x, others, *given in zip(routing.names, inputs, asked, *portions, strict=True):
-        with _input(module, x):
-            parts.append(_chain(module, (name,), _attend(module, others))(*given))
+    for name, x, others, *given in zip(routing.names, given_to, asked, *portions, strict=True):
+        with input_as(module, x):
+            parts.append(chain(module, (name,), _attend(module, others))(*given))
     return routing.restore(torch.cat(parts)), None
 
 
@@ -167,8 +169,7 @@ def _with_all(
     if indices is not None:
         shape = query.shape[0], query.shape[2], key.shape[2]
         left_out = torch.ones(shape, dtype=torch.bool, device=query.device).scatter(-1, indices.long(), False)
-        closed: Any = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        mask = mask.masked_fill(left_out[:, None], closed)
+        mask = mask.masked_fill(left_out[:, None], shut(mask))
     if blocks is not None:
         indexer, where = cast(Any, module).indexer, (key.shape[2], query.dtype, query.device, rest.get("position_ids"))
         mask = cast(Tensor, indexer.build_block_mask(blocks, mask, *where))
@@ -185,40 +186,14 @@ def _asked(rest: Mapping[str, Any], routing: Routing, rows: int) -> list[dict[st
     return asked
 
 
-@torch.compiler.disable
-def attention_along(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **rest: Any
-) -> tuple[Tensor, None]:
-    """Attend as `attention` does, along the trees, which are others in each step: no compiler looks inside."""
-    _stop(module, key, value)
-    _check(attention_mask, query.shape[2], rest)
-    context: Context = module.__dict__[LINK]
-    tree, *others = context.trees
-    if not others:
-        call = _attend_along(tree, key, rest)
-        call = _chain(module, context.names, call) if isinstance(module, Seat) else call
-        return call(query, key, value, attention_mask), None
-    sizes = [len(tree.ids) for tree in context.trees]
-    names = context.routing.names if context.routing is not None else [None] * len(sizes)
-    portions = query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), attention_mask.split(sizes, 3)
-    inputs = [None] * len(sizes) if context.routing is None else _inputs(module, context.routing, 1)
-    parts = []
-    for tree, name, x, q, k, v, mask in zip(context.trees, names, inputs, *portions, strict=True):
-        call = _attend_along(tree, k, rest)
-        with _input(module, x):
-            call = _chain(module, (name,), call) if isinstance(module, Seat) else call
-            parts.append(call(q, k, v, mask))
-    return torch.cat(parts, 1), None
-
-
-def _inputs(module: nn.Module, routing: Routing, dimension: int) -> Sequence[Tensor | None]:
+def inputs(module: nn.Module, routing: Routing, dimension: int) -> Sequence[Tensor | None]:
     """Return of what the attention reads that of each portion; None where no adapter is there to ask."""
     x = module.__dict__[LINK].tape.get(module)
     return [None] * len(routing.sizes) if x is None else routing.order(x, dimension).split(routing.sizes, dimension)
 
 
 @contextmanager
-def _input(module: nn.Module, x: Tensor | None) -> Iterator[None]:
+def input_as(module: nn.Module, x: Tensor | None) -> Iterator[None]:
     """Have the adapters of an attention read x as its input."""
     tape = module.__dict__[LINK].tape
     before = tape.get(module)
@@ -231,11 +206,8 @@ def _input(module: nn.Module, x: Tensor | None) -> Iterator[None]:
             tape[module] = before
 
 
-def _attend_along(tree: Tree, key: Tensor, rest: dict[str, Any]) -> Attend:
-    return lambda q, k, v, mask: _along(tree, q, k, v, 0 if k is key else _front(tree, k, mask), **rest)
-
-
-def _chain(module: Seat, names: Sequence[str | None], attend: Attend) -> Attend:
+def chain(module: Seat, names: Sequence[str | None], attend: Attend) -> Attend:
+    """Return `attend` inside the adapters of these adaptations."""
     for adapter in module.running(names):
         if adapter.inside:
             attend = partial(adapter, attend)
@@ -249,73 +221,11 @@ def full_mask(*args: Any, kind: str = KERNEL, **kwargs: Any) -> Tensor:
     )
 
 
-KNOWN = {"scaling", "dropout", "sliding_window", "softcap", "s_aux"}
-"""What attention functions are given and the tree's can do; other things that are set are refused."""
-IDLE = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position", "is_causal"}
-IDLE |= {"position_embeddings", "return_dict", "output_router_logits", "logits_to_keep"}
+def register(name: str, function: Callable[..., Any], mask: Callable[..., Any]) -> None:
+    """Let models call an attention function, and what makes its masks, by a name."""
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, mask)
 
 
-@contextmanager
-def along(model: nn.Module, *trees: Tree) -> Iterator[None]:
-    """Run the model inside on the flat tokens of `trees`, forward and backward; its attention sees paths alone.
-
-    Of several trees each has the tokens of one portion of the routing.
-    """
-    config, context = cast(Any, model).config.get_text_config(), context_of(model)
-    before, config._attn_implementation = config._attn_implementation, TREE
-    context.trees = trees
-    try:
-        yield
-    finally:
-        context.trees = ()
-        context.tape.clear()
-        config._attn_implementation = before
-
-
-def _front(tree: Tree, k: Tensor, mask: Tensor) -> int:
-    """Return how many of the keys [1, groups, S, size] stand in front: `mask` [1, 1, 1, S] is True for those.
-
-    The text's own keys are the last ones, all of them or none.
-    """
-    count, tokens = k.shape[2], len(tree.ids)
-    has_text = count >= tokens and bool((~mask[..., -1]).any())
-    return count - tokens if has_text else count
-
-
-def _check(mask: Tensor | None, tokens: int, asked: Mapping[str, Any]) -> None:
-    """Raise PeftkitError for what attention along a tree cannot do."""
-    unsupported = [key for key, value in asked.items() if value is not None and key not in KNOWN | IDLE]
-    if asked.get("softcap") is not None and asked.get("s_aux") is not None:
-        unsupported.append("softcap with s_aux")
-    if mask is None or mask.dtype != torch.bool or mask.shape != (1, 1, 1, tokens):
-        unsupported.append("attention_mask")
-    if unsupported:
-        raise PeftkitError(f"attention along shared paths does not know what {', '.join(unsupported)} asks for.")
-
-
-def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **asked: Any) -> Tensor:
-    """Attend along the tree, and to the `first` keys, which every token sees."""
-    return attend_along(
-        q,
-        k,
-        v,
-        plan_of(tree, asked.get("sliding_window")),
-        first=first,
-        scale=asked.get("scaling") or q.shape[-1] ** -0.5,
-        cap=asked.get("softcap"),
-        dropout=asked.get("dropout") or 0.0,
-        sink=asked.get("s_aux"),
-    )
-
-
-def tree_mask(*, q_length: int, device: torch.device, **rest: Any) -> Tensor:
-    """Return the mask [1, 1, 1, N] of no key in front; what a token sees of the others is in the tree."""
-    return torch.zeros(1, 1, 1, q_length, dtype=torch.bool, device=device)
-
-
-AttentionInterface.register(NAME, attention)
-AttentionInterface.register(EAGER, attention)
-AttentionInterface.register(TREE, attention_along)
-AttentionMaskInterface.register(NAME, full_mask)
-AttentionMaskInterface.register(EAGER, partial(full_mask, kind="eager"))
-AttentionMaskInterface.register(TREE, tree_mask)
+register(NAME, attention, full_mask)
+register(EAGER, attention, partial(full_mask, kind="eager"))

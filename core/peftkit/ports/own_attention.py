@@ -70,7 +70,9 @@ def reached(run: Callable[..., Any], arguments: dict[str, Any]) -> tuple[Tensor,
         run(**arguments)
     except ReachedError as made:
         return made.args[0], made.args[1]
-    raise PeftkitError("the attention of this model leaves out what adapters enter it by: choose a method of another port.")
+    raise PeftkitError(
+        "the attention of this model leaves out what adapters enter it by: choose a method of another port."
+    )
 
 
 def alone(run: Callable[..., Any], arguments: dict[str, Any], x: Tensor, *, own: bool) -> dict[str, Any]:
@@ -91,7 +93,9 @@ def alone(run: Callable[..., Any], arguments: dict[str, Any], x: Tensor, *, own:
         elif name == "position_ids":
             changed[name] = None if value is None else value.new_zeros(1, len(x))
         elif isinstance(value, Tensor):
-            changed[name] = x[None] if value.shape == hidden.shape else value if name in needed else _first_keys(value, x)
+            changed[name] = (
+                x[None] if value.shape == hidden.shape else value if name in needed else _first_keys(value, x)
+            )
         elif isinstance(value, MutableMapping):
             # Other layers find here what this one leaves for them.
             changed[name] = copy.copy(value)
@@ -163,7 +167,10 @@ class _OwnAttention:
         if order is not None:
             mask = mask.expand(len(order), -1, -1, -1)
             mask = mask.gather(3, order[:, None, None].expand_as(mask))
-        changed = {MASK: self.as_given(mask), self.name: _Cache(lambda *given, **named: (k, v), self.arguments[self.name])}
+        changed = {
+            MASK: self.as_given(mask),
+            self.name: _Cache(lambda *given, **named: (k, v), self.arguments[self.name]),
+        }
         for name in (ALIBI, BIAS):
             if self.arguments.get(name) is not None:
                 changed[name] = _longer(self.arguments[name], self.key.shape[2], count, order)
@@ -205,7 +212,9 @@ def _order(mask: Tensor, count: int) -> Tensor | None:
 
     Distances of a text to what stands in front are then those of the text alone; None where no row is padded so.
     """
-    seen = mask[:, :, -1].any(1) if mask.dtype == torch.bool else (mask[:, :, -1] > torch.finfo(mask.dtype).min / 2).any(1)
+    seen = (
+        mask[:, :, -1].any(1) if mask.dtype == torch.bool else (mask[:, :, -1] > torch.finfo(mask.dtype).min / 2).any(1)
+    )
     begin = seen.long().argmax(1, keepdim=True)
     if not count or not bool(begin.any()):
         return None
@@ -219,7 +228,7 @@ def _longer(bias: Tensor, tokens: int, count: int, order: Tensor | None) -> Tens
 
     One for all rows, of which the module takes the end, goes on in even steps.
     """
-    if bias.ndim == 3 and bias.shape[-1] > tokens or bias.shape[-1] != tokens:
+    if (bias.ndim == 3 and bias.shape[-1] > tokens) or bias.shape[-1] != tokens:
         missing = max(0, tokens + count - bias.shape[-1])
         steps = torch.arange(missing, 0, -1, device=bias.device)
         return torch.cat([bias[..., :1] - steps * (bias[..., 1:2] - bias[..., :1]), bias], -1)
