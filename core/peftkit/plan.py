@@ -67,6 +67,7 @@ def plan(recipe: Recipe) -> Plan:
     epochs = steps / per_epoch
     memory = estimate(recipe, assembled, adaptation, batches, objective)
     notices = [] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"]
+    notices += adaptation.notices()
     if memory.allowed is not None and memory.peak > memory.allowed:
         notices.append("train.memory: the estimate is above it by every memory plan")
     return Plan(

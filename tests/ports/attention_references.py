@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 NAME = "written-out"
@@ -56,8 +56,10 @@ def written_out(model: Any, prefixes: Mapping[str, tuple[Tensor, Tensor]]) -> It
         return (weights.to(values.dtype) @ values).transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, lambda *args, **named: sdpa_mask(*args, **{**named, **ALWAYS}))
     before, model.config._attn_implementation = model.config._attn_implementation, NAME
+    # Some put together masks of their own, of the kind that their own products take.
+    masks = eager_mask if before == "eager" else sdpa_mask
+    AttentionMaskInterface.register(NAME, lambda *args, **named: masks(*args, **{**named, **ALWAYS}))
     try:
         yield
     finally:
@@ -73,7 +75,7 @@ def seen(query: Tensor, key: Tensor, mask: Tensor | None, count: int, asked: Map
     rows = torch.ones(len(query), 1, tokens, keys, dtype=torch.bool)
     if keys == tokens:
         at = torch.arange(tokens)
-        rows = rows & (at[:, None] >= at) if mask is None or mask.dtype == torch.bool else rows
+        rows = rows & (at[:, None] >= at)
         window = asked.get("sliding_window")
         rows = rows if window is None else rows & (at[:, None] - at < window)
     if mask is not None and mask.dtype == torch.bool:

@@ -50,6 +50,7 @@ class AttentionAdapter(Adapter):
         """The hidden states [B, T, width] from which the queries that are given were made."""
         return self.context.tape[self.site.module]
 
+    @torch.compiler.disable
     def made(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values [1, groups, L, size] that the frozen attention makes of x [L, width].
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from peftkit.errors import PeftkitError
 from peftkit.ports.adapter import Adapter
@@ -44,6 +45,7 @@ class _Cache:
         raise AttributeError(name)
 
 
+@torch.compiler.disable
 def attend_own(
     run: Callable[..., Any], chains: Sequence[Sequence[Adapter]], routing: Routing | None, arguments: dict[str, Any]
 ) -> Any:
@@ -203,8 +205,15 @@ def _shows(mask: Tensor) -> bool:
 
     The first query of a row that is not padded on the left sees the first key; where some are, all see the last one.
     """
+    if _hollow(mask):
+        return True
     first = mask[:, 0, 0, 0]
     return bool((first if bool((first == first[0]).all()) else mask[:, 0, -1, -1])[0])
+
+
+def _hollow(x: Tensor) -> bool:
+    """Say whether a tensor has no values: nothing is computed then but sizes."""
+    return x.is_meta or isinstance(x, FakeTensor)
 
 
 def _order(mask: Tensor, count: int) -> Tensor | None:
@@ -216,7 +225,7 @@ def _order(mask: Tensor, count: int) -> Tensor | None:
         mask[:, :, -1].any(1) if mask.dtype == torch.bool else (mask[:, :, -1] > torch.finfo(mask.dtype).min / 2).any(1)
     )
     begin = seen.long().argmax(1, keepdim=True)
-    if not count or not bool(begin.any()):
+    if not count or _hollow(begin) or not bool(begin.any()):
         return None
     places = torch.arange(count + seen.shape[1], device=mask.device)[None]
     moved = torch.where(places < begin + count, places - begin, places)
