@@ -30,7 +30,10 @@ def written_out(model: Any, prefixes: Mapping[str, tuple[Tensor, Tensor]]) -> It
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **asked: Any
     ) -> tuple[Tensor, None]:
         front = [
-            part.to(like.dtype).view(len(part), like.shape[1], like.shape[3]).transpose(0, 1).expand(len(like), -1, -1, -1)
+            part.to(like.dtype)
+            .view(len(part), like.shape[1], like.shape[3])
+            .transpose(0, 1)
+            .expand(len(like), -1, -1, -1)
             for part, like in zip(given.get(id(module), (key[0, 0, :0], value[0, 0, :0])), (key, value), strict=True)
             if len(part)
         ]
@@ -81,5 +84,7 @@ def seen(query: Tensor, key: Tensor, mask: Tensor | None, count: int, asked: Map
     if mask is not None and mask.dtype == torch.bool:
         rows = rows & mask
     if asked.get("indices") is not None:
-        rows = rows & torch.zeros(rows[:, 0].shape, dtype=torch.bool).scatter(-1, asked["indices"].long(), True)[:, None]
+        rows = (
+            rows & torch.zeros(rows[:, 0].shape, dtype=torch.bool).scatter(-1, asked["indices"].long(), True)[:, None]
+        )
     return torch.cat([rows.new_ones(*rows.shape[:3], count), rows], -1)
