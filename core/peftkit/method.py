@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from annotated_types import Ge, Gt
 
 from peftkit.errors import PeftkitError
-from peftkit.layout import Layout, Site, parse_layers
+from peftkit.layout import (
+    GROUPS,
+    Layout,
+    Site,
+    Standing,
+    left_out,
+    names_module,
+    otherwise,
+    parse_layers,
+    standing,
+)
 from peftkit.options import Options
 from peftkit.registry import Registry
 
@@ -25,6 +35,9 @@ TUNED_WIDTH = 192
 
 LARGEST_SIZE = 1 << 20
 """Above every size that is looked at."""
+
+AUXILIARY = (None, "in", "out", "q_a", "q_b", "kv_a", "kv_b")
+"""Roles of maps that may be as small as a number for each head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +84,10 @@ class Method(Options, registry=METHODS):
 
     def sites(self, layout: Layout) -> list[Site]:
         """Return the places where an adapter is seated; none for methods that train existing parameters only."""
+        return []
+
+    def notices(self, layout: Layout) -> list[str]:
+        """Say in a line each what a user may not expect of its places in this model; none by default."""
         return []
 
     @property
@@ -154,7 +171,7 @@ class Targeted(Method):
     """A method of linear maps: which of them it changes."""
 
     targets: Targets = ("q", "v")
-    """Roles (q k v o gate up down head), groups (attention, mlp, linear) or module-name patterns."""
+    """Roles, groups (attention, mlp, linear) or module-name patterns; the default finds its like in any model."""
     exclude: tuple[str, ...] = ()
     """Targets to leave out again."""
     layers: tuple[int, ...] | str | None = None
@@ -167,7 +184,42 @@ class Targeted(Method):
         return {**options, **where}
 
     def sites(self, layout: Layout) -> list[Site]:
-        return layout.resolve(self.targets, parse_layers(self.layers), self.exclude)
+        return self.standing(layout).sites
+
+    def standing(self, layout: Layout) -> Standing:
+        """Return the sites of the targets; where they are the default, those that stand for roles that are missing."""
+        layers = parse_layers(self.layers)
+        found = self.named(layout, "targets")
+        if not found.sites and not self.exclude:
+            found = otherwise(layout, _roles(self.targets) or (), layers)
+        return found
+
+    def named(self, layout: Layout, option: str) -> Standing:
+        """Return the sites that an option names; none where it is the default and the model has nothing of its kind."""
+        targets, layers = getattr(self, option), parse_layers(self.layers)
+        roles = _roles(targets) if targets == getattr(type(self), option) else None
+        if roles is None:
+            return Standing(layout.resolve(targets, layers, self.exclude))
+        layout.check_layers(layers)
+        return standing(layout, roles, layers, self.exclude)
+
+    def fitting(self, site: Site, rank: int) -> int:
+        """Return what a small map without a role of its own allows of a rank, where no target names just it."""
+        targets = (self.targets,) if isinstance(self.targets, str) else self.targets
+        by_group = site.role in AUXILIARY and not any(names_module(target, site.path) for target in targets)
+        return min(rank, site.inputs, site.outputs) if by_group else rank
+
+    def notices(self, layout: Layout) -> list[str]:
+        found = self.standing(layout)
+        covering = {self.targets} if isinstance(self.targets, str) else set(self.targets)
+        left = left_out(layout, found.sites) if covering & {"linear", "mlp"} else None
+        return [f"{self.name}: {line}" for line in [*found.notices(layout), *([left] if left else [])]]
+
+
+def _roles(targets: Targets) -> tuple[str, ...] | None:
+    """Return targets that are roles of layers and nothing else; None for others."""
+    names = (targets,) if isinstance(targets, str) else targets
+    return names if set(names) <= set(GROUPS["linear"]) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +233,7 @@ class Ranked(Targeted):
 
     def rank_at(self, site: Site) -> int:
         """Return the rank at one site."""
-        return self.rank
+        return self.fitting(site, self.rank)
 
     def sites(self, layout: Layout) -> list[Site]:
         sites = super().sites(layout)
@@ -195,6 +247,12 @@ class Ranked(Targeted):
                     f"allows: choose at most {most}, or {remedy}."
                 )
         return sites
+
+    def notices(self, layout: Layout) -> list[str]:
+        cut = [site for site in self.sites(layout) if self.rank_at(site) == min(site.inputs, site.outputs) < self.rank]
+        small = sorted({site.path.rpartition(".")[2] for site in cut if site.role in AUXILIARY})
+        lines = [f"{self.name}: the rank is at most that of small maps at {', '.join(small)}"] if small else []
+        return super().notices(layout) + lines
 
 
 def expand(methods: Sequence[Method]) -> tuple[Method, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from peftkit.adaptation import Adaptation
+from peftkit.adaptation import notices as told
 from peftkit.assembly import assemble
 from peftkit.data.encode import IGNORED, Encoded
 from peftkit.errors import PeftkitError
@@ -67,7 +68,7 @@ def plan(recipe: Recipe) -> Plan:
     epochs = steps / per_epoch
     memory = estimate(recipe, assembled, adaptation, batches, objective)
     notices = [] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"]
-    notices += adaptation.notices()
+    notices += told(adaptation.chosen, assembled.layout) + adaptation.notices()
     if memory.allowed is not None and memory.peak > memory.allowed:
         notices.append("train.memory: the estimate is above it by every memory plan")
     return Plan(

@@ -69,6 +69,12 @@ def written_out(model: Any, prefixes: Mapping[str, tuple[Tensor, Tensor]]) -> It
         model.config._attn_implementation = before
 
 
+def in_heads(part: Tensor, like: Tensor) -> Tensor:
+    """Return a part of a prefix, [length, groups * size], as keys or values are, [B, groups, length, size]."""
+    heads = part.to(like.dtype).view(len(part), like.shape[1], like.shape[3]).transpose(0, 1)
+    return heads.expand(len(like), -1, -1, -1)
+
+
 ALWAYS = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
 
 

@@ -1,7 +1,7 @@
 """What is attached to a model: the same for every method."""
 
 from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, attached
-from peftkit.adaptation.attach import activate, attach, check_methods, route
+from peftkit.adaptation.attach import activate, attach, check_methods, notices, route
 from peftkit.adaptation.combine import WAYS, Combined, Source, check_sources, combine
 from peftkit.adaptation.counting import count_stored, count_trained
 from peftkit.adaptation.folder import (
@@ -45,6 +45,7 @@ __all__ = [
     "find_adapter",
     "load_adapter",
     "load_children",
+    "notices",
     "route",
     "save_adapter",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import permutations
@@ -55,6 +56,11 @@ def check_methods(
     return matches
 
 
+def notices(methods: Sequence[Method], layout: Layout) -> list[str]:
+    """Return what the methods say of their places in a model, each line once."""
+    return list(dict.fromkeys(line for method in expand(methods) for line in method.notices(layout)))
+
+
 def _check_splits(methods: Sequence[Method], matches: Sequence[tuple[dict[str, Any], list[str]]]) -> None:
     used = [
         {site.path for site in sites.values()} | {name.removesuffix(".weight") for name in own}
@@ -90,6 +96,8 @@ def attach(
     """
     matches = check_methods(model, methods)
     layout = Layout(model)
+    for line in notices(methods, layout) if not loading else ():
+        logging.getLogger("peftkit").info(line)
     root: Attached = model.__dict__.get(ATTRIBUTE) or Attached(
         context_of(model), trainable={n: p.requires_grad for n, p in own_parameters(model)}
     )

@@ -8,6 +8,7 @@ from peftkit.adaptation.merge import Merged, merge_module, shift_module
 from peftkit.adaptation.state import State
 from peftkit.errors import PeftkitError
 from peftkit.ports.adapter import Adapter
+from peftkit.quantization.weight import shape
 
 
 class Merging(State):
@@ -57,6 +58,17 @@ class Merging(State):
                 raise PeftkitError(
                     f"the method '{part.method.name}' cannot be merged into the model's weights: keep the adapter "
                     "beside the model, and generate and evaluate from the run folder."
+                )
+        for adapter in self.adapters():
+            if shape(adapter.site.module) is None:
+                raise PeftkitError(
+                    f"the adapter at {adapter.site.id} stands behind a whole part of a layer, which ends in no single "
+                    "linear map that could take it up: keep it beside the model."
+                )
+            if adapter.site.tied and adapter.site.layer is not None:
+                raise PeftkitError(
+                    f"the weight of {adapter.site.id} is that of another layer too, which a change of one of them "
+                    "would not be: keep the adapter beside the model."
                 )
         for key, tensor in self._tensors():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

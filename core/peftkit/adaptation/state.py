@@ -89,7 +89,9 @@ class State:
         if not any(each is not None and each.own for each in heads):
             return []
         kind = self.layout.kind
-        return [f"{kind} models compute attention in code of their own: adapters enter it by its cache, which is slower."]
+        return [
+            f"{kind} models compute attention in code of their own: adapters enter it by its cache, which is slower."
+        ]
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """List (key, parameter) of everything trainable; keys as in `state`."""

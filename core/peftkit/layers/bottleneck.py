@@ -29,12 +29,13 @@ class Bottleneck(Adapter):
     ):
         super().__init__(site)
         self.act, self.beside, self.scale = ACTIVATIONS[activation], beside, scale
-        self.D = nn.Parameter(torch.empty(size, site.outputs))
+        width = site.inputs if beside else site.outputs
+        self.D = nn.Parameter(torch.empty(size, width))
         self.b = nn.Parameter(torch.zeros(size))
         self.U = nn.Parameter(torch.zeros(site.outputs, size))
         self.c = nn.Parameter(torch.zeros(site.outputs))
         nn.init.kaiming_uniform_(self.D, a=5**0.5)
-        self.gate = Gate(site.outputs) if gated else None
+        self.gate = Gate(width) if gated else None
 
     def inner(self, x: Tensor) -> Tensor:
         """Return what is added for hidden states x [..., width]."""

@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 from peftkit.layout.layout import Layout
+from peftkit.layout.parts import LayerPart
 from peftkit.layout.sites import Rows, Site, own_parameters
-from peftkit.layout.targets import GROUPS, LINEAR_ROLES, matched, parse_layers
+from peftkit.layout.standing import Standing, left_out, otherwise, standing
+from peftkit.layout.targets import GROUPS, LINEAR_ROLES, matched, names_module, parse_layers
 
-__all__ = ["GROUPS", "LINEAR_ROLES", "Layout", "Rows", "Site", "matched", "own_parameters", "parse_layers"]
+__all__ = [
+    "GROUPS",
+    "LINEAR_ROLES",
+    "LayerPart",
+    "Layout",
+    "Rows",
+    "Site",
+    "Standing",
+    "left_out",
+    "matched",
+    "names_module",
+    "otherwise",
+    "own_parameters",
+    "parse_layers",
+    "standing",
+]

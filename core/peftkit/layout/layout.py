@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -9,10 +10,16 @@ from typing import Any
 from torch import nn
 
 from peftkit.errors import PeftkitError, nearest
-from peftkit.families import Heads, family_of
+from peftkit.families import family_of
+from peftkit.layout.attended import attention_sites
+from peftkit.layout.parts import LayerPart, is_gate, layers_of, leads_to_choice, leads_to_indexer, parts_of
+from peftkit.layout.roles import QUERIES, is_linear, roles_in
 from peftkit.layout.sites import Rows, Site
-from peftkit.layout.targets import GROUPS, LINEAR_ROLES, names_module
+from peftkit.layout.targets import GROUPS, LINEAR_ROLES, in_group, names_module
 from peftkit.quantization.weight import packed_shape, shape
+
+READING, ENDING = ("q", "q_a", "k", "v", "in", "gate", "up"), ("o", "out", "down")
+"""The roles of maps that read what their part of a layer does, and that make what it gives."""
 
 
 class Layout:
@@ -26,21 +33,24 @@ class Layout:
         self.modules: dict[str, nn.Module] = {
             name: module for name, module in model.named_modules() if ".seated" not in f".{name}"
         }
+        self._hidden: dict[str, list[Site]] = {}
 
     @cached_property
     def blocks(self) -> list[str]:
-        """The paths of the layers, lowest first."""
-        best: list[str] = []
-        for name, module in self.modules.items():
-            if isinstance(module, nn.ModuleList) and len(module) > len(best):
-                paths = [f"{name}.{index}" for index in range(len(module))]
-                if self._inside(paths[0], self.names["attention"]):
-                    best = paths
-        return best
+        """The paths of the layers of the text decoder, lowest first."""
+        decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else None  # type: ignore[operator]
+        inside = layers_of(self.modules, decoder) if isinstance(decoder, nn.Module) else []
+        # Some families call a part of their head the decoder.
+        return inside or layers_of(self.modules, self.model)
+
+    @cached_property
+    def parts(self) -> list[LayerPart]:
+        """The mixers and feed-forward parts of the layers, those of one layer side by side."""
+        return [part for layer, block in enumerate(self.blocks) for part in self._parts(layer, block)[0]]
 
     @cached_property
     def linears(self) -> list[Site]:
-        """Every linear site that has a role: the parts of fused modules one by one, then the head."""
+        """Every linear map of the layers but routers, the parts of fused modules one by one, then the head."""
         sites = [site for layer, block in enumerate(self.blocks) for site in self._block_sites(layer, block)]
         return sites + self._head_sites()
 
@@ -60,7 +70,7 @@ class Layout:
         """
         wanted = (targets,) if isinstance(targets, str) else tuple(targets)
         kept = None if layers is None else set(layers)
-        self._check_layers(kept)
+        self.check_layers(kept)
         chosen: dict[str, Site] = {}
         for target in wanted:
             sites = self._named(target)
@@ -80,20 +90,16 @@ class Layout:
         return sites
 
     def hidden(self, role: str, layers: Iterable[int] | None = None) -> list[Site]:
-        """Return the site of a whole `attention`, `mlp` or `block` in each layer: hidden states in and out.
+        """Return the sites of whole `attention` or `mlp` parts or of each `block`: hidden states in and out.
 
-        Raises PeftkitError where the family has no such module, or `layers` leaves none.
+        A layer has as many as it has mixers (`attention`) or feed-forward parts, or none. Raises PeftkitError where no
+        layer has one, or `layers` leaves none.
         """
-        self._check_layers(layers)
-        sites = []
-        for layer, block in enumerate(self.blocks):
-            path = block if role == "block" else self._inside(block, self.names[role])
-            if path is None:
-                raise PeftkitError(f"{self.kind} models have no module of the role '{role}': choose another placement.")
-            if layers is None or layer in set(layers):
-                sites.append(Site(path, self.modules[path], self.width, self.width, role, layer))
+        self.check_layers(layers)
+        sites = [site for site in self._hidden_sites(role) if layers is None or site.layer in set(layers)]
         if not sites:
-            raise PeftkitError(f"no layer with the role '{role}' is found in this {self.kind} model.")
+            where = "" if layers is None else f" in the layers {sorted(set(layers))}"
+            raise PeftkitError(f"{self.kind} models have no module of the role '{role}'{where}: choose another place.")
         return sites
 
     def attention(self, layers: Iterable[int] | None = None) -> list[Site]:
@@ -102,7 +108,7 @@ class Layout:
         Layers without attention are left out. Raises PeftkitError where there is none, or none that an adapter can
         enter.
         """
-        self._check_layers(layers)
+        self.check_layers(layers)
         kept = None if layers is None else set(layers)
         sites = [site for site in self._attentions if kept is None or site.layer in kept]
         if not self._attentions:
@@ -115,25 +121,12 @@ class Layout:
 
     @cached_property
     def _attentions(self) -> list[Site]:
-        linears = [site for site in self.linears if site.role in GROUPS["attention"]]
+        return attention_sites(self, family_of(self.config))
 
-        def inside(path: str) -> dict[str, Site]:
-            return {str(site.role): site for site in linears if site.path.startswith(f"{path}.")}
-
-        def known(path: str) -> Heads | None:
-            parts = inside(path)
-            return Heads(parts["k"].outputs, parts["v"].outputs) if {"k", "v"} <= set(parts) else None
-
-        found = family_of(self.config).attentions(self.model, known)
-        sites = []
-        for path, heads in found.items():
-            layer, module = self._layer_of(path), self.modules[path]
-            if layer is not None:
-                # The first linear map inside tells what is read: some attend to more than the hidden states.
-                inputs = next((sizes[1] for child in module.modules() if (sizes := shape(child))), self.width)
-                parts = inside(path)
-                sites.append(Site(path, module, inputs, self.width, "attention", layer, parts=parts, heads=heads))
-        return sites
+    def inside(self, site: Site) -> dict[str, Site]:
+        """Return the linear sites inside a part of a layer by their roles, the first of each role."""
+        inside = [one for one in self.linears if one.role is not None and one.path.startswith(f"{site.path}.")]
+        return {str(one.role): one for one in reversed(inside)}
 
     def embedding(self) -> Site:
         """Return the input embedding: `inputs` is its number of rows, `outputs` its width."""
@@ -142,36 +135,50 @@ class Layout:
         return Site(path, module, module.num_embeddings, module.embedding_dim, "embedding", tied=self._tied(module))
 
     def norms(self) -> list[str]:
-        """Return the paths of the normalisation layers."""
-        return [name for name, module in self.modules.items() if "norm" in type(module).__name__.lower()]
+        """Return the paths of the normalisation layers, but those that no gradient reaches."""
+        norms = [name for name, module in self.modules.items() if "norm" in type(module).__name__.lower()]
+        return [name for name in norms if self.reached(name)]
+
+    def reached(self, path: str) -> bool:
+        """Say whether a gradient reaches a module or parameter of a layer.
+
+        An indexer's choice of keys gives none, nor does what other inputs than text pass.
+        """
+        away = tuple(f".{name}" for name in self.names.get("elsewhere", ()))
+        inside = self.layer_of(path) is not None
+        return not inside or not (leads_to_indexer(path) or any(name in path for name in away))
 
     @property
     def width(self) -> int:
         """The width of the hidden states."""
-        return int(self.config.get_text_config().hidden_size)
+        stated = getattr(self.config.get_text_config(), "hidden_size", None)
+        ends = (site.outputs for site in self.linears if site.role in ENDING)
+        return int(next(ends, self.embedding().outputs) if stated is None else stated)
 
     def roles(self) -> dict[str, int]:
         """Count the linear sites of each role."""
         counts: dict[str, int] = {}
-        for site in self.linears:
-            counts[site.role or ""] = counts.get(site.role or "", 0) + 1
+        for role in (site.role for site in self.linears if site.role is not None):
+            counts[role] = counts.get(role, 0) + 1
         return counts
 
-    def _check_layers(self, layers: Iterable[int] | None) -> None:
+    def check_layers(self, layers: Iterable[int] | None) -> None:
+        """Raise PeftkitError where none of these layers is there."""
         if layers is not None and self.blocks and not set(layers) & set(range(len(self.blocks))):
             raise PeftkitError(
                 f"layers {sorted(layers)} name no layer of the model: it has 0 to {len(self.blocks) - 1}."
             )
 
     def _named(self, target: str) -> list[Site]:
-        roles = GROUPS.get(target, (target,) if target in LINEAR_ROLES else ())
-        if roles:
-            return [site for site in self.linears if site.role in roles]
+        if target in GROUPS:
+            return [site for site in self.linears if in_group(target, site)]
+        if target in LINEAR_ROLES:
+            return [site for site in self.linears if site.role == target]
         known = {site.id: site for site in self.linears}
         return [
-            known.get(name) or self._site(name, None, self._layer_of(name))
+            known.get(name) or self._site(name, None, self.layer_of(name))
             for name, module in self.modules.items()
-            if name and names_module(target, name) and shape(module) is not None
+            if name and names_module(target, name) and is_linear(module, type(self.model))
         ]
 
     def _no_match(self, target: str) -> str:
@@ -184,66 +191,103 @@ class Layout:
             f"Roles here: {roles or 'none'}; groups: {', '.join(GROUPS)}; module names: {', '.join(leaves)}."
         )
 
+    def _parts(self, layer: int, block: str) -> tuple[list[LayerPart], list[str]]:
+        parts, away = parts_of(self.modules, block, layer, self.names)
+        # Text does not pass a layer that has other inputs in the place of a mixer.
+        passed = not away or any(part.kind == "attention" for part in parts)
+        return (parts, away) if passed else ([], [block])
+
     def _block_sites(self, layer: int, block: str) -> list[Site]:
-        attention = self._inside(block, self.names["attention"])
-        mlp = self._inside(block, self.names["mlp"])
-        sites: list[Site] = []
-        for roles, homes in ((GROUPS["attention"], (attention,)), (GROUPS["mlp"], (mlp, block))):
-            fused = self._fused(homes, roles)
-            for role in roles:
-                if role in fused:
-                    path, rows = fused[role]
-                    sites.append(self._site(path, role, layer, rows))
-                    continue
-                path = next((p for home in homes if home and (p := self._inside(home, self.names[role]))), None)
-                if path is not None and shape(self.modules[path]) is not None:
-                    sites.append(self._site(path, role, layer))
+        parts, away = self._parts(layer, block)
+        left = [path for path in self._maps if _below(path, [block]) and not _below(path, away)]
+        left = [path for path in left if not leads_to_choice(path.removeprefix(f"{block}."))]
+        left = [path for path in left if not any(names_module(one, path) for one in self.names.get("uncalled", ()))]
+        sites = [site for part in parts for site in self._part_sites(part, [p for p in left if _below(p, [part.path])])]
+        outside = [path for path in left if not _below(path, [part.path for part in parts])]
+        missing = [role for role in GROUPS["mlp"] if role not in {site.role for site in sites}]
+        found = roles_in(block, outside, missing, self.names, self.modules, "none")
+        sites += [self._site(one.path, one.role, layer, one.rows, "mlp") for one in found]
+        known = {site.path for site in sites}
+        return sites + [self._site(path, None, layer, group="layer") for path in outside if path not in known]
+
+    def _part_sites(self, part: LayerPart, maps: list[str]) -> list[Site]:
+        if part.kind == "mlp":
+            maps = [path for path in maps if not (part.stacked and is_gate(path.removeprefix(f"{part.path}.")))]
+            found = roles_in(
+                part.path, maps, GROUPS["mlp"], self.names, self.modules, "every" if part.stacked else "highest"
+            )
+        else:
+            found = roles_in(part.path, maps, QUERIES, self.names, self.modules)
+            ends = ("o",) if found else ("in", "out")
+            found += roles_in(part.path, maps, ends, self.names, self.modules, "highest" if found else "none")
+        sites = [self._site(one.path, one.role, part.layer, one.rows, part.kind) for one in found]
+        known = {site.path for site in sites}
+        sites.sort(key=lambda site: GROUPS["linear"].index(str(site.role)))
+        return sites + [self._site(path, None, part.layer, group=part.kind) for path in maps if path not in known]
+
+    def _hidden_sites(self, role: str) -> list[Site]:
+        if role not in self._hidden:
+            self._hidden[role] = self._find_hidden(role)
+        return self._hidden[role]
+
+    def _find_hidden(self, role: str) -> list[Site]:
+        if role == "block":
+            return [
+                Site(path, self.modules[path], self.width, self.width, role, layer)
+                for layer, path in enumerate(self.blocks)
+            ]
+        sites = []
+        for layer in range(len(self.blocks)):
+            parts = [part for part in self.parts if part.layer == layer and part.kind == role]
+            sites += [self._whole(part) for part in parts] or self._spanned(role, layer)
         return sites
 
-    def _fused(self, homes: Sequence[str | None], roles: Sequence[str]) -> dict[str, tuple[str, Rows]]:
-        for name, (parts, order) in self.names["fused"].items():
-            path = next((f"{home}.{name}" for home in homes if home and f"{home}.{name}" in self.modules), None)
-            if path is not None and set(parts) <= set(roles):
-                return {role: (path, rows) for role, rows in self._parts(path, parts, order).items()}
-        return {}
+    def _whole(self, part: LayerPart) -> Site:
+        inside = [site for site in self.linears if _below(site.path, [part.path]) and site.role is not None]
+        inputs = next((site.inputs for site in inside if site.role in READING), self.width)
+        outputs = next((site.outputs for site in inside if site.role in ENDING), self.width)
+        return Site(part.path, self.modules[part.path], inputs, outputs, part.kind, part.layer)
 
-    def _parts(self, path: str, parts: Sequence[str], order: str) -> dict[str, Rows]:
-        total = (shape(self.modules[path]) or (0, 0))[0]
-        config = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
-        heads = config.num_attention_heads
-        if order == "per head":
-            size = total // (len(parts) * heads)
-            return {role: Rows(i * size, size, len(parts) * size, heads) for i, role in enumerate(parts)}
-        if "q" in parts:
-            groups = getattr(config, "num_key_value_heads", None) or heads
-            size = total // (heads + 2 * groups)
-            lengths = [heads * size, groups * size, groups * size]
-        else:
-            lengths = [total // len(parts)] * len(parts)
-        starts = [sum(lengths[:index]) for index in range(len(parts))]
-        return {role: Rows(start, length, total) for role, start, length in zip(parts, starts, lengths, strict=True)}
+    def _spanned(self, role: str, layer: int) -> list[Site]:
+        """Return the feed-forward part of a layer that has its maps side by side, as a span from one to another."""
+        maps = {site.role: site for site in self.linears if site.layer == layer and site.group == "mlp"}
+        if role != "mlp" or not {"up", "down"} <= set(maps):
+            return []
+        first, last = maps["up"], maps["down"]
+        return [Site(last.path, last.module, first.inputs, last.outputs, role, layer, entry=first.module)]
 
-    def _site(self, path: str, role: str | None, layer: int | None, rows: Rows | None = None) -> Site:
+    def _site(
+        self, path: str, role: str | None, layer: int | None, rows: Rows | None = None, group: str | None = None
+    ) -> Site:
         module = self.modules[path]
         sizes = shape(module)
         assert sizes is not None
         outputs = sizes[0] if rows is None else rows.length * rows.count
-        return Site(path, module, sizes[1], outputs, role, layer, rows, tied=self._tied(module))
+        return Site(path, module, sizes[1], outputs, role, layer, rows, group, tied=self._tied(module))
 
     def _tied(self, module: nn.Module) -> bool:
         # Asked of the parameters alone: a packed layer would unpack its weight.
         weight = module._parameters.get("weight")
-        return weight is not None and any(
-            other is not module and other._parameters.get("weight") is weight for other in self.modules.values()
-        )
+        return weight is not None and self._owners[id(weight)] > 1
+
+    @cached_property
+    def _owners(self) -> Counter[int]:
+        return Counter(id(module._parameters.get("weight")) for module in self.modules.values())
+
+    @cached_property
+    def _maps(self) -> list[str]:
+        """The paths of all linear maps."""
+        return [name for name, module in self.modules.items() if is_linear(module, type(self.model))]
 
     def _head_sites(self) -> list[Site]:
         head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None  # type: ignore[operator]
         path = next((name for name, module in self.modules.items() if module is head), None) if head else None
         return [self._site(path, "head", None)] if path and shape(self.modules[path]) is not None else []
 
-    def _inside(self, home: str, names: Sequence[str]) -> str | None:
-        return next((f"{home}.{name}" for name in names if f"{home}.{name}" in self.modules), None)
-
-    def _layer_of(self, path: str) -> int | None:
+    def layer_of(self, path: str) -> int | None:
+        """Return the layer in which a module or parameter lies; None outside of all."""
         return next((i for i, block in enumerate(self.blocks) if path.startswith(block + ".")), None)
+
+
+def _below(path: str, homes: Sequence[str]) -> bool:
+    return any(path.startswith(f"{home}.") for home in homes)

@@ -45,6 +45,10 @@ class Site:
     layer: int | None = None
     rows: Rows | None = None
     """The part of a fused module; None where the site is the whole module."""
+    group: str | None = None
+    """The part of the layer in which a linear map lies: `attention`, `mlp` or, outside of both, `layer`."""
+    entry: nn.Module | None = field(default=None, repr=False, compare=False)
+    """The module whose input a part of a layer reads that is no module of its own; `module` is its last one then."""
     tied: bool = False
     """Whether the weight is shared with another module (a head tied to the embedding)."""
     parts: Mapping[str, Site] = field(default_factory=dict, repr=False, compare=False)
@@ -67,3 +71,8 @@ class Site:
 def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Iterate over the model's own named parameters, leaving out those of seated adapters; a tied one comes once."""
     return ((name, p) for name, p in model.named_parameters() if ".seated." not in f".{name}")
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module as the model's code has it, also where adapters sit on the module."""
+    return getattr(type(module), "frozen_class", type(module))

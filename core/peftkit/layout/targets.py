@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from peftkit.errors import PeftkitError
 from peftkit.layout.sites import Site
 
+MIXER_ROLES = ("q", "k", "v", "o", "q_a", "q_b", "kv_a", "kv_b", "in", "out")
+"""Those of maps in a mixer: of attention, of latent attention, and of a mixer without queries."""
 GROUPS = {
-    "attention": ("q", "k", "v", "o"),
+    "attention": MIXER_ROLES,
     "mlp": ("gate", "up", "down"),
-    "linear": ("q", "k", "v", "o", "gate", "up", "down"),
+    "linear": (*MIXER_ROLES, "gate", "up", "down"),
 }
+"""The roles of each group, which also has the linear maps without a role in the same part of a layer."""
 LINEAR_ROLES = (*GROUPS["linear"], "head")
 
 
@@ -34,7 +37,12 @@ def parse_layers(layers: str | Sequence[int] | None) -> tuple[int, ...] | None:
 
 def matched(pattern: str, site: Site) -> bool:
     """Say whether a key of a per-module pattern (a role, a group or a module-name pattern) names the site."""
-    return site.role in GROUPS.get(pattern, (pattern,)) or names_module(pattern, site.path)
+    return in_group(pattern, site) or site.role in GROUPS.get(pattern, (pattern,)) or names_module(pattern, site.path)
+
+
+def in_group(group: str, site: Site) -> bool:
+    """Say whether a site is a linear map of a group; `linear` has all that lie in layers."""
+    return group in GROUPS and site.group is not None and group in ("linear", site.group)
 
 
 def names_module(pattern: str, name: str) -> bool:

@@ -54,7 +54,8 @@ class BitFit(Method, name="bitfit"):
         return {
             name: parameter
             for name, parameter in own.items()
-            if name.rpartition(".")[2] == "bias" and (paths is None or name.rpartition(".")[0] in paths)
+            if name.rpartition(".")[2] == "bias"
+            and (layout.reached(name) if paths is None else name.rpartition(".")[0] in paths)
         }
 
     def _paths(self, layout: Layout) -> set[str]:

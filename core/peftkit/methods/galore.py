@@ -44,8 +44,9 @@ class GaLore(Targeted, name="galore"):
     """What trains all other parameters (embeddings, norms, biases), at the same learning rate; none freezes them."""
 
     def sites(self, layout: Layout) -> list[Site]:
+        small = {site.path for site in super().sites(layout) if self.fitting(site, self.rank) < self.rank}
         for name, weight in self._weights(layout).items():
-            if self.rank > min(weight.shape):
+            if self.rank > min(weight.shape) and name not in small:
                 raise PeftkitError(
                     f"{self.name}: rank {self.rank} is larger than {name} {list(weight.shape)} allows: choose at most "
                     f"{min(weight.shape)}, or leave this module out of targets."

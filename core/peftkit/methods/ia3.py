@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.layout import Layout, Site, matched, parse_layers
+from peftkit.layout import Layout, Site, Standing, matched, otherwise, parse_layers
 from peftkit.method import Targeted, Targets
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import LinearAdapter
@@ -21,7 +21,8 @@ class IA3(Targeted, name="ia3"):
 
     l_k, l_v have the size of keys and values, l_ff that of the feed-forward's inner activations; all are ones at the
     start, which is thus the base. A merge puts l_k and l_v on rows and biases, l_ff on columns. The official T5
-    code scales the output of the layer before the last, which is the same function.
+    code scales the output of the layer before the last, which is the same function. Behind a block of experts, which
+    ends in no single map, l_ff has the size of its output, and does not merge.
     """
 
     port: ClassVar[str] = "linear"
@@ -39,17 +40,19 @@ class IA3(Targeted, name="ia3"):
     feedforward: Targets = ("down",)
     """Linears whose inputs are scaled."""
 
-    def sites(self, layout: Layout) -> list[Site]:
-        layers = parse_layers(self.layers)
+    def standing(self, layout: Layout) -> Standing:
         after, before = (
-            layout.resolve(names, layers, self.exclude) if names else [] for names in (self.targets, self.feedforward)
+            self.named(layout, option) if getattr(self, option) else Standing([])
+            for option in ("targets", "feedforward")
         )
-        twice = {site.path for site in after} & {site.path for site in before}
+        twice = {site.path for site in after.sites} & {site.path for site in before.sites}
         if twice:
             raise PeftkitError(
                 f"{self.name}: targets and feedforward both name {min(twice)}: scale its output or its input."
             )
-        return after + before
+        if not after.sites and not before.sites:
+            return otherwise(layout, ("k", "v"), parse_layers(self.layers))
+        return Standing(after.sites + before.sites, {**after.replaced, **before.replaced})
 
     def build(self, site: Site) -> Adapter:
         return Scale(site, self._before(site))

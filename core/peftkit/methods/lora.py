@@ -76,10 +76,12 @@ class LoRA(Ranked, name="lora"):
         return self.bias == "all" or any(site.path == module for site in self.sites(layout))
 
     def rank_at(self, site: Site) -> int:
-        return next((rank for pattern, rank in self.rank_pattern.items() if matched(pattern, site)), self.rank)
+        own = next((rank for pattern, rank in self.rank_pattern.items() if matched(pattern, site)), None)
+        return self.fitting(site, self.rank) if own is None else own
 
     def scale_at(self, site: Site) -> float:
         """Return the factor s of one site."""
         alpha = next((alpha for pattern, alpha in self.alpha_pattern.items() if matched(pattern, site)), self.alpha)
-        rank = self.rank_at(site)
+        own = next((rank for pattern, rank in self.rank_pattern.items() if matched(pattern, site)), None)
+        rank = own or self.rank
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)

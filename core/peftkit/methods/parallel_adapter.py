@@ -45,7 +45,17 @@ class ParallelAdapter(Method, name="parallel-adapter"):
     """Layers with adapters, such as 0-3,8; all by default."""
 
     def sites(self, layout: Layout) -> list[Site]:
-        return layout.hidden(self.beside, parse_layers(self.layers))
+        return layout.hidden(self._place(layout), parse_layers(self.layers))
+
+    def notices(self, layout: Layout) -> list[str]:
+        if self._place(layout) == self.beside:
+            return []
+        return [f"{self.name}: {layout.kind} models have no feed-forward parts: the mixers stand for them"]
+
+    def _place(self, layout: Layout) -> str:
+        parts = {part.kind for part in layout.parts}
+        bare = self.beside == type(self).beside and parts == {"attention"} and not layout.roles().get("down")
+        return "attention" if bare else self.beside
 
     def build(self, site: Site) -> Adapter:
         return Bottleneck(site, self.bottleneck, self.activation, beside=True, scale=self.scale)

@@ -9,7 +9,7 @@ from peftkit.layout import Layout, Site
 from peftkit.method import Targeted, Targets
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.stored import Scales, check_stored
-from peftkit.quantization.weight import INTEGERS
+from peftkit.quantization.weight import INTEGERS, traits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,10 @@ class PEQA(Targeted, name="peqa"):
     targets: Targets = "linear"
 
     def sites(self, layout: Layout) -> list[Site]:
-        return check_stored(super().sites(layout), self.name, self.needs)
+        sites = super().sites(layout)
+        stored = [site for site in sites if self.needs in traits(site.module)]
+        # Small maps stay dense, and the default leaves them out.
+        return stored if stored and self.targets == type(self).targets else check_stored(sites, self.name, self.needs)
 
     def build(self, site: Site) -> Adapter:
         return Scales(site)

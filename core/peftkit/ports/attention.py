@@ -21,8 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from peftkit.errors import PeftkitError
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.context import CALL, LINK, REACH, Context, Routing
-from peftkit.ports.own_attention import alone, reach, reached
-from peftkit.ports.seat import Seat, bound
+from peftkit.ports.own_attention import alone, bound, reach, reached
+from peftkit.ports.seat import Seat
 
 NAME = "peftkit"
 EAGER = "peftkit-eager"

@@ -45,6 +45,17 @@ class _Cache:
         raise AttributeError(name)
 
 
+def bound(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a call by name, those that are left out with their defaults."""
+    bound = inspect.signature(call).bind(*args, **kwargs)
+    bound.apply_defaults()
+    named = dict(bound.arguments)
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named.update(named.pop(parameter.name))
+    return named
+
+
 @torch.compiler.disable
 def attend_own(
     run: Callable[..., Any], chains: Sequence[Sequence[Adapter]], routing: Routing | None, arguments: dict[str, Any]

@@ -7,7 +7,8 @@ kernel, GPT-2's Conv1D, a whole feed-forward block.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, Protocol, cast
 
@@ -19,7 +20,7 @@ from peftkit.kernels.low_rank import Linear, Pair, add_pair, linears_with_pairs
 from peftkit.layout import Rows
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.context import CALL, LINK, Context, Routing
-from peftkit.ports.own_attention import attend_own
+from peftkit.ports.own_attention import attend_own, bound
 
 
 class InputGroup(Protocol):
@@ -37,6 +38,8 @@ class Seat(nn.Module):
     peftkit_context: Context
     input_group: InputGroup | None = None
     """The modules that read the same input, while they are computed together."""
+    entries: tuple[nn.Module, ...] = ()
+    """The first modules of the spans that end here, for adapters around them."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module inside the chain of its adapters: tensor in, tensor out; the rest passes by."""
@@ -50,7 +53,7 @@ class Seat(nn.Module):
                 return shared
         kwargs = dict(kwargs)
         x, rest = (args[0], args[1:]) if args else (kwargs.pop(_first_parameter(self.__class__)), None)
-        others: list[Any] = []
+        beside: list[Sequence[Any]] = []
 
         # What attention reads, for the adapters inside it.
         taped = [adapter for adapter in self.running(context.names) if adapter.inside]
@@ -69,8 +72,9 @@ class Seat(nn.Module):
                 output = attend_own(forward, self._inside(), context.routing, bound(forward, given, named))
             else:
                 output = forward(*given, **named)
-            if isinstance(output, tuple):
-                others[:] = output[1:]
+            # Parts of a layer give their state, the attention's weights or the choice of experts beside.
+            if isinstance(output, tuple | list):
+                beside[:] = [output[1:]]
                 return output[0]
             return output
 
@@ -79,10 +83,9 @@ class Seat(nn.Module):
             y = self._chain(frozen, context.active, None if whole else self.frozen_linear())(x)
         else:
             y = self._route(frozen, x, routing, whole)
-        if taped:
-            context.tape.pop(self, None)
-            context.tape.pop((self, CALL), None)
-        return (y, *others) if others else y
+        for read in (*((self, (self, CALL)) if taped else ()), *self.entries):
+            context.tape.pop(read, None)
+        return (y, *beside[0]) if beside else y
 
     def running(self, names: Sequence[str | None]) -> list[Adapter]:
         """Return the adapters of these adaptations that are switched on, innermost first."""
@@ -140,10 +143,10 @@ class Seat(nn.Module):
                 _known(mine, lambda place=place: product()[place], None if whole else call)
                 for place, (mine, call) in enumerate(zip(pieces, calls, strict=True))
             ]
-        parts = [
-            self._portion(name, call, mine, linear is not None)
-            for name, call, mine in zip(routing.names, calls, pieces, strict=True)
-        ]
+        parts = []
+        for place, (name, call, mine) in enumerate(zip(routing.names, calls, pieces, strict=True)):
+            with self._entered(routing, dimension, place):
+                parts.append(self._portion(name, call, mine, linear is not None))
         if all(part is None for part in parts):
             return frozen(x)
         if linear is not None and not any(isinstance(part, Tensor) for part in parts):
@@ -163,6 +166,17 @@ class Seat(nn.Module):
         if pair is None:
             return self._chain(call, (name,), None)(x)
         return pair if pair.inside is x else add_pair(call(x), pair)
+
+    @contextmanager
+    def _entered(self, routing: Routing, dimension: int, place: int) -> Iterator[None]:
+        """Have the adapters of spans that end here read what the span was given of one portion."""
+        tape = self.peftkit_context.tape
+        whole = {entry: tape[entry] for entry in self.entries if entry in tape}
+        tape |= {
+            entry: routing.order(x, dimension).split(routing.sizes, dimension)[place] for entry, x in whole.items()
+        }
+        yield
+        tape |= whole
 
     def _alone(self, frozen: Call, name: str | None, x: Tensor) -> Tensor:
         with self.peftkit_context.only(name):
@@ -189,6 +203,8 @@ def _known(x: Tensor, y: Callable[[], Tensor], otherwise: Call | None = None) ->
 
 def _around(adapter: Adapter, call: Call, linear: Linear | None) -> Call:
     rows = adapter.site.rows
+    if adapter.site.entry is not None:
+        return partial(_on_span, adapter, call)
     if rows is not None:
         return partial(_on_rows, adapter, call, rows)
     if linear is None or torch.compiler.is_compiling() or not may_be_pair(adapter):
@@ -215,15 +231,28 @@ def _on_rows(adapter: Adapter, call: Call, rows: Rows, x: Tensor) -> Tensor:
     return rows.put(whole, adapter(lambda value: rows.take(whole if value is x else call(value)), x))
 
 
-def bound(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return all arguments of a call by name, those that are left out with their defaults."""
-    bound = inspect.signature(call).bind(*args, **kwargs)
-    bound.apply_defaults()
-    named = dict(bound.arguments)
-    for parameter in bound.signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            named.update(named.pop(parameter.name))
-    return named
+def _on_span(adapter: Adapter, call: Call, x: Tensor) -> Tensor:
+    """Run an adapter around modules one after the other, of which `call` is the last and x what that is given."""
+    read = adapter.context.tape[adapter.site.entry]
+    return adapter(_known(read, lambda: call(x)), read)
+
+
+def _listen_at_entries(seat: Seat) -> None:
+    """Have the first modules of the spans that end at a seat keep what they are given, and no others."""
+    seated = [adapter for adapters in seat.seated.values() for adapter in cast(list[Adapter], adapters)]
+    before, after = seat.entries, dict.fromkeys(adapter.site.entry for adapter in seated)
+    seat.entries = tuple(entry for entry in after if entry is not None)
+    for entry in before:
+        for key in [key for key, hook in entry._forward_pre_hooks.items() if hook is _keep_input]:
+            del entry._forward_pre_hooks[key]
+            entry._forward_pre_hooks_with_kwargs.pop(key, None)
+    for entry in seat.entries:
+        entry.__dict__[LINK] = seat.peftkit_context
+        entry.register_forward_pre_hook(_keep_input, with_kwargs=True)
+
+
+def _keep_input(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    module.__dict__[LINK].tape[module] = args[0] if args else next(iter(named.values()))
 
 
 @cache
@@ -234,7 +263,15 @@ def _first_parameter(cls: Any) -> str:
 
 @cache
 def _seated_class(cls: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Seated{cls.__name__}", (Seat, cls), {"__module__": cls.__module__})
+    own: dict[str, Any] = {"__module__": cls.__module__, "frozen_class": cls}
+    if issubclass(cls, nn.Sequential):
+        own["__iter__"] = _in_sequence
+    return type(f"Seated{cls.__name__}", (Seat, cls), own)
+
+
+def _in_sequence(self: nn.Sequential) -> Iterator[nn.Module]:
+    """Iterate over what a sequence runs, which its adapters are no part of."""
+    return (module for name, module in self._modules.items() if name != "seated" and module is not None)
 
 
 def seat(adapter: Adapter, name: str, context: Context) -> None:
@@ -248,6 +285,7 @@ def seat(adapter: Adapter, name: str, context: Context) -> None:
     if name not in seated:
         seated[name] = nn.ModuleList()
     cast(nn.ModuleList, seated[name]).append(adapter)
+    _listen_at_entries(cast(Seat, module))
 
 
 def unseat(module: nn.Module, name: str) -> None:
@@ -255,6 +293,7 @@ def unseat(module: nn.Module, name: str) -> None:
     if not isinstance(module, Seat) or name not in module.seated:
         return
     del module.seated[name]
+    _listen_at_entries(module)
     if not len(module.seated):
         del module.seated
         cast(Any, module).__class__ = type(module).__mro__[2]

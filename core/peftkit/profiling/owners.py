@@ -27,8 +27,7 @@ def owners(model: nn.Module) -> dict[str, str]:
     """
     layout = Layout(model)
     roles = {site.path: str(site.role) for site in layout.linears if site.rows is None and site.role}
-    for role in ("attention", "mlp", "block"):
-        roles |= dict.fromkeys(_hidden(layout, role), role)
+    roles |= {part.path: part.kind for part in layout.parts} | dict.fromkeys(layout.blocks, "block")
     labels = {LOSS: "outside of all modules"}
     for name, module in model.named_modules():
         path = name or WHOLE
@@ -95,9 +94,3 @@ def _hooks(module: nn.Module, path: str, enter: Callable[[str], None], leave: Ca
         leave()
 
     return begin, end
-
-
-def _hidden(layout: Layout, role: str) -> list[str]:
-    names = [""] if role == "block" else layout.names[role]
-    paths = (f"{block}.{name}".rstrip(".") for block in layout.blocks for name in names)
-    return [path for path in paths if path in layout.modules]

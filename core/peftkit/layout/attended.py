@@ -1,0 +1,31 @@
+"""The attention modules of a model's layers as sites, for adapters that act on queries, keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from peftkit.families import Family, Heads
+from peftkit.layout.sites import Site
+from peftkit.quantization.weight import shape
+
+if TYPE_CHECKING:
+    from peftkit.layout.layout import Layout
+
+
+def attention_sites(layout: Layout, family: Family) -> list[Site]:
+    """Return the attention modules of the layers that adapters can enter, with what is in them, lowest layer first."""
+
+    def site(path: str, heads: Heads | None = None) -> Site:
+        module = layout.modules[path]
+        # The first linear map inside tells what is read: some attend to more than the hidden states.
+        inputs = next((sizes[1] for child in module.modules() if (sizes := shape(child))), layout.width)
+        bare = Site(path, module, inputs, layout.width, "attention", layout.layer_of(path), heads=heads)
+        return replace(bare, parts=layout.inside(bare))
+
+    def known(path: str) -> Heads | None:
+        parts = site(path).parts
+        return Heads(parts["k"].outputs, parts["v"].outputs) if {"k", "v"} <= set(parts) else None
+
+    sites = [site(path, heads) for path, heads in family.attentions(layout.model, known).items()]
+    return [each for each in sites if each.layer is not None]
