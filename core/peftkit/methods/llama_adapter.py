@@ -23,9 +23,10 @@ class LlamaAdapter(Method, name="llama-adapter"):
     """Attention gives Attn(q, K, V) + g Attn(q, W_k P, W_v P): a softmax of its own over a prompt P [length, width].
 
     P goes through the layer's own code for keys and values (its maps, norms and biases) at position zero, where rotary
-    positions turn nothing; a layer that attends to the keys of another has no such code and no prompt. `variant: paper` (the default) has one factor g for each layer, as Hugging Face peft; `variant: official`
-    is tanh(g) with one g for each head, as the later official code. g starts at zero, so that the start is the base; P
-    is drawn from N(0, 1).
+    positions turn nothing; a layer that attends to the keys of another has no such code and gets no prompt. `variant:
+    paper` (the default) has one factor g for each layer, as Hugging Face peft; `variant: official` is tanh(g) with one
+    g for each head, as the later official code. g starts at zero, so that the start is the base; P is drawn from
+    N(0, 1).
     """
 
     port: ClassVar[str] = "attention"
