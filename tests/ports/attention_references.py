@@ -55,7 +55,7 @@ def written_out(model: Any, prefixes: Mapping[str, tuple[Tensor, Tensor]]) -> It
             sink = asked["s_aux"].view(1, -1, 1, 1).expand(len(query), -1, query.shape[2], -1)
         if sink is not None:
             scores = torch.cat([scores, sink.double()], -1)
-        weights = scores.softmax(-1)[..., : keys.shape[2]]
+        weights = scores.softmax(-1)[..., : keys.shape[2]].nan_to_num()  # queries of padding may see nothing
         return (weights.to(values.dtype) @ values).transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(NAME, attend)

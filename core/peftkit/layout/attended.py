@@ -24,8 +24,12 @@ def attention_sites(layout: Layout, family: Family) -> list[Site]:
         return replace(bare, parts=layout.inside(bare))
 
     def known(path: str) -> Heads | None:
-        parts = site(path).parts
-        return Heads(parts["k"].outputs, parts["v"].outputs) if {"k", "v"} <= set(parts) else None
+        whole = site(path)
+        sizes = [whole.parts[role].outputs if role in whole.parts else 0 for role in ("q", "k", "v")]
+        share = getattr(whole.module, "num_key_value_groups", 1)
+        # Maps of other sizes, as those of gates or of experts, do not tell what attention is given.
+        plain = sizes[0] > 0 and sizes[0] == share * sizes[1] and sizes[1] == sizes[2]
+        return Heads(sizes[1], sizes[2]) if plain else None
 
     sites = [site(path, heads) for path, heads in family.attentions(layout.model, known).items()]
     return [each for each in sites if each.layer is not None]
