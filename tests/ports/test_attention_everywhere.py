@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import zoo
 from attention_references import IDS, MASK, REAL, written_out
+from model_folders import byte_tokenizer
 
+import zoo
+from peftkit import recipe as recipes
 from peftkit.adaptation import attach, load_adapter, save_adapter
+from peftkit.assembly import assemble
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded
 from peftkit.engine.engine import Arrangement, Engine, choose
@@ -18,6 +21,7 @@ from peftkit.methods.llama_adapter import LlamaAdapter
 from peftkit.methods.p_tuning_v2 import PTuningV2
 from peftkit.methods.prefix_tuning import PrefixTuning
 from peftkit.methods.unipelt import GatedPrefixTuning
+from peftkit.quantization.weight import shape
 
 FEW = ("gemma2", "gpt_oss", "deepseek_v3", "gemma4_text", "lfm2_moe")
 """Soft caps, sinks, keys and values of other sizes, layers of other sizes, layers without attention."""
@@ -136,10 +140,22 @@ def test_sizes_are_known_without_weights(name):
     assert sizes == without
 
 
+@pytest.mark.parametrize("name", ["falcon", "minicpm3"])
+def test_sizes_are_known_of_packed_weights_that_are_not_there(name, tmp_path):
+    build(name).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    recipe = recipes.load(
+        {"model": str(tmp_path), "method": "prefix-tuning", "quantization": {"format": "nf4"}, "dataset": "e2e"}
+    )
+    outline = assemble(recipe, weights=False).adaptation
+    sizes = [(adapter.site.id, adapter.site.heads) for adapter in outline.adapters()]
+    assert sizes == [(site.id, site.heads) for site in Layout(build(name)).attention()]
+
+
 @pytest.mark.parametrize("name", families((*FEW, "llama")))
 def test_sizes_of_the_roles_are_those_of_the_attention(name):
     layout = Layout(build(name))
-    observed = attentions(layout.model, lambda path: None)
+    observed = attentions(layout.model, lambda path: None, shape)
     for site in layout.attention():
         assert (site.heads.keys, site.heads.values) == (observed[site.path].keys, observed[site.path].values)
 

@@ -49,10 +49,12 @@ class Family(ABC):
     def names(self, architecture: str) -> Mapping[str, Any]:
         """Return the module names of each role, in the form of `configs/layouts/decoder.yaml`."""
 
-    def attentions(self, model: Any, known: Callable[[str], Heads | None]) -> Mapping[str, Heads]:
-        """Return the attention modules that adapters can enter, by path; `known` tells what is known of one.
+    def attentions(
+        self, model: Any, known: Callable[[str], Heads | None], sizes: Callable[[Any], tuple[int, int] | None]
+    ) -> Mapping[str, Heads]:
+        """Return the attention modules that adapters can enter, by path.
 
-        By default there are none.
+        `known` tells what is known of one, and `sizes` (out, in) of a linear map. By default there are none.
         """
         return {}
 

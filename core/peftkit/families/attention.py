@@ -23,6 +23,7 @@ REGISTRY = "ALL_ATTENTION_FUNCTIONS"
 CACHES = ("past_key_values", "layer_past")
 """What attention of its own code calls the cache that it is given."""
 WATCHED = "peftkit-watched"
+Sizes = Callable[[Any], tuple[int, int] | None]
 
 
 class _Seen(NamedTuple):
@@ -32,7 +33,7 @@ class _Seen(NamedTuple):
     own: dict[str, nn.Module]
 
 
-def attentions(model: nn.Module, known: Callable[[str], Heads | None]) -> dict[str, Heads]:
+def attentions(model: nn.Module, known: Callable[[str], Heads | None], sizes: Sizes) -> dict[str, Heads]:
     """Return the sizes in each attention of a model by its path, in the model's order.
 
     What `known` cannot tell of a path is observed in a pass over two tokens, without weights where those are on the
@@ -41,7 +42,7 @@ def attentions(model: nn.Module, known: Callable[[str], Heads | None]) -> dict[s
     seen = _seen(model)
     told = {path: None if _shares(module) else known(path) for path, module in seen.registered.items()}
     missing = {path: seen.registered[path] for path, heads in told.items() if heads is None}
-    observed = _observe(model, _Seen(missing, seen.own)) if missing or seen.own else {}
+    observed = _observe(model, _Seen(missing, seen.own), sizes) if missing or seen.own else {}
     every = {**{path: heads for path, heads in told.items() if heads is not None}, **observed}
     return {path: every[path] for path, _ in model.named_modules() if path in every}
 
@@ -81,7 +82,7 @@ def _own(cls: type[nn.Module]) -> bool:
     return bool(named & set(CACHES)) and "update" in forward.__code__.co_names
 
 
-def _observe(model: nn.Module, wanted: _Seen) -> dict[str, Heads]:
+def _observe(model: nn.Module, wanted: _Seen, sizes: Sizes) -> dict[str, Heads]:
     paths = {id(module): path for part in wanted for path, module in part.items()}
     found: dict[str, Heads] = {}
     running: list[nn.Module] = []
@@ -109,7 +110,7 @@ def _observe(model: nn.Module, wanted: _Seen) -> dict[str, Heads]:
         if set(paths.values()) <= set(found):
             break
         try:
-            with _undisturbed(model, wanted, running), torch.no_grad():
+            with _undisturbed(model, wanted, running, sizes), torch.no_grad():
                 cast(Any, model).base_model(input_ids=ids, **given, **own)
         except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError) as error:
             fault = error
@@ -152,10 +153,11 @@ def _everything(*args: Any, **kwargs: Any) -> Tensor:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, wanted: _Seen, running: list[nn.Module]) -> Iterator[None]:
+def _undisturbed(model: nn.Module, wanted: _Seen, running: list[nn.Module], sizes: Sizes) -> Iterator[None]:
     """Have attention watched inside, and leave the model as it was."""
-    config = cast(Any, model).config.get_text_config()
-    before, training = config._attn_implementation, [module for module in model.modules() if module.training]
+    configs = [cast(Any, model).config, cast(Any, model).config.get_text_config()]
+    before = [config._attn_implementation for config in configs]
+    training = [module for module in model.modules() if module.training]
     with ExitStack() as stack:
         for module in wanted.own.values():
             enter = module.register_forward_pre_hook(lambda module, args: running.append(module))
@@ -166,14 +168,15 @@ def _undisturbed(model: nn.Module, wanted: _Seen, running: list[nn.Module]) -> I
             inner = [module for module in model.modules() if not _attends_inside(module)]
             for module in inner:
                 stack.callback(module.__dict__.pop, "forward", None)
-                cast(Any, module).forward = partial(_without_weights, module.forward)
+                cast(Any, module).forward = partial(_without_weights, module.forward, sizes(module))
         model.eval()
         try:
-            if wanted.registered:
+            for config in configs if wanted.registered else ():
                 config._attn_implementation = WATCHED
             yield
         finally:
-            config._attn_implementation = before
+            for config, implementation in zip(configs, before, strict=True):
+                config._attn_implementation = implementation
             for module in training:
                 module.training = True
 
@@ -182,9 +185,13 @@ def _attends_inside(module: nn.Module) -> bool:
     return any(_registered(cls) or _own(cls) for cls in map(frozen_class, module.modules()))
 
 
-def _without_weights(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run what is not attention; what cannot run without weights, as experts, returns its input, of the same sizes."""
+def _without_weights(forward: Callable[..., Any], sizes: tuple[int, int] | None, *args: Any, **kwargs: Any) -> Any:
+    """Run what is not attention; what cannot run without weights, as experts or packed maps, returns what is as large.
+
+    That is its input, but for a map of known `sizes` (out, in).
+    """
     try:
         return forward(*args, **kwargs)
     except (RuntimeError, NotImplementedError):
-        return args[0] if args else next(iter(kwargs.values()))
+        x = args[0] if args else next(iter(kwargs.values()))
+        return x if sizes is None else x.new_empty(*x.shape[:-1], sizes[0])

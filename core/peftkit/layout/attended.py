@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from peftkit.errors import PeftkitError
 from peftkit.families import Family, Heads
 from peftkit.layout.sites import Site
 from peftkit.quantization.weight import shape
@@ -31,5 +33,18 @@ def attention_sites(layout: Layout, family: Family) -> list[Site]:
         plain = sizes[0] > 0 and sizes[0] == share * sizes[1] and sizes[1] == sizes[2]
         return Heads(sizes[1], sizes[2]) if plain else None
 
-    sites = [site(path, heads) for path, heads in family.attentions(layout.model, known).items()]
+    sites = [site(path, heads) for path, heads in family.attentions(layout.model, known, shape).items()]
     return [each for each in sites if each.layer is not None]
+
+
+def entered(kind: str, sites: Sequence[Site], layers: Iterable[int] | None) -> list[Site]:
+    """Return the sites in these layers; PeftkitError where there are none."""
+    if not sites:
+        raise PeftkitError(
+            f"this {kind} model has no attention that an adapter can enter: choose a method of another port."
+        )
+    kept = None if layers is None else set(layers)
+    chosen = [site for site in sites if kept is None or site.layer in kept]
+    if not chosen:
+        raise PeftkitError(f"no layer of those that are chosen has attention in this {kind} model.")
+    return chosen

@@ -11,7 +11,8 @@ from torch import nn
 
 from peftkit.errors import PeftkitError, nearest
 from peftkit.families import family_of
-from peftkit.layout.attended import attention_sites
+from peftkit.families.image_text import unread
+from peftkit.layout.attended import attention_sites, entered
 from peftkit.layout.parts import LayerPart, is_gate, layers_of, leads_to_choice, leads_to_indexer, parts_of
 from peftkit.layout.roles import QUERIES, is_linear, roles_in
 from peftkit.layout.sites import Rows, Site
@@ -28,7 +29,8 @@ class Layout:
     def __init__(self, model: nn.Module):
         self.model = model
         self.config: Any = getattr(model, "config", None)
-        self.kind: str = getattr(self.config, "model_type", type(model).__name__)
+        text = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
+        self.kind: str = getattr(text, "model_type", type(model).__name__)
         self.names: Mapping[str, Any] = family_of(self.config).names(self.kind)
         self.modules: dict[str, nn.Module] = {
             name: module for name, module in model.named_modules() if ".seated" not in f".{name}"
@@ -103,21 +105,12 @@ class Layout:
         return sites
 
     def attention(self, layers: Iterable[int] | None = None) -> list[Site]:
-        """Return the attention modules of the layers, for adapters that act on its queries, keys and values.
+        """Return the attention modules of the layers that have one, for adapters that act on its keys and values.
 
-        Layers without attention are left out. Raises PeftkitError where there is none, or none that an adapter can
-        enter.
+        Raises PeftkitError where there is none that an adapter can enter.
         """
         self.check_layers(layers)
-        kept = None if layers is None else set(layers)
-        sites = [site for site in self._attentions if kept is None or site.layer in kept]
-        if not self._attentions:
-            raise PeftkitError(
-                f"this {self.kind} model has no attention that an adapter can enter: choose a method of another port."
-            )
-        if not sites:
-            raise PeftkitError(f"no layer of those that are chosen has attention in this {self.kind} model.")
-        return sites
+        return entered(self.kind, self._attentions, layers)
 
     @cached_property
     def _attentions(self) -> list[Site]:
@@ -133,6 +126,14 @@ class Layout:
         module: Any = self.model.get_input_embeddings()  # type: ignore[operator]
         path = next(name for name, other in self.modules.items() if other is module)
         return Site(path, module, module.num_embeddings, module.embedding_dim, "embedding", tied=self._tied(module))
+
+    def other_tables(self) -> list[nn.Embedding]:
+        """List the embeddings by token id beside the input embedding, such as those that each layer adds."""
+        first: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        config = self.config.get_text_config().to_dict()
+        sizes = {size for key, size in config.items() if key.startswith("vocab_size")}
+        tables = [module for module in self.modules.values() if isinstance(module, nn.Embedding)]
+        return [table for table in tables if table is not first and table.num_embeddings in sizes]
 
     def norms(self) -> list[str]:
         """Return the paths of the normalisation layers, but those that no gradient reaches."""
@@ -182,6 +183,12 @@ class Layout:
         ]
 
     def _no_match(self, target: str) -> str:
+        missing = [name for part in unread(self.model) for name in part.names if names_module(target, name)]
+        if missing:
+            return (
+                f"the target '{target}' names {missing[0]}, which takes images or sound: text never reaches it, and "
+                "it is not loaded. Choose targets inside the decoder of text."
+            )
         roles = ", ".join(f"{role} ({count})" for role, count in self.roles().items())
         leaves = sorted({name.split(".")[-1] for name, module in self.modules.items() if shape(module) is not None})
         guess = nearest(target, [*GROUPS, *LINEAR_ROLES, *leaves])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from peftkit.errors import PeftkitError
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.context import CALL, LINK, REACH, Context, Routing
 from peftkit.ports.own_attention import alone, bound, reach, reached
@@ -50,7 +49,7 @@ class AttentionAdapter(Adapter):
         """The hidden states [B, T, width] from which the queries that are given were made."""
         return self.context.tape[self.site.module]
 
-    @torch.compiler.disable
+    @torch.compiler.disable()
     def made(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values [1, groups, L, size] that the frozen attention makes of x [L, width].
 
@@ -71,15 +70,22 @@ class AttentionAdapter(Adapter):
         raise TypeError(f"{type(self).__name__} does not define what it computes")
 
 
+def configs(model: nn.Module) -> list[Any]:
+    """Return the configurations that name the attention function of the text's layers: that of the text comes last."""
+    whole = cast(Any, model).config
+    return list({id(config): config for config in (whole, whole.get_text_config())}.values())
+
+
 def listen(model: nn.Module, context: Context) -> None:
     """Have the model's attention run its active adapters, and its own function as it was while none is active."""
-    config = cast(Any, model).config.get_text_config()
-    own = config._attn_implementation
+    before = [(config, config._attn_implementation) for config in configs(model)]
+    own = context.own_attention = before[-1][1]
 
     def choose() -> None:
         seats = (module for module in model.modules() if isinstance(module, Seat))
         wanted = any(adapter.inside and not _own(adapter) for seat in seats for adapter in seat.running(context.names))
-        config._attn_implementation = (EAGER if own == "eager" else NAME) if wanted else own
+        for config, implementation in before:
+            config._attn_implementation = (EAGER if own == "eager" else NAME) if wanted else implementation
 
     context.watchers.append(choose)
 
@@ -130,19 +136,16 @@ def _attend(module: nn.Module, rest: Mapping[str, Any]) -> Attend:
     """Return the kernel that does all that is asked for: the model's own products where the other cannot."""
     plain = cast(Any, module).config._attn_implementation == EAGER
     if plain or any(rest.get(name) is not None for name in BEYOND_KERNEL):
-        products = _products(type(module))
+        products = models_own(module, "eager")
         return lambda q, k, v, mask: products(module, q, k, v, _added(mask, q.dtype), **rest)[0]
     return lambda q, k, v, mask: ALL_ATTENTION_FUNCTIONS[KERNEL](module, q, k, v, mask, **rest)[0]
 
 
-@cache
-def _products(cls: type[nn.Module]) -> Callable[..., Any]:
-    """Return the function of plain products that the code of an attention brings along."""
-    frozen = next(base for base in cls.__mro__ if "forward" in vars(base) and not issubclass(base, Seat))
-    products = cast(Any, inspect.unwrap(frozen.forward)).__globals__.get("eager_attention_forward")
-    if products is None:
-        raise PeftkitError(f"{frozen.__name__} asks its attention for more than '{KERNEL}' does, and brings no other.")
-    return products
+def models_own(module: nn.Module, implementation: str) -> Callable[..., Any]:
+    """Return the attention function that `module` takes itself where its model's is `implementation`."""
+    frozen = next(cls for cls in type(module).__mro__ if "forward" in vars(cls) and not issubclass(cls, Seat))
+    eager = cast(Any, inspect.unwrap(frozen.forward)).__globals__.get("eager_attention_forward")
+    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

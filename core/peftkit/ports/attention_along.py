@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from peftkit.errors import PeftkitError
 from peftkit.kernels.tree import Tree
 from peftkit.kernels.tree_attention import attend
 from peftkit.kernels.tree_plan import plan_of
-from peftkit.ports.attention import Attend, chain, input_as, inputs, register, stop
+from peftkit.ports.attention import Attend, chain, configs, input_as, inputs, register, stop
 from peftkit.ports.context import LINK, Context, context_of
 from peftkit.ports.seat import Seat
 
@@ -33,6 +33,8 @@ def attention_along(
     _check(attention_mask, query.shape[2], rest)
     context: Context = module.__dict__[LINK]
     tree, *others = context.trees
+    if context.heard is not None:
+        context.heard(module, query, key, value, rest)
     if not others:
         call = _attend_along(tree, key, rest)
         call = chain(module, context.names, call) if isinstance(module, Seat) else call
@@ -60,15 +62,17 @@ def along(model: nn.Module, *trees: Tree) -> Iterator[None]:
 
     Of several trees each has the tokens of one portion of the routing.
     """
-    config, context = cast(Any, model).config.get_text_config(), context_of(model)
-    before, config._attn_implementation = config._attn_implementation, TREE
+    context, before = context_of(model), [(config, config._attn_implementation) for config in configs(model)]
+    for config, _ in before:
+        config._attn_implementation = TREE
     context.trees = trees
     try:
         yield
     finally:
         context.trees = ()
         context.tape.clear()
-        config._attn_implementation = before
+        for config, implementation in before:
+            config._attn_implementation = implementation
 
 
 def _front(tree: Tree, k: Tensor, mask: Tensor) -> int:
@@ -105,6 +109,11 @@ def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **asked: Any
         dropout=asked.get("dropout") or 0.0,
         sink=asked.get("s_aux"),
     )
+
+
+def packed(tree: Tree, q: Tensor, k: Tensor, v: Tensor, **asked: Any) -> Tensor:
+    """Return y [1, N, heads, size] of the flat tokens of a tree, as `attention_along` does without adapters."""
+    return _along(tree, q, k, v, 0, **asked)
 
 
 def tree_mask(*, q_length: int, device: torch.device, **rest: Any) -> Tensor:

@@ -56,7 +56,7 @@ def bound(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     return named
 
 
-@torch.compiler.disable
+@torch.compiler.disable()
 def attend_own(
     run: Callable[..., Any], chains: Sequence[Sequence[Adapter]], routing: Routing | None, arguments: dict[str, Any]
 ) -> Any:
