@@ -100,7 +100,7 @@ def alone(run: Callable[..., Any], arguments: dict[str, Any], x: Tensor, *, own:
         if name in CACHES:
             changed[name] = _Cache(reach, None) if own else None
         elif name == MASK:
-            changed[name] = _each(value, lambda mask: mask.new_full((1, 1, len(x), len(x)), mask.dtype == torch.bool))
+            changed[name] = _each(value, partial(_all_seen, count=len(x)))
         elif name == "position_embeddings":
             changed[name] = _each(value, partial(_at_start, count=len(x)))
         elif name == "position_ids":
@@ -124,6 +124,13 @@ def _first_keys(value: Tensor, x: Tensor) -> Tensor | None:
 def _needed(run: Callable[..., Any]) -> set[str]:
     parameters = inspect.signature(run).parameters
     return {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+
+
+def _all_seen(mask: Tensor, count: int) -> Tensor:
+    """Return a mask of pairs of `count` tokens in which all see all, or one of tokens that are all there."""
+    if mask.ndim == 2:
+        return mask.new_ones(1, count)
+    return mask.new_full((1, 1, count, count), mask.dtype == torch.bool)
 
 
 def _each(value: Any, change: Callable[[Any], Any]) -> Any:
