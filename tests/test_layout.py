@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Rows, parse_layers
+from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
 
 
@@ -76,3 +79,50 @@ def test_parse_layers():
 def test_a_tied_head_is_told():
     assert Layout(tiny("gpt2")).resolve("head")[0].tied
     assert not Layout(tiny("llama")).resolve("head")[0].tied
+
+
+OLD = {
+    "llama": ("model.layers.", "self_attn.{q,k,v,o}_proj mlp.{gate,up,down}_proj"),
+    "qwen3": ("model.layers.", "self_attn.{q,k,v,o}_proj mlp.{gate,up,down}_proj"),
+    "gemma": ("model.layers.", "self_attn.{q,k,v,o}_proj mlp.{gate,up,down}_proj"),
+    "mistral": ("model.layers.", "self_attn.{q,k,v,o}_proj mlp.{gate,up,down}_proj"),
+    "phi": ("model.layers.", "self_attn.{q,k,v}_proj self_attn.dense mlp.fc{1,2}"),
+    "gpt2": ("transformer.h.", "attn.c_attn[{q,k,v}] attn.c_proj mlp.c_{fc,proj}"),
+    "gpt_neox": ("gpt_neox.layers.", "attention.query_key_value[{q,k,v}] attention.dense mlp.dense_{h_to_4h,4h_to_h}"),
+    "opt": ("model.decoder.layers.", "self_attn.{q,k,v}_proj self_attn.out_proj fc{1,2}"),
+    "bloom": (
+        "transformer.h.",
+        "self_attention.query_key_value[{q,k,v}] self_attention.dense mlp.dense_{h_to_4h,4h_to_h}",
+    ),
+}
+"""The linear sites of a layer, in their order, by which adapters trained before are saved."""
+ROWS = {
+    "gpt2": [Rows(0, 32, 96), Rows(32, 32, 96), Rows(64, 32, 96)],
+    "gpt_neox": [Rows(0, 8, 24, 4), Rows(8, 8, 24, 4), Rows(16, 8, 24, 4)],
+    "bloom": [Rows(0, 8, 24, 4), Rows(8, 8, 24, 4), Rows(16, 8, 24, 4)],
+}
+
+
+def spelled(names: str) -> list[str]:
+    """Write out `a{b,c}` as `ab ac`."""
+    lists = [re.fullmatch(r"(.*)\{(.*)\}(.*)", name) for name in names.split()]
+    return [
+        name if match is None else f"{match[1]}{inner}{match[3]}"
+        for name, match in zip(names.split(), lists, strict=True)
+        for inner in (match[2].split(",") if match else [""])
+    ]
+
+
+@pytest.mark.parametrize("family", OLD)
+def test_sites_of_families_that_were_there_stay(family):
+    layout = Layout(tiny(family))
+    before, names = OLD[family]
+    inside = [f"{before}{layer}.{name}" for layer in (0, 1) for name in spelled(names)]
+    assert paths(layout, "linear") == inside
+    assert [site.id for site in layout.linears][:-1] == inside
+    assert [site.rows for site in layout.linears if site.rows is not None][:3] == ROWS.get(family, [])
+    lora = METHODS["lora"].from_options({})
+    assert [site.id for site in lora.sites(layout)] == paths(layout, "q", "v")
+    assert [site.id for site in METHODS["serial-adapter"].from_options({}).sites(layout)] == paths(layout, "o", "down")
+    assert [site.id for site in METHODS["ia3"].from_options({}).sites(layout)] == paths(layout, "k", "v", "down")
+    assert not any(cls.from_options({}).notices(layout) for _, cls in METHODS.items() if cls.needs is None)

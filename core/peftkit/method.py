@@ -171,7 +171,8 @@ class Targeted(Method):
     """A method of linear maps: which of them it changes."""
 
     targets: Targets = ("q", "v")
-    """Roles, groups (attention, mlp, linear) or module-name patterns; the default finds its like in any model."""
+    """Roles (q k v o, q_a q_b kv_a kv_b, in out, gate up down, experts, head), groups (attention, mlp, linear) or
+    module-name patterns."""
     exclude: tuple[str, ...] = ()
     """Targets to leave out again."""
     layers: tuple[int, ...] | str | None = None
@@ -184,7 +185,18 @@ class Targeted(Method):
         return {**options, **where}
 
     def sites(self, layout: Layout) -> list[Site]:
-        return self.standing(layout).sites
+        sites = self.standing(layout).sites
+        wrong = next((site.id for site in sites if not self.takes(site)), None)
+        if wrong is not None:
+            raise PeftkitError(
+                f"{self.name}: {wrong} is a stack of the weights of experts, which it does not adapt: use lora without "
+                "dropout and with a drawn start, or leave 'experts' out of targets."
+            )
+        return sites
+
+    def takes(self, site: Site) -> bool:
+        """Say whether it can adapt a site; by default all but stacks of experts' weights."""
+        return site.stack is None
 
     def standing(self, layout: Layout) -> Standing:
         """Return the sites of the targets; where they are the default, those that stand for roles that are missing."""

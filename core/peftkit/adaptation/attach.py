@@ -61,6 +61,11 @@ def notices(methods: Sequence[Method], layout: Layout) -> list[str]:
     return list(dict.fromkeys(line for method in expand(methods) for line in method.notices(layout)))
 
 
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines:
+        logging.getLogger("peftkit").info(line)
+
+
 def _check_splits(methods: Sequence[Method], matches: Sequence[tuple[dict[str, Any], list[str]]]) -> None:
     used = [
         {site.path for site in sites.values()} | {name.removesuffix(".weight") for name in own}
@@ -96,8 +101,7 @@ def attach(
     """
     matches = check_methods(model, methods)
     layout = Layout(model)
-    for line in notices(methods, layout) if not loading else ():
-        logging.getLogger("peftkit").info(line)
+    _tell([] if loading else notices(methods, layout))
     root: Attached = model.__dict__.get(ATTRIBUTE) or Attached(
         context_of(model), trainable={n: p.requires_grad for n, p in own_parameters(model)}
     )

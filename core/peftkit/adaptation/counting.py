@@ -64,7 +64,18 @@ def _kind(site: Site, names: list[str]) -> Any:
     tensors = tuple((key, tensor.shape) for key, tensor in own if tensor is not None)
     parts = tuple((role, part.inputs, part.outputs) for role, part in site.parts.items())
     chosen = tuple(matched(name, site) for name in names)
-    return type(module), site.role, site.inputs, site.outputs, site.rows, tensors, parts, chosen
+    return (
+        type(module),
+        site.role,
+        site.stack,
+        site.experts,
+        site.inputs,
+        site.outputs,
+        site.rows,
+        tensors,
+        parts,
+        chosen,
+    )
 
 
 def _strings(value: Any) -> Iterator[str]:

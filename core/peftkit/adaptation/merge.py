@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -46,6 +47,8 @@ def merge_module(model: nn.Module, adapters: Sequence[Adapter], keep_base: bool)
     A tied weight is untied first: the adapters belong to this module alone.
     """
     module = cast(Any, adapters[0].site.module)
+    if adapters[0].site.stack is not None:
+        return _merge_stack(model, adapters, keep_base)
     with torch.no_grad():
         before = dense(module).detach()
         weight, bias = before.float().clone(), _bias(module)
@@ -63,6 +66,23 @@ def merge_module(model: nn.Module, adapters: Sequence[Adapter], keep_base: bool)
         elif merged_bias is not None:
             module.bias = nn.Parameter(merged_bias.to(before.dtype), requires_grad=False)
     return record
+
+
+def _merge_stack(model: nn.Module, adapters: Sequence[Adapter], keep_base: bool) -> Merged:
+    """Write into a stack of experts' weights what its adapters add."""
+    site = adapters[0].site
+    stack = cast(Tensor, site.module._parameters[str(site.stack)])
+    with torch.no_grad():
+        before, weight = stack.detach().clone() if keep_base else None, stack.float()
+        for adapter in adapters:
+            weight, _ = adapter.merge(weight, None)
+        stack.copy_(weight)
+    return Merged(model, site.module, None, release=None if before is None else partial(_put, stack, before))
+
+
+def _put(stack: Tensor, values: Tensor) -> None:
+    with torch.no_grad():
+        stack.copy_(values)
 
 
 def shift_module(model: nn.Module, adapters: Sequence[Adapter]) -> Merged:

@@ -51,31 +51,38 @@ class Merging(State):
         self._merged = merged
         self.context.merged.add(self.name)
 
-    def _to_merge(self) -> list[list[Adapter]]:
-        """Return the adapters by module; PeftkitError where a method cannot merge or a value is not finite."""
+    def unmergeable(self) -> str | None:
+        """Say why the adapters cannot be merged into the weights; None where they can."""
         for part in self.parts:
             if not part.method.mergeable:
-                raise PeftkitError(
+                return (
                     f"the method '{part.method.name}' cannot be merged into the model's weights: keep the adapter "
                     "beside the model, and generate and evaluate from the run folder."
                 )
-        for adapter in self.adapters():
-            if shape(adapter.site.module) is None:
-                raise PeftkitError(
-                    f"the adapter at {adapter.site.id} stands behind a whole part of a layer, which ends in no single "
-                    "linear map that could take it up: keep it beside the model."
+        for site in (adapter.site for adapter in self.adapters()):
+            if shape(site.module) is None and site.stack is None:
+                return (
+                    f"the adapter at {site.id} stands behind a whole part of a layer, which ends in no single linear "
+                    "map that could take it up: keep it beside the model."
                 )
-            if adapter.site.tied and adapter.site.layer is not None:
-                raise PeftkitError(
-                    f"the weight of {adapter.site.id} is that of another layer too, which a change of one of them "
-                    "would not be: keep the adapter beside the model."
+            if site.tied and site.layer is not None:
+                return (
+                    f"the weight of {site.id} is that of another layer too, which a change of one of them would not "
+                    "be: keep the adapter beside the model."
                 )
+        return None
+
+    def _to_merge(self) -> list[list[Adapter]]:
+        """Return the adapters by module; PeftkitError where a method cannot merge or a value is not finite."""
+        refusal = self.unmergeable()
+        if refusal is not None:
+            raise PeftkitError(refusal)
         for key, tensor in self._tensors():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise PeftkitError(f"the adapter's tensor {key} holds NaN or infinity: nothing was merged.")
         seats: dict[str, list[Adapter]] = {}
         for adapter in self.adapters():
-            seats.setdefault(adapter.site.path, []).append(adapter)
+            seats.setdefault(f"{adapter.site.path}/{adapter.site.stack}", []).append(adapter)
         return list(seats.values())
 
     def unmerge_(self) -> None:

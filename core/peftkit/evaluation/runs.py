@@ -119,7 +119,7 @@ def merges_exactly(adaptation: Adaptation) -> bool:
     """
     sites = [adapter.site.module for part in adaptation.parts for adapter in part.adapters.values()]
     frozen = [module._parameters.get("weight") for module in sites]
-    return all(part.method.mergeable for part in adaptation.parts) and all(
+    return adaptation.unmergeable() is None and all(
         weight is not None and weight.dtype == torch.float32 for weight in frozen
     )
 

@@ -61,6 +61,24 @@ def holds_experts(module: nn.Module) -> bool:
     return any("expert" in f"{name} {own_class(inside).__name__}".lower() for name, inside in inner)
 
 
+def stacks_in(module: nn.Module, width: int) -> Iterator[tuple[str, int, int, int, bool]]:
+    """Iterate over the stacks of experts' weights in a module's own parameters, each a weight for each expert.
+
+    They come as name, number of experts, inputs, outputs, and whether the inputs stand in front of the outputs; a
+    model says the last by `is_transposed`, or else the side with the width of the hidden states does.
+    """
+    if "expert" not in own_class(module).__name__.lower():
+        return
+    for name, parameter in module._parameters.items():
+        if parameter is None or parameter.dim() != 3:
+            continue
+        count, first, second = parameter.shape
+        reads = not any(word in name for word in ("down", "output", "w2"))
+        turned = getattr(module, "is_transposed", (first if reads else second) == width != (second if reads else first))
+        inputs, outputs = (first, second) if turned else (second, first)
+        yield name, count, inputs, outputs, bool(turned)
+
+
 def leads_to_choice(path: str) -> bool:
     """Say whether a path below a layer leads into a router of experts or an indexer of keys."""
     return leads_to_indexer(path) or any("router" in words for words in _words(path))

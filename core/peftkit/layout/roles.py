@@ -6,7 +6,7 @@ import copy
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,8 @@ from peftkit.layout.sites import Rows, own_class
 from peftkit.quantization.weight import shape
 
 Deep = Literal["none", "highest", "every"]
+MODELS = "modeling_"
+"""Begins the names of files with the code of models; layers of storage formats are defined elsewhere."""
 QUERIES = ("q", "k", "v", "q_a", "q_b", "kv_a", "kv_b")
 """The roles that make a mixer one of queries and keys."""
 
@@ -73,16 +75,15 @@ def rows_of(total: int, parts: Sequence[str], order: str | int, config: Any) -> 
     return {role: Rows(start, length, run, runs) for role, start, length in zip(parts, starts, lengths, strict=True)}
 
 
-def is_linear(module: nn.Module, owner: type[nn.Module]) -> bool:
-    """Say whether a module is a linear map of its last dimension; `owner` is the model's class.
+def is_linear(module: nn.Module) -> bool:
+    """Say whether a module is a linear map of its last dimension.
 
-    A class of linear layers that the model's own code derives may compute something else, such as one map for each
+    A class of linear layers that a model's own code derives may compute something else, such as one map for each
     group of heads or the choice of experts: the shape of its output tells, without a weight being read.
     """
-    sizes = shape(module)
-    own: Any = own_class(module)
+    sizes, own = shape(module), cast(Any, own_class(module))
     derived = issubclass(own, nn.Linear) and own.forward is not nn.Linear.forward
-    if sizes is None or not derived or own.__module__ != owner.__module__:
+    if sizes is None or not derived or MODELS not in own.__module__:
         return sizes is not None
     twin = copy.copy(module)
     twin.__dict__["_parameters"] = {
@@ -90,7 +91,8 @@ def is_linear(module: nn.Module, owner: type[nn.Module]) -> bool:
         for key, value in module._parameters.items()
     }
     try:
-        output = own.forward(twin, torch.empty(1, 3, sizes[1], device="meta"))
+        forward: Any = own.forward
+        output = forward(twin, torch.empty(1, 3, sizes[1], device="meta"))
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False
     return isinstance(output, torch.Tensor) and tuple(output.shape) == (1, 3, sizes[0])
@@ -123,7 +125,7 @@ def _fused(
             continue
         fused: dict[str, list[Role]] = {}
         for path in _named(below, (name,), deep):
-            config = modules[""].config
+            config: Any = modules[""].config
             config = config.get_text_config() if hasattr(config, "get_text_config") else config
             total = (shape(modules[path]) or (0, 0))[0]
             for role, rows in rows_of(total, parts, order, config).items():

@@ -49,6 +49,12 @@ class Site:
     """The part of the layer in which a linear map lies: `attention`, `mlp` or, outside of both, `layer`."""
     entry: nn.Module | None = field(default=None, repr=False, compare=False)
     """The module whose input a part of a layer reads that is no module of its own; `module` is its last one then."""
+    stack: str | None = None
+    """The parameter with the weights of all experts, where the site is one of those; `module` is their module then."""
+    experts: int = 0
+    """How many weights a stack holds; `inputs` and `outputs` are those of each."""
+    transposed: bool = False
+    """Whether a stack is [experts, in, out] and not [experts, out, in]."""
     tied: bool = False
     """Whether the weight is shared with another module (a head tied to the embedding)."""
     parts: Mapping[str, Site] = field(default_factory=dict, repr=False, compare=False)
@@ -65,6 +71,8 @@ class Site:
     @property
     def id(self) -> str:
         """The name under which the site's tensors are stored."""
+        if self.stack is not None:
+            return f"{self.path}.{self.stack}"
         return self.path if self.rows is None else f"{self.path}[{self.role}]"
 
 

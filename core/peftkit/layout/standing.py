@@ -83,7 +83,7 @@ def left_out(layout: Layout, sites: Collection[Site]) -> str | None:
         if id(module) not in maps
     }
     total += sum(stacks.values())
-    share = sum(site.inputs * site.outputs for site in sites) / max(1, total)
+    share = sum(site.inputs * site.outputs * max(1, site.experts) for site in sites) / max(1, total)
     largest = max(stacks, key=lambda name: stacks[name], default=None)
     if share >= HALF or largest is None:
         return None

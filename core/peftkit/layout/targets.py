@@ -17,6 +17,8 @@ GROUPS = {
     "linear": (*MIXER_ROLES, "gate", "up", "down"),
 }
 """The roles of each group, which also has the linear maps without a role in the same part of a layer."""
+STACKS = "experts"
+"""The role of stacks of the weights of experts, which no group has."""
 LINEAR_ROLES = (*GROUPS["linear"], "head")
 
 

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from peftkit.layers.low_rank import LowRank
+from peftkit.layers.stacked import StackedPairs
 from peftkit.layout import Layout, Site, matched
 from peftkit.method import Ranked
 from peftkit.methods.inits import INITS, check_split, splits
@@ -62,8 +63,12 @@ class LoRA(Ranked, name="lora"):
         check_split(self.name, self.init, self.plain_pair, sites)
         return sites
 
+    def takes(self, site: Site) -> bool:
+        own = type(self).build is LoRA.build and not self.dropout and not splits(self.init)
+        return own or super().takes(site)
+
     def build(self, site: Site) -> Adapter:
-        return LowRank(site, self)
+        return LowRank(site, self) if site.stack is None else StackedPairs(site, self)
 
     def initialise(self, adapter: LowRank) -> None:
         """Give A and B their start."""

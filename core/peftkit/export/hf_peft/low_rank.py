@@ -64,6 +64,11 @@ class LowRankConverter(Converter):
             raise PeftkitError(
                 f"{method.name}: trained biases do not travel to Hugging Face peft: use --format merged."
             )
+        stack = next((adapter.site.id for adapter in adapters.values() if adapter.site.stack is not None), None)
+        if stack is not None:
+            raise PeftkitError(
+                f"the pairs of experts at {stack} have no equal there: export with --format merged instead."
+            )
         modules = join(method, {key: (*adapter.exported(), adapter.site) for key, adapter in adapters.items()})
         ranks = {f"^{re.escape(path)}$": down.shape[0] for path, (down, _) in modules.items()}
         first = next(iter(ranks.values()))
