@@ -124,8 +124,9 @@ def _observe(model: nn.Module, wanted: _Seen, sizes: Sizes) -> dict[str, Heads]:
 
 
 def _stated(module: nn.Module) -> Heads | None:
-    """Return the sizes that a module states for plain products, where it states all of them."""
-    heads, share, size = (getattr(module, name, None) for name in ("num_heads", "num_key_value_groups", "head_dim"))
+    """Return the sizes that a module and its configuration state for plain products, where they state all of them."""
+    heads = getattr(module, "num_heads", getattr(getattr(module, "config", None), "num_attention_heads", None))
+    share, size = (getattr(module, name, None) for name in ("num_key_value_groups", "head_dim"))
     if not (isinstance(heads, int) and isinstance(share, int) and isinstance(size, int)):
         return None
     return Heads(heads // share * size, heads // share * size, heads // share)
