@@ -69,7 +69,7 @@ def plan(recipe: Recipe) -> Plan:
     epochs = steps / per_epoch
     memory = estimate(recipe, assembled, adaptation, batches, objective)
     notices = [] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"]
-    notices += told(adaptation.chosen, assembled.layout)
+    notices += told(adaptation.chosen, assembled.layout) + adaptation.notices()
     shown = batches.collate(batches.plan(0)[0], assembled.tokenizer.pad_token_id)
     notices += foretell(assembled.module, shown, section, assembled.device)
     if memory.allowed is not None and memory.peak > memory.allowed:

@@ -102,6 +102,27 @@ def test_keys_in_front_alone_are_a_softmax_of_their_own(function):
         torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("size", [SIZE, 5], ids=["alike", "other values"])
+@pytest.mark.parametrize(
+    ("window", "first", "text"), [(None, 0, True), (None, 3, True), (6, 0, True), (None, 5, False)]
+)
+def test_a_sink_takes_its_part_of_every_softmax(groups, size, window, first, text):
+    tree = grow(TEXTS["shared"])
+    q, k, v = drawn(4, groups, len(tree.ids), first + (len(tree.ids) if text else 0))
+    v, sink = v[..., :size], torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64, requires_grad=True)
+    y = attend(q, k, v, plan_of(tree, window), first=first, scale=SCALE, sink=sink)
+    seen, repeats = visible(tree, window, first), 4 // groups
+    scores = (q @ k.repeat_interleave(repeats, 1).transpose(-1, -2)) * SCALE
+    scores = scores.masked_fill(~(seen if text else seen[:, :first]), -torch.inf)
+    weights = torch.cat([scores, sink.view(1, 4, 1, 1).expand(-1, -1, len(tree.ids), -1)], -1).softmax(-1)[..., :-1]
+    expected = (weights @ v.repeat_interleave(repeats, 1)).transpose(1, 2)
+    torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-10)
+    given = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+    for one, two in zip(*(torch.autograd.grad(z, (q, k, v, sink), given) for z in (y, expected)), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-10)
+
+
 def test_the_fused_kernel_runs_where_it_can(monkeypatch):
     tree = grow(TEXTS["shared"])
     q, k, v = drawn(4, 2, len(tree.ids), len(tree.ids))

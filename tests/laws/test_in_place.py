@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from peftkit.adaptation import attach
 from peftkit.kernels.tree import grow
 from peftkit.method import METHODS
-from peftkit.ports.attention import along
+from peftkit.ports.attention_along import along
 from peftkit.ports.context import Routing, context_of
 from peftkit.ports.seat import Seat
 from peftkit.ports.shared_input import groups_of, shared

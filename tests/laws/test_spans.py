@@ -13,7 +13,7 @@ from torch import Tensor
 from peftkit.adaptation import activate, attach, attached, route
 from peftkit.kernels.tree import grow
 from peftkit.method import METHODS
-from peftkit.ports.attention import along
+from peftkit.ports.attention_along import along
 from peftkit.ports.context import Routing
 
 ROWS = {

@@ -31,33 +31,28 @@ def test_the_attention_written_out(variant):
     with torch.no_grad():
         adapter.g.copy_(torch.tensor([0.5] if variant == "paper" else [0.5, -1.0, 2.0, 0.1]))
     gate = torch.full((4,), 0.5) if variant == "paper" else torch.tanh(torch.tensor([0.5, -1.0, 2.0, 0.1]))
-    q = torch.randn(2, 4, 5, 8)
-    k, v = torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
-    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
-
-    def attend(q, k, v, mask):
-        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-
-    expected = attend(q, k, v, mask) + written_out(adapter.site.module, adapter.P, gate, q)
-    assert (adapter(attend, q, k, v, mask) - expected).abs().max() <= 1e-5
+    calls = []
+    adapter.register_forward_hook(lambda adapter, args, output: calls.append((args, output)))
+    with torch.no_grad():
+        model(input_ids=IDS)
+        (attend, q, k, v, mask), found = calls[0]
+        assert q.shape == (2, 4, 4, 8)
+        expected = attend(q, k, v, mask) + written_out(adapter.site.module, adapter.P, gate, q)
+    assert (found - expected).abs().max() <= 1e-5
 
 
 def test_the_keys_of_the_prompt_pass_the_norm_of_keys():
     model = tiny("qwen3")
     adaptation = attach(model, [LlamaAdapter(length=3)])
     adapter = next(iter(adaptation.parts[0].adapters.values()))
-    module, seen = adapter.site.module, []
-    like = torch.randn(1, 2, 5, 8)
-
-    def attend(q, k, v, mask):
-        seen.append(k)
-        return torch.zeros(1, 5, 4, 8)
-
-    adapter(attend, torch.randn(1, 4, 5, 8), like, like, torch.ones(1, 1, 5, 5, dtype=torch.bool))
+    module, made = adapter.site.module, []
+    adapter.register_forward_hook(lambda adapter, args, output: made.append(adapter.made(adapter.P)))
     with torch.no_grad():
-        expected = module.k_norm(module.k_proj(adapter.P).view(3, 2, 8)).transpose(0, 1)
-    assert torch.allclose(seen[1][0], expected, atol=1e-6)
+        model(input_ids=IDS)
+        keys = module.k_norm(module.k_proj(adapter.P).view(3, 2, 8)).transpose(0, 1)
+        values = module.v_proj(adapter.P).view(3, 2, 8).transpose(0, 1)
+    for part, expected in zip(made[0], (keys, values), strict=True):
+        assert torch.allclose(part[0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2"])

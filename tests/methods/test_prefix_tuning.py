@@ -147,6 +147,7 @@ def test_counts_of_llama_2_7b_are_the_published_ones():
     assert count_trained(PrefixTuning(length=30, projection=512), layout) == 136_700_416
 
 
-def test_a_family_with_its_own_attention_is_refused():
-    with pytest.raises(PeftkitError, match="no adapter can enter"):
-        attach(tiny("bloom"), [PrefixTuning()])
+def test_a_model_without_attention_is_refused():
+    config = AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=2, state_size=8, vocab_size=96)
+    with pytest.raises(PeftkitError, match="has no attention"):
+        attach(AutoModelForCausalLM.from_config(config), [PrefixTuning()])

@@ -19,7 +19,7 @@ from peftkit.adaptation import TENSORS, activate, attach, attached
 from peftkit.errors import PeftkitError
 from peftkit.kernels.tree import grow
 from peftkit.models.tiny import tiny
-from peftkit.ports.attention import along
+from peftkit.ports.attention_along import along
 from peftkit.ports.context import Routing
 from peftkit.together import Failed, Job, Stopped, train_together
 from peftkit.training import Silent, lock, log, session, train

@@ -86,6 +86,16 @@ class State:
         prompts = (adapter for adapter in self.adapters() if isinstance(adapter, SoftPrompt) and adapter.enabled)
         return tuple(index for prompt in prompts for index in prompt.ids)
 
+    def notices(self) -> list[str]:
+        """Return what a person should know of how the adapters run."""
+        heads = [adapter.site.heads for adapter in self.adapters() if adapter.inside]
+        if not any(each is not None and each.own for each in heads):
+            return []
+        kind = self.layout.kind
+        return [
+            f"{kind} models compute attention in code of their own: adapters enter it by its cache, which is slower."
+        ]
+
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """List (key, parameter) of everything trainable; keys as in `state`."""
         return [(key, cast(nn.Parameter, tensor)) for key, tensor in self._tensors() if tensor.requires_grad]

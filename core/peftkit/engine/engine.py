@@ -27,7 +27,7 @@ from peftkit.engine.packed_batch import PackedBatch
 from peftkit.engine.proof import FAULTS, proven
 from peftkit.kernels.recompute import Recompute
 from peftkit.method import Method
-from peftkit.ports.attention import along
+from peftkit.ports.attention_along import along
 from peftkit.ports.context import context_of
 from peftkit.ports.shared_input import SharedInput, groups_of, shared
 

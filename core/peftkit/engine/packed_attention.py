@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from peftkit.engine.proof import Draw, same
 from peftkit.kernels.tree import SHARED, Tree, grow
-from peftkit.ports.attention import IDLE, models_own, packed
+from peftkit.ports.attention import models_own
+from peftkit.ports.attention_along import IDLE, packed
 
 WINDOW = 5
 """Tokens that are seen where attention has a window: the rows that are tried are shorter than most."""

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from peftkit.errors import PeftkitError
 from peftkit.registry import Registry
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What attention is given for each token."""
+
+    keys: int
+    """Numbers in the keys of all groups together."""
+    values: int
+    """Numbers in the values of all groups together."""
+    groups: int | None = None
+    """The heads of keys and values; None where only the sizes of all together are known."""
+    shared: bool = False
+    """Whether the keys and values are those of another layer."""
+    own: bool = False
+    """Whether the model's own code computes it, and adapters enter through the cache."""
 
 
 class Family(ABC):
@@ -31,6 +48,15 @@ class Family(ABC):
     @abstractmethod
     def names(self, architecture: str) -> Mapping[str, Any]:
         """Return the module names of each role, in the form of `configs/layouts/decoder.yaml`."""
+
+    def attentions(
+        self, model: Any, known: Callable[[str], Heads | None], sizes: Callable[[Any], tuple[int, int] | None]
+    ) -> Mapping[str, Heads]:
+        """Return the attention modules that adapters can enter, by path.
+
+        `known` tells what is known of one, and `sizes` (out, in) of a linear map. By default there are none.
+        """
+        return {}
 
 
 FAMILIES: Registry[Family] = Registry("family", "peftkit.families")

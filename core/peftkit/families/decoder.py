@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from peftkit import resources
-from peftkit.families import FAMILIES, Family
+from peftkit.families import FAMILIES, Family, Heads
+from peftkit.families.attention import attentions
 from peftkit.families.image_text import AutoModelForCausalLM, has_decoder
 
 OTHER_INPUTS = ("vision_config", "audio_config")
@@ -59,6 +60,12 @@ class Decoder(Family):
         """Return the names in `configs/layouts/decoder.yaml`, with those that the architecture has of its own."""
         table = _table()
         return {**table["default"], **table["architectures"].get(architecture, {})}
+
+    def attentions(
+        self, model: Any, known: Callable[[str], Heads | None], sizes: Callable[[Any], tuple[int, int] | None]
+    ) -> Mapping[str, Heads]:
+        """Return those that go through transformers' attention functions, or else those that fill the cache."""
+        return attentions(model, known, sizes)
 
 
 FAMILIES.add("decoder", Decoder())

@@ -26,14 +26,20 @@ def attend(
     scale: float,
     cap: float | None = None,
     dropout: float = 0.0,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """Return y [1, N, heads, size] of q [1, heads, N, size], and k and v [1, groups, first + N or first, size].
 
     Each token sees the `first` keys, which stand in front, and those of its own path; `cap` bounds scores s to
-    cap tanh(s / cap), and `dropout` is of probabilities.
+    cap tanh(s / cap), and `dropout` is of probabilities. Besides it sees a key of the value zero whose score is the
+    `sink` [heads] of its head; that goes without `cap`.
     """
     # Under autocast rotary positions leave queries and keys in fp32, and values are in what is computed in.
     q, k = q.to(v.dtype), k.to(v.dtype)
+    if sink is not None:
+        q, k, given = _with_sink(q, k, sink / scale)
+        wide = F.pad(v, (0, given if q.shape[-1] == v.shape[-1] + given else 0, 1, 0))
+        return attend(q, k, wide, plan, first=first + 1, scale=scale, dropout=dropout)[..., : v.shape[-1]]
     given = q[0], k[0], v[0], plan, first
     if cap is None and not dropout:
         if fused_attention.possible(q, v):
@@ -41,6 +47,19 @@ def attend(
         if varlen_attention.possible(q, v, plan, first):
             return varlen_attention.attend(*given, scale).unsqueeze(0)
     return cast(Tensor, Products.apply(*given, Softmax(scale, cap, dropout))).unsqueeze(0)
+
+
+def _with_sink(q: Tensor, k: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return q and k in more dimensions, how many those are, and a key in front whose products are `scores` [heads].
+
+    The queries of one group's heads are told apart by the dimensions that are added: each has a one in its own.
+    """
+    groups, heads = k.shape[1], q.shape[1] // k.shape[1]
+    added = heads + -(k.shape[-1] + heads) % 8  # kernels want sizes that 8 divides
+    own = torch.eye(heads, added, dtype=q.dtype, device=q.device).repeat(groups, 1)
+    q = torch.cat([q, own[None, :, None].expand(len(q), -1, q.shape[2], -1)], -1)
+    key = F.pad(scores.to(k.dtype).view(1, groups, 1, heads), (k.shape[-1], added - heads))
+    return q, torch.cat([key, F.pad(k, (0, added))], 2), added
 
 
 class Softmax(NamedTuple):

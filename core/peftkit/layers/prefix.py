@@ -6,16 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.layout import Site
-from peftkit.ports.attention import Attend, AttentionAdapter
+from peftkit.ports.attention import Attend, AttentionAdapter, opened
 
 
 class Prefix(AttentionAdapter):
-    """Free keys K [length, groups * size] and values V [length, groups * size] in front of those of the text."""
+    """Free keys K and values V, each [length, groups * size], in front of those of the text."""
 
     def __init__(self, site: Site, length: int, deviation: float):
         super().__init__(site)
-        self.K = nn.Parameter(torch.randn(length, site.parts["k"].outputs) * deviation)
-        self.V = nn.Parameter(torch.randn(length, site.parts["v"].outputs) * deviation)
+        assert site.heads is not None
+        self.K = nn.Parameter(torch.randn(length, site.heads.keys) * deviation)
+        self.V = nn.Parameter(torch.randn(length, site.heads.values) * deviation)
 
     def prefix(self) -> tuple[Tensor, Tensor]:
         """Return the keys and the values, each [length, groups * size]."""
@@ -23,7 +24,7 @@ class Prefix(AttentionAdapter):
 
     def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         keys, values = (split(part, like) for part, like in zip(self.prefix(), (k, v), strict=True))
-        seen = mask.new_ones(*mask.shape[:3], keys.shape[2])
+        seen = opened(mask, keys.shape[2])
         return attend(q, torch.cat([keys, k], 2), torch.cat([values, v], 2), torch.cat([seen, mask], 3))
 
 

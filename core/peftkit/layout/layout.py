@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from peftkit.errors import PeftkitError, nearest
+from peftkit.families import family_of
 from peftkit.families.image_text import unread
+from peftkit.layout.attended import attention_sites, entered
 from peftkit.layout.layers import Layers
 from peftkit.layout.parts import leads_to_indexer
 from peftkit.layout.roles import is_linear
@@ -71,23 +73,16 @@ class Layout(Layers):
         return sites
 
     def attention(self, layers: Iterable[int] | None = None) -> list[Site]:
-        """Return the attention module of each layer, for adapters that act on its queries, keys and values.
+        """Return the attention modules of the layers that have one, for adapters that act on its keys and values.
 
-        Raises PeftkitError for a family whose attention no adapter can enter.
+        Raises PeftkitError where there is none that an adapter can enter.
         """
-        if not getattr(self.model, "_supports_attention_backend", False):
-            raise PeftkitError(
-                f"this {self.kind} model has no attention that an adapter can enter, as it computes it in a way of its "
-                "own: choose a method of another port, or another model."
-            )
-        sites = [replace(site, parts=self.inside(site)) for site in self.hidden("attention", layers)]
-        sites = [site for site in sites if {"q", "k", "v"} <= set(site.parts)]
-        if not sites:
-            raise PeftkitError(
-                f"this {self.kind} model has no attention with linear maps of the roles q, k and v, whose sizes are "
-                "wanted: choose a method of another port."
-            )
-        return sites
+        self.check_layers(layers)
+        return entered(self.kind, self._attentions, layers)
+
+    @cached_property
+    def _attentions(self) -> list[Site]:
+        return attention_sites(self, family_of(self.config))
 
     def inside(self, site: Site) -> dict[str, Site]:
         """Return the linear sites inside a part of a layer by their roles, the first of each role."""

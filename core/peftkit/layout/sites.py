@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from peftkit.families import Heads
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -59,6 +61,8 @@ class Site:
     """Whether the weight is shared with another module (a head tied to the embedding)."""
     parts: Mapping[str, Site] = field(default_factory=dict, repr=False, compare=False)
     """The linear sites inside an attention by their role (q k v o); empty elsewhere."""
+    heads: Heads | None = field(default=None, repr=False, compare=False)
+    """The sizes in an attention; None elsewhere."""
     children: Mapping[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
     """Adapters trained at this site before, by their names in the recipe's `adapters`, for what is built here.
 

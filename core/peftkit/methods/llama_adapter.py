@@ -10,25 +10,23 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.layers.prefix import split
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.attention import Attend, AttentionAdapter
-from peftkit.ports.linear import linear
-from peftkit.quantization.weight import dense
+from peftkit.ports.attention import Attend, AttentionAdapter, opened, shut
 
-KEY_NORMS = ("k_norm", "k_layernorm")
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaAdapter(Method, name="llama-adapter"):
     """Attention gives Attn(q, K, V) + g Attn(q, W_k P, W_v P): a softmax of its own over a prompt P [length, width].
 
-    P goes through the layer's frozen key and value maps and, where the layer has one, its norm of keys, without rotary
-    positions. `variant: paper` (the default) has one factor g for each layer, as Hugging Face peft; `variant: official`
-    is tanh(g) with one g for each head, as the later official code. g starts at zero, so that the start is the base; P
-    is drawn from N(0, 1).
+    P goes through the layer's own code for keys and values (its maps, norms and biases) at position zero, where rotary
+    positions turn nothing; a layer that attends to the keys of another has no such code and gets no prompt. `variant:
+    paper` (the default) has one factor g for each layer, as Hugging Face peft; `variant: official` is tanh(g) with one
+    g for each head, as the later official code. g starts at zero, so that the start is the base; P is drawn from
+    N(0, 1).
     """
 
     port: ClassVar[str] = "attention"
@@ -51,10 +49,16 @@ class LlamaAdapter(Method, name="llama-adapter"):
     """One plain gate for each layer, or one through tanh for each head."""
 
     def sites(self, layout: Layout) -> list[Site]:
-        if _heads(layout.config) is None:
-            raise PeftkitError(f"{self.name}: the configuration of this {layout.kind} model states no heads.")
         count = len(layout.blocks)
-        return layout.attention(range(max(0, count - self.top), count))
+        given = layout.attention(range(max(0, count - self.top), count))
+        sites = [site for site in given if site.heads is not None and not site.heads.shared]
+        for site in sites if self.variant == "official" else ():
+            if site.heads is not None and site.heads.own and site.heads.groups != _heads(site):
+                raise PeftkitError(
+                    f"{self.name}: the gates of single heads cannot enter the attention of this {layout.kind} model, "
+                    "whose heads share keys and values: choose variant: paper."
+                )
+        return sites
 
     def build(self, site: Site) -> Adapter:
         return GatedPrompt(site, self)
@@ -67,34 +71,25 @@ class GatedPrompt(AttentionAdapter):
         super().__init__(site)
         self.bounded = method.variant == "official"
         self.P = nn.Parameter(torch.randn(method.length, site.inputs))
-        heads = _heads(cast(Any, site.module).config) or 1
+        heads = _heads(site)
         self.g = nn.Parameter(torch.zeros(heads if self.bounded else 1))
 
     def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        prompt = self.P.to(q.dtype)
-        keys, values = self._normed(_map(prompt, self.site.parts["k"]), k), split(_map(prompt, self.site.parts["v"]), v)
-        gate = (torch.tanh(self.g) if self.bounded else self.g).to(q.dtype).unsqueeze(-1)
-        seen = mask.new_ones(*mask.shape[:3], len(prompt))
-        return attend(q, k, v, mask) + gate * attend(q, keys, values, seen)
-
-    def _normed(self, keys: Tensor, like: Tensor) -> Tensor:
-        """Split keys [length, groups * size] into heads, through the frozen norm of keys where the layer has one."""
-        norm = next((own for name in KEY_NORMS if (own := getattr(self.site.module, name, None)) is not None), None)
-        if norm is None:
-            return split(keys, like)
-        per_head = norm.weight.numel() == like.shape[3]
-        return norm(split(keys, like)) if per_head else split(norm(keys), like)
+        prompt = self.P.to(v.dtype)
+        keys, values = (x.expand(len(v), -1, -1, -1) for x in self.made(prompt))
+        gate = (torch.tanh(self.g) if self.bounded else self.g).to(v.dtype).unsqueeze(-1)
+        seen = opened(mask, len(prompt))
+        if q.shape[1]:
+            return attend(q, k, v, mask) + gate * attend(q, keys, values, seen)
+        # What the module returns is affine in its attention, and the output of none is in both.
+        k, seen = torch.cat([keys, k], 2), torch.cat([seen, torch.full_like(mask, shut(mask))], 3)
+        weighed, none = (torch.cat([x, v], 2) for x in (gate.unsqueeze(-1) * values, 0 * values))
+        return attend(q, k[:, :, len(prompt) :], v, mask) + attend(q, k, weighed, seen) - attend(q, k, none, seen)
 
 
-def _map(x: Tensor, site: Site) -> Tensor:
-    """Apply the frozen linear map of a site to `x [length, in]`, leaving out adapters that sit on it."""
-    weight, bias = dense(site.module), getattr(site.module, "bias", None)
-    if site.rows is not None:
-        weight = site.rows.take(weight.T).T
-        bias = None if bias is None else site.rows.take(bias)
-    return linear(x, weight, bias)
-
-
-def _heads(config: Any) -> int | None:
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return getattr(text, "num_attention_heads", None)
+def _heads(site: Site) -> int:
+    """Return how many heads of queries an attention has."""
+    module = cast(Any, site.module)
+    named = (getattr(module, name, None) for name in HEADS)
+    own = next((count for count in named if isinstance(count, int)), None)
+    return own if own is not None else int(module.config.num_attention_heads)

@@ -22,6 +22,10 @@ class PTuningV2(Method, name="p-tuning-v2"):
     code and Hugging Face peft go through the cache and start the text at position `length` instead: the same keys and
     values give other logits there, so that adapters are not exchanged. The official code draws the start from N(0, 1);
     here the standard deviation is an option, small by default, because large values drown what the layer attends to.
+    Soft caps hold for the scores of the prefix too and sinks stand beside it; windows, chosen keys and biases by
+    position are about the text alone. Latent attention has the prefix at its up-projected keys and values. A model
+    that attends in code of its own takes it through its cache, in front of the text of each row; where the code
+    itself has windows or a bias in even steps there, they count on to the prefix. Layers without attention have none.
     """
 
     port: ClassVar[str] = "attention"

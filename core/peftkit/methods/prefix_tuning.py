@@ -85,16 +85,17 @@ class ProjectedPrefix(Prefix):
         self.outer: nn.Linear | None = None
         if method.projection is not None:
             self.K = self.V = None
-            self.outer = nn.Linear(method.projection, site.parts["k"].outputs + site.parts["v"].outputs)
+            assert site.heads is not None
+            self.outer = nn.Linear(method.projection, site.heads.keys + site.heads.values)
 
     def prefix(self) -> tuple[Tensor, Tensor]:
         if self.outer is None:
             return super().prefix()
         # The MLP is small beside the model and stays in fp32.
         with torch.autocast(self.outer.weight.device.type, enabled=False):
-            keys, values = self.outer(self.shared()).split(
-                [self.site.parts["k"].outputs, self.site.parts["v"].outputs], dim=1
-            )
+            heads = self.site.heads
+            assert heads is not None
+            keys, values = self.outer(self.shared()).split([heads.keys, heads.values], dim=1)
         return keys, values
 
     def collapse(self) -> None:

@@ -118,5 +118,6 @@ class GatedPrefix(ProjectedPrefix):
 
     def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         alone = attend(q, k, v, mask)
-        gate = self.gate(self.input).unsqueeze(-1).to(alone.dtype)
+        gate = self.gate(self.input).to(alone.dtype)
+        gate = gate.unsqueeze(-1) if alone.ndim > gate.ndim else gate
         return torch.lerp(alone, super().forward(attend, q, k, v, mask), gate)

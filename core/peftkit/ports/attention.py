@@ -1,13 +1,14 @@
 """The port of attention: an adapter around the attention of one layer, given its queries, keys and values.
 
 It goes through transformers' registry of attention functions, so that it works with grouped keys and values, rotary
-positions, caches, beams and gradient checkpointing, and touches no cache. Families without that registry are refused.
+positions, caches, beams and gradient checkpointing, and touches no cache. Attention that a model computes past that
+registry is entered through its cache (`peftkit.ports.own_attention`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -17,26 +18,28 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from peftkit.errors import PeftkitError
-from peftkit.kernels.tree import Tree
-from peftkit.kernels.tree_attention import attend as attend_along
-from peftkit.kernels.tree_plan import plan_of
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.context import LINK, Context, Routing, context_of
+from peftkit.ports.context import CALL, LINK, REACH, Context, Routing
+from peftkit.ports.own_attention import alone, bound, reach, reached
 from peftkit.ports.seat import Seat
 
 NAME = "peftkit"
-TREE = "peftkit-tree"
+EAGER = "peftkit-eager"
+"""In the place of a model's own products, whose masks are added to the scores."""
 KERNEL = "sdpa"
+BEYOND_KERNEL = {"softcap", "s_aux", "sinks"}
+"""What attention functions are asked for and that kernel cannot do: the model's own products can."""
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class AttentionAdapter(Adapter):
     """An adapter inside the attention of its site: `forward(attend, q, k, v, mask) -> y`.
 
-    q [B, heads, T, size]; k and v [B, groups, S, size] after rotary positions, those of the cache included; mask
-    [B or 1, 1, T, S], True where a query may look; y [B, T, heads, size], as `attend(q, k, v, mask)` returns it. What
-    the attention itself reads, x [B, T, width], is `self.input`.
+    q [B, heads, T, size]; k and v [B, groups, S, size] after rotary positions, those of the cache included, where the
+    sizes of values may be others; mask [B or 1, 1 or heads, T, S], True where a query may look, or what is added to
+    the scores; y [B, T, heads, size], as `attend(q, k, v, mask)` returns it. What the attention itself reads,
+    x [B, T, width], is `self.input`. Where `site.heads.own` is set, q has no heads, and y [B, T, width] is what the
+    whole module makes of the attention, which is affine in it.
     """
 
     inside: ClassVar[bool] = True
@@ -46,82 +49,155 @@ class AttentionAdapter(Adapter):
         """The hidden states [B, T, width] from which the queries that are given were made."""
         return self.context.tape[self.site.module]
 
+    @torch.compiler.disable()
+    def made(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values [1, groups, L, size] that the frozen attention makes of x [L, width].
+
+        They are those at position zero, without the adapters inside the attention.
+        """
+        module, tape = self.site.module, self.context.tape
+        call, args, kwargs = tape[module, CALL]
+        arguments = alone(call, bound(call, args, kwargs), x, own=_own(self))
+        tape[module, REACH] = True
+        try:
+            with self.context.only(None):
+                return reached(call, arguments)
+        finally:
+            del tape[module, REACH]
+
     def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """Compute the adapted attention."""
         raise TypeError(f"{type(self).__name__} does not define what it computes")
 
 
+def configs(model: nn.Module) -> list[Any]:
+    """Return the configurations that name the attention function of the text's layers: that of the text comes last."""
+    whole = cast(Any, model).config
+    return list({id(config): config for config in (whole, whole.get_text_config())}.values())
+
+
 def listen(model: nn.Module, context: Context) -> None:
     """Have the model's attention run its active adapters, and its own function as it was while none is active."""
-    config = cast(Any, model).config
-    own = context.own_attention = config._attn_implementation
+    before = [(config, config._attn_implementation) for config in configs(model)]
+    own = context.own_attention = before[-1][1]
 
     def choose() -> None:
         seats = (module for module in model.modules() if isinstance(module, Seat))
-        wanted = any(adapter.inside for seat in seats for adapter in seat.running(context.names))
-        config._attn_implementation = NAME if wanted else own
+        wanted = any(adapter.inside and not _own(adapter) for seat in seats for adapter in seat.running(context.names))
+        for config, implementation in before:
+            config._attn_implementation = (EAGER if own == "eager" else NAME) if wanted else implementation
 
     context.watchers.append(choose)
 
 
+def _own(adapter: Adapter) -> bool:
+    return adapter.site.heads is not None and adapter.site.heads.own
+
+
+def stop(module: nn.Module, key: Tensor, value: Tensor) -> None:
+    """Let `AttentionAdapter.made` have the keys and values where it asks for those alone."""
+    if isinstance(module, Seat) and (module, REACH) in module.peftkit_context.tape:
+        reach(key, value)
+
+
+def opened(mask: Tensor, count: int) -> Tensor:
+    """Return the mask [..., T, count] of keys that every query of `mask` [..., T, S] may look at."""
+    return mask.new_full((*mask.shape[:-1], count), mask.dtype == torch.bool)
+
+
+def shut(mask: Tensor) -> Any:
+    """Return what stands in a mask where a query may not look."""
+    return False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+
+
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **rest: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, None]:
     """Attend as transformers' registry asks it, through the adapters of `module`."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        return ALL_ATTENTION_FUNCTIONS[KERNEL](module, q, k, v, mask, **rest)[0]
-
+    stop(module, key, value)
+    mask, rest = _with_all(module, query, key, attention_mask, rest)
     if not isinstance(module, Seat):
-        return attend(query, key, value, attention_mask), None
+        return _attend(module, rest)(query, key, value, mask), None
     context = module.peftkit_context
     routing = context.routing
     if routing is None:
-        return _chain(module, context.active, attend)(query, key, value, attention_mask), None
-    mask = attention_mask.expand(query.shape[0], -1, -1, -1)
+        return chain(module, context.active, _attend(module, rest))(query, key, value, mask), None
+    mask = mask.expand(query.shape[0], -1, -1, -1)
     portions = [routing.order(x).split(routing.sizes) for x in (query, key, value, mask)]
-    inputs = _inputs(module, routing, 0)
+    given_to, asked = inputs(module, routing, 0), _asked(rest, routing, len(query))
     parts = []
-    for name, x, *given in zip(routing.names, inputs, *portions, strict=True):
-        with _input(module, x):
-            parts.append(_chain(module, (name,), attend)(*given))
+    for name, x, others, *given in zip(routing.names, given_to, asked, *portions, strict=True):
+        with input_as(module, x):
+            parts.append(chain(module, (name,), _attend(module, others))(*given))
     return routing.restore(torch.cat(parts)), None
 
 
-@torch.compiler.disable
-def attention_along(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **rest: Any
-) -> tuple[Tensor, None]:
-    """Attend as `attention` does, along the trees, which are others in each step: no compiler looks inside."""
-    context: Context = module.__dict__[LINK]
-    tree, *others = context.trees
-    if context.heard is not None:
-        context.heard(module, query, key, value, rest)
-    if not others:
-        call = _attend_along(tree, key, rest)
-        call = _chain(module, context.names, call) if isinstance(module, Seat) else call
-        return call(query, key, value, attention_mask), None
-    sizes = [len(tree.ids) for tree in context.trees]
-    names = context.routing.names if context.routing is not None else [None] * len(sizes)
-    portions = query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), attention_mask.split(sizes, 3)
-    inputs = [None] * len(sizes) if context.routing is None else _inputs(module, context.routing, 1)
-    parts = []
-    for tree, name, x, q, k, v, mask in zip(context.trees, names, inputs, *portions, strict=True):
-        call = _attend_along(tree, k, rest)
-        with _input(module, x):
-            call = _chain(module, (name,), call) if isinstance(module, Seat) else call
-            parts.append(call(q, k, v, mask))
-    return torch.cat(parts, 1), None
+def _attend(module: nn.Module, rest: Mapping[str, Any]) -> Attend:
+    """Return the kernel that does all that is asked for: the model's own products where the other cannot."""
+    plain = cast(Any, module).config._attn_implementation == EAGER
+    if plain or any(rest.get(name) is not None for name in BEYOND_KERNEL):
+        products = models_own(module, "eager")
+        return lambda q, k, v, mask: products(module, q, k, v, _added(mask, q.dtype), **rest)[0]
+    return lambda q, k, v, mask: ALL_ATTENTION_FUNCTIONS[KERNEL](module, q, k, v, mask, **rest)[0]
 
 
-def _inputs(module: nn.Module, routing: Routing, dimension: int) -> Sequence[Tensor | None]:
+def models_own(module: nn.Module, implementation: str) -> Callable[..., Any]:
+    """Return the attention function that `module` takes itself where its model's is `implementation`."""
+    frozen = next(cls for cls in type(module).__mro__ if "forward" in vars(cls) and not issubclass(cls, Seat))
+    eager = cast(Any, inspect.unwrap(frozen.forward)).__globals__.get("eager_attention_forward")
+    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask as what is added to scores."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def _with_all(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, rest: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return the mask with all in it that is asked for single keys, and what else is asked for.
+
+    `indices` [B, T, top] are the keys that a query may look at, `block_indices` the same of blocks of keys, and
+    `position_bias` [B, heads, T, S] is added to the scores.
+    """
+    rest = dict(rest)
+    if mask is None:
+        mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+        causal = rest.get("is_causal")
+        if getattr(module, "is_causal", True) if causal is None else causal:
+            mask = mask.tril(key.shape[2] - query.shape[2])
+    indices, blocks, bias = (rest.pop(name, None) for name in ("indices", "block_indices", "position_bias"))
+    if indices is not None:
+        shape = query.shape[0], query.shape[2], key.shape[2]
+        left_out = torch.ones(shape, dtype=torch.bool, device=query.device).scatter(-1, indices.long(), False)
+        mask = mask.masked_fill(left_out[:, None], shut(mask))
+    if blocks is not None:
+        indexer, where = cast(Any, module).indexer, (key.shape[2], query.dtype, query.device, rest.get("position_ids"))
+        mask = cast(Tensor, indexer.build_block_mask(blocks, mask, *where))
+    return mask if bias is None else _added(mask, query.dtype) + bias, rest
+
+
+def _asked(rest: Mapping[str, Any], routing: Routing, rows: int) -> list[dict[str, Any]]:
+    """Return what is asked for of each portion: what has a row for each of the batch is divided."""
+    asked = [dict(rest) for _ in routing.sizes]
+    for name, value in rest.items():
+        if isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows:
+            for part, share in zip(asked, routing.order(value).split(routing.sizes), strict=True):
+                part[name] = share
+    return asked
+
+
+def inputs(module: nn.Module, routing: Routing, dimension: int) -> Sequence[Tensor | None]:
     """Return of what the attention reads that of each portion; None where no adapter is there to ask."""
     x = module.__dict__[LINK].tape.get(module)
     return [None] * len(routing.sizes) if x is None else routing.order(x, dimension).split(routing.sizes, dimension)
 
 
 @contextmanager
-def _input(module: nn.Module, x: Tensor | None) -> Iterator[None]:
+def input_as(module: nn.Module, x: Tensor | None) -> Iterator[None]:
     """Have the adapters of an attention read x as its input."""
     tape = module.__dict__[LINK].tape
     before = tape.get(module)
@@ -134,92 +210,26 @@ def _input(module: nn.Module, x: Tensor | None) -> Iterator[None]:
             tape[module] = before
 
 
-def _attend_along(tree: Tree, key: Tensor, rest: dict[str, Any]) -> Attend:
-    return lambda q, k, v, mask: _along(tree, q, k, v, 0 if k is key else _front(tree, k, mask), **rest)
-
-
-def _chain(module: Seat, names: Sequence[str | None], attend: Attend) -> Attend:
+def chain(module: Seat, names: Sequence[str | None], attend: Attend) -> Attend:
+    """Return `attend` inside the adapters of these adaptations."""
     for adapter in module.running(names):
         if adapter.inside:
             attend = partial(adapter, attend)
     return attend
 
 
-def full_mask(*args: Any, **kwargs: Any) -> Tensor:
+def full_mask(*args: Any, kind: str = KERNEL, **kwargs: Any) -> Tensor:
     """Return the mask [B or 1, 1, T, S] written out, also where the kernel could do without one."""
-    return ALL_MASK_ATTENTION_FUNCTIONS[KERNEL](
+    return ALL_MASK_ATTENTION_FUNCTIONS[kind](
         *args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     )
 
 
-KNOWN = {"scaling", "dropout", "sliding_window", "softcap"}
-"""What attention functions are given and the tree's can do; other things that are set are refused."""
-IDLE = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position", "is_causal"}
-IDLE |= {"position_embeddings", "return_dict", "output_router_logits", "logits_to_keep"}
+def register(name: str, function: Callable[..., Any], mask: Callable[..., Any]) -> None:
+    """Let models call an attention function, and what makes its masks, by a name."""
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, mask)
 
 
-@contextmanager
-def along(model: nn.Module, *trees: Tree) -> Iterator[None]:
-    """Run the model inside on the flat tokens of `trees`, forward and backward; its attention sees paths alone.
-
-    Of several trees each has the tokens of one portion of the routing.
-    """
-    config, context = cast(Any, model).config, context_of(model)
-    before, config._attn_implementation = config._attn_implementation, TREE
-    context.trees = trees
-    try:
-        yield
-    finally:
-        context.trees = ()
-        context.tape.clear()
-        config._attn_implementation = before
-
-
-def _front(tree: Tree, k: Tensor, mask: Tensor) -> int:
-    """Return how many of the keys [1, groups, S, size] stand in front: `mask` [1, 1, 1, S] is True for those.
-
-    The text's own keys are the last ones, all of them or none.
-    """
-    count, tokens = k.shape[2], len(tree.ids)
-    has_text = count >= tokens and bool((~mask[..., -1]).any())
-    return count - tokens if has_text else count
-
-
-def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **asked: Any) -> Tensor:
-    """Attend along the tree, and to the `first` keys, which every token sees."""
-    unsupported = [key for key, value in asked.items() if value is not None and key not in KNOWN | IDLE]
-    if unsupported:
-        raise PeftkitError(f"attention along shared paths does not know what {', '.join(unsupported)} asks for.")
-    return attend_along(
-        q,
-        k,
-        v,
-        plan_of(tree, asked.get("sliding_window")),
-        first=first,
-        scale=asked.get("scaling") or q.shape[-1] ** -0.5,
-        cap=asked.get("softcap"),
-        dropout=asked.get("dropout") or 0.0,
-    )
-
-
-def packed(tree: Tree, q: Tensor, k: Tensor, v: Tensor, **asked: Any) -> Tensor:
-    """Return y [1, N, heads, size] of the flat tokens of a tree, as `attention_along` does without adapters."""
-    return _along(tree, q, k, v, 0, **asked)
-
-
-def models_own(module: nn.Module, implementation: str) -> Callable[..., Any]:
-    """Return the attention function that `module` takes itself where its model's is `implementation`."""
-    kind = type(module).__mro__[2] if isinstance(module, Seat) else type(module)
-    eager = inspect.unwrap(kind.forward).__globals__.get("eager_attention_forward")
-    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
-
-
-def tree_mask(*, q_length: int, device: torch.device, **rest: Any) -> Tensor:
-    """Return the mask [1, 1, 1, N] of no key in front; what a token sees of the others is in the tree."""
-    return torch.zeros(1, 1, 1, q_length, dtype=torch.bool, device=device)
-
-
-AttentionInterface.register(NAME, attention)
-AttentionInterface.register(TREE, attention_along)
-AttentionMaskInterface.register(NAME, full_mask)
-AttentionMaskInterface.register(TREE, tree_mask)
+register(NAME, attention, full_mask)
+register(EAGER, attention, partial(full_mask, kind="eager"))

@@ -16,6 +16,8 @@ from peftkit.kernels.tree import Tree
 
 LINK = "peftkit_context"
 """Where each module of a model keeps the context."""
+CALL, REACH = "call", "reach"
+"""What the tape holds of a module beside what it reads: how it was called, and whether it stops at its keys."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from peftkit.errors import PeftkitError
 from peftkit.kernels.low_rank import Linear, Pair, add_pair, linears_with_pairs
 from peftkit.layout import Rows
 from peftkit.ports.adapter import Adapter, Call
-from peftkit.ports.context import LINK, Context, Routing
+from peftkit.ports.context import CALL, LINK, Context, Routing
+from peftkit.ports.own_attention import attend_own, bound
 
 
 class InputGroup(Protocol):
@@ -55,15 +56,22 @@ class Seat(nn.Module):
         beside: list[Sequence[Any]] = []
 
         # What attention reads, for the adapters inside it.
-        taped = any(adapter.inside for adapter in self.running(context.names))
+        taped = [adapter for adapter in self.running(context.names) if adapter.inside]
+        forward = super().forward
+        own = any(adapter.site.heads is not None and adapter.site.heads.own for adapter in taped)
 
         def frozen(value: Tensor) -> Tensor:
-            if taped:
-                context.tape[self] = value
             if rest is None:
-                output = super(Seat, self).forward(**{_first_parameter(self.__class__): value}, **kwargs)
+                given: tuple[Any, ...] = ()
+                named = {_first_parameter(self.__class__): value, **kwargs}
             else:
-                output = super(Seat, self).forward(value, *rest, **kwargs)
+                given, named = (value, *rest), kwargs
+            if taped:
+                context.tape[self], context.tape[self, CALL] = value, (forward, given, named)
+            if own:
+                output = attend_own(forward, self._inside(), context.routing, bound(forward, given, named))
+            else:
+                output = forward(*given, **named)
             # Parts of a layer give their state, the attention's weights or the choice of experts beside.
             if isinstance(output, tuple | list):
                 beside[:] = [output[1:]]
@@ -75,7 +83,7 @@ class Seat(nn.Module):
             y = self._chain(frozen, context.active, None if whole else self.frozen_linear())(x)
         else:
             y = self._route(frozen, x, routing, whole)
-        for read in (*((self,) if taped else ()), *self.entries):
+        for read in (*((self, (self, CALL)) if taped else ()), *self.entries):
             context.tape.pop(read, None)
         return (y, *beside[0]) if beside else y
 
@@ -88,6 +96,12 @@ class Seat(nn.Module):
         """Return those of them that run around the module and are not merged."""
         merged = self.peftkit_context.merged
         return [a for a in self.running([name for name in names if name not in merged]) if not a.inside]
+
+    def _inside(self) -> list[list[Adapter]]:
+        """Return the adapters inside the module for each portion, or those of all tokens."""
+        context = self.peftkit_context
+        chains = [context.active] if context.routing is None else [(name,) for name in context.routing.names]
+        return [[adapter for adapter in self.running(names) if adapter.inside] for names in chains]
 
     def frozen_linear(self) -> Linear | None:
         """Return the weight [out, in] and bias of a linear layer of torch's own class, if both are frozen."""

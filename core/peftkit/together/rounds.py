@@ -16,7 +16,7 @@ from peftkit.engine.packed_batch import PackedBatch
 from peftkit.engine.passes import Passes, Plain, Result, Wrapper, out_of_memory, result
 from peftkit.errors import PeftkitError
 from peftkit.objectives import Loss
-from peftkit.ports.attention import along
+from peftkit.ports.attention_along import along
 from peftkit.ports.context import Routing, context_of
 
 
