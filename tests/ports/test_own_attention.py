@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
 from attention_references import IDS, MASK, REAL
 from transformers import DynamicCache
 
+import zoo
 from peftkit.adaptation import attach, route
 from peftkit.engine.memory_plan import checkpoint_gradients
 from peftkit.errors import PeftkitError
