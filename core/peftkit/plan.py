@@ -67,7 +67,9 @@ def plan(recipe: Recipe) -> Plan:
     epochs = steps / per_epoch
     memory = estimate(recipe, assembled, adaptation, batches, objective)
     notices = [] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"]
-    if memory.allowed is not None and memory.peak > memory.allowed:
+    if memory.unknown is not None:
+        notices.append(f"memory: activations could not be estimated and are not counted: {memory.unknown}")
+    elif memory.allowed is not None and memory.peak > memory.allowed:
         notices.append("train.memory: the estimate is above it by every memory plan")
     return Plan(
         model=assembled.name,

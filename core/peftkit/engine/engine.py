@@ -169,6 +169,13 @@ def possible(wanted: Arrangement, model: nn.Module, lengths: Sequence[int], meth
     return replace(wanted, flat=wanted.flat and refusal(model, lengths, methods) is None)
 
 
+def fallbacks(wanted: Arrangement) -> list[Arrangement]:
+    """List what is wanted and what takes its place where a model cannot: padded rows, then the model as a whole."""
+    padded = replace(wanted, flat=False)
+    whole = replace(padded, share=False, apart=False)
+    return list(dict.fromkeys((wanted, padded, whole) if wanted.apart else (wanted,)))
+
+
 def refusal(model: nn.Module, lengths: Sequence[int], methods: Sequence[Method] = ()) -> str | None:
     """Say why rows of these `lengths` cannot be flat tokens, as far as it shows without running; None if they may."""
     config = getattr(model, "config").get_text_config()  # noqa: B009

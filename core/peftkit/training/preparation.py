@@ -183,7 +183,7 @@ def check_length(model: Any, encoded: Sequence[Encoded]) -> None:
     config = getattr(model, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
     longest = max(len(item.ids) for item in encoded)
-    if positions is not None and longest > positions:
+    if positions is not None and 0 < positions < longest:
         raise PeftkitError(
             f"the longest training example has {longest} tokens, and the model has positions for {positions}: "
             f"set train.max_length to {positions} or less."
