@@ -22,6 +22,7 @@ from peftkit.engine.fused_modules import FusedModules
 from peftkit.engine.head import Head
 from peftkit.engine.outputs import HeadOutputs, WholeOutputs
 from peftkit.engine.packed_batch import PackedBatch
+from peftkit.engine.rows import crosses
 from peftkit.errors import PeftkitError
 from peftkit.kernels.recompute import Recompute
 from peftkit.method import Method
@@ -34,6 +35,8 @@ FAR = 0.1
 """How far the logits of two ways may lie apart, relative to their spread; those of another row's tokens lie farther."""
 KINDS = {"full_attention", "sliding_attention"}
 """The kinds of layers that may run on flat tokens; others mix tokens by their order, or in chunks."""
+STATES = {"linear_attention", "conv", "hybrid", "mamba", "recurrent", "mlp", "moe"}
+"""The kinds that hold a state of what was before, and may start it anew where they are told that a row begins."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Arrangement:
     """The head runs apart from the body, on what is trained alone and in chunks; else the model runs as a whole."""
     together: bool = True
     """Linear layers that read the same input, each with a low-rank pair, are one function."""
+    bounded: bool = False
+    """The layers are told where each of the flat rows begins and ends; nothing is shared then."""
     fused: bool = True
     """Norms, gated activations and rotary positions run as functions of our own, which keep less."""
 
@@ -68,7 +73,9 @@ class Engine:
         """Bring a padded batch into the form in which it is computed; `to(device)` moves that."""
         if self.head is None:
             return packed_batch.whole(batch)
-        return packed_batch.flat(batch, self.arrangement.share) if self.arrangement.flat else packed_batch.padded(batch)
+        if not self.arrangement.flat:
+            return packed_batch.padded(batch)
+        return packed_batch.flat(batch, self.arrangement.share, self.arrangement.bounded)
 
     @contextmanager
     def running(self, batch: PackedBatch) -> Iterator[None]:
@@ -153,6 +160,11 @@ def choose(
                 why = refusal(model, lengths, methods) or _differs(model, batch, own, device, wanted)
                 if why is None:
                     return Engine(model, wanted, groups), notices
+                if keeps_state(model, methods):
+                    bounded = replace(wanted, share=False, bounded=True)
+                    why = _differs(model, batch, own, device, bounded)
+                    if why is None:
+                        return Engine(model, bounded, groups), notices
                 notices.append(f"examples are padded, not packed: {why}.")
             rest = replace(wanted, flat=False)
             why = _differs(model, batch, own, device, rest)
@@ -174,6 +186,12 @@ def fallbacks(wanted: Arrangement) -> list[Arrangement]:
     padded = replace(wanted, flat=False)
     whole = replace(padded, share=False, apart=False)
     return list(dict.fromkeys((wanted, padded, whole) if wanted.apart else (wanted,)))
+
+
+def keeps_state(model: nn.Module, methods: Sequence[Method] = ()) -> bool:
+    """Say whether layers of the model keep a state, and all may run on flat tokens if told where rows begin."""
+    kinds = set(getattr(getattr(model, "config").get_text_config(), "layer_types", None) or ())  # noqa: B009
+    return bool(kinds & STATES) and kinds <= KINDS | STATES and not any(method.by_row for method in methods)
 
 
 def refusal(model: nn.Module, lengths: Sequence[int], methods: Sequence[Method] = ()) -> str | None:
@@ -212,6 +230,8 @@ def _differs(model: nn.Module, batch: Any, own: Tensor, device: torch.device, ar
                 places = [torch.from_numpy(row[:-1]).to(device) for row in ready.tree.rows]
                 ready = replace(ready, sources=torch.cat(places))
             logits = engine.logits(ready)
+            if arrangement.bounded and crosses(engine, ready):
+                return f"in {kind}, a row changes those behind it"
     except torch.OutOfMemoryError:
         raise
     except (PeftkitError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
