@@ -26,7 +26,7 @@ LARGEST = 64
 """So many micro-batches of the most padded tokens are looked at more closely."""
 GAPS = {"cpu": 0.25}
 """What an allocator holds beyond the tensors of a step, as a part of them, by device: gaps in the heap of a CPU."""
-FAULTS = (PeftkitError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a model's own code raises where it is given what it cannot compute with."""
 
 
@@ -79,11 +79,12 @@ def run_step(
         try:
             plain = Plain(Engine(model, way), objective, adaptation, device, precision)
             return _measured(plain, batch, passes if backward else 0)
+        except PeftkitError:
+            if way == ways[-1]:
+                raise
         except FAULTS as error:
             if way != ways[-1]:
                 continue
-            if isinstance(error, PeftkitError):
-                raise
             raise Unmeasured(f"{type(model).__name__} does not run without storage: {one_line(error)}") from error
     raise AssertionError("no way to compute a micro-batch")
 

@@ -42,7 +42,7 @@ class Values:
         """Run one operation; a number read from a tensor without values is 1."""
         if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return self._number(args[0])
-        if func is aten.equal.default and any(isinstance(tensor, FakeTensor) for tensor in args):
+        if func is aten.equal.default:
             return self._computed(func, args, kwargs) is not False
         if func is aten._grouped_mm.default and isinstance(args[0], FakeTensor):
             return _grouped(*args[:2], args[2] if len(args) > 2 else kwargs.get("offs"))
@@ -74,10 +74,16 @@ class Values:
                 chosen = tree_leaves(self._computed(func, (self._drawn(args[0]), *args[1:]), kwargs))
                 found = [None if value.is_floating_point() else value for value in chosen]
         for leaf, value in zip(made, found, strict=True):
-            if value is None:
-                self._known.pop(leaf, None)
-            else:
+            if value is not None:
                 self._known[leaf] = value
+            elif leaf in self._known:
+                self._forget(self._known[leaf])
+
+    def _forget(self, value: Tensor) -> None:
+        """Forget all values that stand in the memory of one."""
+        place = value.untyped_storage().data_ptr()
+        for tensor in [each for each, other in self._known.items() if other.untyped_storage().data_ptr() == place]:
+            del self._known[tensor]
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Compute an operation on values; None where some are unknown, and of what draws or changes what is real."""
