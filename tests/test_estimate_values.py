@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from peftkit.estimation.live import Live, fake
 
-
 pytestmark = pytest.mark.usefixtures("hollow")
 
 
@@ -41,7 +40,7 @@ def test_tokens_are_sent_to_experts_that_are_drawn():
     assert min(counts) > 0
     taken = 0
     for expert in range(8):
-        place, token = torch.where(chosen.T == expert)
+        place, token = torch.where(torch.eq(chosen.T, expert))
         taken += len(weights[token, place])
     assert taken == 80
     assert all(len(set(row)) == 2 for row in chosen.tolist())

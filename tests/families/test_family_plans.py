@@ -31,7 +31,9 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pl
     monkeypatch.setattr(estimating, "process_memory", lambda *given: 0)
     monkeypatch.setattr(estimating, "drawing_memory", lambda: 0)
     data = tmp_path / "train.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"number {i}", "completion": "x" * (i + 1)}) + "\n" for i in range(8)))
+    data.write_text(
+        "".join(json.dumps({"prompt": f"number {i}", "completion": "x" * (i + 1)}) + "\n" for i in range(8))
+    )
 
     def made(model: Any, method: Any, precision: str, **train: Any) -> Plan:
         with quiet():

@@ -45,7 +45,7 @@ class Values:
         if func is aten.equal.default:
             return self._computed(func, args, kwargs) is not False
         if func is aten._grouped_mm.default and isinstance(args[0], FakeTensor):
-            return _grouped(*args[:2], args[2] if len(args) > 2 else kwargs.get("offs"))
+            return _grouped(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("offs"))
         if func in INDEXED:
             args = (args[0], self._places(args[1]), *args[2:])
         try:
