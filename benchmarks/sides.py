@@ -76,7 +76,7 @@ def switch_off(side: str) -> None:
         given.chunked_sum = whole_sum
     elif side == "ours-derived":
         given = Head
-        given.plain = lambda head, hidden: None
+        given.plain = lambda head: None
     elif side == "ours-products":
         given = fused_attention
         given.possible = lambda *given, **named: False

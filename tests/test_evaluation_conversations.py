@@ -10,8 +10,8 @@ from model_folders import byte_tokenizer
 
 from peftkit.data.template import choose
 from peftkit.evaluation import evaluate_loaded
-from peftkit.generation import Settings, generate
-from peftkit.generation.decoding import Decoding
+from peftkit.generation import Settings, decoding, generate
+from peftkit.generation.cache import RowCache
 from peftkit.models.tiny import tiny
 from peftkit.recipe import GenerationSection
 from peftkit.tasks import TASKS
@@ -78,13 +78,19 @@ def test_own_answers_stand_in_the_prompts(subject, examples):
 
 def test_a_story_is_read_once(subject, examples, monkeypatch):
     read = []
-    forward = Decoding._forward
+    reading, choosing = RowCache.read, decoding.choose
 
-    def counted(self, cache, tokens, *rest):
+    def counted(self, tokens, last):
         read.append(tokens.shape)
-        return forward(self, cache, tokens, *rest)
+        return reading(self, tokens, last)
 
-    monkeypatch.setattr(Decoding, "_forward", counted)
+    def chosen(*args):
+        caching = choosing(*args)
+        read.clear()
+        return caching
+
+    monkeypatch.setattr(RowCache, "read", counted)
+    monkeypatch.setattr(decoding, "choose", chosen)
     run(subject, examples[3:7])
     # Of each prompt after the first one, its new answer and question are read, and nothing of what stood before.
     lengths = [len(subject[2].prompt_ids(example, subject[1])) for example in examples[3:7]]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftkit.visible import visible
 from peftkit_cli import figures
 from peftkit_cli.terminal import console
 
@@ -171,7 +172,7 @@ class Lines:
         """Lines need no tidying."""
 
     def _write(self, text: str) -> None:
-        print(f"{self.prefix}{text}", flush=True)
+        print(visible(f"{self.prefix}{text}"), flush=True)
 
 
 class Live:
@@ -206,7 +207,7 @@ class Live:
         self.console.print(f"saved {path}", style="dim", markup=False, highlight=False)
 
     def notice(self, text: str) -> None:
-        self.console.print(text, style="yellow", markup=False, highlight=False)
+        self.console.print(visible(text), style="yellow", markup=False, highlight=False)
 
     def end(self, summary: dict[str, Any]) -> None:
         self.close()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from peftkit.visible import visible
 from peftkit_cli.arguments import RunArgument
 
 
@@ -15,8 +16,9 @@ def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from standard input.")],
     base: Annotated[bool, typer.Option("--base", help="Answer without the adapter.")] = False,
 ) -> None:
-    """Continue a prompt under the run's own template."""
+    """Continue a prompt under the run's own template; a terminal sees control characters as escapes."""
     from peftkit.evaluation import answer
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    typer.echo(answer(run, text, base=base))
+    said = answer(run, text, base=base)
+    typer.echo(visible(said) if sys.stdout.isatty() else said)

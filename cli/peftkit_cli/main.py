@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from peftkit import __version__
 from peftkit.errors import PeftkitError
+from peftkit.visible import visible
 
 SUMMARY = "Fine-tune language models with few trainable parameters: a YAML recipe in, a run folder out."
 COMMANDS = {
@@ -78,8 +79,8 @@ def guarded(action: Callable[[], object]) -> int:
 
 
 def complain(message: str, code: int) -> int:
-    """Print `message` on stderr as it is, and return `code`."""
-    print(f"peft: {message}", file=sys.stderr)
+    """Print `message` on stderr, what is not printable as escapes, and return `code`."""
+    print(f"peft: {visible(message)}", file=sys.stderr)
     return code
 
 
@@ -98,7 +99,7 @@ def explain_fault(error: Exception) -> int:
     lines = traceback.format_exception(type(error), error, error.__traceback__)
     with tempfile.NamedTemporaryFile("w", prefix="peft-", suffix=".log", delete=False, encoding="utf-8") as report:
         report.write(f"peft {__version__}, Python {sys.version.split()[0]}\n$ {' '.join(sys.argv)}\n\n{''.join(lines)}")
-    summary = lines[-1].strip().splitlines()[0]
+    summary = lines[-1].strip().partition("\n")[0]
     return complain(
         f"this is a bug, not your fault: {summary} Please report it to the project's issue tracker, "
         f"with the file {report.name}, which holds the command and the traceback.",

@@ -62,12 +62,10 @@ def new(
 
 def defaults() -> dict[str, str]:
     """Return the answers that give the shipped quickstart recipe."""
-    import yaml
-
-    from peftkit.files import read_text
     from peftkit.recipe.catalogue import find
+    from peftkit.recipe.tree import read_keys
 
-    keys = yaml.safe_load(read_text(find("quickstart")))
+    keys = read_keys(find("quickstart"))
     return {name: short(keys.get(name, "")) for name in QUESTIONS}
 
 
@@ -109,12 +107,11 @@ def compose(answers: dict[str, str], output: Path) -> str:
 
 def scalar(text: str) -> str:
     """Write a string as YAML, in quotes where it could be read as anything else."""
-    import yaml
+    from peftkit.recipe.mistakes import Mistakes, Place
+    from peftkit.recipe.tree import read_text
 
-    try:
-        plain = yaml.safe_load(text) == text and not set(text) & set("#,{}[]:\n")
-    except yaml.YAMLError:
-        plain = False
+    node = read_text(text, Place(""), Mistakes())
+    plain = node is not None and node.value == text and not set(text) & set("#,{}[]:\n")
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 

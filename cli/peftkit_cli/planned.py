@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peftkit.visible import visible
 from peftkit_cli import figures
 from peftkit_cli.terminal import console, table
 
@@ -35,7 +36,7 @@ def show(plan: Plan, run: Path) -> None:
         ("run folder", str(run)),
     ]
     for name, value in lines:
-        screen.print(f"{name:<12}{value}", markup=False, soft_wrap=True)
+        screen.print(visible(f"{name:<12}{value}"), markup=False, soft_wrap=True)
     screen.print()
     if plan.matched:
         rows = [(target, count, example) for target, (count, example) in plan.matched.items()]
@@ -44,7 +45,7 @@ def show(plan: Plan, run: Path) -> None:
     screen.print("The first example; what is trained on is", "marked:" if not screen.is_terminal else "highlighted:")
     screen.print(masked(plan.example, coloured=screen.is_terminal), soft_wrap=True)
     for notice in plan.notices:
-        screen.print(f"note: {notice}", markup=False, soft_wrap=True)
+        screen.print(visible(f"note: {notice}"), markup=False, soft_wrap=True)
 
 
 def memory(estimate: Estimate) -> str:
@@ -64,7 +65,8 @@ def masked(example: Sequence[tuple[str, bool]], *, coloured: bool) -> Text:
     from rich.text import Text
 
     joined = Text()
-    for text, trained in example:
+    for piece, trained in example:
+        text = visible(piece)
         if trained and not coloured:
             joined.append(f"«{text}»")
         else:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from peftkit.visible import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -35,7 +37,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], title: str | N
         numeric = all(isinstance(row[position], (int, float)) or row[position] == "" for row in rows) and bool(rows)
         grid.add_column(Text(head), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(f"{cell:.4f}" if isinstance(cell, float) else str(cell)) for cell in row))
+        grid.add_row(*(Text(f"{cell:.4f}" if isinstance(cell, float) else visible(str(cell))) for cell in row))
     if title:
         say(title + "\n")
     console().print(grid)
@@ -62,8 +64,8 @@ def print_unavailable(reasons: Mapping[str, str]) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line as it is."""
-    console().print(text, markup=False, soft_wrap=True)
+    """Print a line, what steers a terminal as escapes."""
+    console().print(visible(text), markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -85,7 +87,7 @@ def tell_warnings() -> None:
 
     class Notice(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            print(f"peft: note: {record.getMessage()}", file=sys.stderr)
+            print(f"peft: note: {visible(record.getMessage())}", file=sys.stderr)
 
     logger = logging.getLogger("peftkit")
     logger.handlers[:] = [Notice(logging.WARNING)]

@@ -61,7 +61,7 @@ def _status(key: str) -> int | None:
     status = Path("/proc/self/status")
     if not status.exists():
         return None
-    line = next(line for line in status.read_text().splitlines() if line.startswith(key))
+    line = next(line for line in status.read_text().split("\n") if line.startswith(key))
     return int(line.split()[1]) * 1024
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,17 +37,61 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def followed(path: Path) -> Path:
+    """Return where the links that a person put at `path` or above it lead to, there or not."""
+    return Path(os.path.realpath(path))
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder, at the end of a link where `path` is one, and those above it; returns what was made, top first."""
+    with explained("write", path):
+        place = followed(path)
+        absent = [folder for folder in (place, *place.parents) if not folder.exists()][::-1]
+        place.mkdir(parents=True, exist_ok=True)
+    return absent
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that it holds; what a link leads to stays, and so does nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """List what a killed process left half-written in `folder`, by the names that this module gives it."""
+    return [path for path in folder.iterdir() if LEFT.fullmatch(path.name)] if folder.is_dir() else []
+
+
+LEFT = re.compile(r"\.(.+\.[a-z0-9_]+|step-\d+)\.(tmp|old)")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    # Some file systems know no modes, and refuse even the one that a file has.
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        os.chmod(path, mode)
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and takes the place of `path`."""
+    """Yield a temporary path beside `path`; on success it is synced and takes the place of `path`.
+
+    The file has the mode of the one that was there, or what the umask leaves of 0666. A link at `path` is replaced.
+    """
     with explained("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
+        make_folder(path.parent)
+        temporary = _beside(path)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
+            like = path if path.is_file() and not path.is_symlink() else temporary
+            mode = stat.S_IMODE(like.stat().st_mode)
             yield temporary
-            os.chmod(temporary, 0o644)
+            _set_mode(temporary, mode)
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
@@ -57,8 +103,10 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` on success.
 
-    With `replace` an existing folder gives way only once the new one is whole. Raises PeftkitError where `path` is
-    there and not empty and `replace` is false, or where the disk refuses.
+    With `replace` an existing folder gives way only once the new one is whole, and a link gives way without what it
+    leads to; else a link is followed. The folder has the mode of the one that was there, or what the umask leaves of
+    0777; what is in it has what that leaves of 0777 and of 0666. Raises PeftkitError where `path` is there and not
+    empty and `replace` is false, or where the disk refuses.
     """
     if path.is_dir() and any(path.iterdir()) and not replace:
         raise PeftkitError(
@@ -67,23 +115,28 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise PeftkitError(f"{path} is a file, and an output folder is wanted: name another path.")
     with explained("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        place = path if replace else followed(path)
+        make_folder(place.parent)
+        temporary = _beside(place)
+        temporary.mkdir()
         try:
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            there = place.is_dir() and not place.is_symlink()
+            own = stat.S_IMODE(place.stat().st_mode) if there else mode
             yield temporary
-            os.chmod(temporary, 0o755)
             for item in temporary.rglob("*"):
-                os.chmod(item, 0o755 if item.is_dir() else 0o644)
+                _set_mode(item, mode if item.is_dir() else mode & 0o666)
                 sync(item)
+            _set_mode(temporary, own)
             sync(temporary)
-            if path.exists():
+            if os.path.lexists(place):
                 retired = temporary.with_suffix(".old")
-                os.replace(path, retired)
-                os.replace(temporary, path)
-                shutil.rmtree(retired)
+                os.replace(place, retired)
+                os.replace(temporary, place)
+                remove(retired)
             else:
-                os.replace(temporary, path)
-            sync(path.parent)
+                os.replace(temporary, place)
+            sync(place.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -117,6 +170,12 @@ def read_text(path: Path) -> str:
         ) from None
 
 
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a UTF-8 text without their ends; they end at a line feed, and at no other character."""
+    lines = read_text(path).split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; a fault is a PeftkitError that names the line."""
     text = read_text(path)
@@ -127,7 +186,7 @@ def read_json(path: Path) -> Any:
         raise PeftkitError(f"{path}, line {line}: not valid JSON ({error}).") from None
 
 
-def parse_json(text: str, place: str, wanted: str = "") -> Any:
+def parse_json(text: str | bytes, place: str, wanted: str = "") -> Any:
     """Return the value of a JSON text; a fault is a PeftkitError that names its place, and what is wanted if given."""
     try:
         return json.loads(text)

@@ -14,6 +14,7 @@ from peftkit.data.encode import IGNORED, Encoded
 from peftkit.errors import PeftkitError
 from peftkit.estimation.asked import objective_of
 from peftkit.estimation.estimate import Estimate, estimate
+from peftkit.estimation.step import foretell
 from peftkit.recipe import Recipe
 from peftkit.tasks.source import load as load_data
 from peftkit.training.preparation import add_module, batched, check_length, nothing_left
@@ -67,6 +68,8 @@ def plan(recipe: Recipe) -> Plan:
     epochs = steps / per_epoch
     memory = estimate(recipe, assembled, adaptation, batches, objective)
     notices = [] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"]
+    shown = batches.collate(batches.plan(0)[0], assembled.tokenizer.pad_token_id)
+    notices += foretell(assembled.module, shown, section, assembled.device)
     if memory.unknown is not None:
         notices.append(f"memory: activations could not be estimated and are not counted: {memory.unknown}")
     elif memory.allowed is not None and memory.peak > memory.allowed:

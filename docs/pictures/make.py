@@ -26,7 +26,7 @@ SHARE = 0.7
 
 def replay(run: Path) -> list[list[Segment]]:
     """Feed the first part of a run's log to the display and return its lines."""
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").split("\n") if line]
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     console = Console(width=COLUMNS, force_terminal=True, color_system="truecolor", file=io.StringIO())
     display = Live(console)

@@ -20,6 +20,7 @@ ALLOWED = {
         "registry": "errors",
         "options": "errors registry",
         "files": "errors",
+        "visible": "",
         "tensor_file": "errors files",
         "plot": "files",
         # Tensors: kernels, packed weights, the places in a model, and what sits there.
@@ -40,7 +41,7 @@ ALLOWED = {
         "tasks": "data errors files metrics registry",
         # How gradients are computed, and how a step is made of them.
         "objectives": "data errors kernels layout metrics options registry",
-        "engine": "adaptation data device errors kernels layout method objectives ports",
+        "engine": "adaptation data device errors kernels layout method objectives ports quantization",
         "optim": "errors quantization registry",
         "strategies": "adaptation data engine errors optim options registry",
         # What a recipe says, and the model that it makes.
@@ -58,13 +59,13 @@ ALLOWED = {
         "objectives optim plot recipe strategies tasks tensor_file versions",
         "plan": "adaptation assembly data errors estimation recipe tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",
-        "together": "adaptation assembly data device engine errors method models objectives ports recipe strategies "
-        "training",
+        "together": "adaptation assembly data device engine errors files method models objectives ports recipe "
+        "strategies training",
         # What is made of runs.
         "suites": "assembly data errors evaluation files recipe versions",
-        "export": "__version__ adaptation assembly data errors files layers layout method methods models ports "
-        "quantization recipe registry tasks tensor_file",
-        "report": "errors files method metrics plot recipe resources suites tasks training",
+        "export": "__version__ adaptation assembly data errors families files layers layout method methods models "
+        "ports quantization recipe registry tasks tensor_file",
+        "report": "errors files method metrics plot recipe resources suites tasks training visible",
         "comparison": "adaptation assembly budget errors evaluation files layout method recipe report tasks "
         "tensor_file training",
     }.items()

@@ -63,6 +63,13 @@ def test_new_asks_on_a_terminal(peft, tmp_path, monkeypatch):
     assert load(path).method[0].options["rank"] == 2
 
 
+@pytest.mark.parametrize("path", ["2020-99-99", "1e-4", "[" * 2000, "*a", "!!python/name:os.system", "a: b"])
+def test_new_quotes_what_yaml_would_read_as_something_else(peft, tmp_path, path):
+    done = peft("new", "--dataset", "jsonl", "--path", path, "-o", tmp_path / "new.yaml")
+    assert done.code == 0, done.err
+    assert load(tmp_path / "new.yaml").dataset.path == path
+
+
 def test_new_never_overwrites(peft, recipe):
     before = recipe.read_bytes()
     done = peft("new", "--rank", "2", "-o", recipe)

@@ -61,19 +61,21 @@ def test_a_cut_keeps_the_beginning_of_sequence_that_the_template_writes():
 
 
 def test_an_empty_thought_stands_in_the_prompt_and_is_not_trained_on():
+    """The first answer is trained on in a row of its own, which begins as generation does."""
     assert runs(TWO, THINKING) == [
-        ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", False),
-        ("Hey<|im_end|>", True),
-        ("\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
+        (
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHey<|im_end|>\n"
+            "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+            False,
+        ),
         ("Ok<|im_end|>", True),
     ]
 
 
 def test_what_only_the_prompt_has_precedes_the_answer():
-    assert runs(TWO, ALWAYS_THINKING)[-2:] == [
-        ("<|im_start|>user\nBye<|im_end|><|im_start|>assistant\n<think>\n", False),
-        ("Ok<|im_end|>", True),
-    ]
+    (lead, trained), answer = runs(TWO, ALWAYS_THINKING)
+    assert lead.endswith("<|im_start|>user\nBye<|im_end|><|im_start|>assistant\n<think>\n")
+    assert (trained, answer) == (False, ("Ok<|im_end|>", True))
 
 
 def test_what_the_template_adds_to_the_answer_is_trained_on():

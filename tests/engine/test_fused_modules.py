@@ -20,6 +20,7 @@ from peftkit.engine import fused_modules
 from peftkit.engine.engine import Arrangement, Engine, choose
 from peftkit.engine.fused_modules import FusedModules
 from peftkit.engine.memory_plan import recompute
+from peftkit.engine.proof import Kinds
 from peftkit.estimation.asked import arrangement_of
 from peftkit.kernels.elementwise import gated, norm
 from peftkit.kernels.recompute import Recompute
@@ -234,7 +235,6 @@ def test_nothing_keeps_a_pass_alive():
                 else:
                     assert sum(reference() is not None for reference in alive) >= 2 * 3
                 del loss
-                engine.forget()
                 assert len(alive) == 5 + 2
                 assert all(reference() is None for reference in alive)
             alive.clear()
@@ -338,14 +338,14 @@ class Root(nn.Module):
 )
 def test_norms_are_told_by_what_they_compute(kind: str, is_one: bool):
     module = Root(kind)
-    assert bool(fused_modules._norms([module])) == is_one
+    assert bool(fused_modules._norms(Kinds(), [module])) == is_one
     module.weight.data.fill_(1)
-    assert bool(fused_modules._norms([module])) == is_one, "what the weights are does not matter"
-    assert not fused_modules._norms([nn.LayerNorm(32)])
+    assert bool(fused_modules._norms(Kinds(), [module])) == is_one, "what the weights are does not matter"
+    assert not fused_modules._norms(Kinds(), [nn.LayerNorm(32)])
 
 
 def test_a_norm_of_no_weights_that_can_be_read_is_tried_all_the_same():
-    assert len(fused_modules._norms([Root("plain").to("meta")])) == 1
+    assert len(fused_modules._norms(Kinds(), [Root("plain").to("meta")])) == 1
 
 
 def clamped(self: Any, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,22 @@ def test_a_folder_that_holds_something_is_never_written_to(name: str, make_run: 
     with pytest.raises(PeftkitError, match="not empty"):
         export(run, tmp_path / "out", name)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious.txt"]
+
+
+def test_an_output_that_is_a_link_is_followed_and_has_the_modes_of_the_umask(make_run: Any, tmp_path: Path) -> None:
+    run = make_run("llama", LINEAR)
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    before = os.umask(0o077)
+    try:
+        merge(run.folder, tmp_path / "link")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "link").is_symlink()
+    written = [tmp_path / "target", *(tmp_path / "target").rglob("*")]
+    assert {path.name for path in written} >= {"config.json", "tokenizer.json", "model.safetensors"}
+    for path in written:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_a_merge_that_changes_the_logits_is_refused(

@@ -8,7 +8,8 @@ from letters import PROMPTS, Letters, alone, by_transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from peftkit.generation import Settings, generate
-from peftkit.generation.whole_cache import keeps_rows
+from peftkit.generation.caching import ROWS, choose
+from peftkit.generation.decoding import inference
 from peftkit.models.tiny import MODERN, tiny
 
 NEW = 10
@@ -35,7 +36,9 @@ def models():
 @pytest.mark.parametrize(("name", "rows", "build"), models(), ids=lambda value: value if isinstance(value, str) else "")
 def test_greedy_and_beams(name, rows, build):
     model = build()
-    assert keeps_rows(model.config) is rows
+    with inference(model):
+        way = choose(model, PROMPTS, 1)
+    assert (way.name, way.mixed) == (ROWS, rows)
     settings = Settings(max_new_tokens=NEW, ends=(2, 50, 70))
     found = generate(model, Letters(), PROMPTS, settings, batch_size=3)
     for prompt, answer in zip(PROMPTS, found, strict=True):

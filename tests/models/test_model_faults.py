@@ -51,7 +51,8 @@ WHOLE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "encoder": (lambda f: edit_config(f, model_type="bert"), ["config.json", "bert is not a decoder"]),
     "encoder-decoder": (lambda f: edit_config(f, model_type="bart"), ["config.json", "encoder-decoder"]),
     "no head": (lambda f: edit_config(f, model_type="vit"), ["config.json", "vit is not a decoder"]),
-    "images": (lambda f: edit_config(f, model_type="gemma3"), ["config.json", "images"]),
+    "sound": (lambda f: edit_config(f, model_type="voxtral"), ["config.json", "images or sound"]),
+    "both ways": (lambda f: edit_config(f, model_type="paligemma"), ["config.json", "both directions"]),
     "own code": (
         lambda f: edit_config(f, model_type="mine", auto_map={"AutoModelForCausalLM": "mine.Mine"}),
         ["config.json", "trust_remote_code"],
@@ -166,6 +167,7 @@ def test_an_unknown_name_is_refused_with_the_way_out(name: str, told: list[str])
         ({"architecture": "llama", "hidden_size": 16, "num_attention_heads": 2, "hidden_act": "x"}, ["'x'"]),
         ({"architecture": "bert"}, ["bert is not a decoder"]),
         ({"architecture": "bart"}, ["encoder-decoder"]),
+        ({"architecture": "gemma3"}, ["several parts", "gemma3_text"]),
         ({"architecture": "llama", "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 50}, ["95", "50 rows"]),
     ],
 )

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+import transformers
+from draw import some
+
 from pages.methods import methods_page
+from pages.models import models_page, taken
 from pages.recipes import recipes_page
 from peftkit import resources
 from peftkit.method import METHODS
 from peftkit.options import schema as method_schema
 from peftkit.recipe import Recipe, schema
 from peftkit.recipe.compose import SECTIONS
+from zoo import made
 
 CONFIGS = resources.folder("configs")
 
@@ -29,6 +35,39 @@ def test_page_is_current():
 def test_methods_page_is_current():
     page = (CONFIGS.parent / "docs" / "methods.md").read_text()
     assert page == methods_page(), "run: make pages"
+
+
+def models_of_page() -> tuple[str, dict[str, dict[str, str]]]:
+    """Read the page of models: the version of transformers, and by family what it says of each method."""
+    page = (CONFIGS.parent / "docs" / "models.md").read_text()
+    tables = re.findall(r"(?:^\|.*\n)+", page, flags=re.M)
+    legend, rows = ([line.strip("| ").split(" | ") for line in table.splitlines()] for table in tables)
+    methods = {label: re.findall(r"`([^`]+)`", names) for label, names in legend[2:]}
+    found = {
+        family.rstrip("*"): {
+            name: word for label, word in zip(rows[0][1:], words, strict=True) for name in methods[label]
+        }
+        for family, *words in rows[2:]
+    }
+    version = re.search(r"transformers (\S+) knows", page)
+    assert version, "the page does not tell the version of transformers"
+    return version[1], found
+
+
+def test_models_page_is_current_on_some_families():
+    version, found = models_of_page()
+    if version != transformers.__version__:
+        pytest.skip(f"the page is of transformers {version}")
+    assert list(found) == made(), "run: make pages"
+    for family in some("models page", made(), 6):
+        assert found[family] == taken(family), f"{family}; run: make pages"
+
+
+@pytest.mark.thorough
+def test_models_page_is_current():
+    if models_of_page()[0] != transformers.__version__:
+        pytest.skip("the page is of another transformers")
+    assert (CONFIGS.parent / "docs" / "models.md").read_text() == models_page(), "run: make pages"
 
 
 def test_every_method_says_what_it_is():

@@ -296,3 +296,17 @@ def test_trained_adapters_are_kept_as_written(write, tmp_path):
     assert recipe.adapters == {"one": f"{tmp_path}/a", "other": f"{tmp_path}/a/adapter"}
     assert load(write(recipe.to_yaml())) == recipe
     assert "adapters" not in load(write(FIVE)).to_yaml()
+
+
+def test_every_yaml_has_one_reader():
+    """PyYAML's own loaders follow aliases without end, recurse without end and raise for a date that is none."""
+    root = Path(__file__).resolve().parents[2]
+    # The table of layouts comes with the package, and stands below recipes.
+    own = {"core/peftkit/recipe/tree.py", "core/peftkit/families/decoder.py"}
+    places = [path for name in ("core", "cli") for path in (root / name).rglob("*.py")]
+    using = {
+        str(path.relative_to(root))
+        for path in places
+        if "yaml.safe_load" in path.read_text() or "yaml.load" in path.read_text()
+    }
+    assert using <= own

@@ -41,7 +41,7 @@ def test_sizes_have_a_column_where_a_budget_set_them():
 def test_markdown_keeps_its_columns_and_tells_reasons():
     text = tables.document(comparison(), b"picture").markdown()
     assert "a\\|c" in text
-    assert "- none: it has <no> bias" in text
+    assert "- none: it has &lt;no> bias" in text
     assert "standard deviation over seeds" in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import random
 import re
@@ -270,3 +271,18 @@ def test_the_command_says_where_the_report_is(tmp_path: Path, capsys):
     assert "report.html" in capsys.readouterr().out
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_answers_may_hold_what_breaks_lines_elsewhere(tmp_path: Path):
+    """A line of JSON ends at a line feed; the separators of Unicode stand in texts unescaped."""
+    texts = [f"{text}\u2028{text}\u2029\x85{text}" for text in GOOD]
+    run = write_run(tmp_path / "run", texts)
+    for path in (run / "eval/e2e-test.predictions.jsonl", run / "log.jsonl"):
+        told = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        lines = [json.dumps({**record, "note": "\u2028"}, ensure_ascii=False) + "\n" for record in told]
+        path.write_text("".join(lines), encoding="utf-8")
+    ((found,), _) = evidence.read([run])
+    assert found.answers is not None
+    assert [record["prediction"] for record in found.answers.predictions] == texts
+    assert len(found.records) == 5
+    report([run], tmp_path / "out")

@@ -51,17 +51,17 @@ def test_every_form_in_one_file(tmp_path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"question": "q", "answer": "a"}, "line 2: the line fits no form; its keys are question, answer. Allowed"),
-        ({"prompt": "p", "completion": "c", "messages": []}, "line 2: the line fits prompt and completion and chat"),
-        ({"prompt": "", "completion": "c"}, "line 2: 'prompt' is empty"),
+        ({"question": "q", "answer": "a"}, "line 2: the record fits no form; its keys are question, answer. Allowed"),
+        ({"prompt": "p", "completion": "c", "messages": []}, "line 2: the record fits prompt and completion and chat"),
+        ({"prompt": "", "completion": ""}, "line 2: 'prompt' is empty"),
         ({"prompt": "p", "completion": 3}, "line 2: 'completion' is a whole number"),
         ({"instruction": "i", "input": 3, "output": "o"}, "line 2: 'input' is a whole number"),
         ({"messages": []}, "line 2: 'messages' is a list of no message"),
         ({"messages": "hi"}, "line 2: 'messages' is text"),
         ({"messages": [{"role": "user", "content": "u"}]}, "line 2: the last message is the user's"),
         (
-            {"messages": [{"role": "tool", "content": "u"}]},
-            r"line 2, messages\[0\]: the role 'tool' is unknown. Allowed",
+            {"messages": [{"role": "tol", "content": "u"}]},
+            r"line 2, messages\[0\]: the role 'tol' is unknown. Did you mean 'tool'\? Allowed",
         ),
         ({"messages": [{"role": "user"}]}, r"line 2, messages\[0\]: the message has no 'content'; its keys are role"),
         ({"messages": ["hi"]}, r"line 2, messages\[0\]: the message is text"),
@@ -81,7 +81,7 @@ def test_splits_of_a_folder_are_found_by_name(name, tmp_path):
     write(tmp_path, "train.jsonl", {"prompt": "t", "completion": "c"})
     write(tmp_path, name, {"prompt": "v", "completion": "c"})
     assert [example.turns[0].text for example in JSONL.read(tmp_path, "validation")] == ["v"]
-    with pytest.raises(PeftkitError, match=r"has no test.jsonl for the split 'test'; it holds .*train.jsonl"):
+    with pytest.raises(PeftkitError, match=r"has no test.jsonl or .*for the split 'test'; it holds .*train.jsonl"):
         JSONL.read(tmp_path, "test")
 
 
@@ -91,8 +91,8 @@ def test_a_single_file_is_the_training_split_unless_its_name_says_otherwise(tmp_
     assert len(JSONL.read(data, "train")) == len(JSONL.read(test, "test")) == 1
     with pytest.raises(PeftkitError, match="holds the train split; for the split 'test' name a folder"):
         JSONL.read(data, "test")
-    with pytest.raises(PeftkitError, match=r"ends in '.csv'; allowed: .jsonl"):
-        JSONL.read(write(tmp_path, "data.csv", "a,b"), "train")
+    with pytest.raises(PeftkitError, match=r"ends in '.tsv'; allowed: .jsonl"):
+        JSONL.read(write(tmp_path, "data.tsv", "a,b"), "train")
     with pytest.raises(PeftkitError, match="does not exist"):
         JSONL.read(tmp_path / "no.jsonl", "train")
     with pytest.raises(PeftkitError, match="is empty"):

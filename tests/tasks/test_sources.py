@@ -20,6 +20,10 @@ class Section:
     fraction: float = 1.0
     limit: int | None = None
     seed: int = 0
+    columns: dict[str, str] | None = None
+    ignore: tuple[str, ...] | None = None
+    validation: float | None = None
+    system: str = "keep"
 
 
 @pytest.fixture

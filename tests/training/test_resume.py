@@ -17,7 +17,9 @@ import pytest
 from draw import thorough
 from small_runs import make_recipe
 
-from peftkit.training import checkpoint, log
+from peftkit import recipe
+from peftkit.errors import PeftkitError
+from peftkit.training import checkpoint, lock, log, train
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
@@ -159,3 +161,22 @@ def test_second_signal_ends_at_once(runs: Runs, keys: dict[str, Any], tmp_path: 
     os.kill(process, signal.SIGTERM)
     assert runs.end() == -signal.SIGTERM
     assert time.monotonic() - started < 10
+
+
+def test_a_second_run_is_refused_until_the_first_is_killed(
+    runs: Runs, keys: dict[str, Any], whole: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    process = runs.start(keys, run, pause=0.2)
+    wait_for_step(run, 3)
+    for resume, fault in ((True, f"is in use: process {process} is training in it"), (False, "already holds")):
+        with pytest.raises(PeftkitError, match=fault) as refused:
+            train(recipe.load(keys), run, resume=resume)
+        assert refused.value.exit_code == 2
+    os.kill(process, signal.SIGKILL)
+    assert runs.end() == -signal.SIGKILL
+    assert (run / lock.NAME).exists()
+    runs.start(keys, run, resume=True)
+    assert runs.end() == 0
+    assert_equal(run, whole)
+    assert not (run / lock.NAME).exists()

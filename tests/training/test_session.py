@@ -175,9 +175,16 @@ def test_an_earlier_run_is_never_touched(source: Path, tmp_path: Path):
     chosen = recipe.load(make_recipe(source, max_steps=2))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(PeftkitError, match=r"already holds notes.txt.*--resume"):
+    with pytest.raises(PeftkitError, match=r"already holds notes.txt: name another") as refused:
         train(chosen, tmp_path / "run")
+    assert "--resume" not in str(refused.value)
+    with pytest.raises(PeftkitError, match=r"no run to resume.*holds no recipe.yaml: name the run's") as refused:
+        train(chosen, tmp_path / "run", resume=True)
+    assert "Leave out --resume" not in str(refused.value)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    train(chosen, tmp_path / "other")
+    with pytest.raises(PeftkitError, match=r"already holds adapter, .*: give --resume to continue that run"):
+        train(chosen, tmp_path / "other")
 
 
 def test_measurements_of_the_base_may_be_there(source: Path, tmp_path: Path):

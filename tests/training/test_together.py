@@ -20,7 +20,7 @@ from peftkit.models.tiny import tiny
 from peftkit.ports.attention import along
 from peftkit.ports.context import Routing
 from peftkit.together import Failed, Job, Stopped, train_together
-from peftkit.training import Silent, log, session, train
+from peftkit.training import Silent, lock, log, session, train
 from peftkit.training.loop import Loop
 
 TIMES = ("tokens_per_s", "trained_tokens_per_s", "memory", "elapsed_s")
@@ -247,6 +247,23 @@ def test_two_runs_in_one_folder_are_refused(source: Path, tmp_path: Path):
     given = [Job("one", chosen, tmp_path / "run"), Job("two", chosen, tmp_path / "run")]
     with pytest.raises(PeftkitError, match="one and two would both be written to"):
         train_together(given)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(PeftkitError, match="one and two would both be written to"):
+        train_together([given[0], Job("two", chosen, tmp_path / "link")])
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_in_use_is_refused_and_the_others_are_left_alone(resume: bool, source: Path, tmp_path: Path):
+    given = jobs({"one": load(source, max_steps=2), "two": load(source, max_steps=2, seed=1)}, tmp_path)
+    if resume:
+        (tmp_path / "two").mkdir()
+        (tmp_path / "two" / "recipe.yaml").write_text(given[1].recipe.to_yaml())
+    with lock.held(tmp_path / "two", print), pytest.raises(PeftkitError, match="two is in use: process"):
+        train_together(given, resume=resume)
+    assert not (tmp_path / "one").exists()
+    results = train_together(given, resume=resume)
+    assert not any(isinstance(result, Failed) for result in results.values())
+    assert not [*tmp_path.glob(f"*/{lock.NAME}")]
 
 
 def test_nothing_passes_from_one_span_to_another():

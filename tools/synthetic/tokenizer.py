@@ -15,11 +15,11 @@ CONTEXT = 1024
 
 def _texts(corpus: Path, prompts: Path | None, repeats: int) -> Iterator[str]:
     """Yield the corpus, then the training tables below `prompts` line by line, `repeats` times."""
-    for line in files.read_text(corpus / "train.jsonl").splitlines():
+    for line in files.read_lines(corpus / "train.jsonl"):
         yield json.loads(line)["text"]
     sources = sorted(prompts.rglob("train*.csv")) if prompts else []
     for source in sources:
-        yield from files.read_text(source).splitlines() * repeats
+        yield from files.read_lines(source) * repeats
 
 
 def train_tokenizer(

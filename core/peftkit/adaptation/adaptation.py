@@ -32,6 +32,8 @@ class Adaptation(Merging, Switching, Training):
             part.switch(on=False)
         for adapter in self.adapters():
             unseat(adapter.site.module, self.name)
+        for hook in self.hooks:
+            hook.remove()
         self._drop_beside()
         del root.adaptations[self.name]
         self.context.activate([name for name in self.context.active if name != self.name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import Any, TypeVar, cast
 
 import torch
@@ -21,7 +21,7 @@ from peftkit.method import Method, expand
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.attention import listen
 from peftkit.ports.context import Routing, context_of
-from peftkit.ports.embedding import SoftPrompt
+from peftkit.ports.embedding import SoftPrompt, pad
 from peftkit.ports.seat import seat
 
 Module = TypeVar("Module", bound=Any)
@@ -213,8 +213,14 @@ def _keep_beside(model: nn.Module, module: nn.Module, name: str) -> None:
 
 
 def _place_soft_prompts(adaptation: Adaptation) -> None:
-    first = None
-    for adapter in adaptation.adapters():
-        if isinstance(adapter, SoftPrompt):
-            adapter.first = adapter.first if first is None else first
-            first = adapter.first + adapter.length
+    """Give the soft prompts ids behind each other, and have other embeddings by token id see the padding token there.
+
+    So does transformers where a model is given images in the place of tokens.
+    """
+    prompts = [adapter for adapter in adaptation.adapters() if isinstance(adapter, SoftPrompt)]
+    for before, prompt in pairwise(prompts):
+        prompt.first = before.first + before.length
+    if prompts:
+        padding = adaptation.layout.config.get_text_config().pad_token_id or 0
+        tables = adaptation.layout.other_tables()
+        adaptation.hooks = [pad(table, prompts[0].first, padding) for table in tables]

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from peftkit.adaptation.part import Part
 from peftkit.errors import PeftkitError
@@ -31,6 +32,8 @@ class State:
         """The methods as they were given to `attach`: a named combination is one of them."""
         self.modules: dict[str, nn.Module] = {}
         """Modules that are trained beside the adapters, by the name that their tensors have in the state."""
+        self.hooks: list[RemovableHandle] = []
+        """What stands at modules of the model that have no adapter, until it is removed."""
         self.children: Mapping[str, Child] = {}
         """Trained adapters of the same base that the adapters were built from, by name."""
 

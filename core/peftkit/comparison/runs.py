@@ -127,5 +127,5 @@ def _wait(run: EntryRun, comparison: Path, deferred: Deferred) -> Iterator[None]
             yield
             time.sleep(POLL_SECONDS)
     if process.returncode:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
-        run.failure = f"{lines[-1]} (exit code {process.returncode}; {log} has all it said)"
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+        run.failure = f"{lines[-1] or 'it said nothing'} (exit code {process.returncode}; {log} has all it said)"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftkit.data.example import LABEL, Example
+from peftkit.data.example import LABEL, Example, Turn
 from peftkit.errors import PeftkitError
 
 if TYPE_CHECKING:
-    from peftkit.data.template import Template
+    from peftkit.data.template import Rendering, Template
 
 IGNORED = -100
 """The label of a token without loss, torch's own default in cross-entropy."""
@@ -30,8 +30,8 @@ def join(pieces: Sequence[Piece]) -> list[Piece]:
     """Join neighbouring untrained pieces, so that a prompt is tokenized as one text."""
     joined: list[Piece] = []
     for piece in pieces:
-        if joined and not piece.trained and not joined[-1].trained:
-            piece = Piece(joined.pop().text + piece.text, trained=False)
+        if joined and not piece.trained and not joined[-1].trained and not joined[-1].ends:
+            piece = Piece(joined.pop().text + piece.text, trained=False, ends=piece.ends)
         joined.append(piece)
     return joined
 
@@ -198,19 +198,23 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
     Raises PeftkitError where the template cannot render an example or the tokenizer has no end-of-sequence token.
     """
     max_length -= len(template.soft)
-    filled = [at for at, example in enumerate(examples) if example.turns and example.turns[-1].text.strip()]
     labelled = next((example.id for example in examples if LABEL in example.meta), None)
     if labelled is not None:
         raise PeftkitError(
             f"{labelled} has a label and no answer to learn: name an objective that reads labels, such as "
             "'objective: classification', or give rows with a completion."
         )
-    renderings = [template.render(examples[at].turns, tokenizer) for at in filled]
-    runs = tokenize_pieces([rendering.pieces for rendering in renderings], tokenizer)
+    rendered = [
+        (at, rendering)
+        for at, turns in _taught(examples)
+        for rendering in _render(examples[at], turns, template, tokenizer)
+    ]
+    runs = tokenize_pieces([rendering.pieces for _, rendering in rendered], tokenizer)
     rows: list[Encoded] = []
     sources: list[int] = []
-    prompts_cut = targets_cut = 0
-    for at, rendering, parts in zip(filled, renderings, runs, strict=True):
+    prompts_cut: set[int] = set()
+    targets_cut: set[int] = set()
+    for (at, rendering), parts in zip(rendered, runs, strict=True):
         whole = flatten(rendering.opening, parts)
         if examples[at].turns[-1].role == "text":
             fitted = windows(whole, max_length)
@@ -219,11 +223,31 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
             fitted = [] if row is None else [row]
             if row is not None and len(whole.ids) > max_length:
                 shortened = row.ids[-1] != whole.ids[-1] or _target_length(row) < _target_length(whole)
-                targets_cut += shortened
-                prompts_cut += not shortened
+                (targets_cut if shortened else prompts_cut).add(at)
         rows += [insert(row, template.soft, len(rendering.opening)) for row in fitted]
         sources += [at] * len(fitted)
-    return EncodedExamples(rows, sources, len(examples) - len(set(sources)), prompts_cut, targets_cut)
+    prompts_cut -= targets_cut
+    return EncodedExamples(rows, sources, len(examples) - len(set(sources)), len(prompts_cut), len(targets_cut))
+
+
+def _taught(examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Turn]]]:
+    """Yield for each example that teaches anything its position and its turns up to the last that is trained on."""
+    for at, example in enumerate(examples):
+        turns = example.turns
+        if turns and turns[-1].role != "assistant" and turns[-1].text.strip():
+            yield at, turns
+            continue
+        taught = [number for number, turn in enumerate(turns) if turn.answers]
+        if taught:
+            yield at, turns[: taught[-1] + 1]
+
+
+def _render(example: Example, turns: Sequence[Turn], template: Template, tokenizer: Any) -> list[Rendering]:
+    """Render an example; what the template refuses is told with the place of the example."""
+    try:
+        return template.render(turns, tokenizer)
+    except PeftkitError as error:
+        raise PeftkitError(f"{example.id}: {error}") from None
 
 
 def encode_prompts(examples: Sequence[Example], template: Template, tokenizer: Any, max_length: int) -> EncodedExamples:

@@ -8,15 +8,27 @@ from typing import Any, Literal
 
 LABEL = "label"
 """The key in an example's `meta` of the class that its whole text belongs to, a text or a whole number."""
-Role = Literal["system", "user", "assistant", "text"]
+Role = Literal["tools", "system", "user", "assistant", "tool", "text"]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance; the role `text` is a raw document, every token of which is trained."""
+    """One utterance; the role `text` is a raw document, every token of which is trained.
+
+    The role `tools` is what a conversation may begin with: the tools that can be called, as a JSON list.
+    """
 
     role: Role
     text: str
+    trained: bool = True
+    """Of an assistant's turn, whether the loss falls on it; an empty one has none either way."""
+    more: str = ""
+    """What else the message has for the chat template (`tool_calls`, `name`, `tool_call_id`), as a JSON object."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether the loss falls on it in a conversation."""
+        return self.role == "assistant" and self.trained and bool(self.text.strip() or self.more)
 
 
 @dataclass(frozen=True)

@@ -99,11 +99,10 @@ def shown(value: Any, length: int = 40) -> str:
     return plain if len(plain) <= length else plain[:length] + "…"
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_csv(path: Path, columns: Sequence[str], *, lower: bool = True) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line, record) for each record of a CSV file with a header; the line is where the record starts.
 
-    Quoted fields may hold line breaks. Column names are compared in lower case; other columns than `columns` are kept
-    too.
+    Quoted fields may hold line breaks. Column names are made `lower` case; other columns than `columns` are kept too.
     """
     csv.field_size_limit(LONGEST_FIELD)
     rows = csv.reader(_lines(read_text(path)), strict=True)
@@ -123,7 +122,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
         if not row:
             continue
         if header is None:
-            header = [name.strip().lower() for name in row]
+            header = [name.strip().lower() if lower else name.strip() for name in row]
             absent = [name for name in columns if name not in header]
             if absent:
                 raise PeftkitError(
@@ -135,7 +134,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
         else:
             yield start, dict(zip(header, row, strict=True))
     if header is None:
-        raise PeftkitError(f"{path} is empty; a CSV file with the columns {', '.join(columns)} is wanted.")
+        wanted = f"the columns {', '.join(columns)}" if columns else "a header"
+        raise PeftkitError(f"{path} is empty; a CSV file with {wanted} is wanted.")
 
 
 def _lines(content: str) -> Iterator[str]:

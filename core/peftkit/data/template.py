@@ -44,8 +44,12 @@ class Template(ABC):
         """Say how well the template goes with a tokenizer; the highest wins, 0 means not at all."""
 
     @abstractmethod
-    def render_turns(self, turns: Sequence[Turn], tokenizer: Any) -> Rendering:
-        """Render a conversation that ends with an assistant turn: assistant text and its end are trained on."""
+    def render_turns(self, turns: Sequence[Turn], tokenizer: Any) -> list[Rendering]:
+        """Render a conversation that ends with an assistant turn: assistant text and its end are trained on.
+
+        Each answer is trained on once, after exactly the text that generation would begin from; where the template
+        renders earlier answers in another way than the last one, that takes several renderings, the longest first.
+        """
 
     @abstractmethod
     def render_prompt(self, turns: Sequence[Turn], tokenizer: Any) -> Rendering:
@@ -55,14 +59,14 @@ class Template(ABC):
         """Return the ids that end an assistant turn."""
         return [closing(tokenizer)]
 
-    def render(self, turns: Sequence[Turn], tokenizer: Any) -> Rendering:
-        """Render a conversation or a document for training.
+    def render(self, turns: Sequence[Turn], tokenizer: Any) -> list[Rendering]:
+        """Render a conversation or a document for training, as one row or several, the longest first.
 
         Raises PeftkitError for turns that are neither a single document nor a conversation that the assistant ends.
         """
         roles = [turn.role for turn in turns]
         if roles == ["text"]:
-            return Rendering(opening(tokenizer), [Piece(turns[0].text, trained=True, ends=True)])
+            return [Rendering(opening(tokenizer), [Piece(turns[0].text, trained=True, ends=True)])]
         if not roles or roles[-1] != "assistant" or "text" in roles:
             raise PeftkitError(
                 f"an example with the turns {', '.join(roles) or '(none)'} cannot be trained on: "
@@ -73,7 +77,8 @@ class Template(ABC):
     def encode(self, example: Example, tokenizer: Any, max_length: int) -> Encoded | None:
         """Return ids and labels of at most `max_length` tokens, or None where no target would be left.
 
-        Of a document longer than that, the first part. `peftkit.data.encode.encode` does a whole data set at once.
+        Of a document longer than that, the first part; of several rows, the longest. `peftkit.data.encode.encode` does
+        a whole data set at once.
         """
         rows = encode([example], self, tokenizer, max_length).rows
         return rows[0] if rows else None
@@ -94,7 +99,7 @@ class Template(ABC):
 
     def text(self, example: Example, tokenizer: Any) -> str:
         """Return what the model is trained on as one text, special tokens included."""
-        rendering = self.render(example.turns, tokenizer)
+        rendering = self.render(example.turns, tokenizer)[0]
         end = tokenizer.eos_token or ""
         return tokenizer.decode(rendering.opening) + "".join(
             piece.text + (end if piece.ends else "") for piece in rendering.pieces

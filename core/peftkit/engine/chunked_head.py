@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,7 +25,7 @@ def chunked_sum(
     """
     if not len(targets):
         return hidden.sum(dtype=torch.float32) * 0
-    trained = [] if head.plain(hidden) is not None else head.trained(hidden)
+    trained = [] if head.plain() is not None else head.trained(hidden)
     return cast(Tensor, _Sum.apply(hidden, targets, weights, function, head, *trained))
 
 
@@ -32,7 +33,7 @@ def chunked_values(head: Head, function: TokenFunction, hidden: Tensor, targets:
     """Return the values [P] of a function; the backward pass recomputes the logits of each chunk."""
     if not len(targets):
         return hidden.sum(1, dtype=torch.float32)
-    trained = [] if head.plain(hidden) is not None else head.trained(hidden)
+    trained = [] if head.plain() is not None else head.trained(hidden)
     return cast(Tensor, _Values.apply(hidden, targets, function, head, *trained))
 
 
@@ -48,7 +49,7 @@ class _Sum(torch.autograd.Function):
         *trained: Tensor,
     ) -> Tensor:
         wanted = [hidden, *trained] if any(ctx.needs_input_grad) else []
-        layer = head.plain(hidden)
+        layer, scratch = head.plain(), partial(head.scratch, hidden.device)
         gradients = [torch.zeros_like(tensor) for tensor in wanted]
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         for start in range(0, len(targets), CHUNK):
@@ -57,7 +58,7 @@ class _Sum(torch.autograd.Function):
             loss = None
             if layer is not None:
                 into = gradients[0][part] if wanted else None
-                loss = function.behind_linear(hidden[part], layer, targets[part], each, into, head.scratch)
+                loss = function.behind_linear(hidden[part], layer, targets[part], each, into, scratch)
             if loss is None:
                 loss = _general(head, function, hidden[part], targets[part], each, trained, gradients, part)
             total += loss

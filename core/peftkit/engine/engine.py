@@ -18,21 +18,27 @@ from torch import Tensor, nn
 from peftkit.data.batches import Batch, collate
 from peftkit.data.encode import Encoded
 from peftkit.engine import packed_batch
+from peftkit.engine.calls import check_calls
 from peftkit.engine.fused_modules import FusedModules
-from peftkit.engine.head import Head
+from peftkit.engine.head import Head, logits_of
 from peftkit.engine.outputs import HeadOutputs, WholeOutputs
+from peftkit.engine.packed_attention import AttentionProof
 from peftkit.engine.packed_batch import PackedBatch
+from peftkit.engine.proof import FAULTS, proven
 from peftkit.engine.rows import crosses
-from peftkit.errors import PeftkitError
 from peftkit.kernels.recompute import Recompute
 from peftkit.method import Method
 from peftkit.ports.attention import along
+from peftkit.ports.context import context_of
 from peftkit.ports.shared_input import SharedInput, groups_of, shared
 
 PROBED = 24
 """Tokens of the rows on which the ways of computing are compared."""
 FAR = 0.1
 """How far the logits of two ways may lie apart, relative to their spread; those of another row's tokens lie farther."""
+NEAR, MOST = 1e-3, 0.75
+"""The same of so many of the tokens in full precision: rounding sends single ones to other experts."""
+ROUGH = (torch.bfloat16, torch.float16)
 KINDS = {"full_attention", "sliding_attention"}
 """The kinds of layers that may run on flat tokens; others mix tokens by their order, or in chunks."""
 STATES = {"linear_attention", "conv", "hybrid", "mamba", "recurrent", "mlp", "moe"}
@@ -61,13 +67,27 @@ class Engine:
     """Computes what a model makes of micro-batches of one model, as its arrangement says."""
 
     def __init__(self, model: nn.Module, arrangement: Arrangement, groups: Sequence[SharedInput] = ()):
-        self.model, self.arrangement, self.groups = model, arrangement, groups if arrangement.together else ()
+        self.model, self.arrangement = model, arrangement
+        self.groups = proven(groups) if arrangement.together else []
         self.compiled = False
         """Whether the blocks are compiled, one code for all: which layers go together is known of each by itself."""
         self.offloads = False
         """Whether activations that are kept wait in the host's memory for the backward pass."""
         self.head = Head(model) if arrangement.apart else None
         self.fused_modules = FusedModules(model) if arrangement.fused else None
+        self.notices: list[str] = []
+        """What of the engine is left off, as it would compute something else."""
+        left = [] if self.fused_modules is None else list(self.fused_modules.left_off)
+        left += ["layers of one input"] if arrangement.together and len(self.groups) < len(groups) else []
+        if left:
+            self.notices.append(f"the model's own code runs where ours computes something else: {', '.join(left)}.")
+        if self.head is not None and self.head.refusal is not None:
+            self.notices.append(self.leave_whole(self.head.refusal))
+
+    def leave_whole(self, why: str) -> str:
+        """Leave the model whole from now on; returns a notice that says why."""
+        self.arrangement, self.head = replace(self.arrangement, flat=False, share=False, apart=False), None
+        return f"the logits of whole micro-batches are held at once: {why}."
 
     def pack(self, batch: Batch) -> PackedBatch:
         """Bring a padded batch into the form in which it is computed; `to(device)` moves that."""
@@ -104,21 +124,13 @@ class Engine:
             return self.outputs(self.head.hidden(**batch.inputs), batch, module)
         inputs: dict[str, Any] = {**batch.inputs, "use_cache": False}
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            return WholeOutputs(batch, self.model(**inputs, logits_to_keep=batch.columns).logits, module)
-        return WholeOutputs(batch, self.model(**inputs).logits[:, batch.columns], module)
+            return WholeOutputs(batch, logits_of(self.model(**inputs, logits_to_keep=batch.columns)), module)
+        return WholeOutputs(batch, logits_of(self.model(**inputs))[:, batch.columns], module)
 
     def outputs(self, hidden: Tensor, batch: PackedBatch, module: nn.Module | None = None) -> HeadOutputs:
         """Return what hidden states [1, N, width] or [B, T, width] of a batch came to."""
         assert self.head is not None
         return HeadOutputs(batch, self.head, hidden, module)
-
-    def forget(self) -> None:
-        """Let go of the last forward pass, whose graph would stand until the next one is made.
-
-        What adds gradients to a parameter belongs to that graph and to the stream of its pass.
-        """
-        if self.head is not None:
-            self.head.output = None
 
     def release_memory(self) -> None:
         """Give back the memory that is kept from step to step."""
@@ -142,36 +154,38 @@ def choose(
     """Return the engine nearest to `wanted` that gives the model's own logits, and notices where it is another.
 
     The comparison runs on short rows made of `rows`, without dropout, and leaves the random state and the model as
-    they were.
+    they were. Raises PeftkitError for adapters on modules that the model never calls.
     """
     if not wanted.apart:
         return Engine(model, wanted), []
     some, lengths = _cut(rows), [len(row.ids) for row in rows]
     batch = collate([Encoded(ids, ids) for ids in some], pad_id)
-    notices: list[str] = []
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
             at = packed_batch.padded(batch).to(device)
-            groups = groups_of(model)
-            own = cast(Any, model)(**at.inputs, use_cache=False).logits.flatten(0, 1)[at.sources]
+            own, notices = check_calls(model, lambda: logits_of(model(**at.inputs, use_cache=False)))
+            engine = Engine(model, wanted, groups_of(model))
+            notices += engine.notices
+            if engine.head is None:
+                return engine, notices
+            own = own.flatten(0, 1)[at.sources]
             if wanted.flat:
-                why = refusal(model, lengths, methods) or _differs(model, batch, own, device, wanted)
+                why = refusal(model, lengths, methods) or _differs(engine, batch, own, device)
                 if why is None:
-                    return Engine(model, wanted, groups), notices
+                    return engine, notices
                 if keeps_state(model, methods):
-                    bounded = replace(wanted, share=False, bounded=True)
-                    why = _differs(model, batch, own, device, bounded)
+                    engine.arrangement = replace(wanted, share=False, bounded=True)
+                    why = _differs(engine, batch, own, device)
                     if why is None:
-                        return Engine(model, bounded, groups), notices
+                        return engine, notices
                 notices.append(f"examples are padded, not packed: {why}.")
-            rest = replace(wanted, flat=False)
-            why = _differs(model, batch, own, device, rest)
-            if why is None:
-                return Engine(model, rest, groups), notices
-            notices.append(f"the logits of whole micro-batches are held at once: {why}.")
-            return Engine(model, replace(rest, share=False, apart=False)), notices
+            engine.arrangement = replace(wanted, flat=False)
+            why = _differs(engine, batch, own, device)
+            if why is not None:
+                notices.append(engine.leave_whole(why))
+            return engine, notices
     finally:
         model.train(training)
 
@@ -220,9 +234,12 @@ def _cut(rows: Sequence[Encoded]) -> list[list[int]]:
     return [first, first[: len(first) // 2] + last[len(first) // 2 :], first[: len(first) // 2 + 1]]
 
 
-def _differs(model: nn.Module, batch: Any, own: Tensor, device: torch.device, arrangement: Arrangement) -> str | None:
-    """Say how the logits of an arrangement differ from the model's `own`, or what it raises; None where they agree."""
-    engine, kind = Engine(model, arrangement), type(model).__name__
+def _differs(engine: Engine, batch: Any, own: Tensor, device: torch.device) -> str | None:
+    """Say how the logits of an engine differ from the model's `own`, or what it raises; None where they agree."""
+    model, kind = engine.model, type(engine.model).__name__
+    context = context_of(model)
+    attention = AttentionProof(context.own_attention or cast(Any, model).config.get_text_config()._attn_implementation)
+    context.heard = attention
     try:
         ready = engine.pack(batch).to(device)
         with engine.running(ready):
@@ -230,13 +247,21 @@ def _differs(model: nn.Module, batch: Any, own: Tensor, device: torch.device, ar
                 places = [torch.from_numpy(row[:-1]).to(device) for row in ready.tree.rows]
                 ready = replace(ready, sources=torch.cat(places))
             logits = engine.logits(ready)
-            if arrangement.bounded and crosses(engine, ready):
+            if engine.arrangement.bounded and crosses(engine, ready):
                 return f"in {kind}, a row changes those behind it"
     except torch.OutOfMemoryError:
         raise
-    except (PeftkitError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
-        return f"{kind} does not run so ({str(error).splitlines()[0][:200]})"
-    apart = (logits.float() - own.float()).square().mean().sqrt() / own.float().std().clamp(min=1e-6)
-    if not bool(apart < FAR):
-        return f"{kind} computes something else then, {apart:.2f} of the spread of its logits away"
+    except FAULTS as error:
+        said = str(error).splitlines() or [type(error).__name__]
+        return f"{kind} does not run so ({said[0][:200]})"
+    finally:
+        context.heard = None
+    if attention.wrong:
+        return f"{attention.wrong[0]} attends in another way"
+    spread = own.float().std().clamp(min=1e-6)
+    apart = (logits.float() - own.float()).square().mean(-1).sqrt() / spread
+    rough = any(parameter.dtype in ROUGH for parameter in model.parameters())
+    far, most = apart.square().mean().sqrt(), apart.quantile(MOST)
+    if not bool(far < FAR) or not (rough or bool(most < NEAR)):
+        return f"{kind} computes something else then, {max(far, most):.2g} of the spread of its logits away"
     return None

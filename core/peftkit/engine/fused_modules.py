@@ -6,9 +6,8 @@ whose twin computes anything else, forward or backward, keeps its own code.
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from peftkit.engine.proof import TOKENS, Draw, Kinds, attributes, same, twin
 from peftkit.errors import PeftkitError
 from peftkit.kernels.elementwise import gated, norm, rotated
 from peftkit.kernels.recompute import Recompute
@@ -26,11 +26,8 @@ ROTARY = "apply_rotary_pos_emb"
 """What modelling code calls the function that turns queries and keys by their positions."""
 FACTORS: tuple[Callable[[Tensor], Tensor], ...] = (lambda weight: weight, lambda weight: 1 + weight)
 """What norms multiply by, given their weight."""
-WIDTH, TOKENS = 16, 6
+WIDTH = 16
 """Of what is tried beside norms."""
-ROUNDINGS = 16
-"""How many roundings of fp32 two ways of computing may lie apart; in bf16 it is a few."""
-Modules = Mapping[str, nn.Module]
 
 
 class _Norm(NamedTuple):
@@ -59,9 +56,12 @@ class FusedModules:
     def __init__(self, model: nn.Module):
         layout = Layout(model)
         self.recompute = Recompute()
-        self.norms = _norms([layout.modules[path] for path in layout.norms()])
-        self.gated = [place for path in _hidden(layout, "mlp") if (place := _gated(layout, path)) is not None]
-        self.rotary = _rotary([layout.modules[path] for path in _hidden(layout, "attention")])
+        kinds = Kinds()
+        self.norms = _norms(kinds, [layout.modules[path] for path in layout.norms()])
+        self.gated = [place for path in _hidden(layout, "mlp") if (place := _gated(kinds, layout, path)) is not None]
+        self.rotary = _rotary(kinds, [layout.modules[path] for path in _hidden(layout, "attention")])
+        self.left_off = kinds.left_off
+        """What has the form of something that is stood in for, and computes something else."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -135,9 +135,8 @@ def _hidden(layout: Layout, role: str) -> list[str]:
 # What is there, and tried -------------------------------------------------------------------------------------------
 
 
-def _norms(modules: Sequence[nn.Module]) -> list[_Norm]:
+def _norms(kinds: Kinds, modules: Sequence[nn.Module]) -> list[_Norm]:
     """Return those of the norms that are a product with the root of a mean square and a factor."""
-    tried: dict[tuple[Any, ...], tuple[Callable[[Tensor], Tensor], float] | None] = {}
     norms = []
     for module in modules:
         numbers = tuple(value for value in vars(module).values() if isinstance(value, float))
@@ -145,31 +144,30 @@ def _norms(modules: Sequence[nn.Module]) -> list[_Norm]:
         alone = len(module._parameters) == 1 and not module._buffers and not module._modules
         if isinstance(module, Seat) or not alone or weight is None or weight.dim() != 1:
             continue
-        kind = type(module), numbers, len(weight), weight.dtype, weight.device
-        if kind not in tried:
-            ways = ((factor, eps) for factor in FACTORS for eps in numbers)
-            tried[kind] = next((way for way in ways if _is_norm(module, weight, *way)), None)
-        if (way := tried[kind]) is not None:
+        ways = [(factor, eps) for factor in FACTORS for eps in numbers]
+        more = len(weight), weight.dtype, weight.device
+        way = kinds.way(module, more, ways, partial(_is_norm, module, weight))
+        if way is not None:
             norms.append(_Norm(module, *way))
     return norms
 
 
 def _is_norm(module: nn.Module, like: Tensor, factor: Callable[[Tensor], Tensor], eps: float) -> bool:
     device = "cpu" if like.device.type == "meta" else like.device
-    draw = _Draw()
+    draw = Draw()
     # Rows so small that what is added to their mean square counts, and rows that are not.
     x = (draw(3, TOKENS, len(like)) + 0.5) * torch.tensor([eps**0.5, 1.0, 30.0])[:, None, None]
     weight = draw(len(like))
     for dtype in {torch.float32, like.dtype}:
         mine, given = weight.to(device, dtype), x.to(device, dtype)
-        twin = _twin(module, parameters={"weight": nn.Parameter(mine, requires_grad=False)})
-        own = partial(type(module).forward, twin)
-        if not _same(own, lambda x, mine=mine: norm(Recompute(), x, factor(mine), eps), given):
+        other = twin(module, parameters={"weight": nn.Parameter(mine, requires_grad=False)})
+        own = partial(type(module).forward, other)
+        if not same(own, lambda x, mine=mine: norm(Recompute(), x, factor(mine), eps), given):
             return False
     return True
 
 
-def _gated(layout: Layout, path: str) -> _Gated | None:
+def _gated(kinds: Kinds, layout: Layout, path: str) -> _Gated | None:
     """Return the feed-forward part at `path` if it is a product with an activation between linear maps."""
     module = layout.modules[path]
     children = dict(module.named_children())
@@ -183,82 +181,46 @@ def _gated(layout: Layout, path: str) -> _Gated | None:
     activation = children[place.activation]
     if isinstance(activation, Seat) or next(activation.parameters(), None) is not None:
         return None
-    return place if _is_gated(place, activation) else None
+    more = (*place[1:], *attributes(activation))
+    return kinds.way(module, more, [(place, activation)], _is_gated) and place
 
 
 def _is_gated(place: _Gated, activation: nn.Module) -> bool:
-    draw = _Draw()
+    draw = Draw()
     gate, up, down = (_linear(draw) for _ in range(3))
     children = dict(zip(place[1:], (gate, up, down, activation), strict=True))
-    twin = _twin(place.module, modules=children)
+    other = twin(place.module, modules=children)
     # What is left out at random is left out of training alone.
-    twin.training = True
-    own = partial(type(place.module).forward, twin)
-    return _same(own, lambda x: down(gated(Recompute(), gate(x), up(x), activation)), draw(1, TOKENS, WIDTH))
+    other.training = True
+    own = partial(type(place.module).forward, other)
+    return same(own, lambda x: down(gated(Recompute(), gate(x), up(x), activation)), draw(1, TOKENS, WIDTH))
 
 
-def _linear(draw: _Draw) -> nn.Linear:
+def _linear(draw: Draw) -> nn.Linear:
     linear = nn.Linear(WIDTH, WIDTH, device="meta")
     linear.weight, linear.bias = (nn.Parameter(draw(*size), False) for size in ((WIDTH, WIDTH), (WIDTH,)))
     return linear
 
 
-def _rotary(modules: Sequence[nn.Module]) -> list[tuple[dict[str, Any], Callable[..., Any]]]:
+def _rotary(kinds: Kinds, modules: Sequence[nn.Module]) -> list[tuple[dict[str, Any], Callable[..., Any]]]:
     """Return the names of the modelling modules of attention in which ROTARY turns as `rotated` does, and that."""
-    places: dict[int, tuple[dict[str, Any], Callable[..., Any]]] = {}
+    places: list[tuple[dict[str, Any], Callable[..., Any]]] = []
+    seen: set[int] = set()
     for module in modules:
         kind = type(module).__mro__[2] if isinstance(module, Seat) else type(module)
         names = inspect.unwrap(kind.forward).__globals__
         own = names.get(ROTARY)
-        if own is None or id(names) in places:
+        if own is None or id(names) in seen:
             continue
-        draw = _Draw()
+        seen.add(id(names))
+        draw = Draw()
         q, cos, sin = draw(1, 4, TOKENS, WIDTH), draw(1, TOKENS, WIDTH), draw(1, TOKENS, WIDTH)
 
         def both(turn: Callable[..., Any], x: Tensor, cos: Tensor = cos, sin: Tensor = sin) -> Tensor:
             return torch.cat(turn(x, x[:, :2], cos, sin), 1)
 
-        if _same(partial(both, own), partial(both, partial(_rotate, own)), q):
-            places[id(names)] = names, own
-    return list(places.values())
-
-
-class _Draw:
-    """Draws normal numbers, always the same ones, and leaves the global random state alone."""
-
-    def __init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(7)
-
-    def __call__(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator)
-
-
-def _twin(module: nn.Module, parameters: Mapping[str, Any] | None = None, modules: Modules | None = None) -> nn.Module:
-    twin = copy.copy(module)
-    twin.__dict__.update(_parameters=dict(parameters or {}), _modules=dict(modules or {}))
-    return twin
-
-
-def _same(own: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Say whether two functions of x agree in their values and in a gradient, row by row."""
-    results: list[tuple[Tensor, Tensor]] = []
-    try:
-        with torch.enable_grad():
-            for function in (own, other):
-                leaf = x.clone().requires_grad_()
-                y = function(leaf)
-                given = _Draw()(*y.shape).to(y)
-                results.append((y.detach(), torch.autograd.grad(y, leaf, given)[0]))
-    except torch.OutOfMemoryError:
-        raise
-    except (PeftkitError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
-        return False
-    return all(_near(one, two) for one, two in zip(*results, strict=True))
-
-
-def _near(one: Tensor, other: Tensor) -> bool:
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    bound = torch.finfo(one.dtype).eps * (ROUNDINGS if one.dtype in (torch.float32, torch.float64) else 2)
-    apart = (one.double() - other.double()).norm(dim=-1)
-    return bool((apart <= bound * one.double().norm(dim=-1)).all())
+        if same(partial(both, own), partial(both, partial(_rotate, own)), q):
+            places.append((names, own))
+        else:
+            kinds.left_off.append(f"{ROTARY} of {names['__name__'].rpartition('.')[2]}")
+    return places

@@ -142,7 +142,6 @@ class Plain(Passes):
             self.phase(BACKWARD)
             (loss.sum / normaliser).backward()
             self.phase(REST)
-        self.engine.forget()
         return loss._replace(sum=loss.sum.detach())
 
     def loss(self, packed: PackedBatch) -> Loss:

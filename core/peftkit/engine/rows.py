@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from peftkit.data.batches import collate
 from peftkit.data.encode import Encoded
+from peftkit.engine.head import logits_of
 from peftkit.engine.packed_batch import PackedBatch
+from peftkit.engine.proof import FAULTS
 from peftkit.errors import PeftkitError
 
 TRIED = 16
 """Tokens of the longer row."""
 ROUNDING = {torch.float32: 1e-3}
 """How far the logits of a token may lie apart by rounding, as a part of them; half of them in half precision."""
-FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a model's own code raises where its configuration does not fit it."""
 
 
 def check_order(model: nn.Module, rows: Sequence[Encoded], device: torch.device) -> None:
@@ -34,7 +34,7 @@ def check_order(model: nn.Module, rows: Sequence[Encoded], device: torch.device)
     with _evaluating(model):
         try:
             own = _logits(model, [ids], device=device)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, PeftkitError):
             raise
         except FAULTS as error:
             text = " ".join(str(error).split())
@@ -105,8 +105,7 @@ def _logits(model: Any, ids: Any, mask: Tensor | None = None, *, device: torch.d
     """Run the model on ids [B, T]; without a mask none is padding."""
     ids = torch.as_tensor(ids, device=device)
     mask = torch.ones_like(ids) if mask is None else mask.to(device)
-    output = model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return output.logits
+    return logits_of(model(input_ids=ids, attention_mask=mask, use_cache=False))
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

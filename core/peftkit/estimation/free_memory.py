@@ -33,7 +33,7 @@ def free_memory(device: torch.device, root: Path = ROOT) -> int:
 def _within_groups(root: Path) -> Iterator[int]:
     """Tell what each control group that this process is in, the outer ones too, leaves of its limit."""
     listed = root / "proc/self/cgroup"
-    lines = listed.read_text().splitlines() if listed.is_file() else []
+    lines = listed.read_text().strip("\n").split("\n") if listed.is_file() else []
     for _, kinds, path in (line.split(":", 2) for line in lines):
         if kinds == "":
             top, limit, used, cached = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
@@ -57,5 +57,5 @@ def _number(file: Path) -> int | None:
 
 def _table(file: Path) -> dict[str, int]:
     """Read lines of a name and a number."""
-    lines = [line.replace(":", " ").split() for line in file.read_text().splitlines()] if file.is_file() else []
+    lines = [line.replace(":", " ").split() for line in file.read_text().split("\n")] if file.is_file() else []
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}

@@ -11,9 +11,12 @@ from torch import nn
 
 from peftkit.adaptation import Adaptation
 from peftkit.data.batches import Batch, Batches
+from peftkit.engine.calls import check_calls
 from peftkit.engine.chunked_head import CHUNK
 from peftkit.engine.engine import Arrangement, Engine, fallbacks, possible
+from peftkit.engine.head import logits_of
 from peftkit.engine.passes import BACKWARD, Plain
+from peftkit.engine.proof import FAULTS
 from peftkit.errors import PeftkitError
 from peftkit.estimation.asked import arrangement_of, objective_of
 from peftkit.estimation.live import Live, without_storage
@@ -22,12 +25,12 @@ from peftkit.models.configuration import one_line
 from peftkit.objectives import Objective
 from peftkit.recipe import TrainSection
 
+FEW = 8
+"""Tokens of the pass that shows which modules are called."""
 LARGEST = 64
 """So many micro-batches of the most padded tokens are looked at more closely."""
 GAPS = {"cpu": 0.25}
 """What an allocator holds beyond the tensors of a step, as a part of them, by device: gaps in the heap of a CPU."""
-FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a model's own code raises where it is given what it cannot compute with."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,28 @@ def _measured(plain: Plain, batch: Batch, passes: int) -> StepMemory:
         kind = "gradients" if number in gradients else "activations" if number in kept else "temporary"
         sizes[kind] += size
     return StepMemory(sum(kept.values()), sizes, int(GAPS.get(plain.device.type, 0.0) * sum(sizes.values())))
+
+
+def foretell(model: nn.Module, batch: Batch, section: TrainSection, device: torch.device) -> list[str]:
+    """Return the notices of a run that show in its plan: adapters that no pass reaches, parts of the engine left off.
+
+    Raises PeftkitError, as the run would, for adapters on modules that the model never calls. A model that does not
+    run without storage is left to the run.
+    """
+    inputs = {"input_ids": batch.input_ids[:1, :FEW], "attention_mask": batch.attention_mask[:1, :FEW]}
+    training = model.training
+    model.eval()
+    try:
+        with without_storage(model, device) as state, Live(state), torch.no_grad():
+            given = {name: tensor.to(device) for name, tensor in inputs.items()}
+            notices = check_calls(model, lambda: logits_of(model(**given, use_cache=False)))[1]
+    except PeftkitError:
+        raise
+    except FAULTS:
+        notices = []
+    finally:
+        model.train(training)
+    return notices + Engine(model, arrangement_of(section)).notices
 
 
 def largest(batches: Batches, model: nn.Module, pad_id: int) -> Batch:

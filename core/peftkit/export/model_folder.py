@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,13 +15,17 @@ from transformers import GenerationConfig, PreTrainedModel
 from peftkit.errors import PeftkitError
 from peftkit.export import shards
 from peftkit.export.trained import Trained
+from peftkit.families.image_text import unread
 from peftkit.layout import own_parameters
+from peftkit.models import folder as folders
+from peftkit.models.contents import Contents, StoredTensor
 from peftkit.models.quiet import quiet
 from peftkit.models.samples import compare, logits
 
 BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """The difference of a logit allowed after merging, as a fraction of the largest: what rounding the weights may cost."""
 SHARD = "4GB"
+CONFIGURATION = "config.json"
 
 
 def write_merged(trained: Trained, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
@@ -45,18 +49,40 @@ def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[s
     """
     model, tokenizer, source = trained.model, trained.tokenizer, trained.source
     changed, untied = changed_tensors(trained, also)
-    prefix = f"{model.base_model_prefix}."
+    paths = folders.shards(source) if source is not None and trained.has_originals else []
+    contents = _contents(trained, paths)
     with quiet():
-        rewritable = source is not None and trained.has_originals and dtype == trained.original_dtype
-        if not rewritable or not shards.rewrite(prefix, changed, untied, cast(Path, source), folder):
-            _save(model.to(dtype), folder)  # type: ignore[arg-type]
+        rewritable = paths and dtype == trained.original_dtype
+        if not rewritable or not shards.rewrite(contents, changed, untied, paths, folder):
+            _save(model.to(dtype), folder, contents.unread)  # type: ignore[arg-type]
         _save_settings(model, folder)
         tokenizer.save_pretrained(folder)
     if source is not None and (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
+    if source is not None and contents.unread:
+        _copy_descriptions(source, folder, anew=untied is None)
     for parameter in model.parameters():
         # Two models of four bytes a parameter need not be in memory at once.
         parameter.data = parameter.data.new_empty(0)
+
+
+def _contents(trained: Trained, paths: list[Path]) -> Contents:
+    """Return what the base's files hold; refuses a base of which parts that text never reaches are nowhere."""
+    contents = Contents(trained.module, paths)
+    if unread(trained.module) and not contents.unread:
+        raise PeftkitError(
+            f"the base of this run, {trained.name}, holds the decoder of text alone of its model, which takes images "
+            "too: the merged model would not be whole. Train on the original checkpoint."
+        )
+    return contents
+
+
+def _copy_descriptions(source: Path, folder: Path, *, anew: bool) -> None:
+    """Copy what a processor reads beside the tokenizer; with `anew` the configuration, too, is what it was."""
+    described = {path.name: path for pattern in folders.DESCRIPTION_FILES for path in source.glob(pattern)}
+    written = {folders.INDEX, *(path.name for path in folder.iterdir())} - ({CONFIGURATION} if anew else set())
+    for name in set(described) - written:
+        shutil.copyfile(described[name], folder / name)
 
 
 def reopen(trained: Trained, folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -94,9 +120,10 @@ def _save_settings(model: PreTrainedModel, folder: Path) -> None:
     model.generation_config.save_pretrained(folder)
 
 
-def _save(model: PreTrainedModel, folder: Path) -> None:
+def _save(model: PreTrainedModel, folder: Path, unread: Sequence[StoredTensor]) -> None:
     model.generation_config = GenerationConfig.from_model_config(model.config)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if ".seated." not in f".{name}"}
+    tensors |= {place.key: place.read() for place in unread}
     try:
         model.save_pretrained(folder, state_dict=tensors, max_shard_size=SHARD)
     except SafetensorError as error:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from peftkit import files, tensor_file
 from peftkit.models import folder as folders
+from peftkit.models.contents import Contents
 
 
-def rewrite(prefix: str, changed: Mapping[str, Tensor], untied: str | None, source: Path, output: Path) -> bool:
-    """Copy the weight files of `source` to `output` with the `changed` tensors (by the model's names) in place.
+def rewrite(
+    contents: Contents, changed: Mapping[str, Tensor], untied: str | None, paths: Sequence[Path], output: Path
+) -> bool:
+    """Copy the weight files `paths` to `output` with the `changed` tensors (by the model's names) in place.
 
-    Each is cast once, to the dtype that it has in the file. `prefix` is that of the decoder in the model's names, which
-    some files leave out; `untied` names a weight that the files do not hold because it was tied. Returns False where
-    another tensor is stored under a name or in a shape of its own, as some families do; nothing is then written.
+    Each is cast once, to the dtype that it has in the file. `contents` says where the model's tensors lie there;
+    `untied` names a weight that the files do not hold because it was tied. Returns False where another tensor is stored
+    in a form or a shape of its own, as some families do; nothing is then written.
     """
-    paths = folders.shards(source)
-    held = {key: file.shape(key) for file in map(tensor_file.TensorFile, paths) for key in file.names}
-    keys = {key: name for name in changed if (key := _key(name, prefix, held)) is not None}
-    if set(changed) - set(keys.values()) - {untied} or any(held[k] != list(changed[n].shape) for k, n in keys.items()):
+    held = {name: contents.places[name] for name in changed if name in contents.places}
+    if set(changed) - set(held) - {untied} or any(held[n].shape != list(changed[n].shape) for n in held):
         return False
+    keys = {place.key: name for name, place in held.items()}
     added = untied if untied not in keys.values() else None
     index: dict[str, str] = {}
     size = 0
@@ -40,8 +41,3 @@ def rewrite(prefix: str, changed: Mapping[str, Tensor], untied: str | None, sour
     if len(paths) > 1:
         files.write_json(output / folders.INDEX, {"metadata": {"total_size": size}, "weight_map": index})
     return True
-
-
-def _key(name: str, prefix: str, held: Mapping[str, Any]) -> str | None:
-    """Return the name in the files of the model's tensor `name`, or None."""
-    return next((key for key in (name, name.removeprefix(prefix), prefix + name) if key in held), None)

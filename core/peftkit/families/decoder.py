@@ -1,4 +1,4 @@
-"""Decoders of plain text: causal language models, which generate."""
+"""Decoders of text: causal language models, which generate, and those inside of models that take images too."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from functools import cache
 from typing import Any
 
 import yaml
-from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
 from peftkit import resources
 from peftkit.families import FAMILIES, Family
+from peftkit.families.image_text import AutoModelForCausalLM, has_decoder
 
 OTHER_INPUTS = ("vision_config", "audio_config")
+BOTH_WAYS = (True, "all")
+"""How a configuration says that a text token sees those behind it."""
 
 
 class Decoder(Family):
@@ -27,16 +30,23 @@ class Decoder(Family):
     objective = "cross-entropy"
 
     def architectures(self) -> Collection[str]:
-        """Return every architecture with a causal language model in transformers."""
-        return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        """Return every architecture of transformers with a causal language model, or that answers images and text."""
+        return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     def refusal(self, config: Any) -> str | None:
-        """Refuse encoder-decoders, models that take images or sound, and encoders."""
+        """Refuse encoder-decoders, encoders, and models that take images or sound without a decoder of text inside.
+
+        So are those that read a prompt in both directions: which tokens it is belongs to their input.
+        """
         architecture = getattr(config, "model_type", None)
         if getattr(config, "is_encoder_decoder", False):
             return f"{architecture} is an encoder-decoder; only decoders (causal language models) work."
         if any(getattr(config, key, None) is not None for key in OTHER_INPUTS):
-            return f"{architecture} takes images or sound; only decoders of plain text work."
+            if not has_decoder(config):
+                return f"{architecture} takes images or sound; decoders of text work, and those of image-text models."
+            if getattr(config.get_text_config(), "use_bidirectional_attention", None) in BOTH_WAYS:
+                return f"{architecture} reads its prompts in both directions; only causal decoders work."
+            return None
         masked = architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
         if masked or architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             return (

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from peftkit.data.example import Example
 from peftkit.data.template import Template
 from peftkit.errors import PeftkitError
-from peftkit.generation.decoding import Generation, OnProgress, Thread, context_length, converse
+from peftkit.generation.decoding import Generation, OnProgress, Thread, converse
 from peftkit.generation.journal import Journal
+from peftkit.generation.limits import context_length
 from peftkit.generation.settings import Settings
 from peftkit.tasks import Task
 
@@ -61,6 +62,7 @@ class Asked:
         `on_progress` receives (answers so far, all). The answers are the same with and without an interruption.
         """
         written = {record["chunk"]: record for record in journal.records} if journal else {}
+        caching = None
         for number, chunk in enumerate(self._chunks(batch_size)):
             if number in written:
                 self._take(written[number])
@@ -68,7 +70,9 @@ class Asked:
                 continue
             began = time.monotonic()
             threads = [self._turns(conversation, on_progress) for conversation in chunk]
-            converse(self.model, self.tokenizer, threads, self.settings, batch_size=batch_size)
+            caching = converse(
+                self.model, self.tokenizer, threads, self.settings, batch_size=batch_size, caching=caching
+            )
             wall = time.monotonic() - began
             self.wall_s += wall
             if journal:

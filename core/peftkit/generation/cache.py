@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
+
+from peftkit.generation.forward import Forward
+from peftkit.generation.row_layers import Extent, Kind, RowLayer, append_states, keep_states, states_of
 
 BLOCK = 64
 """Columns that are made beyond those in need, so that the memory moves only once in so many steps."""
 ABSENT = -1
 """Stands in the ids where a row has no token."""
-
-
-@dataclass
-class Extent:
-    """What part of the memory holds live rows: the first `rows` of `height`, columns `begin` to `end` of `width`."""
-
-    height: int
-    width: int
-    rows: int = 0
-    begin: int = 0
-    end: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,56 +27,22 @@ class Past:
     layers: list[tuple[Tensor, Tensor] | None]
 
 
-class RowLayer(CacheLayerMixin):
-    """Keys and values [height, groups, width, size] of one layer, of which the model sees the live part."""
-
-    is_sliding = False
-
-    def __init__(self, extent: Extent):
-        super().__init__()
-        self.extent = extent
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        # Zeros and not what the memory holds: a masked column must be a number, since it is multiplied by zero.
-        self.keys, self.values = (
-            states.new_zeros(self.extent.height, states.shape[1], self.extent.width, states.shape[3])
-            for states in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
-        extent, end = self.extent, self.extent.end + key_states.shape[2]
-        self.keys[: extent.rows, :, extent.end : end] = key_states
-        self.values[: extent.rows, :, extent.end : end] = value_states
-        return self.keys[: extent.rows, :, extent.begin : end], self.values[: extent.rows, :, extent.begin : end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.extent.end - self.extent.begin
-
-    def get_max_length(self) -> int:
-        return -1
-
-
 class RowCache(Cache):
     """A cache whose rows are texts that end in the same column, begin where they may, and are added and dropped.
 
     `ids` [height, width] holds the tokens beside their keys and values, `ABSENT` where there is none. The model is
-    given them as one batch that is padded on the left.
+    given them as one batch that is padded on the left. Convolutions' and recurrent states have no columns, and would
+    see padding: rows that have such are read from their first token on and with others of the same length, and what
+    is decoded together afterwards is a token of each.
     """
 
-    refills = True
-
-    def __init__(self, height: int, width: int, device: torch.device):
+    def __init__(self, forward: Forward, name: str, kinds: Sequence[Kind], height: int, width: int):
+        """Make a cache without rows; `name` is the model's argument for it, and `kinds` make its layers."""
+        self.forward, self.name = forward, name
         self.extent = Extent(height, width)
-        self.ids = torch.full((height, width), ABSENT, device=device)
-        super().__init__(layer_class_to_replicate=partial(RowLayer, self.extent))  # type: ignore[arg-type]
+        self.ids = torch.full((height, width), ABSENT, device=forward.device)
+        super().__init__(layers=[kind(self.extent) for kind in kinds])
+        self.masked = any(isinstance(layer, RowLayer) for layer in self.layers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.extent.end - self.extent.begin
@@ -104,17 +61,33 @@ class RowCache(Cache):
         """Return the tokens [rows, columns] of the live part."""
         return self.ids[: self.extent.rows, self.extent.begin : self.extent.end]
 
-    def write(self, tokens: Tensor) -> Tensor:
+    def read(self, tokens: Tensor, last: Tensor) -> Tensor:
+        """Have the model read the next tokens [rows, new], `ABSENT` behind what a row has; returns logits.
+
+        They are those [rows, vocabulary] after token `last[row]` of each row.
+        """
+        new = tokens.shape[1]
+        mask = self._write(tokens)
+        given: dict[str, Any] = {self.name: self, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -new:]}
+        if self.masked:
+            given["attention_mask"] = mask
+        kept = last.unique() if new > 1 else last[:1]
+        logits = self.forward(
+            tokens.clamp(min=0), use_cache=True, logits_to_keep=kept if new > 1 else 1, **given
+        ).logits
+        self.extent.end += new
+        if new == 1:
+            return logits[:, -1]
+        chosen = torch.searchsorted(kept, last) if logits.shape[1] == len(kept) else last
+        return logits[torch.arange(len(tokens), device=tokens.device), chosen]
+
+    def _write(self, tokens: Tensor) -> Tensor:
         """Set the next tokens [rows, new], whose keys and values the model is about to add; returns the mask."""
         extent, new = self.extent, tokens.shape[1]
         if extent.end + new > extent.width:
             self._move(extent.height, 0, extent.end - extent.begin + new + BLOCK)
         self.ids[: extent.rows, extent.end : extent.end + new] = tokens
         return (self.ids[: extent.rows, extent.begin : extent.end + new] != ABSENT).long()
-
-    def advance(self, new: int) -> None:
-        """Take the columns that the model has just filled as live."""
-        self.extent.end += new
 
     def append(self, other: RowCache, ends: Tensor, copies: int) -> None:
         """Add the rows of another cache, each `copies` times; row i's text ends before its column `ends[i]`."""
@@ -136,6 +109,8 @@ class RowCache(Cache):
                 states = getattr(theirs, name)[: len(ends)]
                 at = source[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
                 getattr(mine, name)[rows, :, columns] = states.gather(2, at).repeat_interleave(copies, 0)
+        for mine, theirs in zip(states_of(self.layers), states_of(other.layers), strict=True):
+            append_states(mine, theirs, copies)
         extent.rows += count
         extent.begin = min(extent.begin, columns.start)
         self._trim()
@@ -151,21 +126,28 @@ class RowCache(Cache):
             part.copy_(part.index_select(0, sources))
 
     def _parts(self, begin: int) -> Iterator[Tensor]:
-        """Iterate over all that is held of the live rows from a column on."""
+        """Iterate over all that is held of the live rows from a column on; states have none and come whole."""
         extent = self.extent
         yield self.ids[: extent.rows, begin : extent.end]
         for layer in self.held:
             for states in (layer.keys, layer.values):
                 assert states is not None
                 yield states[: extent.rows, :, begin : extent.end]
+        for layer in states_of(self.layers):
+            for held in (layer.conv_states, layer.recurrent_states):
+                yield from (states for states in held.values() if states is not None)
 
     def keep(self, rows: int) -> None:
         """Drop all rows behind the first `rows`."""
         self.extent.rows = rows
+        for layer in states_of(self.layers):
+            keep_states(layer, rows)
         self._trim()
 
-    def past(self, row: int, length: int) -> Past:
-        """Copy the first `length` tokens of a row."""
+    def past(self, row: int, length: int) -> Past | None:
+        """Copy the first `length` tokens of a row, or return None where states stand after its last token alone."""
+        if states_of(self.layers):
+            return None
         extent = self.extent
         first = extent.begin + int((self.live_ids()[row] != ABSENT).long().argmax())
         part = slice(first, first + length)
@@ -194,8 +176,6 @@ class RowCache(Cache):
 
     def _layer(self, index: int, *like: Any) -> RowLayer:
         """Return the layer `index`, with memory of the sizes of another layer or of keys and values."""
-        while len(self.layers) <= index:
-            self.layers.append(RowLayer(self.extent))
         layer = self.layers[index]
         assert isinstance(layer, RowLayer)
         if not layer.is_initialized:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,16 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peftkit.errors import PeftkitError
 from peftkit.generation.beams import Beams
-from peftkit.generation.cache import ABSENT, Past, RowCache
+from peftkit.generation.cache import Past
+from peftkit.generation.caching import Caching, choose, whole_texts
+from peftkit.generation.limits import beginning, check_lengths
+from peftkit.generation.long_rope import RopeScale, scale_of, short_length
 from peftkit.generation.settings import Settings
 from peftkit.generation.single import Single, Text
 from peftkit.generation.stopping import Stopping
-from peftkit.generation.whole_cache import WholeCache, keeps_rows
 
 REFILL = 0.25
 """Prompts enter once so much of the batch is free: they are read together, and each reading is a step of its own."""
+SEEN = 4
+"""Batches of waiting prompts among which those of one length are looked for."""
 SHARED = 8
 """Tokens at the beginning of all prompts from which on they are computed once for all."""
 
@@ -79,17 +81,40 @@ def generate(
 
 
 def converse(
-    model: Any, tokenizer: Any, threads: Iterable[Thread], settings: Settings, *, batch_size: int = 32
-) -> None:
+    model: Any,
+    tokenizer: Any,
+    threads: Iterable[Thread],
+    settings: Settings,
+    *,
+    batch_size: int = 32,
+    caching: Caching | None = None,
+) -> Caching | None:
     """Answer every prompt of every thread; `batch_size` prompts are decoded together.
 
     A thread's next prompt keeps what it has in common with the one before in the cache. A prompt is as many tokens as
-    fit the context with `max_new_tokens` more; it is not empty.
+    fit the context with `max_new_tokens` more; it is not empty. Returns how the model is cached, for the next call;
+    it is found out where `caching` is not given.
     """
     stopping = Stopping.of(model, tokenizer, settings)
     search = Beams(settings, stopping) if settings.num_beams > 1 else Single(settings, stopping)
     with inference(model):
-        Decoding(model, search, stopping, threads, batch_size).run()
+        waiting = [Waiting(thread, Text(*next(thread))) for thread in threads]
+        if waiting and caching is None:
+            caching = choose(model, [item.text.prompt for item in waiting], search.copies)
+        beyond = short_length(model.config)
+
+        def scale(item: Waiting) -> RopeScale:
+            return scale_of(len(item.text.prompt), settings.max_new_tokens, beyond)
+
+        while waiting and caching is not None:
+            # A batch is of one scale, since its longest row decides.
+            own = scale(waiting[0])
+            way = whole_texts(model) if own is RopeScale.BOTH else caching
+            fit, rest = [[item for item in waiting if (scale(item) is own) is fits] for fits in (True, False)]
+            decoding = Decoding(way, search, stopping, fit, batch_size, lambda item, own=own: scale(item) is own)
+            decoding.run()
+            waiting = rest + decoding.others
+    return caching
 
 
 @dataclass
@@ -112,16 +137,22 @@ class Decoding:
     """The batch: its texts, the cache with their rows, and the prompts that wait."""
 
     def __init__(
-        self, model: Any, search: Single | Beams, stopping: Stopping, threads: Iterable[Thread], batch_size: int
+        self,
+        caching: Caching,
+        search: Single | Beams,
+        stopping: Stopping,
+        waiting: Sequence[Waiting],
+        batch_size: int,
+        fits: Callable[[Waiting], bool],
     ):
-        self.model, self.search, self.stopping, self.batch_size = model, search, stopping, batch_size
-        self.device = next(model.parameters()).device
-        self.accepted = inspect.signature(model.forward).parameters
-        first = [Waiting(thread, Text(*next(thread))) for thread in threads]
-        self.waiting = deque(sorted(first, key=lambda item: (-len(item.text.prompt), item.text.number)))
+        self.caching, self.search, self.stopping, self.fits = caching, search, stopping, fits
+        self.others: list[Waiting] = []
+        """Prompts that follow and do not fit to these ones."""
+        self.batch_size = min(batch_size, caching.most or batch_size)
+        self.waiting = deque(sorted(waiting, key=lambda item: (-len(item.text.prompt), item.text.number)))
         self.live: list[Waiting] = []
-        self.refills = keeps_rows(model.config)
-        self.cache = self._empty(0, 0)
+        self.cache = caching.make(0, 0)
+        self.device = self.cache.ids.device
         self.tokens = torch.empty(0, dtype=torch.long, device=self.device)
         """The last token of every row, which the model has not read."""
 
@@ -130,14 +161,25 @@ class Decoding:
         self._share()
         while self.waiting or self.live:
             free = self.batch_size - len(self.live)
-            if self.waiting and (not self.live or (self.refills and free >= max(1, REFILL * self.batch_size))):
-                self._admit([self.waiting.popleft() for _ in range(min(free, len(self.waiting)))])
+            refills = self.caching.refills and free >= max(1, REFILL * self.batch_size)
+            if self.waiting and (not self.live or refills):
+                self._admit(self._next(free))
             else:
                 self._step()
 
+    def _next(self, free: int) -> list[Waiting]:
+        """Take at most `free` prompts; where no others can join them, those of one length among the next ones."""
+        if self.caching.refills:
+            return [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        seen = [self.waiting.popleft() for _ in range(min(SEEN * free, len(self.waiting)))]
+        fit = [item for item in seen if len(item.text.prompt) == len(seen[0].text.prompt)][:free]
+        taken = set(map(id, fit))
+        self.waiting.extendleft(item for item in reversed(seen) if id(item) not in taken)
+        return fit
+
     def _step(self) -> None:
         """Read the last token of every row, and choose the next."""
-        logits = self._forward(self.cache, self.tokens[:, None], 1)[:, -1]
+        logits = self.cache.read(self.tokens[:, None], torch.zeros_like(self.tokens))
         made = max(item.text.made for item in self.live)
         choice = self.search.advance([item.text for item in self.live], logits, self.cache.live_ids())
         self.tokens = choice.tokens
@@ -149,53 +191,24 @@ class Decoding:
         """Read prompts, put their rows into the batch, and choose their first tokens."""
         copies, old = self.search.copies, len(self.live)
         if not old:
-            self.cache = self._empty(min(self.batch_size, len(items) + len(self.waiting)) * copies, 0)
-        rows = self.cache.rows
-        cache, ends, logits = self._read(items)
-        self.cache.append(cache, ends, copies)  # type: ignore[arg-type]
-        del cache
-        texts = [item.text for item in items]
-        choice = self.search.advance(texts, logits.repeat_interleave(copies, 0), self.cache.live_ids()[rows:])
+            self.cache = self.caching.make(min(self.batch_size, len(items) + len(self.waiting)) * copies, 0)
+        rows, groups, logits = self.cache.rows, [], []
+        for group in self.caching.together([len(item.text.prompt) for item in items]):
+            groups += [items[index] for index in group]
+            cache, ends, after = self._read([items[index] for index in group])
+            self.cache.append(cache, ends, copies)
+            logits.append(after.repeat_interleave(copies, 0))
+            del cache
+        choice = self.search.advance([item.text for item in groups], torch.cat(logits), self.cache.live_ids()[rows:])
         self.tokens = torch.cat([self.tokens, choice.tokens])
-        self.live += items
-        for item in items:
+        self.live += groups
+        for item in groups:
             item.past = None  # its memory is free once nobody waits for it
         self._settle([False] * old + choice.done)
 
-    def _read(self, items: Sequence[Waiting]) -> tuple[RowCache | WholeCache, Tensor, Tensor]:
-        """Return a cache with the prompts, where each one ends in it, and the logits [prompts, vocabulary] after each.
-
-        What is not known of a prompt stands behind what is, and is padded on the right, so that no row has a gap.
-        """
-        known = [item.known for item in items]
-        rest = [item.text.prompt[length:] for item, length in zip(items, known, strict=True)]
-        begin, width = max(known), max(map(len, rest))
-        cache = self._empty(len(items), begin + width)
-        cache.begin_with([(item.past, length) for item, length in zip(items, known, strict=True)])
-        padding = [[ABSENT] * (width - len(ids)) for ids in rest]
-        padded = [ids + pad if self.refills else pad + ids for ids, pad in zip(rest, padding, strict=True)]
-        last = torch.tensor([(len(ids) if self.refills else width) - 1 for ids in rest], device=self.device)
-        kept = last.unique()
-        logits = self._forward(cache, torch.tensor(padded, device=self.device), kept)
-        chosen = torch.searchsorted(kept, last) if logits.shape[1] == len(kept) else last
-        return cache, last + begin + 1, logits[torch.arange(len(items), device=self.device), chosen]
-
-    def _empty(self, rows: int, columns: int) -> RowCache | WholeCache:
-        """Return a cache without rows, with memory for so many."""
-        return RowCache(rows, columns, self.device) if self.refills else WholeCache(self.model.config, self.device)
-
-    def _forward(self, cache: RowCache | WholeCache, tokens: Tensor, keep: int | Tensor) -> Tensor:
-        """Return the logits [rows, new, vocabulary] after the new tokens, at least at those that `keep` names."""
-        mask = cache.write(tokens)
-        extra: dict[str, Any] = {}
-        if "position_ids" in self.accepted:  # models with linear biases count positions from the mask themselves
-            extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        if "logits_to_keep" in self.accepted:
-            extra["logits_to_keep"] = keep
-        tokens = tokens.clamp(min=0)
-        output = self.model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
-        cache.advance(tokens.shape[1])
-        return output.logits
+    def _read(self, items: Sequence[Waiting]) -> tuple[Any, Tensor, Tensor]:
+        """Return a cache with the prompts, where each one ends in it, and the logits after each."""
+        return self.caching.read([item.text.prompt for item in items], [(item.past, item.known) for item in items])
 
     def _settle(self, done: Sequence[bool]) -> None:
         """Hand out the answers that are there and take their rows out of the batch; threads that go on wait."""
@@ -228,8 +241,12 @@ class Decoding:
             text = Text(*item.thread.send(Generation(self.stopping.text(ids), ids, finished)))
         except StopIteration:
             return
-        past = self.cache.past(slot * self.search.copies, common(item.text.prompt, text.prompt))
-        self.waiting.appendleft(Waiting(item.thread, text, past))
+        waiting = Waiting(item.thread, text)
+        if not self.fits(waiting):
+            self.others.append(waiting)
+            return
+        waiting.past = self.cache.past(slot * self.search.copies, common(item.text.prompt, text.prompt))
+        self.waiting.appendleft(waiting)
 
     def _rows(self, slots: Sequence[int]) -> Tensor:
         """Return the rows of these texts."""
@@ -239,11 +256,12 @@ class Decoding:
     def _share(self) -> None:
         """Compute once what all waiting prompts begin with."""
         prompts = [item.text.prompt for item in self.waiting]
-        if len(prompts) < 2 or not self.refills:
+        if len(prompts) < 2 or not self.caching.mixed:
             return
         length = min(common(min(prompts), max(prompts)), *(len(prompt) - 1 for prompt in prompts))
-        if length >= SHARED:
-            cache, _, _ = self._read([Waiting(self.waiting[0].thread, Text(0, prompts[0][:length]))])
+        shared = Waiting(self.waiting[0].thread, Text(0, prompts[0][:length]))
+        if length >= SHARED and self.fits(shared):
+            cache, _, _ = self._read([shared])
             past = cache.past(0, length)
             for item in self.waiting:
                 item.past = past
@@ -265,28 +283,3 @@ def inference(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def beginning(tokenizer: Any) -> tuple[int, ...]:
-    """Return what an empty prompt is continued from: the beginning-of-sequence token, else the end-of-sequence."""
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise PeftkitError("an empty prompt cannot be continued: the tokenizer has no token to begin with.")
-    return (first,)
-
-
-def context_length(model: Any) -> int | None:
-    """Return the most positions that the model takes, or None where it sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-def check_lengths(model: Any, prompts: Sequence[Sequence[int]], new: int) -> None:
-    """Raise PeftkitError where a prompt with `new` more tokens is longer than the model's context."""
-    limit = context_length(model)
-    long = [number for number, prompt in enumerate(prompts, 1) if limit is not None and len(prompt) + new > limit]
-    if long:
-        raise PeftkitError(
-            f"prompt {long[0]} has {len(prompts[long[0] - 1])} tokens, and with generation.max_new_tokens {new} it is "
-            f"more than the model's {limit} positions ({len(long)} of {len(prompts)} prompts are too long): lower "
-            "generation.max_new_tokens, or take shorter prompts."
-        )

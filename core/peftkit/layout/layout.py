@@ -11,6 +11,7 @@ from torch import nn
 
 from peftkit.errors import PeftkitError, nearest
 from peftkit.families import family_of
+from peftkit.families.image_text import unread
 from peftkit.layout.sites import Rows, Site
 from peftkit.layout.targets import GROUPS, LINEAR_ROLES, names_module
 from peftkit.quantization.weight import packed_shape, shape
@@ -22,7 +23,8 @@ class Layout:
     def __init__(self, model: nn.Module):
         self.model = model
         self.config: Any = getattr(model, "config", None)
-        self.kind: str = getattr(self.config, "model_type", type(model).__name__)
+        text = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
+        self.kind: str = getattr(text, "model_type", type(model).__name__)
         self.names: Mapping[str, Any] = family_of(self.config).names(self.kind)
         self.modules: dict[str, nn.Module] = {
             name: module for name, module in model.named_modules() if ".seated" not in f".{name}"
@@ -125,6 +127,14 @@ class Layout:
         path = next(name for name, other in self.modules.items() if other is module)
         return Site(path, module, module.num_embeddings, module.embedding_dim, "embedding", tied=self._tied(module))
 
+    def other_tables(self) -> list[nn.Embedding]:
+        """List the embeddings by token id beside the input embedding, such as those that each layer adds."""
+        first: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        config = self.config.get_text_config().to_dict()
+        sizes = {size for key, size in config.items() if key.startswith("vocab_size")}
+        tables = [module for module in self.modules.values() if isinstance(module, nn.Embedding)]
+        return [table for table in tables if table is not first and table.num_embeddings in sizes]
+
     def norms(self) -> list[str]:
         """Return the paths of the normalisation layers."""
         return [name for name, module in self.modules.items() if "norm" in type(module).__name__.lower()]
@@ -159,6 +169,12 @@ class Layout:
         ]
 
     def _no_match(self, target: str) -> str:
+        missing = [name for part in unread(self.model) for name in part.names if names_module(target, name)]
+        if missing:
+            return (
+                f"the target '{target}' names {missing[0]}, which takes images or sound: text never reaches it, and "
+                "it is not loaded. Choose targets inside the decoder of text."
+            )
         roles = ", ".join(f"{role} ({count})" for role, count in self.roles().items())
         leaves = sorted({name.split(".")[-1] for name, module in self.modules.items() if shape(module) is not None})
         guess = nearest(target, [*GROUPS, *LINEAR_ROLES, *leaves])

@@ -13,6 +13,7 @@ from peftkit.errors import PeftkitError
 from peftkit.families import family_of
 from peftkit.layout import Layout
 from peftkit.models import configuration, layerwise
+from peftkit.models.contents import outside
 from peftkit.models.quantize import Quantization
 from peftkit.quantization.quantizer import Quantizer
 
@@ -71,7 +72,8 @@ def read_whole(
             f"model: '{name}' in {folder} has the shape {list(stored)}, and its config.json asks for {list(wanted)}."
         )
     _refuse(folder, "lacks", faults["missing_keys"])
-    _refuse(folder, "holds, beyond what config.json describes,", faults["unexpected_keys"])
+    beyond = {key for key in faults["unexpected_keys"] if not outside(cast(nn.Module, model)).match(key)}
+    _refuse(folder, "holds, beyond what config.json describes,", beyond)
     if faults.get("error_msgs"):
         raise PeftkitError(f"model: {folder} cannot be loaded: {'; '.join(faults['error_msgs'])}")
     return model

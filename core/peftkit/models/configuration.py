@@ -48,6 +48,12 @@ def from_init(init: Mapping[str, Any], defaults: Mapping[str, Any]) -> Pretraine
     try:
         blank = AutoConfig.for_model(architecture)
         families.check(blank, "model.init.architecture")
+        inner = blank.get_text_config().model_type
+        if inner != architecture:
+            raise PeftkitError(
+                f"model.init.architecture: {architecture} is made of several parts, and random weights are of one "
+                f"decoder: describe that of its text ({inner}), or name a checkpoint."
+            )
         known = set(blank.to_dict()) | set(blank.attribute_map)
         for key in keys:
             if key not in known:

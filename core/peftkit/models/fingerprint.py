@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,9 @@ def fingerprint(model: nn.Module, dtype: torch.dtype | None = None) -> str | Non
 
 def digest(model: nn.Module, parameters: Mapping[str, tuple[list[int], Tensor]]) -> str:
     """Return the fingerprint of a model whose parameters have these shapes and samples, by name."""
-    config = getattr(model, "config", None)
-    essentials = {key: getattr(config, key, None) for key in ESSENTIALS}
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    essentials = {key: getattr(text, key, None) for key in ESSENTIALS}
     ordered = sorted(parameters.items())
     shapes = [(name, shape) for name, (shape, _) in ordered]
     state = hashlib.sha256(json.dumps([essentials, shapes], sort_keys=True, default=str).encode())

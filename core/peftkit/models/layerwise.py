@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.layout import Layout
+from peftkit.models.contents import Contents, StoredTensor
 from peftkit.models.fingerprint import digest, sample
 from peftkit.models.quantize import replace
 from peftkit.quantization.quantizer import Quantizer
-from peftkit.tensor_file import TensorFile
 
 
 def read(
@@ -30,27 +30,29 @@ def read(
 ) -> str | None:
     """Fill a model made under `without_weights` from safetensors files; return the fingerprint of what they hold.
 
-    `packed` names the linear layers to pack. Returns None, with the model unusable, where the files name their tensors
-    otherwise than the model does: transformers has to convert such a checkpoint. Raises PeftkitError for a weight that
-    cannot be packed. `as_if` is the dtype that the fingerprint takes the weights in.
+    `packed` names the linear layers to pack. Returns None, with nothing read, where the files hold other tensors than
+    the model, or in another form: transformers has to convert or to refuse such a checkpoint. Raises PeftkitError for a
+    weight that cannot be packed. `as_if` is the dtype that the fingerprint takes the weights in.
     """
-    wanted = {name for name, parameter in model.named_parameters() if parameter.is_meta}
+    if not _fits(model, contents := Contents(cast(nn.Module, model), paths)):
+        return None
     tied = _tied(model)
     samples: dict[str, tuple[list[int], Tensor]] = {}
     transposed = {path for path in packed if isinstance(model.get_submodule(path), Conv1D)}
-    held = [(file, name) for file in map(TensorFile, paths) for name in file.names if name not in tied]
-    for file, name in held:
-        if name not in wanted or file.shape(name) != list(model.get_parameter(name).shape):
-            return None
-        value = file.read(name).to(dtype)
-        samples[name] = (list(value.shape), sample(value, as_if))
+    for name, place in contents.places.items():
         path, _, kind = name.rpartition(".")
-        setattr(model.get_submodule(path), kind, nn.Parameter(value, requires_grad=False))
+        module = model.get_submodule(path)
+        if name in tied:
+            continue
+        if kind in module._buffers:
+            module._buffers[kind] = place.read().to(module._buffers[kind])
+            continue
+        value = place.read().to(dtype)
+        samples[name] = (list(value.shape), sample(value, as_if))
+        setattr(module, kind, nn.Parameter(value, requires_grad=False))
         if kind == "weight" and path in packed:
-            replace(model, path, packed[path], partial(read_weight, file.path, name, dtype, path in transposed))
+            replace(model, path, packed[path], partial(read_weight, place, dtype, path in transposed))
             release_memory()
-    if wanted - set(samples):
-        return None
     model.tie_weights()
     return digest(model, samples)
 
@@ -73,15 +75,25 @@ def without_weights() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
+def _fits(model: PreTrainedModel, contents: Contents) -> bool:
+    """Say whether files hold all that the model has, in its shapes, and nothing else."""
+    shapes = {name: list(tensor.shape) for name, tensor in cast(nn.Module, model).state_dict().items()}
+    # A tensor under several names is wanted under the first.
+    names = {name for name, _ in (*model.named_parameters(), *cast(nn.Module, model).named_buffers())}
+    held = {name: place.shape for name, place in contents.places.items()}
+    lacking = (names & set(shapes)) - _tied(model) - set(held)
+    return not contents.strays and not lacking and all(shapes[name] == shape for name, shape in held.items())
+
+
 def _tied(model: PreTrainedModel) -> set[str]:
     """Return the names under which a tied head is stored a second time."""
     layout = Layout(cast(nn.Module, model))
     return {f"{site.path}.weight" for site in layout.linears if site.tied}
 
 
-def read_weight(path: Path, name: str, dtype: torch.dtype, transposed: bool) -> Tensor:
-    """Read one weight [out, in] of a safetensors file."""
-    weight = TensorFile(path).read(name).to(dtype)
+def read_weight(place: StoredTensor, dtype: torch.dtype, transposed: bool) -> Tensor:
+    """Read one weight [out, in]."""
+    weight = place.read().to(dtype)
     return weight.T if transposed else weight
 
 
@@ -98,8 +110,3 @@ def _libc() -> ctypes.CDLL | None:
         return ctypes.CDLL(None)
     except (OSError, TypeError):  # Windows has no such library
         return None
-
-
-def places(paths: list[Path]) -> dict[str, Path]:
-    """Return the file of each tensor."""
-    return {name: path for path in paths for name in TensorFile(path).names}

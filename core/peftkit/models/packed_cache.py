@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from peftkit import files
 from peftkit.errors import PeftkitError
 from peftkit.models import layerwise, packed_folder
+from peftkit.models.contents import Contents
 from peftkit.quantization.quantizer import Quantizer
 
 VERSION = 2
@@ -79,11 +80,11 @@ def read(
     """
     if not packed_folder.is_packed(where):
         return None
-    homes = layerwise.places(paths)
+    places = Contents(model, paths).places
 
     def source(path: str) -> Callable[[], Tensor]:
-        key = f"{path}.weight"
-        return partial(layerwise.read_weight, homes[key], key, dtype, isinstance(model.get_submodule(path), Conv1D))
+        transposed = isinstance(model.get_submodule(path), Conv1D)
+        return partial(layerwise.read_weight, places[f"{path}.weight"], dtype, transposed)
 
     try:
         return packed_folder.fill(model, where, packed, dtype, source)

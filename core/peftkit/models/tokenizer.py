@@ -15,6 +15,8 @@ from peftkit.models.quiet import quiet
 from peftkit.recipe import ModelSection
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
+PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
+"""Where a chat template stands that the tokenizer's own files lack."""
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|padding|>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
 
 
@@ -44,8 +46,16 @@ def read(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise PeftkitError(
             f"model: the tokenizer in {folder} has no end-of-sequence token: set `eos_token` in tokenizer_config.json."
         )
+    tokenizer.chat_template = tokenizer.chat_template or _template_of_processor(folder)
     set_padding(tokenizer)
     return tokenizer
+
+
+def _template_of_processor(folder: Path) -> str | None:
+    """Return the chat template in the files of the folder's processor, of images and text, or None."""
+    contents = [files.read_json(folder / name) for name in PROCESSOR_FILES if (folder / name).is_file()]
+    templates = [content.get("chat_template") for content in contents if isinstance(content, dict)]
+    return next((template for template in templates if isinstance(template, str)), None)
 
 
 def load_tokenizer(section: ModelSection) -> Any:

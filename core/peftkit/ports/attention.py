@@ -6,6 +6,7 @@ positions, caches, beams and gradient checkpointing, and touches no cache. Famil
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -53,7 +54,7 @@ class AttentionAdapter(Adapter):
 def listen(model: nn.Module, context: Context) -> None:
     """Have the model's attention run its active adapters, and its own function as it was while none is active."""
     config = cast(Any, model).config
-    own = config._attn_implementation
+    own = context.own_attention = config._attn_implementation
 
     def choose() -> None:
         seats = (module for module in model.modules() if isinstance(module, Seat))
@@ -94,6 +95,8 @@ def attention_along(
     """Attend as `attention` does, along the trees, which are others in each step: no compiler looks inside."""
     context: Context = module.__dict__[LINK]
     tree, *others = context.trees
+    if context.heard is not None:
+        context.heard(module, query, key, value, rest)
     if not others:
         call = _attend_along(tree, key, rest)
         call = _chain(module, context.names, call) if isinstance(module, Seat) else call
@@ -198,6 +201,18 @@ def _along(tree: Tree, q: Tensor, k: Tensor, v: Tensor, first: int, **asked: Any
         cap=asked.get("softcap"),
         dropout=asked.get("dropout") or 0.0,
     )
+
+
+def packed(tree: Tree, q: Tensor, k: Tensor, v: Tensor, **asked: Any) -> Tensor:
+    """Return y [1, N, heads, size] of the flat tokens of a tree, as `attention_along` does without adapters."""
+    return _along(tree, q, k, v, 0, **asked)
+
+
+def models_own(module: nn.Module, implementation: str) -> Callable[..., Any]:
+    """Return the attention function that `module` takes itself where its model's is `implementation`."""
+    kind = type(module).__mro__[2] if isinstance(module, Seat) else type(module)
+    eager = inspect.unwrap(kind.forward).__globals__.get("eager_attention_forward")
+    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
 
 
 def tree_mask(*, q_length: int, device: torch.device, **rest: Any) -> Tensor:

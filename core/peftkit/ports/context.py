@@ -85,6 +85,10 @@ class Context:
     """How many optimizer steps are done."""
     tape: dict[Any, Any] = field(default_factory=dict)
     """What adapters leave for others in a pass; empty when one begins."""
+    own_attention: str | None = None
+    """The attention that the model's configuration names where adapters inside have put theirs in its place."""
+    heard: Callable[..., None] | None = None
+    """Called with the module, q, k, v and what else is asked wherever attention runs along trees."""
     watchers: list[Callable[[], None]] = field(default_factory=list)
     """Called after the adaptations that run have changed."""
 

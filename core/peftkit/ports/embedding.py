@@ -1,14 +1,18 @@
 """The port of input embeddings: ids beyond the vocabulary are rows of a soft prompt.
 
 The data side writes these ids in front of a text (behind the beginning-of-sequence token where there is one), so that
-labels, masks, positions, caches and generation of every model stay as they are.
+labels, masks, positions, caches and generation of every model stay as they are. Other embeddings by token id, which
+some families add in each layer, see the padding token there.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from peftkit.layout import Site
 from peftkit.ports.adapter import Adapter, Call
@@ -37,3 +41,12 @@ class SoftPrompt(Adapter):
         y = call(x.masked_fill(soft, 0))
         mine = F.embedding((x - self.first).clamp(0, self.length - 1), self.rows())
         return torch.where(soft.unsqueeze(-1), mine.to(y.dtype), y)
+
+
+def pad(table: nn.Embedding, first: int, padding: int) -> RemovableHandle:
+    """Have an embedding that has no soft rows read `padding` for ids from `first` on, until the handle is removed."""
+
+    def replaced(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return args[0].masked_fill(args[0] >= first, padding), *args[1:]
+
+    return table.register_forward_pre_hook(replaced)

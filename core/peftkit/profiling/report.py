@@ -28,7 +28,7 @@ def check(folder: Path) -> None:
 def write(profile: Profile, folder: Path) -> None:
     """Write the folder of a profile whole, in the place of an earlier one."""
     check(folder)
-    with files.new_folder(folder, replace=True) as temporary:
+    with files.new_folder(files.followed(folder), replace=True) as temporary:
         files.write_json(temporary / FIGURES, profile.as_dict())
         if profile.recorded is not None:
             profile.recorded.export_chrome_trace(str(temporary / TRACE))

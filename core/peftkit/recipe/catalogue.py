@@ -40,7 +40,7 @@ def find(source: str | Path) -> Path:
 
 def _headline(path: Path) -> str:
     """Return the first comment line that says what the recipe is; lines for editors are passed over."""
-    for line in files.read_text(path).splitlines():
+    for line in files.read_lines(path):
         if line.startswith("#") and "yaml-language-server" not in line:
             return line.lstrip("# ").strip()
     return ""

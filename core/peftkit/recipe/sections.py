@@ -40,6 +40,14 @@ class DatasetSection(Section):
     """Draws the `fraction` or `limit`."""
     template: Literal["auto", "plain", "chat"] = "auto"
     """How turns become one text; `auto` takes the model's chat template where it has one."""
+    system: Literal["keep", "fold"] = "keep"
+    """`fold` puts a system turn in front of the first user's, for chat templates that know none."""
+    columns: dict[Text, Text] | None = None
+    """For your own files, the keys they have: `{prompt: question, completion: answer}`."""
+    ignore: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] | None = None
+    """For your own files, keys of records and messages that are left out on purpose."""
+    validation: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The part of the training split's inputs that is held out as the validation split, drawn by `seed`."""
 
     @model_validator(mode="after")
     def _path_where_read(self) -> DatasetSection:
@@ -206,8 +214,8 @@ class Recipe(Section):
         """The folders of `adapters`, by name."""
         return {name: Path(folder) for name, folder in self.adapters.items()}
 
-    def to_yaml(self) -> str:
-        """Write the resolved recipe, `adapters` and `compare` where they are used; it loads as an equal Recipe."""
+    def resolved(self) -> dict[str, Any]:
+        """Return every key, `adapters` and `compare` where they are used; it loads as an equal Recipe."""
         keys = self.model_dump(exclude={"include", "sweep", *(() if self.adapters else ("adapters",))})
         keys["method"] = [{choice.name: choice.options} for choice in self.method]
         if self.compare == CompareSection():
@@ -216,4 +224,8 @@ class Recipe(Section):
             keys["compare"]["methods"] = [
                 [{choice.name: choice.options} for choice in entry] for entry in self.compare.methods
             ]
-        return yaml.dump(keys, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+        return keys
+
+    def to_yaml(self) -> str:
+        """Write what `resolved` returns."""
+        return yaml.dump(self.resolved(), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

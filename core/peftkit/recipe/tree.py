@@ -119,6 +119,14 @@ def read_file(path: Path, mistakes: Mistakes) -> Node:
     return node
 
 
+def read_keys(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose top is a mapping, as plain values; PeftkitError that tells every mistake."""
+    mistakes = Mistakes()
+    node = read_file(path, mistakes)
+    mistakes.check()
+    return node.plain()
+
+
 def read_text(text: str, place: Place, mistakes: Mistakes, key: str = "") -> Node | None:
     """Read one YAML document (a file, or an override's value, which stands at `key`); None after a mistake."""
     loader = None

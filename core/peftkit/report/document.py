@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape as escape_html
 from pathlib import Path
 
 from peftkit import files
+from peftkit.visible import plain_markdown, visible
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
@@ -109,7 +110,7 @@ class Document:
 
     def markdown(self) -> str:
         """Return the page as Markdown."""
-        return "\n\n".join([f"# {self.title}", *map(_markdown, self.blocks)]) + "\n"
+        return "\n\n".join([f"# {plain_markdown(self.title)}", *map(_markdown, self.blocks)]) + "\n"
 
     def html(self) -> str:
         """Return the page as HTML that needs no other file."""
@@ -125,18 +126,23 @@ class Document:
 def _markdown(block: Block) -> str:
     match block:
         case Heading(text):
-            return f"## {text}"
+            return f"## {plain_markdown(text)}"
         case Paragraph(text):
-            return text
+            return plain_markdown(text)
         case Facts(facts):
-            return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+            return "\n".join(f"- {plain_markdown(name)}: {plain_markdown(value)}" for name, value in facts.items())
         case Points(texts):
-            return "\n".join(f"- {text}" for text in texts)
+            return "\n".join(f"- {plain_markdown(text)}" for text in texts)
         case Table(heads, rows, prose):
             written = grid(heads, [[" ".join(cell.split()) for cell in row] for row in rows])
             return written.replace("---:", "---") if prose else written
         case Picture(name, shows):
-            return f"![{shows}]({name}.png)"
+            return f"![{plain_markdown(shows)}]({name}.png)"
+
+
+def escape(text: str) -> str:
+    """Write a text as HTML that shows it."""
+    return escape_html(visible(text))
 
 
 def _html(block: Block) -> str:
@@ -167,4 +173,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a table as Markdown."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(plain_markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )

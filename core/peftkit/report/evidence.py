@@ -125,7 +125,7 @@ def _evaluations(folder: Path) -> list[Path]:
 
 def _answers(path: Path) -> Answers:
     facts = files.read_json(path)
-    lines = files.read_text(path.with_suffix(ANSWERS)).splitlines()
+    lines = files.read_lines(path.with_suffix(ANSWERS))
     try:
         predictions = [json.loads(line) for line in lines]
         answers = Answers(facts, predictions)

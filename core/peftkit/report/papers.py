@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
-from peftkit import files, resources
+from peftkit import resources
 from peftkit.errors import PeftkitError, unknown
+from peftkit.recipe.tree import read_keys
 from peftkit.report import volumes
 from peftkit.report.compared import costs
 from peftkit.report.document import Document, Heading, Paragraph, Table
@@ -85,7 +85,7 @@ def read(name: str) -> Paper:
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in names:
         raise PeftkitError(f"--paper: {unknown('table or figure', name, names)}")
-    return Paper.model_validate(yaml.safe_load(files.read_text(folder / f"{name}.yaml")))
+    return Paper.model_validate(read_keys(folder / f"{name}.yaml"))
 
 
 def facts(run: Evidence) -> dict[str, Any]:

@@ -1,24 +1,30 @@
-"""A user's own conversations or prompts with outputs, as JSON lines in any of the usual forms."""
+"""A user's own conversations, prompts with outputs or texts, in any of the usual files and forms."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from peftkit.data.example import LABEL, Example, Role, Turn
-from peftkit.data.records import keys, kind, member, read_json_lines, shown, text
-from peftkit.data.splits import split_files
-from peftkit.errors import PeftkitError
-from peftkit.tasks.task import TASKS, Task
+from peftkit.data.messages import conversation, opening
+from peftkit.data.records import keys, kind, text
+from peftkit.data.tables import Columns, Record, read_records
+from peftkit.errors import PeftkitError, hint
+from peftkit.tasks.own_files import OwnFiles
+from peftkit.tasks.task import TASKS
 
-FORMS = {
-    "prompt and completion": ("prompt", "completion"),
-    "Alpaca (instruction, optional input, output)": ("instruction", "output"),
-    "chat (messages)": ("messages",),
-    "chat (conversations)": ("conversations",),
+FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "prompt and completion": (("prompt", "completion"), ("system", "tools")),
+    "Alpaca (instruction, optional input, output)": (("instruction", "output"), ("input", "system", "history")),
+    "chat (messages)": (("messages",), ("system", "tools")),
+    "chat (conversations)": (("conversations",), ("system", "tools")),
+    "document (text)": (("text",), ()),
 }
-"""The forms of a line, and the keys that tell each."""
+"""The forms of a record: the keys that tell each, and those that may stand beside them."""
+NAMES = ("id", "idx")
+"""Keys that name a record and change nothing of what is learnt."""
+EXCHANGE: tuple[Role, Role] = ("user", "assistant")
 LABELLED = (
     ("prompt",),
     ("text",),
@@ -28,24 +34,16 @@ LABELLED = (
     ("question", "sentence"),
     ("question1", "question2"),
 )
-"""Keys of the text, or the pair of texts, of a line that has a `label` beside them."""
-ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-}
+"""Keys of the text, or the pair of texts, of a record that has a `label` beside them."""
 
 
-class JSONLines(Task):
-    """Your own examples, one JSON object a line: prompt and completion, Alpaca, chat messages, or text and label.
+class JSONLines(OwnFiles):
+    """Your own examples as JSON lines, a JSON array, CSV or Parquet: prompts with outputs, messages, texts or labels.
 
-    `dataset.path` is one file, or a folder with `train.jsonl`, `validation.jsonl` and `test.jsonl`, of which training
-    needs the first alone. Messages are `{role, content}` or `{from, value}`; the last one is the assistant's. A label
-    is a text or a whole number, beside a `prompt`, `text` or `sentence`, or a pair such as `premise` and `hypothesis`.
+    `dataset.path` is one file, or a folder with `train.jsonl` (or another ending), `validation.jsonl` and `test.jsonl`,
+    of which training needs the first alone. Messages are `{role, content}` or `{from, value}`; the last one is the
+    assistant's. `text` alone is a document, every token of which is trained. A label is a text or a whole number,
+    beside a `prompt`, `text` or `sentence`, or a pair such as `premise` and `hypothesis`.
     """
 
     name = "jsonl"
@@ -53,77 +51,118 @@ class JSONLines(Task):
     headline = "BLEU-4"
     max_new_tokens = 256
 
-    def read(self, folder: Path, split: str) -> list[Example]:
-        """Read the file or files of a split."""
-        return [example for path in split_files(folder, split, (".jsonl",)) for example in self.read_file(path)]
-
     def read_file(self, path: Path) -> list[Example]:
-        """Read one file; which form a line has is told by its keys, line by line."""
-        examples = [
-            _example(record, f"{path.name}:{line}", f"{path}, line {line}") for line, record in read_json_lines(path)
-        ]
+        """Read one file; which form a record has is told by its keys, one by one."""
+        examples = [_example(record, self.columns) for record in read_records(path)]
         if not examples:
-            raise PeftkitError(f"{path} is empty; JSON lines are wanted, each of one of the forms {'; '.join(FORMS)}.")
+            raise PeftkitError(f"{path} is empty; records are wanted, each of one of the forms {'; '.join(FORMS)}.")
         return examples
 
+    def group(self, examples: Iterable[Example]) -> list[Example]:
+        """Return one example per distinct input; a document, which has no answer to compare, is refused."""
+        examples = list(examples)
+        document = next((example for example in examples if example.turns[-1].role == "text"), None)
+        if document is not None:
+            raise PeftkitError(f"{document.id} is a document, and only records with an answer can be scored.")
+        return super().group(examples)
 
-def _example(record: Mapping[str, Any], identity: str, place: str) -> Example:
-    """Turn a line of any form into an example."""
-    forms = [form for form, wanted in FORMS.items() if all(key in record for key in wanted)]
-    if not forms and LABEL in record:
-        return _labelled(record, identity, place)
+
+def _example(record: Record, columns: Columns) -> Example:
+    """Turn a record of any form into an example."""
+    values, place = columns.of(record), record.place
+    forms = [form for form, (wanted, _) in FORMS.items() if all(key in values for key in wanted)]
+    if LABEL in values and forms in ([], ["document (text)"]):
+        return _labelled(values, record.identity, place)
     if len(forms) != 1:
         fault = f"fits {' and '.join(forms)}" if forms else "fits no form"
         raise PeftkitError(
-            f"{place}: the line {fault}; its keys are {keys(record)}. Allowed is one of: {'; '.join(FORMS)}; "
-            "text and label."
+            f"{place}: the record {fault}; its keys are {keys(values)}. Allowed is one of: {'; '.join(FORMS)}; "
+            "text and label. `dataset.columns` gives keys of other names."
         )
-    (form,) = forms
-    first, *last = FORMS[form]
-    if not last:
-        turns = _conversation(record[first], place, first)
+    wanted, beside = FORMS[forms[0]]
+    _check(values, (*wanted, *beside, *NAMES), place)
+    first, second = wanted[0], wanted[-1]
+    if first == "text":
+        turns = (Turn("text", text(values[first], place, first)),)
+    elif first == second:
+        turns = opening(values, conversation(_without(values[first], columns), place, first), place)
     else:
-        prompt = text(record[first], place, first)
-        given = record.get("input")
-        if first == "instruction" and given is not None and text(given, place, "input", empty=True).strip():
+        turns = _answered(values, first, second, columns, place)
+    return Example(record.identity, turns, (turns[-1].text,))
+
+
+def _answered(values: Mapping[str, Any], asked: str, said: str, columns: Columns, place: str) -> tuple[Turn, ...]:
+    """Return the turns of a prompt, or an instruction, with its output; each is text or a list of messages."""
+    given, answer = values.get("input"), values[said]
+    last: tuple[Turn, ...]
+    if isinstance(answer, list):
+        last = conversation(_without(answer, columns), place, said)
+    else:
+        last = (Turn("assistant", text(answer, place, said, empty=True)),)
+    if isinstance(values[asked], list):
+        first = conversation(_without(values[asked], columns), place, asked, answered=False)
+    else:
+        prompt = text(values[asked], place, asked, empty=asked == "prompt")
+        if given is not None and text(given, place, "input", empty=True).strip():
             prompt += f"\n\n{given}"
-        turns = (Turn("user", prompt), Turn("assistant", text(record[last[0]], place, last[0], empty=True)))
-    return Example(identity, turns, (turns[-1].text,))
+        if not prompt.strip():
+            document = last[0].text if len(last) == 1 else ""
+            if not document.strip():
+                raise PeftkitError(f"{place}: '{asked}' is empty, and text is wanted.")
+            return (Turn("text", document),)
+        first = (Turn("user", prompt),)
+    return opening(values, (*_history(values.get("history"), place), *first, *last), place)
+
+
+def _history(history: Any, place: str) -> list[Turn]:
+    """Return the turns of earlier exchanges, pairs of an instruction and its output."""
+    if history is None:
+        return []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise PeftkitError(f"{place}: 'history' is a list of pairs [instruction, output].")
+    return [
+        Turn(role, text(said, f"{place}, history[{number}]", role, empty=role == "assistant"))
+        for number, pair in enumerate(history)
+        for role, said in zip(EXCHANGE, pair, strict=True)
+    ]
+
+
+def _without(messages: Any, columns: Columns) -> Any:
+    """Leave out of messages the keys that the recipe says to ignore."""
+    if not isinstance(messages, list) or not columns.ignored:
+        return messages
+    return [
+        {key: value for key, value in message.items() if key not in columns.ignored}
+        if isinstance(message, Mapping)
+        else message
+        for message in messages
+    ]
+
+
+def _check(values: Mapping[str, Any], allowed: tuple[str, ...], place: str) -> None:
+    """Refuse a key that nothing reads, unless it is null: what a user wrote there might be meant to be learnt."""
+    strange = next((key for key, value in values.items() if key not in allowed and value is not None), None)
+    if strange is not None:
+        raise PeftkitError(
+            f"{place}: the record has '{strange}', which is not read.{hint(strange, allowed)} Allowed here: "
+            f"{', '.join(allowed)}; `dataset.ignore: [{strange}]` leaves it out, `dataset.columns` gives keys of other "
+            "names."
+        )
 
 
 def _labelled(record: Mapping[str, Any], identity: str, place: str) -> Example:
-    """Turn a line with a label into an example without an answer; two texts stand on a line each."""
+    """Turn a record with a label into an example without an answer; two texts stand on a line each."""
     named = next((names for names in reversed(LABELLED) if all(name in record for name in names)), None)
     if named is None:
         allowed = "; ".join(" and ".join(names) for names in LABELLED)
-        raise PeftkitError(f"{place}: beside '{LABEL}' the line has {keys(record)}. Allowed is one of: {allowed}.")
+        raise PeftkitError(f"{place}: beside '{LABEL}' the record has {keys(record)}. Allowed is one of: {allowed}.")
+    _check(record, (LABEL, *named, *NAMES), place)
     label = record[LABEL]
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise PeftkitError(f"{place}: '{LABEL}' is {kind(label)}, and a class is wanted: text or a whole number.")
     label = label if isinstance(label, int) else text(label, place, LABEL)
     prompt = "\n".join(text(record[name], place, name) for name in named)
     return Example(identity, (Turn("user", prompt),), (str(label),), {LABEL: label})
-
-
-def _conversation(messages: Any, place: str, key: str) -> tuple[Turn, ...]:
-    """Return the turns of a list of messages."""
-    if not isinstance(messages, list) or not messages:
-        raise PeftkitError(
-            f"{place}: '{key}' is {kind(messages)}{' of no message' if messages == [] else ''}; messages are wanted."
-        )
-    turns = []
-    for number, message in enumerate(messages):
-        at = f"{place}, {key}[{number}]"
-        named = ("from", "value") if isinstance(message, Mapping) and "from" in message else ("role", "content")
-        role, said = (member(message, at, name, str, "message") for name in named)
-        if role not in ROLES:
-            raise PeftkitError(f"{at}: the role '{shown(role)}' is unknown. Allowed: {', '.join(ROLES)}.")
-        turns.append(Turn(ROLES[role], text(said, at, named[1], empty=True)))
-    if turns[-1].role != "assistant":
-        raise PeftkitError(
-            f"{place}: the last message is the {turns[-1].role}'s, and it must be the assistant's, to learn from."
-        )
-    return tuple(turns)
 
 
 TASKS.add(JSONLines.name, JSONLines())

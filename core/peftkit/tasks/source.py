@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from peftkit.data.example import Example
+from peftkit.data.example import Example, Turn
 from peftkit.data.hub import HubUnreachableError
-from peftkit.data.subset import subset
+from peftkit.data.subset import permutation, subset
+from peftkit.data.tables import Columns
 from peftkit.errors import PeftkitError, unknown
 from peftkit.tasks.task import TASKS, Task
 
@@ -17,6 +19,7 @@ SPLITS = ("train", "validation", "test")
 SOURCES = ("auto", "path", "hub", "bundled")
 BUNDLED = Path(__file__).resolve().parents[1] / "data" / "bundled"
 PREFIX = "bundled/"
+FOLD = "fold"
 
 
 class DataSource(Protocol):
@@ -34,6 +37,14 @@ class DataSource(Protocol):
     def limit(self) -> int | None: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def columns(self) -> Mapping[str, str] | None: ...
+    @property
+    def ignore(self) -> Sequence[str] | None: ...
+    @property
+    def validation(self) -> float | None: ...
+    @property
+    def system(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -64,20 +75,54 @@ def load(section: DataSource, split: str, *, grouped: bool = False) -> Loaded:
     With `grouped`, one example per distinct input that holds all of its references, in the order of the file; else
     one per reference. `fraction` and `limit` pick a subset of the training split only, seeded and nested: 5 % lies
     within 10 %. The source `auto` is the folder `path` where one is given, else the hub where it answers, else the
-    bundled set, with a notice. Raises PeftkitError for an unknown name, a file that is missing or malformed, and an
-    empty split.
+    bundled set, with a notice. With `validation`, that part of the training split's distinct inputs is the validation
+    split, and training goes without it. Raises PeftkitError for an unknown name, a file that is missing or malformed,
+    and an empty split.
     """
     if split not in SPLITS:
         raise PeftkitError(unknown("split", split, SPLITS))
     task, source = _resolve(section)
-    examples, origin = _read(task, source, section, split)
+    if section.columns or section.ignore:
+        task = task.with_columns(Columns(section.columns or {}, section.ignore or ()))
+    held_out = section.validation is not None and split != "test"
+    examples, origin = _read(task, source, section, "train" if held_out else split)
+    if held_out:
+        examples = _held_out(task, examples, section, split)
     if not examples:
         raise PeftkitError(f"{_place(task, origin, section)}: the split '{split}' is empty.")
+    if section.system == FOLD:
+        examples = [replace(example, turns=folded(example)) for example in examples]
     if split == "train":
         examples = subset(examples, section.fraction, section.limit, section.seed)
     if grouped:
         examples = task.group(examples)
     return Loaded(examples, task, (PREFIX if origin == "bundled" else "") + task.name, origin)
+
+
+def _held_out(task: Task, examples: Sequence[Example], section: DataSource, split: str) -> list[Example]:
+    """Return those of the training examples that make a split, when a part of their inputs is held out."""
+    inputs = list(dict.fromkeys(map(task.key, examples)))
+    count = max(1, round((section.validation or 0.0) * len(inputs)))
+    if count >= len(inputs):
+        raise PeftkitError(
+            f"dataset.validation is {section.validation:g}, and there are {len(inputs)} different inputs: nothing is "
+            "left to train on."
+        )
+    held = {inputs[index] for index in permutation(len(inputs), section.seed)[:count]}
+    return [example for example in examples if (task.key(example) in held) == (split == "validation")]
+
+
+def folded(example: Example) -> tuple[Turn, ...]:
+    """Return an example's turns with the text of a system turn in front of the first user's."""
+    said = "\n\n".join(turn.text for turn in example.turns if turn.role == "system")
+    turns = [turn for turn in example.turns if turn.role != "system"]
+    first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
+    if not said.strip():
+        return tuple(turns)
+    if first is None:
+        raise PeftkitError(f"{example.id}: dataset.system is '{FOLD}', and no user's turn is there to take it.")
+    turns[first] = replace(turns[first], text=f"{said}\n\n{turns[first].text}")
+    return tuple(turns)
 
 
 def _resolve(section: DataSource) -> tuple[Task, str]:

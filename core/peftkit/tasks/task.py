@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from typing_extensions import Self
+
 from peftkit.data.example import Example
 from peftkit.data.hub import HubDataset
 from peftkit.data.records import find_file
+from peftkit.data.tables import Columns
 from peftkit.errors import PeftkitError
 from peftkit.metrics import Scores, score
 from peftkit.metrics.files import read_predictions, read_references
@@ -45,6 +48,13 @@ class Task(ABC):
     @abstractmethod
     def read_file(self, path: Path) -> list[Example]:
         """Read one official file, whatever split it is."""
+
+    def with_columns(self, columns: Columns) -> Self:
+        """Return the task that reads keys as `columns` says; PeftkitError where the files are official ones."""
+        raise PeftkitError(
+            f"dataset: {self.name} reads official files, whose keys are known; `columns` and `ignore` are for your own "
+            "files, with the name jsonl or text."
+        )
 
     def from_records(self, records: Iterable[Mapping[str, Any]], split: str) -> list[Example]:
         """Turn the hub's records into the same examples as the official files give."""

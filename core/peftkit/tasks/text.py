@@ -5,39 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 from peftkit.data.example import Example, Turn
-from peftkit.data.records import member, read_json_lines, text
-from peftkit.data.splits import split_files
+from peftkit.data.records import member, text
+from peftkit.data.tables import SUFFIXES, read_records
 from peftkit.errors import PeftkitError
 from peftkit.files import read_text
-from peftkit.tasks.task import TASKS, Task
+from peftkit.tasks.own_files import OwnFiles
+from peftkit.tasks.task import TASKS
 
-SUFFIXES = (".txt", ".jsonl")
 
-
-class Documents(Task):
-    """Your own documents: `.txt` files of one document each, or `.jsonl` lines with `text`.
+class Documents(OwnFiles):
+    """Your own documents: `.txt` files of one document each, or JSON lines, a JSON array, CSV or Parquet with `text`.
 
     `dataset.path` is one file, or a folder with `train.txt` or `train.jsonl` or a folder `train/` of such files, and
-    the same for validation and test.
+    the same for validation and test. Other keys than `text` are left alone.
     """
 
     name = "text"
+    suffixes = (".txt", *SUFFIXES)
     max_new_tokens = 128
-
-    def read(self, folder: Path, split: str) -> list[Example]:
-        """Read the documents of a split."""
-        return [example for path in split_files(folder, split, SUFFIXES) for example in self.read_file(path)]
 
     def read_file(self, path: Path) -> list[Example]:
         """Read one file of documents."""
-        if path.suffix == ".jsonl":
-            documents = [
-                (f"{path.name}:{line}", text(member(record, place, "text", str), place, "text"))
-                for line, record in read_json_lines(path)
-                for place in [f"{path}, line {line}"]
-            ]
-        else:
+        if path.suffix == ".txt":
             documents = [(path.name, read_text(path))]
+        else:
+            documents = [
+                (
+                    record.identity,
+                    text(member(self.columns.of(record), record.place, "text", str), record.place, "text"),
+                )
+                for record in read_records(path)
+            ]
         examples = [
             Example(identity, (Turn("text", document),)) for identity, document in documents if document.strip()
         ]

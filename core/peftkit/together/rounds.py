@@ -98,7 +98,7 @@ def _pass(present: Mapping[str, Member], place: int) -> None:
             for (name, member), mine in zip(present.items(), hidden, strict=True):
                 plain = member.plain
                 assert plain.engine.head is not None
-                plain.engine.head.follow(lead.engine.head)
+                plain.engine.head.share_memory(lead.engine.head)
                 with context.only(name):
                     outputs = plain.engine.outputs(mine, packed[name], plain.module)
                     losses[name] = plain.objective.loss(outputs, packed[name])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peftkit import files
 from peftkit.adaptation import activate
 from peftkit.assembly import Assembled, assemble, training_dtype
 from peftkit.errors import PeftkitError
@@ -16,7 +17,7 @@ from peftkit.models.quantize import forget_originals
 from peftkit.recipe import Recipe
 from peftkit.together import base
 from peftkit.together.rounds import Done, Member, backward_together
-from peftkit.training import events, folder, summary
+from peftkit.training import events, folder, lock, summary
 from peftkit.training.observer import Observer, Silent
 from peftkit.training.session import Session
 from peftkit.training.signals import Deferred
@@ -60,34 +61,50 @@ def train_together(jobs: Sequence[Job], *, resume: bool = False) -> dict[str, Su
     PeftkitError for jobs that cannot share a base or a folder, and Stopped, after their checkpoints, on a signal.
     """
     _check_apart(jobs)
+    with ExitStack() as stack:
+        results, waiting, holding = _begin(jobs, resume, stack)
+        if waiting:
+            outline = base.check([(job.name, job.recipe) for job, _ in waiting])
+            together = _Together(waiting, outline)
+            for held in holding:
+                held.check()
+            results |= together.go()
+    return {job.name: results[job.name] for job in jobs}
+
+
+def _begin(
+    jobs: Sequence[Job], resume: bool, stack: ExitStack
+) -> tuple[dict[str, Summary | Failed], list[tuple[Job, bool]], list[lock.Lock]]:
+    """Look at the folders of all jobs and lock those of the ones that have steps left.
+
+    Returns what is finished by the name of its job, the others, each with whether it is resumed, and their locks.
+    """
     results: dict[str, Summary | Failed] = {}
     waiting: list[tuple[Job, bool]] = []
+    locks: list[lock.Lock] = []
     there = [job for job in jobs if (job.run / "recipe.yaml").is_file()]
     for job in jobs:
         resumed = resume and (job in there or not there)
-        if not resumed:
-            folder.check_new(job.run)
-        else:
-            recipe = folder.check_resumed(job.run, job.recipe)
-            job = Job(job.name, recipe, job.run, job.observer)
-            if (job.run / "summary.json").exists():
-                job.observer.notice(f"the run in {job.run} is finished: there is nothing to resume.")
-                results[job.name] = summary.read(job.run / "summary.json")
-                continue
-        if job.recipe.train.tensorboard:
+        recipe, finished = folder.check(job.run, job.recipe, resumed)
+        if not finished:
+            locks.append(stack.enter_context(lock.held(job.run, job.observer.notice)))
+            # Another process may have had the folder until now.
+            recipe, finished = folder.check(job.run, job.recipe, resumed)
+        if finished:
+            job.observer.notice(f"the run in {job.run} is finished: there is nothing to resume.")
+            results[job.name] = summary.read(job.run / "summary.json")
+            continue
+        if recipe.train.tensorboard:
             events.check_installed()
-        waiting.append((job, resumed))
-    if waiting:
-        outline = base.check([(job.name, job.recipe) for job, _ in waiting])
-        results |= _Together(waiting, outline).go()
-    return {job.name: results[job.name] for job in jobs}
+        waiting.append((Job(job.name, recipe, job.run, job.observer), resumed))
+    return results, waiting, locks
 
 
 def _check_apart(jobs: Sequence[Job]) -> None:
     """Refuse two jobs of one name or in one folder."""
     seen: dict[Any, Job] = {}
     for job in jobs:
-        for key in (job.name, job.run.absolute()):
+        for key in (job.name, files.followed(job.run)):
             if key in seen:
                 raise PeftkitError(
                     f"{seen[key].name} and {job.name} would both be written to {job.run}: runs that are trained "

@@ -7,28 +7,56 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from peftkit import files
+from peftkit.adaptation.folder import DESCRIPTION, TENSORS
 from peftkit.errors import PeftkitError
 from peftkit.recipe import Recipe
 from peftkit.recipe import load as load_recipe
+from peftkit.training import lock
 
 FREE = ("output", "eval", "generation", "compare", "train.keep_checkpoints", "train.save_every", "train.tensorboard")
 """Keys that a resumed run may change: they have no part in what is learned."""
 
 
+WRITTEN = ("recipe.yaml", "log.jsonl", f"adapter/{DESCRIPTION}", f"adapter/{TENSORS}")
+"""What a finished run holds at least, beside its summary."""
+
+
+def check(run: Path, recipe: Recipe, resume: bool) -> tuple[Recipe, bool]:
+    """Refuse a folder in which the run cannot begin, or go on; returns its recipe, and whether it is finished."""
+    if not resume:
+        check_new(run)
+        return recipe, False
+    return check_resumed(run, recipe), (run / "summary.json").is_file()
+
+
+def check_written(run: Path, *names: str) -> None:
+    """Raise PeftkitError where one of the files of a run is not there."""
+    absent = [name for name in names or WRITTEN if not (run / name).is_file()]
+    if absent:
+        raise PeftkitError(
+            f"{run} lacks {', '.join(absent)}, removed while the run was going on: its result is not whole. "
+            "Leave a run folder as it is until the run has ended."
+        )
+
+
 def check_new(run: Path) -> None:
-    """Refuse a folder that holds an earlier run or cannot be written; measurements of the base model may be there."""
+    """Refuse a folder that holds an earlier run or cannot be written; measurements of the base model may be there.
+
+    So may what a process left that was killed before it had written the recipe.
+    """
     if run.exists() and not run.is_dir():
         raise PeftkitError(f"{run} is a file, and a run needs a folder: name another with --output.")
-    present = sorted(item.name for item in run.iterdir() if item.name != "eval") if run.is_dir() else []
+    passed_over = {"eval", lock.NAME, *(path.name for path in files.leftovers(run))}
+    present = sorted(item.name for item in run.iterdir() if item.name not in passed_over) if run.is_dir() else []
     if present:
+        resumable = "give --resume to continue that run, " if (run / "recipe.yaml").is_file() else ""
         raise PeftkitError(
-            f"the run folder {run} already holds {', '.join(present[:5])}: give --resume to continue that run, "
+            f"the run folder {run} already holds {', '.join(present[:5])}: {resumable}"
             "name another folder with --output, or remove it first. Nothing in it was touched."
         )
-    there = next(path for path in (run, *run.absolute().parents) if path.exists())
+    place = files.followed(run)
+    there = next(path for path in (place, *place.parents) if path.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         raise PeftkitError(
             f"the run folder {run} cannot be written: no permission in {there}. Name another with --output."
@@ -50,25 +78,35 @@ def check_resumed(run: Path, recipe: Recipe) -> Recipe:
     It is the given one, with the formats that the run's budget of bits was spent on.
     """
     if not (run / "recipe.yaml").is_file():
-        state = "is empty" if run.is_dir() and not any(run.iterdir()) else "holds no recipe.yaml"
-        state = state if run.exists() else "does not exist"
-        raise PeftkitError(
-            f"there is no run to resume: {run} {state}. Leave out --resume to begin one, or name the run's folder "
-            "with --output."
-        )
-    _parse(files.read_text(run / "recipe.yaml"), run / "recipe.yaml")
-    # Through its recipe: keys of other versions have their defaults then, or say why they are not there any more.
-    earlier = _parse(load_recipe(run / "recipe.yaml").to_yaml(), run)
-    stored = earlier.get("quantization")
+        raise PeftkitError(f"there is no run to resume: {run} {_without_run(run)} name the run's folder with --output.")
+    # Through the recipe: keys of other versions have their defaults then, or say why they are not there any more.
+    earlier = load_recipe(run / "recipe.yaml")
+    stored = earlier.resolved().get("quantization")
     if isinstance(stored, Mapping) and recipe.quantization.budget == stored.get("budget"):
         recipe = with_storage(recipe, {key: stored.get(key) for key in ("format", "options", "modules")})
-    changes = list(differences(earlier, _parse(recipe.to_yaml(), run)))
-    if changes:
+    changed = changes(earlier, recipe)
+    if changed:
         raise PeftkitError(
-            f"the recipe is not the one of the run in {run}: {'; '.join(changes)}. A resumed run keeps its recipe "
+            f"the recipe is not the one of the run in {run}: {'; '.join(changed)}. A resumed run keeps its recipe "
             f"(only {', '.join(FREE)} may change): undo the changes, or begin another run with --output."
         )
     return recipe
+
+
+def _without_run(run: Path) -> str:
+    """Say what a folder is that holds no run, and whether one can begin there."""
+    held = run.is_dir() and any(run.iterdir())
+    state = "holds no recipe.yaml" if held else "is empty" if run.is_dir() else "does not exist"
+    try:
+        check_new(run)
+    except PeftkitError:
+        return f"{state}:"
+    return f"{state}. Leave out --resume to begin one, or"
+
+
+def changes(earlier: Recipe, now: Recipe) -> list[str]:
+    """Tell each key whose value matters to a run and differs."""
+    return list(differences(earlier.resolved(), now.resolved()))
 
 
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -92,13 +130,3 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise PeftkitError(f"{path} is not valid YAML ({error}): it was changed after the run wrote it.") from None
-    if not isinstance(tree, dict):
-        raise PeftkitError(f"{path} holds no recipe: it was changed after the run wrote it.")
-    return tree

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from peftkit import files
+from peftkit.errors import PeftkitError
+from peftkit.training import lock
 
 
 class Log:
     """Appends records to a `log.jsonl`; `records` holds them all, those of an earlier sitting included."""
 
-    def __init__(self, path: Path, last_step: int = 0):
-        """Open `path`, keeping the records up to `last_step` of what is there."""
-        self.path = path
-        self.records = [record for record in read(path) if record["step"] <= last_step]
-        files.write_text(path, "".join(line(record) for record in self.records))
+    def __init__(self, path: Path, records: Sequence[dict[str, Any]] = ()):
+        """Write `path` anew with the records of earlier sittings, and open it."""
+        self.path, self.records = path, list(records)
+        text = "".join(map(line, self.records))
+        self._digest = hashlib.sha256(text.encode())
+        files.write_text(path, text)
         with files.explained("write", path):
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8", newline="\n")
+            self._known = os.fstat(self._file.fileno())
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one record and flush it."""
+        """Write one record and flush it; PeftkitError where the file is not there any more."""
+        text = line(record)
+        self.check()
         self.records.append(record)
+        self._digest.update(text.encode())
         with files.explained("write", self.path):
-            self._file.write(line(record))
+            self._file.write(text)
             self._file.flush()
+
+    def check(self) -> None:
+        """Raise PeftkitError where the file was removed or another one took its place."""
+        if not lock.same(self.path, self._known):
+            raise PeftkitError(lock.lost(self.path))
+
+    def content(self) -> bytes:
+        """Sync the file; returns what it holds. Raises PeftkitError where it is not what was written."""
+        self.check()
+        with files.explained("write", self.path):
+            files.sync(self.path)
+            found = self.path.read_bytes()
+        if hashlib.sha256(found).digest() != self._digest.digest():
+            raise PeftkitError(lock.lost(self.path))
+        return found
 
     def close(self) -> None:
         """Close the file."""
@@ -39,8 +64,40 @@ def line(record: dict[str, Any]) -> str:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Read the whole records of a log; a last line cut off by a crash is left out, a missing file is an empty log."""
+    """Read the whole records of a log; a last line cut off by a crash is left out, a missing file is an empty log.
+
+    Raises PeftkitError, naming the line, for one that is no record of a step.
+    """
     if not path.exists():
         return []
-    lines = files.read_text(path).splitlines(keepends=True)
-    return [json.loads(text) for text in lines if text.endswith("}\n")]
+    with files.explained("read", path):
+        content = path.read_bytes()
+    whole, _, _ = content.rpartition(b"\n")
+    records = []
+    for number, text in enumerate(whole.split(b"\n") if whole else (), 1):
+        if not text.strip():
+            continue
+        record = files.parse_json(text, f"{path}, line {number}", "; each line is the record of a step")
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise PeftkitError(f"{path}, line {number}: this is no record of a step: the file was changed or damaged.")
+        records.append(record)
+    return records
+
+
+def kept(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Read the records of the steps up to `last_step`, all of which have to be there, or it is a PeftkitError."""
+    records = [record for record in read(path) if record["step"] <= last_step]
+    absent = next((step for step, record in enumerate(records, 1) if record["step"] != step), len(records) + 1)
+    if absent <= last_step:
+        raise PeftkitError(
+            f"{path} lacks the record of step {absent}, and the checkpoint is one of step {last_step}: it was changed "
+            "or damaged after it was written. Copy it again from where it was made, or begin another run with --output."
+        )
+    return records
+
+
+def begins(path: Path, other: Path) -> bool:
+    """Say whether the log at `path` begins with all that `other` holds."""
+    with files.explained("read", path):
+        found = path.read_bytes() if path.is_file() else b""
+    return found.startswith(other.read_bytes())

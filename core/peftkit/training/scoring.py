@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,12 @@ class Slice:
 
     task: Task
     examples: list[Example]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the inputs and their references."""
+        told = [(example.id, example.turns, example.references) for example in self.examples]
+        return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def check(recipe: Recipe) -> None:

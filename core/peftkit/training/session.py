@@ -14,10 +14,9 @@ from peftkit.data.batches import Batches
 from peftkit.engine.counts import largest_batch, saved_parts
 from peftkit.engine.passes import OutOfMemory
 from peftkit.engine.retrying import EARLIER, PLAN
-from peftkit.errors import PeftkitError
 from peftkit.models.quantize import forget_originals
 from peftkit.recipe import Recipe
-from peftkit.training import checkpoint, events, folder, scoring, summary
+from peftkit.training import checkpoint, events, folder, lock, log, origin, scoring, summary
 from peftkit.training.best import Best
 from peftkit.training.log import Log
 from peftkit.training.observer import Observer, Silent
@@ -38,16 +37,19 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, observer: Observer
     on SIGINT or SIGTERM. A run that is finished is not trained once more: its summary is returned.
     """
     observer = observer or Silent()
-    if not resume:
-        folder.check_new(run)
-    else:
-        recipe = folder.check_resumed(run, recipe)
-        if (run / "summary.json").exists():
-            observer.notice(f"the run in {run} is finished: there is nothing to resume.")
-            return summary.read(run / "summary.json")
-    if recipe.train.tensorboard:
-        events.check_installed()
-    return Session(recipe, run, observer, resume).go()
+    _, finished = folder.check(run, recipe, resume)
+    if not finished:
+        with lock.held(run, observer.notice) as holding:
+            # Another process may have had the folder until now.
+            recipe, finished = folder.check(run, recipe, resume)
+            if not finished:
+                if recipe.train.tensorboard:
+                    events.check_installed()
+                session = Session(recipe, run, observer, resume)
+                holding.check()
+                return session.go()
+    observer.notice(f"the run in {run} is finished: there is nothing to resume.")
+    return summary.read(run / "summary.json")
 
 
 class Session:
@@ -93,15 +95,17 @@ class Session:
         """Tell what there is to tell, restore the run, and open its log."""
         for notice in self.prepared.notices:
             self.observer.notice(notice)
-        if self.resume:
-            self._restore()
+        for place in (self.run, self.checkpoints):
+            checkpoint.sweep(place)
+        records = self._restore() if self.resume else []
+        checkpoint.prune(self.checkpoints, self.recipe.train.keep_checkpoints)
         try:
             self.loop.passes.open()
         except OutOfMemory as error:
             raise error.at(self.loop.step + 1) from None
         files.write_text(self.run / "recipe.yaml", self.recipe.to_yaml())
         self.observer.start({**self._info(), **self._outlook()})
-        self.log = Log(self.run / "log.jsonl", self.loop.step)
+        self.log = Log(self.run / checkpoint.LOG, records)
         self.writer = events.Events(self.run / "tensorboard", self.loop.step) if self.recipe.train.tensorboard else None
         self.earlier = self.log.records[-1]["elapsed_s"] if self.log.records else 0.0
         self.started = self.saved = time.monotonic()
@@ -169,26 +173,28 @@ class Session:
         parts, facts = self.loop.state()
         if self.best is not None:
             parts, facts = {**parts, "best": self.best.tensors}, {**facts, "best": self.best.facts()}
-        path = checkpoint.write(self.checkpoints, self.loop.step, parts, {**facts, **self._origin()})
+        facts |= origin.origin(self.prepared, self.recipe)
+        # The log is on the disk before the checkpoint that goes on from it.
+        path = checkpoint.write(self.checkpoints, self.loop.step, parts, facts, self.log.content())
         checkpoint.prune(self.checkpoints, self.recipe.train.keep_checkpoints)
         self.observer.saved(path)
         return path
 
-    def _restore(self) -> None:
-        """Load the newest checkpoint; without one the run begins again."""
-        for place in (self.run, self.checkpoints):
-            checkpoint.sweep(place)
+    def _restore(self) -> list[dict[str, Any]]:
+        """Load the newest checkpoint, without one the run begins again; returns the records of the steps before it."""
         written = checkpoint.listed(self.checkpoints)
         if not written:
             self.observer.notice("no checkpoint had been written yet: the run begins again from the first step.")
-            return
-        parts, facts = checkpoint.read(written[-1])
-        for key, what in (("data", "training data"), ("base", "base model"), ("adapters", "files of the adapters")):
-            if facts.get(key) != self._origin()[key]:
-                raise PeftkitError(
-                    f"{self.run} cannot be resumed: the {what} changed since its checkpoint {written[-1].name} was "
-                    "written. Bring the earlier files back, or begin another run with --output."
-                )
+            return []
+        newest, path = written[-1], self.run / checkpoint.LOG
+        parts, facts = checkpoint.read(newest)
+        origin.check(newest, facts, self.prepared, self.recipe)
+        records = log.kept(newest / checkpoint.LOG if "log" in facts else path, facts["step"])
+        if "log" in facts and not log.begins(path, newest / checkpoint.LOG):
+            self.observer.notice(
+                f"{path} was removed or changed after it was written: its {len(records)} records up to the checkpoint "
+                f"{newest.name} are written again, as they stand there."
+            )
         if facts["versions"] != versions():
             self.observer.notice(
                 "library versions changed since the checkpoint: the last bits of the losses may differ."
@@ -197,13 +203,7 @@ class Session:
         if self.best is not None:
             self.best.load(facts["best"], parts["best"])
         forget_originals(self.prepared.loaded.module)
-
-    def _origin(self) -> dict[str, Any]:
-        """What a checkpoint's numbers depend on beside the recipe."""
-        prepared = self.prepared
-        children = {name: child.origin["files"] for name, child in prepared.adaptation.children.items()} or None
-        marks = {"data": prepared.digest, "base": prepared.loaded.fingerprint, "adapters": children}
-        return {**marks, "versions": versions()}
+        return records
 
     def _info(self) -> dict[str, Any]:
         prepared, loop = self.prepared, self.loop
@@ -244,15 +244,16 @@ class Session:
     def finish(self) -> Summary:
         """Write the adapter, the loss curve and, last of all, the summary that marks the run as finished."""
         loaded, info = self.prepared.loaded, self._info()
-        log = self.log
-        kept = self._keep(log.records)
+        self.log.content()
+        records = self.log.records
+        kept = self._keep(records)
         self.loop.passes.close()
         self.prepared.adaptation.finish()
         save_adapter(self.prepared.adaptation, self.run / "adapter", loaded.description, objective=self._objective())
         title = f"{' + '.join(info['methods'])} on {info['dataset']}"
-        plot.draw_loss(self.run / "loss.png", log.records, title)
+        plot.draw_loss(self.run / "loss.png", records, title)
         keys = ("model", "methods", "dataset", "examples", "dropped_examples", "trainable_parameters")
-        figures = summary.figures(log.records)
+        figures = summary.figures(records)
         figures["memory_parts"] = memory_parts(self.loop, figures["peak_memory_bytes"])
         figures["losses"]["validation"] = kept.get("validation_loss", figures["losses"]["validation"])
         result = Summary(
@@ -262,8 +263,11 @@ class Session:
             scores=kept.get("scores"),
             best=None if self.best is None else self.best.as_dict(),
             stopped_early=self.loop.step < self.loop.steps,
-            memory_plan=log.records[-1].get(PLAN, log.records[-1].get(EARLIER)),
+            memory_plan=records[-1].get(PLAN, records[-1].get(EARLIER)),
         )
+        self.log.content()
+        folder.check_written(self.run)
         files.write_json(self.run / "summary.json", result.as_dict())
+        folder.check_written(self.run, *folder.WRITTEN, "summary.json")
         self.observer.end(result.as_dict())
         return result

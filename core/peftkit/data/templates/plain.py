@@ -8,6 +8,7 @@ from typing import Any
 from peftkit.data.encode import Piece, join, opening
 from peftkit.data.example import Turn
 from peftkit.data.template import TEMPLATES, Rendering, Template
+from peftkit.errors import PeftkitError
 
 BREAK = "\n"
 
@@ -20,15 +21,21 @@ class PlainText(Template):
     def suitability(self, tokenizer: Any) -> int:
         return 1
 
-    def render_turns(self, turns: Sequence[Turn], tokenizer: Any) -> Rendering:
+    def render_turns(self, turns: Sequence[Turn], tokenizer: Any) -> list[Rendering]:
+        tools = next((turn for turn in turns if turn.role in ("tools", "tool") or turn.more), None)
+        if tools is not None:
+            raise PeftkitError(
+                "the template 'plain' has no way to write tools and calls of tools: train a model whose tokenizer has "
+                "a chat template for them, or leave them out by `dataset.ignore`."
+            )
         pieces = []
         for turn in turns:
-            answers = turn.role == "assistant"
-            pieces.append(Piece(turn.text if answers else turn.text + BREAK, trained=answers, ends=answers))
-        return Rendering(opening(tokenizer), join(pieces))
+            ends = turn.role == "assistant"
+            pieces.append(Piece(turn.text if ends else turn.text + BREAK, trained=turn.answers, ends=ends))
+        return [Rendering(opening(tokenizer), join(pieces))]
 
     def render_prompt(self, turns: Sequence[Turn], tokenizer: Any) -> Rendering:
-        whole = self.render_turns(turns, tokenizer)
+        (whole,) = self.render_turns(turns, tokenizer)
         return Rendering(whole.opening, [Piece(piece.text, trained=False, ends=piece.ends) for piece in whole.pieces])
 
 

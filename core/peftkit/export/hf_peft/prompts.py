@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.export.hf_peft.converter import CONVERTERS, REFUSALS, Config, Converter, Tensors
+from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, REFUSALS, Config, Converter, Tensors
 from peftkit.layout import Layout
 from peftkit.method import Method
 from peftkit.methods.p_tuning import PTuning
@@ -30,6 +30,11 @@ class PromptConverter(Converter):
 
     def write(self, method: Method, adapters: Mapping[str, SoftPrompt], model: nn.Module) -> tuple[Config, Tensors]:
         (prompt,) = adapters.values()
+        if Layout(model).other_tables():
+            raise PeftkitError(
+                f"{method.name}: this model adds embeddings by token id in its layers, of which soft prompts have the "
+                f"padding token's here and none in Hugging Face peft: {ALONE}."
+            )
         rows = prompt.rows().detach()
         sizes = {"num_virtual_tokens": prompt.length, "token_dim": rows.shape[1], "num_transformer_submodules": 1}
         return self.config(**sizes), {TENSOR: rows}

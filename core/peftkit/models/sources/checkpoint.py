@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from peftkit.layout import Layout
 from peftkit.models import allocation, build, layerwise, packed_cache
 from peftkit.models import folder as folders
+from peftkit.models.contents import Contents
 from peftkit.models.loaded import LoadedModel
 from peftkit.models.quantize import Quantization
 from peftkit.models.sources import ModelFiles, Request, ready, with_settings
@@ -67,12 +68,12 @@ def _allocated(request: Request, files: ModelFiles, dtype: torch.dtype) -> Quant
         chosen = Quantization.described(earlier)
     with layerwise.without_weights():
         model = cast(nn.Module, build.build(files.config, dtype, trust_remote_code=trust))
-    places = layerwise.places(paths)
+    places = Contents(model, paths).places
 
     def read(path: str) -> Tensor:
-        name = f"{path}.weight"
-        if name in places:
-            return layerwise.read_weight(places[name], name, dtype, isinstance(model.get_submodule(path), Conv1D))
+        place = places.get(f"{path}.weight")
+        if place is not None:
+            return layerwise.read_weight(place, dtype, isinstance(model.get_submodule(path), Conv1D))
         # Names that transformers converts: it has to read the whole checkpoint.
         return dense(whole().get_submodule(path))
 

@@ -1,0 +1,151 @@
+"""The law over every family of decoders that the installed transformers knows, and every method on each.
+
+What was measured of them before there was a law, and the test that holds each row now:
+
+| what | test |
+|---|---|
+| LoRA on `linear`, three steps | `test_losses_and_gradients`, `test_every_method` |
+| LoRA as in the five-line recipe | `test_the_recipe_trains_merges_and_is_foretold` |
+| prefix-tuning, soft caps and sinks included | `test_few_methods`, `test_every_method` |
+| serial-adapter, pfeiffer-adapter, compacter, (IA)³, parallel-adapter | `test_few_methods`, `test_every_method` |
+| five prompts in one batch, one token included | `test_answers_are_the_likeliest_without_a_cache` |
+| `validate` and `estimate` in fp32 | `test_the_recipe_trains_merges_and_is_foretold` |
+| nf4, then merge | `test_a_run_on_nf4_merges` |
+| image-text checkpoints, text data alone | all of them, on the families of `zoo.IMAGE_TEXT` |
+| fused elementwise functions: losses and gradients | `test_losses_and_gradients` |
+
+`make test` holds one family of each kind to it, and `make test-all` all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import family_runs
+import pytest
+from draw import marked
+from family_checks import Held, answers, computes_as_plain, holds
+from model_folders import section
+from storages import needed
+
+import zoo
+from pages.models import REASONS
+from peftkit.method import METHODS
+from peftkit.models.load import load
+from peftkit.models.quantize import Quantization, quantize
+
+KINDS = {
+    "llama": "dense",
+    "falcon": "fused queries, keys and values of one key head",
+    "bloom": "linear biases in the place of positions",
+    "opt": "learned positions",
+    "gpt2": "transposed weights",
+    "mixtral": "experts",
+    "qwen2_moe": "experts with a shared one beside",
+    "deepseek_v3": "latent attention",
+    "mamba": "state space",
+    "jamba": "hybrid of state space and attention, with experts",
+    "qwen3_5_text": "hybrid of linear attention and attention",
+    "lfm2": "convolution and attention",
+    "gpt_oss": "sinks",
+    "gemma3": "images and text",
+}
+"""The families of `make test`, one of each kind."""
+NAMED = (
+    *("gemma3", "gemma4", "idefics3", "internvl", "lfm2_vl", "llama4", "llava", "mistral3", "paligemma"),
+    *("qwen2_5_vl", "qwen3_5", "qwen3_vl", "smolvlm"),
+)
+"""Families of images and text that are held to every method; the decoders of the others are those of text alone."""
+FEW = ("lora", "ia3", "serial-adapter", "prefix-tuning", "prompt-tuning")
+"""One method of each port."""
+REFUSED = {
+    "mamba": {"prefix-tuning": "no attention"},
+}
+"""What the families of `make test` refuse of the few methods; all else they take."""
+FAMILIES = marked(zoo.made(), KINDS)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Return a function that writes the checkpoint of a family, once, into a folder of its own."""
+    written: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in written:
+            written[family] = zoo.write(tmp_path_factory.mktemp(family) / "model", family)
+        return written[family]
+
+    return folder
+
+
+def held(folder: Path, like: str | None = None) -> Held:
+    """Load a model for its checks, stored as the method `like` needs it."""
+    loaded = load(section(folder))
+    if like is not None and METHODS[like].needs is not None:
+        quantize(loaded.module, Quantization(needed([like])))
+    return Held(loaded.model, loaded.tokenizer, folder.parent / "adapter")
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_few_methods(family: str, folders: Any):
+    subject = held(folders(family))
+    found = {name: holds(subject, name) for name in FEW}
+    assert {name: word for name, word in found.items() if word != "y"} == REFUSED.get(family, {})
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("family", [name for name in zoo.made() if name not in zoo.IMAGE_TEXT or name in NAMED])
+def test_every_method(family: str, folders: Any):
+    folder = folders(family)
+    subject, faults = held(folder), []
+    for name in METHODS.names():
+        try:
+            word = holds(held(folder, name) if METHODS[name].needs else subject, name)
+            assert word == "y" or word in REASONS, word
+        except Exception as error:  # one cell says nothing of the others
+            faults.append(f"{name}: {type(error).__name__}: {error}")
+            subject = held(folder)
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_and_gradients(family: str, folders: Any):
+    computes_as_plain(held(folders(family)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_the_likeliest_without_a_cache(family: str, folders: Any):
+    subject = held(folders(family))
+    answers(subject)
+    answers(subject, batch_size=2)
+
+
+@pytest.mark.usefixtures("few_validation_examples")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_recipe_trains_merges_and_is_foretold(family: str, folders: Any, tmp_path: Path):
+    folder = folders(family)
+    family_runs.trains(family, folder, tmp_path / "run")
+    family_runs.merges(family, folder, tmp_path / "run", tmp_path / "merged")
+    family_runs.plans(family, folder, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("few_validation_examples")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_on_nf4_merges(family: str, folders: Any, tmp_path: Path):
+    family_runs.merges_packed(family, folders(family), tmp_path / "run", tmp_path / "merged")
+
+
+def test_at_most_a_tenth_cannot_be_made():
+    for every in (zoo.families(), zoo.IMAGE_TEXT):
+        assert len([name for name in every if name in zoo.UNMADE]) <= len(every) / 10
+    assert set(NAMED) <= set(zoo.made())
+    assert set(zoo.UNMADE) <= {*zoo.families(), *zoo.IMAGE_TEXT}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("family", zoo.UNMADE)
+def test_what_is_listed_as_unmade_cannot_be_made(family: str, folders: Any):
+    with pytest.raises(Exception):  # noqa: B017 whatever transformers raises
+        answers(held(folders(family)))

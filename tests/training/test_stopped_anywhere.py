@@ -1,0 +1,151 @@
+"""A run that is stopped after any single operation on its folder goes on, by one of two commands, to the same bits.
+
+What a killed process leaves is what its folder holds at that moment: one run is watched, its folder is copied before
+each operation on files that Python does, and from each state that differs a run is taken to its end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from draw import some, thorough
+from small_runs import make_recipe
+
+from peftkit import files, recipe
+from peftkit.errors import PeftkitError
+from peftkit.recipe import Recipe
+from peftkit.training import checkpoint, lock, log, session, train
+
+METHODS = ("lora", "dora", "adalora", "ia3", "prefix-tuning", "serial-adapter")
+FORMATS = ("none", "nf4")
+CASES = [(method, storage) for method in METHODS for storage in FORMATS]
+HELD = some("stopped anywhere", CASES, 2)
+STATES = 6
+"""Of each case that `make test` holds."""
+OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}
+TIMES = ("tokens_per_s", "trained_tokens_per_s", "memory", "elapsed_s")
+
+
+class Watcher:
+    """Copies a folder to `places` before each operation on files, where it is not as it was before the last one."""
+
+    folder: Path | None = None
+
+    def __init__(self) -> None:
+        self.busy, self.seen = False, set[str]()
+        self.into, self.places = Path(), list[Path]()
+
+    def __call__(self, event: str, _: Any) -> None:
+        if self.folder is not None and not self.busy and event in OPERATIONS:
+            self.look()
+
+    def look(self) -> None:
+        """Copy the folder as it is now."""
+        assert self.folder is not None
+        self.busy = True
+        try:
+            found = mark(self.folder)
+            if found not in self.seen:
+                self.seen.add(found)
+                self.places.append(self.into / f"{len(self.places):03d}" / "run")
+                self.places[-1].parent.mkdir(parents=True)
+                if self.folder.exists():
+                    shutil.copytree(self.folder, self.places[-1], symlinks=True)
+        finally:
+            self.busy = False
+
+    @contextmanager
+    def watching(self, folder: Path, into: Path) -> Iterator[list[Path]]:
+        """Watch a folder while entered; yields the list of the copies."""
+        self.folder, self.into, self.places, self.seen = folder, into, [], set()
+        try:
+            yield self.places
+            self.look()
+        finally:
+            self.folder = None
+
+
+def mark(folder: Path) -> str:
+    """Return a digest of all that is in a folder."""
+    state = hashlib.sha256(str(folder.exists()).encode())
+    for path in sorted(folder.rglob("*")):
+        state.update(repr((str(path), path.read_bytes() if path.is_file() else None)).encode())
+    return state.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def watcher() -> Watcher:
+    """The one watcher of this process: what is added to its auditing stays there."""
+    made = Watcher()
+    sys.addaudithook(made)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _small_picture(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session.plot, "draw_loss", lambda path, *_: files.write_bytes(path, b"picture"))
+
+
+def kept(run: Path) -> tuple[list[dict[str, Any]], bytes, list[str]]:
+    """What two runs have in common: the log without clocks, the adapter, and the names in the folder."""
+    told = [{key: value for key, value in record.items() if key not in TIMES} for record in log.read(run / "log.jsonl")]
+    names = sorted(str(path.relative_to(run)) for path in run.rglob("*"))
+    return told, (run / "adapter" / "adapter.safetensors").read_bytes(), names
+
+
+def go_on(chosen: Recipe, run: Path) -> None:
+    """Take a run to its end as a person does: a command, and the other one where the first names it."""
+    begun = (run / "recipe.yaml").exists()
+    first, word = (False, "give --resume") if begun else (True, "Leave out --resume")
+    with pytest.raises(PeftkitError, match=word):
+        train(chosen, run, resume=first)
+    train(chosen, run, resume=not first)
+
+
+@pytest.mark.parametrize(("method", "storage"), [case if case in HELD else thorough(*case) for case in CASES])
+@pytest.mark.parametrize("every", [False, thorough(True)], ids=["drawn", "every"])
+def test_from_every_state_a_run_goes_on(
+    method: str, storage: str, every: bool, source: Path, tmp_path: Path, watcher: Watcher
+):
+    keys = make_recipe(source, method, max_steps=3, save_every=1, keep_checkpoints=1, batch_examples=2)
+    chosen = recipe.load({**keys, "quantization": storage})
+    with watcher.watching(tmp_path / "whole", tmp_path / "states") as states:
+        train(chosen, tmp_path / "whole")
+    whole = kept(tmp_path / "whole")
+    assert len(states) > 40
+    chosen_states = range(len(states)) if every else some(f"{method}-{storage}", range(len(states)), STATES)
+    for run in (states[place] for place in chosen_states):
+        if (run / "summary.json").exists():
+            train(chosen, run, resume=True)
+            assert kept(run)[:2] == whole[:2], run
+            continue
+        go_on(chosen, run)
+        assert kept(run) == whole, run
+
+
+def test_the_states_are_those_of_a_run(source: Path, tmp_path: Path, watcher: Watcher):
+    """Among what is copied is each turn of a run: before its recipe, with a recipe alone, between its checkpoints."""
+    chosen = recipe.load(make_recipe(source, "lora", max_steps=2, save_every=1, keep_checkpoints=1))
+    with watcher.watching(tmp_path / "whole", tmp_path / "states") as states:
+        train(chosen, tmp_path / "whole")
+    held = [{path.name for path in run.iterdir()} if run.exists() else None for run in states]
+    assert held[0] is None
+    assert {lock.NAME} in held
+    assert any(names and {"recipe.yaml"} == names - {lock.NAME} for names in held)
+    assert any(names and any(name.endswith(".tmp") for name in names) for names in held)
+    written = [[path.name for path in checkpoint.listed(run / "checkpoints")] for run in states]
+    one, two = "step-00000001", "step-00000002"
+    assert [names for place, names in enumerate(written) if names != written[place - 1]] == [
+        [],
+        [one],
+        [one, two],
+        [two],
+    ]
+    assert "summary.json" in (held[-1] or ())
