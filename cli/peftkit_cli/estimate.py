@@ -35,9 +35,13 @@ def show(memory: Estimate) -> None:
     """Print an estimate as a table of its parts and a line about the peak."""
     from peftkit.estimation.estimate import MOMENTS
 
-    rows = [(name, figures.size(size), figures.size(memory.at_peak[name])) for name, size in memory.parts.items()]
+    rows = [(name, *map(figures.known_size, sizes)) for name, sizes in memory.told().items()]
     table(("part", "largest", "at the peak"), rows)
-    say(f"\npeak          {figures.size(memory.peak)} {MOMENTS[memory.moment]} ({memory.device}, {memory.precision})")
+    least = "" if memory.unknown is None else "at least "
+    peak = f"{least}{figures.size(memory.peak)} {MOMENTS[memory.moment]}"
+    say(f"\npeak          {peak} ({memory.device}, {memory.precision})")
     say(f"micro-batch   {memory.rows} rows of {memory.tokens} tokens, the largest of an epoch")
+    if memory.unknown is not None:
+        say(f"unknown       {memory.unknown}")
     if memory.memory_plan is not None:
         say(f"train.memory  {memory_plan(memory)}")

@@ -18,6 +18,11 @@ def size(number: float) -> str:
     return scaled(number, (" B", " kB", " MB", " GB"))
 
 
+def known_size(number: float | None) -> str:
+    """Write a number of bytes, or that it is unknown."""
+    return "unknown" if number is None else size(number)
+
+
 def scaled(number: float, units: Sequence[str]) -> str:
     """Write `number` in the largest of `units`, each a thousand times the one before, that leaves it at least 1."""
     for unit in units[:-1]:

@@ -50,8 +50,9 @@ def show(plan: Plan, run: Path) -> None:
 
 def memory(estimate: Estimate) -> str:
     """Write an estimate of memory as its peak and what is there then."""
-    parts = ", ".join(f"{name} {figures.size(size)}" for name, size in estimate.at_peak.items())
-    return f"about {figures.size(estimate.peak)} at the peak ({parts})"
+    parts = ", ".join(f"{name} {figures.known_size(there)}" for name, (_, there) in estimate.told().items())
+    least = "about" if estimate.unknown is None else "at least"
+    return f"{least} {figures.size(estimate.peak)} at the peak ({parts})"
 
 
 def memory_plan(estimate: Estimate) -> str:

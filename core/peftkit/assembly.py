@@ -110,7 +110,8 @@ def assemble(
         own = any(names for _, names in check_methods(outline.module, methods))
         dtype = dtype or training_dtype(recipe, precision, outline.module, own=own)
     if outline is not None and not weights:
-        loaded = _cast(outline, dtype)
+        # Built anew, as buffers take the dtype too.
+        loaded = outline if dtype is None else _load_outline(recipe, device, quantization, dtype)
     else:
         loaded = load(recipe.model, device=device, dtype=dtype, quantization=quantization)
     loaded = _operate(loaded)
@@ -186,17 +187,14 @@ def training_dtype(recipe: Recipe, precision: str, outline: nn.Module, *, own: b
     return torch.bfloat16 if lean else None
 
 
-def _load_outline(recipe: Recipe, device: torch.device, quantization: QuantizationSection | None) -> LoadedModel:
-    """Load the model without its weights, in the dtype that it has on `device`."""
+def _load_outline(
+    recipe: Recipe, device: torch.device, quantization: QuantizationSection | None, dtype: torch.dtype | None = None
+) -> LoadedModel:
+    """Load the model without its weights, in `dtype` or that which it has on `device`."""
     # The meta device would get the checkpoint's own dtype, as a GPU does.
-    dtype = torch.float32 if recipe.model.dtype == "auto" and device.type == "cpu" else None
+    if dtype is None and recipe.model.dtype == "auto" and device.type == "cpu":
+        dtype = torch.float32
     return load(recipe.model, device="meta", dtype=dtype, weights=False, quantization=quantization)
-
-
-def _cast(outline: LoadedModel, dtype: torch.dtype | None) -> LoadedModel:
-    for parameter in outline.model.parameters() if dtype is not None else ():
-        parameter.data = parameter.data.to(dtype)
-    return outline
 
 
 def _operate(loaded: LoadedModel) -> LoadedModel:

@@ -72,7 +72,9 @@ def plan(recipe: Recipe) -> Plan:
     notices += told(adaptation.chosen, assembled.layout) + adaptation.notices()
     shown = batches.collate(batches.plan(0)[0], assembled.tokenizer.pad_token_id)
     notices += foretell(assembled.module, shown, section, assembled.device)
-    if memory.allowed is not None and memory.peak > memory.allowed:
+    if memory.unknown is not None:
+        notices.append(f"memory: activations could not be estimated and are not counted: {memory.unknown}")
+    elif memory.allowed is not None and memory.peak > memory.allowed:
         notices.append("train.memory: the estimate is above it by every memory plan")
     return Plan(
         model=assembled.name,

@@ -46,9 +46,9 @@ def five_lines(folder: Path, quantization: Any = "none", method: Any = "lora", *
     )
 
 
-def trains(family: str, folder: Path, run: Path) -> None:
+def trains(family: str, folder: Path, run: Path, method: Any = "lora") -> None:
     """Hold that the recipe trains: from the model's own loss, by steps that move the adapter, to a run that opens."""
-    session = Session(five_lines(folder), run, Silent(), False)
+    session = Session(five_lines(folder, method=method), run, Silent(), False)
     prepared = session.prepared
     first = next(iter(Epoch(prepared.batches, 0, prepared.loaded.tokenizer.pad_token_id)))
     expected = first_loss(opened(family, folder), first)
@@ -59,7 +59,7 @@ def trains(family: str, folder: Path, run: Path) -> None:
         f"{told[0]['loss']} and not {expected} at first"
     )
     assert all(record["grad_norm"] > 0 for record in told)
-    again = assemble(five_lines(folder), run / "adapter")
+    again = assemble(five_lines(folder, method=method), run / "adapter")
     same(again.model, prepared.loaded.model.eval(), "the run opens as another model")
     differs(again.model, opened(family, folder), "training changed nothing")
 

@@ -66,7 +66,10 @@ REFUSED = {
     "mamba": {"prefix-tuning": "no attention to enter"},
 }
 """What the families of `make test` refuse of the few methods; all else they take."""
+SEEN_AHEAD = ("cpmant", "xlnet")
+"""Families whose tokens see those behind them: a run that predicts the next one is refused."""
 FAMILIES = marked(zoo.made(), KINDS)
+DECODERS = marked([name for name in zoo.made() if name not in SEEN_AHEAD], KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def test_every_method(family: str, folders: Any):
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_losses_and_gradients(family: str, folders: Any):
     computes_as_plain(held(folders(family)))
 
@@ -125,15 +128,22 @@ def test_answers_are_the_likeliest_without_a_cache(family: str, folders: Any):
 
 
 @pytest.mark.usefixtures("few_validation_examples")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECODERS)
 def test_the_recipe_trains_and_merges(family: str, folders: Any, tmp_path: Path):
     folder = folders(family)
     family_runs.trains(family, folder, tmp_path / "run")
     family_runs.merges(family, folder, tmp_path / "run", tmp_path / "merged")
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("family", SEEN_AHEAD)
+def test_what_sees_ahead_is_not_trained(family: str, folders: Any, tmp_path: Path):
+    with pytest.raises(PeftkitError, match="see those behind them"):
+        family_runs.trains(family, folders(family), tmp_path / "run", {"lora": {"targets": "*"}})
+
+
 @pytest.mark.usefixtures("few_validation_examples")
-@pytest.mark.parametrize("family", marked(zoo.made(), some("a run on nf4", list(KINDS), 5)))
+@pytest.mark.parametrize("family", marked([name for name in zoo.made() if name not in SEEN_AHEAD], some("a run on nf4", list(KINDS), 5)))
 def test_a_run_on_nf4_merges_and_is_foretold(family: str, folders: Any, tmp_path: Path):
     folder = folders(family)
     family_runs.merges_packed(family, folder, tmp_path / "run", tmp_path / "merged")

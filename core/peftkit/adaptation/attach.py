@@ -233,6 +233,6 @@ def _place_soft_prompts(adaptation: Adaptation) -> None:
     for before, prompt in pairwise(prompts):
         prompt.first = before.first + before.length
     if prompts:
-        padding = adaptation.layout.config.get_text_config().pad_token_id or 0
+        padding = getattr(adaptation.layout.config.get_text_config(), "pad_token_id", None) or 0
         tables = adaptation.layout.other_tables()
         adaptation.hooks = [pad(table, prompts[0].first, padding) for table in tables]

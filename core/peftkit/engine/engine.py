@@ -25,6 +25,7 @@ from peftkit.engine.outputs import HeadOutputs, WholeOutputs
 from peftkit.engine.packed_attention import AttentionProof
 from peftkit.engine.packed_batch import PackedBatch
 from peftkit.engine.proof import FAULTS, proven
+from peftkit.engine.rows import crosses
 from peftkit.kernels.recompute import Recompute
 from peftkit.method import Method
 from peftkit.ports.attention_along import along
@@ -40,6 +41,8 @@ NEAR, MOST = 1e-3, 0.75
 ROUGH = (torch.bfloat16, torch.float16)
 KINDS = {"full_attention", "sliding_attention"}
 """The kinds of layers that may run on flat tokens; others mix tokens by their order, or in chunks."""
+STATES = {"linear_attention", "conv", "hybrid", "mamba", "recurrent", "mlp", "moe"}
+"""The kinds that hold a state of what was before, and may start it anew where they are told that a row begins."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Arrangement:
     """The head runs apart from the body, on what is trained alone and in chunks; else the model runs as a whole."""
     together: bool = True
     """Linear layers that read the same input, each with a low-rank pair, are one function."""
+    bounded: bool = False
+    """The layers are told where each of the flat rows begins and ends; nothing is shared then."""
     fused: bool = True
     """Norms, gated activations and rotary positions run as functions of our own, which keep less."""
 
@@ -88,7 +93,9 @@ class Engine:
         """Bring a padded batch into the form in which it is computed; `to(device)` moves that."""
         if self.head is None:
             return packed_batch.whole(batch)
-        return packed_batch.flat(batch, self.arrangement.share) if self.arrangement.flat else packed_batch.padded(batch)
+        if not self.arrangement.flat:
+            return packed_batch.padded(batch)
+        return packed_batch.flat(batch, self.arrangement.share, self.arrangement.bounded)
 
     @contextmanager
     def running(self, batch: PackedBatch) -> Iterator[None]:
@@ -168,6 +175,11 @@ def choose(
                 why = refusal(model, lengths, methods) or _differs(engine, batch, own, device)
                 if why is None:
                     return engine, notices
+                if keeps_state(model, methods):
+                    engine.arrangement = replace(wanted, share=False, bounded=True)
+                    why = _differs(engine, batch, own, device)
+                    if why is None:
+                        return engine, notices
                 notices.append(f"examples are padded, not packed: {why}.")
             engine.arrangement = replace(wanted, flat=False)
             why = _differs(engine, batch, own, device)
@@ -181,6 +193,19 @@ def choose(
 def possible(wanted: Arrangement, model: nn.Module, lengths: Sequence[int], methods: Sequence[Method]) -> Arrangement:
     """Return what is wanted, as far as the model's configuration and the methods allow it."""
     return replace(wanted, flat=wanted.flat and refusal(model, lengths, methods) is None)
+
+
+def fallbacks(wanted: Arrangement) -> list[Arrangement]:
+    """List what is wanted and what takes its place where a model cannot: padded rows, then the model as a whole."""
+    padded = replace(wanted, flat=False)
+    whole = replace(padded, share=False, apart=False)
+    return list(dict.fromkeys((wanted, padded, whole) if wanted.apart else (wanted,)))
+
+
+def keeps_state(model: nn.Module, methods: Sequence[Method] = ()) -> bool:
+    """Say whether layers of the model keep a state, and all may run on flat tokens if told where rows begin."""
+    kinds = set(getattr(getattr(model, "config").get_text_config(), "layer_types", None) or ())  # noqa: B009
+    return bool(kinds & STATES) and kinds <= KINDS | STATES and not any(method.by_row for method in methods)
 
 
 def refusal(model: nn.Module, lengths: Sequence[int], methods: Sequence[Method] = ()) -> str | None:
@@ -222,6 +247,8 @@ def _differs(engine: Engine, batch: Any, own: Tensor, device: torch.device) -> s
                 places = [torch.from_numpy(row[:-1]).to(device) for row in ready.tree.rows]
                 ready = replace(ready, sources=torch.cat(places))
             logits = engine.logits(ready)
+            if engine.arrangement.bounded and crosses(engine, ready):
+                return f"in {kind}, a row changes those behind it"
     except torch.OutOfMemoryError:
         raise
     except FAULTS as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -59,8 +59,11 @@ class PackedBatch:
         )
 
 
-def flat(batch: Batch, share: bool) -> PackedBatch:
-    """Lay a batch out along a tree; what rows have in common, predictions included, is there once with `share`."""
+def flat(batch: Batch, share: bool, bounded: bool = False) -> PackedBatch:
+    """Lay a batch out along a tree; what rows have in common, predictions included, is there once with `share`.
+
+    With `bounded`, and nothing shared, the inputs say where each row begins and ends.
+    """
     lengths = batch.attention_mask.sum(1).tolist()
     tree = grow([row[:length] for row, length in zip(batch.input_ids.tolist(), lengths, strict=True)], share)
     sources, targets = [], []
@@ -73,7 +76,11 @@ def flat(batch: Batch, share: bool) -> PackedBatch:
     pairs, merged, counts = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
     chosen = torch.from_numpy(np.ascontiguousarray(pairs))
     return PackedBatch(
-        inputs={"input_ids": tree.ids[None], "position_ids": tree.positions[None]},
+        inputs={
+            "input_ids": tree.ids[None],
+            "position_ids": tree.positions[None],
+            **(bounds([len(places) for places in tree.rows]) if bounded else {}),
+        },
         tree=tree,
         sources=chosen[0],
         targets=chosen[1],
@@ -84,6 +91,13 @@ def flat(batch: Batch, share: bool) -> PackedBatch:
         trained=batch.trained,
         extras=batch.extras,
     )
+
+
+def bounds(lengths: Sequence[int]) -> dict[str, Tensor]:
+    """Tell layers, by the names that transformers has for it, the row of each flat token [1, N] and where rows end."""
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    rows = torch.arange(len(lengths), dtype=torch.int32).repeat_interleave(torch.tensor(lengths))
+    return {"seq_idx": rows[None], "cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
 
 
 def padded(batch: Batch) -> PackedBatch:

@@ -14,7 +14,7 @@ from peftkit.engine.memory_plan import MemoryPlan, checkpoint_gradients, memory_
 from peftkit.estimation.asked import strategy_of
 from peftkit.estimation.fit import heaviest, room
 from peftkit.estimation.process import drawing_memory, loading_memory, process_memory, size
-from peftkit.estimation.step import largest, run_step
+from peftkit.estimation.step import StepMemory, Unmeasured, largest, run_step
 from peftkit.models.loaded import LoadedModel
 from peftkit.objectives import Objective
 from peftkit.optim.build import state_bytes
@@ -24,6 +24,8 @@ DRAWING = 64 << 20
 """More bytes than drawing the loss curve takes."""
 MOMENTS = {"loading": "while the model is loaded", "step": "in a training step", "finish": "when the run is finished"}
 """In words when the peak of a run is."""
+MEASURED = ("activations", "temporary")
+"""The parts that are known from running a step."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Estimate:
     """What the run gives up for memory, where the recipe has `train.memory`."""
     allowed: int | None = None
     """Bytes that the run may take there."""
+    unknown: str | None = None
+    """Why activations and temporary tensors could not be measured, where they could not: they count nothing then."""
 
     @property
     def peak(self) -> int:
@@ -72,9 +76,16 @@ class Estimate:
             "device": self.device,
             "precision": self.precision,
             "micro_batch": {"rows": self.rows, "tokens": self.tokens},
-            "parts": {name: {"bytes": size, "at_peak": self.at_peak[name]} for name, size in self.parts.items()},
+            "parts": {name: {"bytes": size, "at_peak": there} for name, (size, there) in self.told().items()},
             **({} if self.memory_plan is None else {"memory_plan": self.memory_plan, "allowed_bytes": self.allowed}),
+            **({} if self.unknown is None else {"unknown": self.unknown}),
         }
+
+    def told(self) -> dict[str, tuple[int, int] | tuple[None, None]]:
+        """Return the size that each part grows to and what of it is there at the peak; None for what is unknown."""
+        unknown = MEASURED if self.unknown is not None else ()
+        told = {name: (size, self.at_peak[name]) for name, size in self.parts.items()}
+        return {**told, **dict.fromkeys(unknown, (None, None))}
 
 
 def estimate(
@@ -102,7 +113,11 @@ def estimate(
         if section.memory is not None:
             recompute(model, plan.recomputed)
         options = {"passes": passes, "objective": objective, "backward": needs.backward}
-        step = run_step(model, adaptation, batch, section, device, precision, **options)
+        unknown = None
+        try:
+            step = run_step(model, adaptation, batch, section, device, precision, **options)
+        except Unmeasured as error:
+            step, unknown = StepMemory(0, dict.fromkeys(MEASURED, 0)), str(error)
         step = step.elsewhere() if plan.offloaded else step
         parts = {
             "process": process,
@@ -115,11 +130,11 @@ def estimate(
         rows, tokens = batch.input_ids.shape
         at_peak = {**parts, **step.at_peak, "temporary": parts["temporary"]}
         name = None if allowed is None else str(plan)
-        return Estimate(device.type, precision, rows, tokens, "step", parts, at_peak, name, allowed)
+        return Estimate(device.type, precision, rows, tokens, "step", parts, at_peak, name, allowed, unknown)
 
     plans = memory_plans(model, batches, device, checkpointing=section.gradient_checkpointing)
     plans = plans if section.memory is not None else plans[:1]
-    fits = (one for one in map(under, plans) if allowed is None or one.peak <= allowed)
+    fits = (one for one in map(under, plans) if allowed is None or one.unknown or one.peak <= allowed)
     chosen = next(fits, None) or under(plans[-1])
     if device.type != "cpu":
         return chosen

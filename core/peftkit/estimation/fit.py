@@ -14,7 +14,7 @@ from peftkit.engine.memory_plan import MemoryPlan, recompute
 from peftkit.engine.retrying import Retrying
 from peftkit.engine.snapshot import snapshot
 from peftkit.estimation.free_memory import free_memory
-from peftkit.estimation.step import run_step
+from peftkit.estimation.step import StepMemory, Unmeasured, run_step
 from peftkit.optim.build import state_bytes
 from peftkit.recipe import TrainSection
 from peftkit.recipe.size import AUTO, size_in_bytes
@@ -61,7 +61,10 @@ class Fit:
             self._correct(passes, batch, taken, free)
 
     def needed(self, passes: Retrying, plan: MemoryPlan, batch: Batch) -> int:
-        """Estimate the bytes that a step takes by a plan, beside what is there before the first one."""
+        """Estimate the bytes that a step takes by a plan, beside what is there before the first one.
+
+        What cannot be told beforehand counts nothing: trying the plan then shows it.
+        """
         plain = passes.plain
         piece, count = heaviest(plan, batch, self.section.accumulation)
         recompute(plain.engine.model, plan.recomputed)
@@ -77,6 +80,8 @@ class Fit:
                 arrangement=plain.engine.arrangement,
                 objective=plain.objective,
             )
+        except Unmeasured:
+            step = StepMemory(0, {})
         finally:
             recompute(plain.engine.model, passes.plan.recomputed)
         step = step.elsewhere() if plan.offloaded else step

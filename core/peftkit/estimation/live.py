@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from peftkit.estimation.values import Values
 
 
 class Live(TorchDispatchMode):
@@ -25,16 +27,15 @@ class Live(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = ()):
         super().__init__()
         self.events: list[tuple[int, int]] = []
+        self._values = Values()
         self._numbers: dict[int, int] = {}
         self._watched: dict[int, weakref.ref[Any]] = {}
         for tensor in known:
             self._watch(tensor, counts=False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation and note the memory of what it returns; a number read from what holds none is 1."""
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return 1.0 if args[0].is_floating_point() else args[0].dtype is torch.bool or 1
-        result = func(*args, **(kwargs or {}))
+        """Run one operation and note the memory of what it returns."""
+        result = self._values.run(func, args, kwargs or {})
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._watch(leaf)

@@ -13,7 +13,7 @@ from peftkit.adaptation import Adaptation
 from peftkit.data.batches import Batch, Batches
 from peftkit.engine.calls import check_calls
 from peftkit.engine.chunked_head import CHUNK
-from peftkit.engine.engine import Arrangement, Engine, possible
+from peftkit.engine.engine import Arrangement, Engine, fallbacks, possible
 from peftkit.engine.head import logits_of
 from peftkit.engine.passes import BACKWARD, Plain
 from peftkit.engine.proof import FAULTS
@@ -21,6 +21,7 @@ from peftkit.errors import PeftkitError
 from peftkit.estimation.asked import arrangement_of, objective_of
 from peftkit.estimation.live import Live, without_storage
 from peftkit.layout import Layout
+from peftkit.models.configuration import one_line
 from peftkit.objectives import Objective
 from peftkit.recipe import TrainSection
 
@@ -46,6 +47,10 @@ class StepMemory:
         return StepMemory(0, {**self.at_peak, "activations": 0}, self.gaps)
 
 
+class Unmeasured(PeftkitError):  # noqa: N818
+    """A step fails on tensors that hold nothing, though it may run on others."""
+
+
 def run_step(
     model: nn.Module,
     adaptation: Adaptation,
@@ -62,40 +67,63 @@ def run_step(
 
     Without `backward` it is a forward pass in evaluation mode.
 
-    With more than one, the gradients of the first are there in those that follow. Without an `arrangement` it is what
-    the recipe asks for, as far as it shows without running.
+    With more than one, the gradients of the first are there in those that follow. Without an `arrangement` it is the
+    first that runs of those that a run would try, from what the recipe asks for down to the model's own code. Raises
+    Unmeasured where none runs, and PeftkitError for what a run refuses too.
     """
     lengths = batch.attention_mask.sum(1).tolist()
-    engine = Engine(model, arrangement or possible(arrangement_of(section), model, lengths, adaptation.methods))
     if bool(batch.attention_mask.all()):
         # transformers leaves out a mask without padding, and can tell that of a boolean one alone, if it has storage.
         batch = replace(batch, attention_mask=batch.attention_mask.bool().to(device))
-    packed = engine.pack(batch)
+    wanted = possible(arrangement_of(section), model, lengths, adaptation.methods)
+    ways = list(fallbacks(wanted)) if arrangement is None else [arrangement]
+    objective = objective or objective_of(section)
+    for way in ways:
+        try:
+            plain = Plain(Engine(model, way), objective, adaptation, device, precision)
+            return _measured(plain, batch, passes if backward else 0)
+        except PeftkitError:
+            if way == ways[-1]:
+                raise
+        except FAULTS as error:
+            if way != ways[-1]:
+                continue
+            raise Unmeasured(f"{type(model).__name__} does not run without storage: {one_line(error)}") from error
+    raise AssertionError("no way to compute a micro-batch")
+
+
+def _measured(plain: Plain, batch: Batch, passes: int) -> StepMemory:
+    """Measure passes over a batch; without any, a forward pass in evaluation mode."""
+    model, adaptation = plain.engine.model, plain.adaptation
+    packed = plain.engine.pack(batch)
     moments: list[int] = []
     training = model.training
-    model.train(backward)
-    with without_storage(nn.ModuleList([model, *adaptation.modules.values()]), device) as state, Live(state) as live:
+    model.train(passes > 0)
+    try:
+        parts = nn.ModuleList([model, *adaptation.modules.values()])
+        with without_storage(parts, plain.device) as state, Live(state) as live:
 
-        def phase(name: str) -> None:
-            if name == BACKWARD:
-                moments.append(len(live.events))
+            def phase(name: str) -> None:
+                if name == BACKWARD:
+                    moments.append(len(live.events))
 
-        plain = Plain(engine, objective or objective_of(section), adaptation, device, precision, phase)
-        if not backward:
-            plain.measure(packed.to(device), as_trained=True)
-        for _ in range(passes if backward else 0):
-            plain.add_gradients(packed.to(device), max(1, batch.trained))
-        if backward:
-            plain.add_penalty()
-        gradients = {live.number(tensor.grad) for tensor in state if tensor.grad is not None}
-    model.train(training)
+            plain.phase = phase
+            if not passes:
+                plain.measure(packed.to(plain.device), as_trained=True)
+            for _ in range(passes):
+                plain.add_gradients(packed.to(plain.device), max(1, batch.trained))
+            if passes:
+                plain.add_penalty()
+            gradients = {live.number(tensor.grad) for tensor in state if tensor.grad is not None}
+    finally:
+        model.train(training)
     forward = live.alive(moments[-1]) if moments else {}
     kept = {number: size for number, size in forward.items() if number not in gradients}
     sizes = {"gradients": 0, "activations": 0, "temporary": 0}
     for number, size in live.alive(live.highest()).items():
         kind = "gradients" if number in gradients else "activations" if number in kept else "temporary"
         sizes[kind] += size
-    return StepMemory(sum(kept.values()), sizes, int(GAPS.get(device.type, 0.0) * sum(sizes.values())))
+    return StepMemory(sum(kept.values()), sizes, int(GAPS.get(plain.device.type, 0.0) * sum(sizes.values())))
 
 
 def foretell(model: nn.Module, batch: Batch, section: TrainSection, device: torch.device) -> list[str]:

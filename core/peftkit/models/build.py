@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,9 +34,15 @@ def build(
 
 
 def on_meta(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Build the model on the meta device, buffers included."""
+    """Build the model on the meta device, buffers included, in the dtypes in which transformers reads a checkpoint."""
     with torch.device("meta"):
-        return build(config, dtype, trust_remote_code=trust_remote_code)
+        model = build(config, dtype, trust_remote_code=trust_remote_code)
+    kept = (model._keep_in_fp32_modules_strict or ()) if dtype in (torch.float16, torch.bfloat16) else ()
+    parts = cast(nn.Module, model)
+    for name, tensor in (*parts.named_parameters(), *parts.named_buffers()):
+        if any(fnmatchcase(name, f"*{pattern}*") for pattern in kept):
+            tensor.data = tensor.data.float()
+    return model
 
 
 def outline(

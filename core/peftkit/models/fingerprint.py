@@ -33,12 +33,20 @@ def digest(model: nn.Module, parameters: Mapping[str, tuple[list[int], Tensor]])
     """Return the fingerprint of a model whose parameters have these shapes and samples, by name."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    essentials = {key: getattr(text, key, None) for key in ESSENTIALS}
+    essentials = {key: _value(text, key) for key in ESSENTIALS}
     ordered = sorted(parameters.items())
     shapes = [(name, shape) for name, (shape, _) in ordered]
     state = hashlib.sha256(json.dumps([essentials, shapes], sort_keys=True, default=str).encode())
     state.update(torch.cat([values for _, (_, values) in ordered]).cpu().view(torch.int16).numpy().tobytes())
     return state.hexdigest()
+
+
+def _value(config: Any, key: str) -> Any:
+    """Return the value of a configuration's key; None where it has none, or one for each layer."""
+    try:
+        return getattr(config, key, None)
+    except RuntimeError:
+        return None
 
 
 def sample(parameter: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -22,6 +22,7 @@ KNOWN = {"scaling", "dropout", "sliding_window", "softcap", "s_aux"}
 """What attention functions are given and the tree's can do; other things that are set are refused."""
 IDLE = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position", "is_causal"}
 IDLE |= {"position_embeddings", "return_dict", "output_router_logits", "logits_to_keep"}
+IDLE |= {"seq_idx", "cu_seq_lens_q", "cu_seq_lens_k"}
 
 
 @torch.compiler.disable

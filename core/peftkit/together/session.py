@@ -135,7 +135,7 @@ class _Together:
             name = f"job-{number}"
             session = Session(job.recipe, job.run, job.observer, resumed, ready, name)
             arrangement = session.loop.passes.plain.engine.arrangement
-            if not (arrangement.flat and arrangement.apart):
+            if not (arrangement.flat and arrangement.apart) or arrangement.bounded:
                 # The engine's notice comes last.
                 why = (session.prepared.notices or ["its head cannot be run apart from its body"])[-1]
                 raise PeftkitError(

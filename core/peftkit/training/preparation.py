@@ -17,6 +17,7 @@ from peftkit.data.encode import Encoded, EncodedExamples
 from peftkit.engine.engine import choose as choose_engine
 from peftkit.engine.memory_plan import checkpoint_gradients
 from peftkit.engine.passes import Phase
+from peftkit.engine.rows import check_order, check_padding
 from peftkit.errors import PeftkitError
 from peftkit.estimation.asked import arrangement_of, objective_of
 from peftkit.models.layerwise import release_memory
@@ -124,9 +125,13 @@ def _loop(
     model, pad_id = loaded.model, loaded.tokenizer.pad_token_id
     if section.gradient_checkpointing:
         checkpoint_gradients(model)
+    if objective.generates():
+        check_order(loaded.module, batches.encoded, loaded.device)
     engine, differing = choose_engine(
         model, batches.encoded, pad_id, loaded.device, arrangement_of(section), loaded.adaptation.methods
     )
+    if not engine.arrangement.flat and section.batch_examples != 1:
+        check_padding(loaded.module, batches.encoded, pad_id, loaded.device)
     notices += differing
     release_memory()
     torch.manual_seed(section.seed)
@@ -183,7 +188,7 @@ def check_length(model: Any, encoded: Sequence[Encoded]) -> None:
     config = getattr(model, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
     longest = max(len(item.ids) for item in encoded)
-    if positions is not None and longest > positions:
+    if positions is not None and 0 < positions < longest:
         raise PeftkitError(
             f"the longest training example has {longest} tokens, and the model has positions for {positions}: "
             f"set train.max_length to {positions} or less."
