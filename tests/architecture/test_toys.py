@@ -49,7 +49,7 @@ def outcome(overlay: Path) -> str:
     """
     wrong = [f"wrong_{kind} and ({toy.holding})" for kind, toy in TOYS.items()]
     chosen = f"toy_ and (not compiles or toy_linear) and not wrong_ or {' or '.join(f'({one})' for one in wrong)}"
-    paths = f"pythonpath={overlay} {ROOT / 'cli'} {ROOT / 'tests'}"
+    paths = f"pythonpath={overlay} {ROOT / 'cli'} {ROOT / 'tools'} {ROOT / 'tests'}"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", paths, "-v", "--tb=line"]
     done = subprocess.run(
         [*command, *map(str, HELD), "-k", chosen, "-m", "not thorough", f"--ignore={LAWS / 'test_foreign.py'}"],
