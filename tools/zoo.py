@@ -146,6 +146,7 @@ UNMADE = {
 REFUSED = {
     "git": "takes images or sound",
     "mistral4": "is not a decoder",
+    "molmo2": "does not run on text alone",
     "paligemma": "reads its prompts in both directions",
 }
 """Families of images and text that no family of ours takes, and what it says."""
@@ -153,9 +154,9 @@ NOT_CAUSAL = ("cpmant", "xlnet")
 """Families whose tokens see those behind them, which a run refuses at its start."""
 NOT_TEXT = (
     "blip blip-2 evolla florence2 idefics instructblip instructblipvideo kosmos-2 pi0 pix2struct pp_chart2table "
-    "pp_formulanet t5gemma2 udop vision-encoder-decoder"
+    "pp_formulanet shieldgemma2 t5gemma2 udop vision-encoder-decoder"
 )
-"""Families of images and text that are encoder-decoders, or do not run on text alone."""
+"""Families of images and text that are encoder-decoders, do not run on text alone or do not answer by text."""
 IMAGE_TEXT = tuple(sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - set(NOT_TEXT.split())))
 """Families of decoders that take images and text."""
 
@@ -192,7 +193,7 @@ def build(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel
 def image_text(architecture: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Build a random model that takes images and text, as `build` does; with `save_pretrained` it is a checkpoint."""
     config = config_of(architecture, **overrides)
-    if getattr(config, "vision_config", None) is None:
+    if "vision_config" in config.sub_configs and getattr(config, "vision_config", None) is None:
         vision = config.sub_configs["vision_config"]()
         small = shrunk(vision.to_dict(), vision.model_type)
         config = config_of(architecture, vision_config=small, **overrides)

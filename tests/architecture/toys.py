@@ -303,7 +303,7 @@ class Encoder(Family):
 
     loader = AutoModelForMaskedLM
     examples = "text"
-    objective = "toy_objective"
+    objective = "classification"
 
     def architectures(self) -> Collection[str]:
         return ["bert"]

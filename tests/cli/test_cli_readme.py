@@ -188,17 +188,28 @@ from peftkit.training import train
 from peftkit.families import family_of
 
 sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-recipe = read({
-    "model": {"init": {"architecture": "bert", **sizes}, "tokenizer": "bundled/tiny"},
+common = {
     "method": {"lora": {"rank": 2, "targets": ["attention", "mlp"]}},
+    "train": {"strategy": "sign", "max_steps": 2, "batch_examples": 4, "device": "cpu"},
+}
+recipe = read({
+    "model": {"init": {"architecture": "llama", **sizes}, "tokenizer": "bundled/tiny"},
     "objective": "focal",
     "dataset": {"name": "bundled/e2e", "limit": 4},
-    "train": {"strategy": "sign", "max_steps": 2, "batch_examples": 4, "device": "cpu"},
+    **common,
+})
+summary = train(recipe, run.parent / "decoder")
+assert summary.losses["last"] < summary.losses["first"]
+labelled = run.parent / "train.jsonl"
+labelled.write_text("\\n".join('{"text": "%s", "label": %d}' % ("ab"[n % 2] * 9, n % 2) for n in range(4)))
+recipe = read({
+    "model": {"init": {"architecture": "bert", **sizes}, "tokenizer": "bundled/tiny"},
+    "objective": encoder.Encoder.objective,
+    "dataset": {"name": "jsonl", "path": str(labelled)},
+    **common,
 })
 assert type(family_of(load(recipe.model).model.config)) is encoder.Encoder
-summary = train(recipe, run.parent / "encoder")
-assert summary.steps == 2
-assert summary.losses["last"] < summary.losses["first"]
+assert train(recipe, run.parent / "encoder").steps == 2
 print("all of them work")
 """
 

@@ -22,7 +22,7 @@ from peftkit.engine.head import Head
 from peftkit.engine.proof import Draw, same
 from peftkit.method import METHODS
 from peftkit.models.tiny import tiny
-from peftkit.ports import attention
+from peftkit.ports import attention_along
 
 CPU = torch.device("cpu")
 
@@ -205,9 +205,9 @@ def test_a_norm_with_another_epsilon_keeps_its_own_code():
 def test_attention_that_is_off_on_packed_rows_pads_them(monkeypatch: pytest.MonkeyPatch):
     model, parameters = adapted(tiny("llama"))
     assert chosen(model, parameters)[0].arrangement.flat
-    own = attention.attend_along
+    own = attention_along.attend
     monkeypatch.setattr(
-        attention, "attend_along", lambda *args, scale, **named: own(*args, scale=scale * 1.0001, **named)
+        attention_along, "attend", lambda *args, scale, **named: own(*args, scale=scale * 1.0001, **named)
     )
     engine, notices = chosen(model, parameters)
     assert engine.arrangement == Arrangement(flat=False)
@@ -217,8 +217,8 @@ def test_attention_that_is_off_on_packed_rows_pads_them(monkeypatch: pytest.Monk
 def test_a_window_that_is_left_out_on_packed_rows_pads_them(monkeypatch: pytest.MonkeyPatch):
     """The rows are shorter than the window, so that their logits do not tell."""
     model, parameters = adapted(tiny("mistral", sliding_window=64))
-    own = attention.plan_of
-    monkeypatch.setattr(attention, "plan_of", lambda tree, window: own(tree, None))
+    own = attention_along.plan_of
+    monkeypatch.setattr(attention_along, "plan_of", lambda tree, window: own(tree, None))
     engine, _ = chosen(model, parameters)
     assert not engine.arrangement.flat
 

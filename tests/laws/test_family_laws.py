@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ def section(name: str) -> ModelSection:
     known = FAMILIES[name].architectures()
     architecture = next((one for one in ARCHITECTURES if one in known), sorted(known)[0])
     return ModelSection(init={"architecture": architecture, **SIZES}, tokenizer="bundled/tiny")
+
+
+def learnt(objective: str, folder: Path) -> dict[str, Any]:
+    """Return a section of a few examples: texts to continue, or with labels where the objective reads those."""
+    if OBJECTIVES[objective].from_options({}).generates():
+        return {"name": "bundled/e2e", "limit": 8}
+    rows = [{"text": "ab"[number % 2] * 9, "label": number % 2} for number in range(8)]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {"name": "jsonl", "path": str(folder / "train.jsonl")}
 
 
 def answered(model: Any) -> torch.Tensor:
@@ -88,13 +98,13 @@ def test_a_recipe_trains_it_and_its_run_opens(name: str, tmp_path: Path, monkeyp
             "model": section(name).model_dump(),
             "method": LORA,
             "objective": FAMILIES[name].objective,
-            "dataset": {"name": "bundled/e2e", "limit": 8},
+            "dataset": learnt(FAMILIES[name].objective, tmp_path),
             "train": {"max_steps": 2, "batch_examples": 4, "learning_rate": 0.01, "device": "cpu"},
         }
     )
     summary = train(recipe, tmp_path / "run")
     assert summary.steps == 2
-    trained = assemble(recipe, tmp_path / "run" / "adapter")
+    trained = assemble(recipe, tmp_path / "run" / "adapter", headed=True)
     assert trained.family is FAMILIES[name]
     fresh = assemble(recipe)
     assert not torch.equal(answered(trained.model), answered(fresh.model))

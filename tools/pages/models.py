@@ -18,10 +18,11 @@ from peftkit.models.load import load
 from peftkit.models.quiet import quiet
 from peftkit.quantization.quantizer import formats
 from peftkit.recipe import ModelSection, QuantizationSection
-from zoo import IMAGE_TEXT, UNMADE, byte_tokenizer, config_of, made
+from zoo import IMAGE_TEXT, UNMADE, made, write
 
 REASONS = {
     "no biases": r"has no bias\b",
+    "no norms with weights": r"has no norm with weights of its own",
     "no attention to enter": r"has no attention that an adapter can enter",
     "no feed-forward part": r"have no module of the role 'mlp'",
     "nothing to train": r"finds nothing to train",
@@ -64,8 +65,7 @@ def taken(family: str) -> dict[str, str]:
     """Return "y" or the reason of its refusal for each method on a family."""
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
-            config_of(family).save_pretrained(folder)
-            byte_tokenizer().save_pretrained(folder)
+            write(Path(folder), family)
         layouts = {
             trait: _layout(Path(folder), trait) for trait in dict.fromkeys(cls.needs for _, cls in METHODS.items())
         }
@@ -98,11 +98,11 @@ def _label(names: list[str]) -> str:
 
 
 def _layout(folder: Path, trait: str | None) -> Layout:
-    """Return the layout of the model in a folder, stored with a trait, without its weights."""
+    """Return the layout of the model in a folder, stored with a trait."""
     section = None
     if trait is not None:
         section = QuantizationSection(format=formats(trait)[0], options={"group_size": GROUP})
-    return Layout(load(ModelSection(name=str(folder)), device="meta", weights=False, quantization=section).module)
+    return Layout(load(ModelSection(name=str(folder)), quantization=section).module)
 
 
 def _word(name: str, layout: Layout) -> str:

@@ -99,7 +99,12 @@ def _without(whole: type[PreTrainedModel], paths: tuple[str, ...]) -> type[PreTr
             decoder = next(child for child in decoder.children() if first in set(child.modules()))
         return decoder
 
-    own = {"__init__": build, "get_decoder": get_decoder, "__module__": whole.__module__}
+    def get_output_embeddings(self: Any) -> Any:
+        head = whole.get_output_embeddings(self)
+        return head if head is not None else whole.get_decoder(self).get_output_embeddings()
+
+    own: dict[str, Any] = {"__init__": build, "get_decoder": get_decoder, "__module__": whole.__module__}
+    own["get_output_embeddings"] = get_output_embeddings
     return type(whole.__name__, (whole,), own)
 
 

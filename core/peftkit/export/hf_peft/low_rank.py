@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.export.hf_peft.converter import CONVERTERS, PREFIX, Config, Converter, Tensors
+from peftkit.export.hf_peft.experts import check_not_taken_for_experts
 from peftkit.layers.triplets import EPSILON, Triplets
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
@@ -70,6 +71,7 @@ class LowRankConverter(Converter):
                 f"the pairs of experts at {stack} have no equal there: export with --format merged instead."
             )
         modules = join(method, {key: (*adapter.exported(), adapter.site) for key, adapter in adapters.items()})
+        check_not_taken_for_experts(modules, model)
         ranks = {f"^{re.escape(path)}$": down.shape[0] for path, (down, _) in modules.items()}
         first = next(iter(ranks.values()))
         others = {path: rank for path, rank in ranks.items() if rank != first}
