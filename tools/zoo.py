@@ -146,14 +146,13 @@ UNMADE = {
 REFUSED = {
     "git": "takes images or sound",
     "mistral4": "is not a decoder",
-    "molmo2": "does not run on text alone",
     "paligemma": "reads its prompts in both directions",
 }
 """Families of images and text that no family of ours takes, and what it says."""
 NOT_CAUSAL = ("cpmant", "xlnet")
 """Families whose tokens see those behind them, which a run refuses at its start."""
 NOT_TEXT = (
-    "blip blip-2 evolla florence2 idefics instructblip instructblipvideo kosmos-2 pi0 pix2struct pp_chart2table "
+    "blip blip-2 evolla florence2 idefics instructblip instructblipvideo kosmos-2 molmo2 pi0 pix2struct pp_chart2table "
     "pp_formulanet shieldgemma2 t5gemma2 udop vision-encoder-decoder"
 )
 """Families of images and text that are encoder-decoders, do not run on text alone or do not answer by text."""
