@@ -229,6 +229,10 @@ def of_config(config: PretrainedConfig, seed: int = 0, loader: Any = None) -> Pr
                     parameter.normal_(std=0.2)
                 else:
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
+            for module in model.modules():
+                # Some models zero the row of padding whenever they are loaded, as it is in what was trained.
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                    module.weight[module.padding_idx] = 0.0
     return model.eval()
 
 

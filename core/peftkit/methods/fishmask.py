@@ -101,8 +101,10 @@ def fisher(
         for ids, labels in rows:
             logits = model(input_ids=ids.to(device), use_cache=False).logits[0, :-1].float()
             loss = nn.functional.cross_entropy(logits, labels[0, 1:].to(device), ignore_index=-100, reduction="sum")
-            for total, gradient in zip(totals, torch.autograd.grad(loss, probes), strict=True):
-                total.addcmul_(gradient, gradient)
+            for total, gradient in zip(totals, torch.autograd.grad(loss, probes, allow_unused=True), strict=True):
+                # A row that is short reaches no weight of what sums up longer ones.
+                if gradient is not None:
+                    total.addcmul_(gradient, gradient)
             count += 1
     finally:
         model.train(training)

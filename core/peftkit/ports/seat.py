@@ -75,8 +75,10 @@ class Seat(nn.Module):
             # Parts of a layer give their state, the attention's weights or the choice of experts beside.
             if isinstance(output, tuple | list):
                 beside[:] = [output[1:]]
-                return output[0]
-            return output
+                output = output[0]
+            # Experts may give their tokens in one line, for the layer to fold.
+            flat = output.dim() < value.dim() and output.numel() == value.numel()
+            return output.view_as(value) if flat else output
 
         whole = bool(rest or kwargs)
         if routing is None:
