@@ -248,3 +248,18 @@ def test_the_files_of_the_base_are_rewritten_one_by_one_and_keep_what_was_not_ad
         for key, tensor in written.items():
             assert tensor.dtype == tensors[key].dtype
             assert torch.equal(tensor, tensors[key]) == ("v_proj" not in key), key
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_the_configuration_tells_the_dtype_of_the_weights(
+    dtype: torch.dtype, quantization: str, make_run: Any, tmp_path: Path
+) -> None:
+    run = make_run("qwen3", LINEAR, stored=dtype, quantization=quantization)
+    merge(run.folder, tmp_path / "merged")
+    stored = {
+        tensor.dtype for path in (tmp_path / "merged").glob("*.safetensors") for tensor in load_file(path).values()
+    }
+    assert stored == {dtype}
+    assert opened(tmp_path / "merged", dtype="auto").dtype == dtype
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 from letters import PROMPTS, Letters, alone, by_transformers
+from model_folders import byte_tokenizer
 
 from peftkit.errors import PeftkitError
 from peftkit.generation import Settings, generate
+from peftkit.generation.stopping import Stopping
 from peftkit.models.tiny import ARCHITECTURES, tiny
 
 NEW = 12
@@ -63,6 +65,16 @@ def test_a_stop_text_is_cut_off_and_ends_the_answer():
     assert answer.text == whole[: whole.index(stop)]
     assert answer.finished
     assert len(answer.ids) == whole.index(stop) + 2
+
+
+def test_a_special_token_as_a_stop_text_ends_the_answer():
+    tokenizer = byte_tokenizer()
+    token = tokenizer.eos_token
+    stopping = Stopping.of(tiny("llama"), tokenizer, Settings(max_new_tokens=NEW, stop=(token, "x"), ends=()))
+    assert (stopping.ends, stopping.texts) == ({tokenizer.eos_token_id}, ("x",))
+    assert stopping.ended([7, tokenizer.eos_token_id])
+    with pytest.raises(PeftkitError, match=r"generation\.stop: .* holds the special token"):
+        Stopping.of(tiny("llama"), tokenizer, Settings(max_new_tokens=NEW, stop=(token + "x",)))
 
 
 def test_a_prompt_beyond_the_context_is_refused_with_its_number():

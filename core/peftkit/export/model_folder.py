@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -55,7 +55,7 @@ def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[s
         rewritable = paths and dtype == trained.original_dtype
         if not rewritable or not shards.rewrite(contents, changed, untied, paths, folder):
             _save(model.to(dtype), folder, contents.unread)  # type: ignore[arg-type]
-        _save_settings(model, folder)
+        _save_settings(model, folder, dtype)
         tokenizer.save_pretrained(folder)
     if source is not None and (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
@@ -113,7 +113,9 @@ def changed_tensors(trained: Trained, also: Collection[str] = ()) -> tuple[dict[
     return {name: tensor.detach() for name, tensor in own.items() if name in names}, untied
 
 
-def _save_settings(model: PreTrainedModel, folder: Path) -> None:
+def _save_settings(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    # Whatever the model was computed in, readers take the dtype of the weights that lie beside it.
+    cast(Any, model.config).dtype = dtype
     # The model's own generation settings may be invalid by today's rules and are copied as a file instead.
     model.generation_config = GenerationConfig.from_model_config(model.config)
     model.config.save_pretrained(folder)

@@ -57,6 +57,7 @@ def write(loaded: LoadedModel, folder: Path) -> None:
     """Write a packed model with its settings and its tokenizer to `folder`."""
     model = loaded.model
     packed_folder.write(folder, cast(nn.Module, model), loaded.fingerprint, loaded.storage)
+    cast(Any, model.config).dtype = next(parameter.dtype for parameter in model.parameters())
     model.config.save_pretrained(folder)
     if loaded.source is not None and (loaded.source / "generation_config.json").is_file():
         shutil.copyfile(loaded.source / "generation_config.json", folder / "generation_config.json")

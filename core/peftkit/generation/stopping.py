@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from peftkit.errors import PeftkitError
 from peftkit.generation.settings import Settings
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -17,6 +18,10 @@ def own_ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = own if isinstance(own, list | tuple) else [own]
     return tuple(dict.fromkeys(end for end in (*several, tokenizer.eos_token_id) if end is not None))
+
+
+def _added(tokenizer: Any) -> dict[int, Any]:
+    return getattr(tokenizer, "added_tokens_decoder", {})
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,22 @@ class Stopping:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, settings: Settings) -> Stopping:
-        """Read the settings; without `ends` the model's own are taken."""
+        """Read the settings; without `ends` the model's own are taken, and a text that is a special token is an end.
+
+        Raises PeftkitError for a text that a special token is a part of: an answer's text has none.
+        """
         ends = own_ends(model, tokenizer) if settings.ends is None else settings.ends
-        return cls(tokenizer, frozenset(ends), tuple(text for text in settings.stop if text))
+        special = {str(token): id for id, token in _added(tokenizer).items() if token.special}
+        texts = tuple(text for text in settings.stop if text and text not in special)
+        for text in texts:
+            inside = next((token for token in special if token in text), None)
+            if inside is not None:
+                raise PeftkitError(
+                    f"generation.stop: {text!r} holds the special token {inside!r} and other text, which no answer "
+                    f"does: write {inside!r} alone, or the other text."
+                )
+        named = (special[text] for text in settings.stop if text in special)
+        return cls(tokenizer, frozenset((*ends, *named)), texts)
 
     def may_end(self, token: int) -> bool:
         """Say whether an answer could end with `token`: decoding the end of each answer at each step takes long."""
