@@ -46,6 +46,10 @@ def five_lines(folder: Path, quantization: Any = "none", method: Any = "lora", *
     )
 
 
+DRAWING, DRAWN = "phimoe", 1e-2
+"""A family that draws its experts at random in training, and how far its losses may lie apart for that."""
+
+
 def trains(family: str, folder: Path, run: Path, method: Any = "lora") -> None:
     """Hold that the recipe trains: from the model's own loss, by steps that move the adapter, to a run that opens."""
     session = Session(five_lines(folder, method=method), run, Silent(), False)
@@ -55,7 +59,8 @@ def trains(family: str, folder: Path, run: Path, method: Any = "lora") -> None:
     summary = session.go()
     assert summary.steps == 3
     told = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert abs(told[0]["loss"] - expected) <= SAME * max(1.0, expected), (
+    bound = DRAWN if family == DRAWING else SAME
+    assert abs(told[0]["loss"] - expected) <= bound * max(1.0, expected), (
         f"{told[0]['loss']} and not {expected} at first"
     )
     assert all(record["grad_norm"] > 0 for record in told)
