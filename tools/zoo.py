@@ -153,7 +153,8 @@ NOT_CAUSAL = ("cpmant", "xlnet")
 """Families whose tokens see those behind them, which a run refuses at its start."""
 NOT_TEXT = (
     "blip blip-2 diffusion_gemma evolla florence2 idefics instructblip instructblipvideo kosmos-2 molmo2 pi0 "
-    "pix2struct pp_chart2table pp_formulanet qwen2_5_omni_thinker qwen3_omni_moe_thinker shieldgemma2 t5gemma2 udop vision-encoder-decoder"
+    "pix2struct pp_chart2table pp_formulanet qwen2_5_omni_thinker qwen3_omni_moe_thinker shieldgemma2 "
+    "t5gemma2 udop vision-encoder-decoder"
 )
 """Families of images and text that are encoder-decoders, do not run on text alone or do not answer by text."""
 IMAGE_TEXT = tuple(sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - set(NOT_TEXT.split())))
