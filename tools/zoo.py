@@ -1,7 +1,4 @@
-"""A tiny random model of every decoder that the installed transformers knows, made from its own configuration.
-
-Sizes are shrunk by the name of their key, and a short table says what single families want otherwise.
-"""
+"""A tiny random model of every decoder that transformers knows: its configuration, with sizes shrunk by their keys."""
 
 from __future__ import annotations
 

@@ -77,8 +77,7 @@ class Seat(nn.Module):
                 beside[:] = [output[1:]]
                 output = output[0]
             # Experts may give their tokens in one line, for the layer to fold.
-            flat = output.dim() < value.dim() and output.numel() == value.numel()
-            return output.view_as(value) if flat else output
+            return output.view_as(value) if output.dim() < value.dim() and len(output) != len(value) else output
 
         whole = bool(rest or kwargs)
         if routing is None:
