@@ -77,7 +77,7 @@ class Seat(nn.Module):
                 beside[:] = [output[1:]]
                 output = output[0]
             # Experts may give their tokens in one line, for the layer to fold.
-            return output.view_as(value) if output.dim() < value.dim() and len(output) != len(value) else output
+            return output.view_as(value) if output.dim() < value.dim() and output.numel() == value.numel() else output
 
         whole = bool(rest or kwargs)
         if routing is None:
