@@ -117,10 +117,7 @@ def _calls(calls: Any, at: str) -> list[dict[str, Any]]:
     plain = []
     for number, call in enumerate(calls):
         place = f"{at}[{number}]"
-        function = (
-            member(call, place, "function", dict, "call") if isinstance(call, Mapping) and "function" in call else call
-        )
-        name = text(member(function, place, "name", str, "call"), place, "name")
+        function, name = _function(call, place, "call")
         arguments = function.get("arguments", {})
         arguments = _parsed(arguments, f"{place}.arguments") if isinstance(arguments, str) else arguments
         identity = {"id": call["id"]} if call.get("id") is not None else {}
@@ -135,13 +132,16 @@ def _tools(tools: Any, place: str) -> str:
         raise PeftkitError(f"{place}: 'tools' is {kind(tools)}, and a list of tools is wanted.")
     plain = []
     for number, tool in enumerate(tools):
-        at = f"{place}, tools[{number}]"
-        function = (
-            member(tool, at, "function", dict, "tool") if isinstance(tool, Mapping) and "function" in tool else tool
-        )
-        text(member(function, at, "name", str, "tool"), at, "name")
+        function, _ = _function(tool, f"{place}, tools[{number}]", "tool")
         plain.append({"type": "function", "function": function})
     return json.dumps(plain, ensure_ascii=False)
+
+
+def _function(entry: Any, place: str, what: str) -> tuple[Mapping[str, Any], str]:
+    """Return the function that a tool or a call names, by itself or under `function`, and its name."""
+    nested = isinstance(entry, Mapping) and "function" in entry
+    function = member(entry, place, "function", dict, what) if nested else entry
+    return function, text(member(function, place, "name", str, what), place, "name")
 
 
 def _parsed(value: Any, place: str) -> Any:
