@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -71,7 +70,8 @@ SIZES = (
     (
         16,
         "sliding_window sliding_window_size local_attention attention_window_size attention_chunk_size window_size "
-        "qk_head_dim rel_extent mamba_expand_dim keep_window_size",
+        "qk_head_dim rel_extent mamba_expand_dim keep_window_size "
+        "index_topk",
     ),
     (1, "n_group topk_group num_expert_group n_groups_moe first_k_dense_replace num_dense_layers"),
 )
@@ -227,10 +227,6 @@ def of_config(config: PretrainedConfig, seed: int = 0, loader: Any = None) -> Pr
                     parameter.normal_(std=0.2)
                 else:
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
-            for module in model.modules():
-                # Some models zero the row of padding whenever they are loaded, as it is in what was trained.
-                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                    module.weight[module.padding_idx] = 0.0
     return model.eval()
 
 

@@ -27,9 +27,10 @@ class Counts(NamedTuple):
 def counts(batch: Batch, packed: PackedBatch) -> Counts:
     """Count a micro-batch; `packed` is what `Engine.pack` made of the padded `batch`."""
     computed = packed.inputs["input_ids"].numel()
-    if packed.tree is None:
-        return Counts(computed)
-    return Counts(computed, batch.input_ids.numel() - batch.tokens, packed.tree.saved)
+    padding = batch.input_ids.numel() - batch.tokens
+    if packed.tree is not None:
+        return Counts(computed, padding, packed.tree.saved)
+    return Counts(computed) if packed.lengths is None else Counts(batch.tokens, padding)
 
 
 def total(counted: Iterable[Counts]) -> Counts:

@@ -23,9 +23,9 @@ from peftkit.engine.fused_modules import FusedModules
 from peftkit.engine.head import Head, logits_of
 from peftkit.engine.outputs import HeadOutputs, WholeOutputs
 from peftkit.engine.packed_attention import AttentionProof
-from peftkit.engine.packed_batch import PackedBatch
+from peftkit.engine.packed_batch import PackedBatch, row_by_row
 from peftkit.engine.proof import FAULTS, proven
-from peftkit.engine.rows import crosses
+from peftkit.engine.rows import crosses, moved_by_padding
 from peftkit.kernels.recompute import Recompute
 from peftkit.method import Method
 from peftkit.ports.attention_along import along
@@ -61,6 +61,8 @@ class Arrangement:
     """The layers are told where each of the flat rows begins and ends; nothing is shared then."""
     fused: bool = True
     """Norms, gated activations and rotary positions run as functions of our own, which keep less."""
+    alone: bool = False
+    """Of padded rows each runs by itself, without its padding."""
 
 
 class Engine:
@@ -91,11 +93,11 @@ class Engine:
 
     def pack(self, batch: Batch) -> PackedBatch:
         """Bring a padded batch into the form in which it is computed; `to(device)` moves that."""
-        if self.head is None:
-            return packed_batch.whole(batch)
-        if not self.arrangement.flat:
-            return packed_batch.padded(batch)
-        return packed_batch.flat(batch, self.arrangement.share, self.arrangement.bounded)
+        if self.head is not None and self.arrangement.flat:
+            return packed_batch.flat(batch, self.arrangement.share, self.arrangement.bounded)
+        packed = packed_batch.whole(batch) if self.head is None else packed_batch.padded(batch)
+        lengths = tuple(batch.attention_mask.sum(1).tolist()) if self.arrangement.alone else None
+        return replace(packed, lengths=lengths)
 
     @contextmanager
     def running(self, batch: PackedBatch) -> Iterator[None]:
@@ -121,11 +123,19 @@ class Engine:
     def forward(self, batch: PackedBatch, module: nn.Module | None = None) -> HeadOutputs | WholeOutputs:
         """Run the forward pass over what `pack` returned, within `running`; `module` is the objective's own."""
         if self.head is not None:
-            return self.outputs(self.head.hidden(**batch.inputs), batch, module)
-        inputs: dict[str, Any] = {**batch.inputs, "use_cache": False}
-        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            return WholeOutputs(batch, logits_of(self.model(**inputs, logits_to_keep=batch.columns)), module)
-        return WholeOutputs(batch, logits_of(self.model(**inputs))[:, batch.columns], module)
+            return self.outputs(self.hidden(batch), batch, module)
+
+        def run(**inputs: Tensor | None) -> Tensor:
+            return logits_of(self.model(**inputs, use_cache=False))
+
+        if batch.lengths is None and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            return WholeOutputs(batch, run(**batch.inputs, logits_to_keep=batch.columns), module)
+        return WholeOutputs(batch, row_by_row(run, batch)[:, batch.columns], module)
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """Return the hidden states [1, N, width] or [B, T, width] of what `pack` returned, within `running`."""
+        assert self.head is not None
+        return row_by_row(self.head.hidden, batch)
 
     def outputs(self, hidden: Tensor, batch: PackedBatch, module: nn.Module | None = None) -> HeadOutputs:
         """Return what hidden states [1, N, width] or [B, T, width] of a batch came to."""
@@ -140,7 +150,7 @@ class Engine:
     def logits(self, batch: PackedBatch) -> Tensor:
         """Return the logits [P, V] of the predictions."""
         assert self.head is not None
-        return self.head.logits(self.head.hidden(**batch.inputs).flatten(0, 1).index_select(0, batch.sources))
+        return self.head.logits(self.hidden(batch).flatten(0, 1).index_select(0, batch.sources))
 
 
 def choose(
@@ -154,8 +164,26 @@ def choose(
     """Return the engine nearest to `wanted` that gives the model's own logits, and notices where it is another.
 
     The comparison runs on short rows made of `rows`, without dropout, and leaves the random state and the model as
-    they were. Raises PeftkitError for adapters on modules that the model never calls.
+    they were; only what padding does is tried on the longest one. Raises PeftkitError for adapters on modules that the
+    model never calls.
     """
+    engine, notices = _nearest(model, rows, pad_id, device, wanted, methods)
+    if not (engine.arrangement.flat or engine.arrangement.alone):
+        why = moved_by_padding(engine, rows, pad_id, device)
+        if why is not None:
+            engine.arrangement = replace(engine.arrangement, alone=True)
+            notices.append(f"padded rows run one after the other: {why}.")
+    return engine, notices
+
+
+def _nearest(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    pad_id: int,
+    device: torch.device,
+    wanted: Arrangement,
+    methods: Sequence[Method],
+) -> tuple[Engine, list[str]]:
     if not wanted.apart:
         return Engine(model, wanted), []
     some, lengths = _cut(rows), [len(row.ids) for row in rows]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from peftkit.data.batches import Batch
@@ -38,6 +39,8 @@ class PackedBatch:
     """Terms of the loss."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors [B, ...] beside the rows."""
+    lengths: tuple[int, ...] | None = None
+    """[B]: tokens of each padded row where they run one after the other, without padding; None where all run as one."""
     columns: Tensor | None = None
     """[C] long: positions at which a model that is not taken apart computes logits; targets are [B * C] then."""
 
@@ -135,6 +138,17 @@ def whole(batch: Batch) -> PackedBatch:
         extras=batch.extras,
         columns=columns,
     )
+
+
+def row_by_row(run: Callable[..., Tensor], batch: PackedBatch) -> Tensor:
+    """Return what `run` makes of the inputs, [B, T, ...]: of all at once, or of each row by itself, zeros behind it."""
+    if batch.lengths is None:
+        return run(**batch.inputs)
+    width, made = batch.inputs["input_ids"].shape[1], []
+    for row, length in enumerate(batch.lengths):
+        y = run(**{name: x[row : row + 1, :length] for name, x in batch.inputs.items()})
+        made.append(F.pad(y, (0, 0, 0, width - length)))
+    return torch.cat(made)
 
 
 def trained_positions(labels: Tensor) -> Tensor:

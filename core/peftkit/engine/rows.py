@@ -1,23 +1,25 @@
 """Whether a model computes rows of text as training takes them: no token sees those behind it, and padding is nothing.
 
-Both are tried on a few tokens before a run, as a model's own code may do otherwise: one that is no language model of
-the usual kind shows each token the next one, which is then no prediction, and one that is made for padding on the left
-moves a row by the padding on its right.
+Both are tried before a run, as a model's own code may do otherwise: one that is no language model of the usual kind
+shows each token the next one, which is then no prediction; one that is made for padding on the left moves a row by the
+padding on its right; and one that attends to the best of all keys takes others of equal score in a wider row.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from peftkit.data.batches import collate
+from peftkit.data.batches import Batch, collate
 from peftkit.data.encode import Encoded
 from peftkit.engine.head import logits_of
-from peftkit.engine.packed_batch import PackedBatch
+from peftkit.engine.packed_batch import PackedBatch, padded
 from peftkit.engine.proof import FAULTS
 from peftkit.errors import PeftkitError
 
@@ -52,20 +54,23 @@ def check_order(model: nn.Module, rows: Sequence[Encoded], device: torch.device)
         )
 
 
-def check_padding(model: nn.Module, rows: Sequence[Encoded], pad_id: int, device: torch.device) -> None:
-    """Refuse a model that computes something else for a row that is padded to the length of another one."""
-    ids = rows[0].ids[:TRIED]
+def moved_by_padding(engine: Any, rows: Sequence[Encoded], pad_id: int, device: torch.device) -> str | None:
+    """Say why a padded row may not be computed as it is by itself; None where padding is nothing.
+
+    It is tried on the longest of `rows` and the first half of it, as some models do otherwise in long rows alone. Top-k
+    over what grows with a row counts whatever its scores are: of equal ones, those it takes change with the width.
+    """
+    ids = max((row.ids for row in rows), key=len)
     ids = ids if len(ids) > 1 else ids * 2
-    short = ids[: (len(ids) + 1) // 2]
-    batch = collate([Encoded(row, row) for row in (short, ids)], pad_id)
-    with _evaluating(model):
-        own = _logits(model, [short], device=device)[0]
-        padded = _logits(model, batch.input_ids, batch.attention_mask, device=device)[0, : len(short)]
-    if _apart(own, padded) > ROUNDING.get(own.dtype, 0.5):
-        raise PeftkitError(
-            f"model: {type(model).__name__} computes something else for a row that is padded on the right, as longer "
-            "ones are beside it: set train.batch_examples=1 (and raise train.accumulation)."
-        )
+    short, kind = ids[: (len(ids) + 1) // 2], type(engine.model).__name__
+    alone, both = (collate([Encoded(row, row) for row in chosen], pad_id) for chosen in ([short], [short, ids]))
+    with _evaluating(engine.model):
+        (own, few), (moved, many) = (_ranked(engine, batch, device) for batch in (alone, both))
+    if many - few:
+        return f"{kind} takes the best of what grows with a row"
+    if _apart(own[0], moved[0, : len(short)]) > ROUNDING.get(own.dtype, 0.5):
+        return f"{kind} computes something else for a row that is padded on the right"
+    return None
 
 
 def crosses(engine: Any, packed: PackedBatch) -> bool:
@@ -88,6 +93,28 @@ def crosses(engine: Any, packed: PackedBatch) -> bool:
     finally:
         handle.remove()
     return bool(gradient[:, :first].any())
+
+
+class _Ranks(TorchDispatchMode):
+    """Counts the choices of some of several entries inside, by how many entries there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten.topk:
+            entries = args[0].shape[args[2] if len(args) > 2 else -1]
+            self.counts[entries] += args[1] < entries
+        return func(*args, **(kwargs or {}))
+
+
+def _ranked(engine: Any, batch: Batch, device: torch.device) -> tuple[Tensor, Counter[int]]:
+    """Return the hidden states of a batch, or the logits of a model that is not taken apart, and what it ranks."""
+    at = padded(batch).to(device)
+    with _Ranks() as ranks, engine.running(at):
+        made = engine.hidden(at) if engine.head is not None else logits_of(engine.model(**at.inputs, use_cache=False))
+    return made, ranks.counts
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from peftkit.strategies import STRATEGIES, Strategy
 
 def arrangement_of(section: TrainSection) -> Arrangement:
     """Return how micro-batches are to be computed."""
-    return Arrangement(section.packing, section.shared_prefixes, fused=section.fused_elementwise)
+    alone = section.batch_examples == 1
+    return Arrangement(section.packing, section.shared_prefixes, fused=section.fused_elementwise, alone=alone)
 
 
 def objective_of(section: TrainSection, choice: Entry = DEFAULT) -> Objective:

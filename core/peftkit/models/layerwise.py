@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ def read(
         return None
     tied = _tied(model)
     samples: dict[str, tuple[list[int], Tensor]] = {}
+    dense: dict[str, nn.Parameter] = {}
     transposed = {path for path in packed if isinstance(model.get_submodule(path), Conv1D)}
     for name, place in contents.places.items():
         path, _, kind = name.rpartition(".")
@@ -47,14 +48,31 @@ def read(
         if kind in module._buffers:
             module._buffers[kind] = place.read().to(module._buffers[kind])
             continue
-        value = place.read().to(dtype)
-        samples[name] = (list(value.shape), sample(value, as_if))
-        setattr(module, kind, nn.Parameter(value, requires_grad=False))
+        value = nn.Parameter(place.read().to(dtype), requires_grad=False)
+        setattr(module, kind, value)
         if kind == "weight" and path in packed:
+            samples[name] = (list(value.shape), sample(value, as_if))
             replace(model, path, packed[path], partial(read_weight, place, dtype, path in transposed))
             release_memory()
+        else:
+            dense[name] = value
+    _settle(model, dense)
+    samples |= {name: (list(value.shape), sample(value, as_if)) for name, value in dense.items()}
     model.tie_weights()
     return digest(model, samples)
+
+
+def _settle(model: PreTrainedModel, dense: Mapping[str, nn.Parameter]) -> None:
+    """Have the model's own code do to parameters that were read what it does in transformers' own reading.
+
+    That starts those modules that are not marked as started; parameters that are marked keep their values but for what
+    the code writes past the mark, as some models zero the embedding of padding.
+    """
+    for name, value in dense.items():
+        cast(Any, value)._is_hf_initialized = True
+        module: Any = model.get_submodule(name.rpartition(".")[0])
+        module._is_hf_initialized = any(True for _ in module.children())
+    model.initialize_weights()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from peftkit.models import layerwise, packed_folder
 from peftkit.models.contents import Contents
 from peftkit.quantization.quantizer import Quantizer
 
-VERSION = 2
+VERSION = 3
 CHOICE = "choice.json"
 """In a folder of its own: the formats that a budget was allocated to."""
 SMALLEST = 64 << 20

@@ -17,7 +17,7 @@ from peftkit.data.encode import Encoded, EncodedExamples
 from peftkit.engine.engine import choose as choose_engine
 from peftkit.engine.memory_plan import checkpoint_gradients
 from peftkit.engine.passes import Phase
-from peftkit.engine.rows import check_order, check_padding
+from peftkit.engine.rows import check_order
 from peftkit.errors import PeftkitError
 from peftkit.estimation.asked import arrangement_of, objective_of
 from peftkit.models.layerwise import release_memory
@@ -130,8 +130,6 @@ def _loop(
     engine, differing = choose_engine(
         model, batches.encoded, pad_id, loaded.device, arrangement_of(section), loaded.adaptation.methods
     )
-    if not engine.arrangement.flat and section.batch_examples != 1:
-        check_padding(loaded.module, batches.encoded, pad_id, loaded.device)
     notices += differing
     release_memory()
     torch.manual_seed(section.seed)
