@@ -63,8 +63,8 @@ ALLOWED = {
         "strategies training",
         # What is made of runs.
         "suites": "assembly data errors evaluation files recipe versions",
-        "export": "__version__ adaptation assembly data errors families files layers layout method methods models "
-        "ports quantization recipe registry tasks tensor_file",
+        "export": "__version__ adaptation assembly data errors estimation families files layers layout method methods "
+        "models ports quantization recipe registry tasks tensor_file",
         "report": "errors files method metrics plot recipe resources suites tasks training visible",
         "comparison": "adaptation assembly budget errors evaluation files layout method recipe report tasks "
         "tensor_file training",

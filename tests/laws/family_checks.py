@@ -23,6 +23,7 @@ from peftkit.errors import PeftkitError
 from peftkit.generation.decoding import generate
 from peftkit.generation.settings import Settings
 from peftkit.method import METHODS, Method
+from peftkit.models.doubled import doubled
 from peftkit.optim.build import Optimizers
 
 CPU = torch.device("cpu")
@@ -30,6 +31,8 @@ LENGTHS = (21, 17, 9, 5, 1)
 """Of the rows: longer than a sliding window and two chunks of a state, and as short as one token."""
 SAME = 2e-5
 """How far logits and losses may lie apart, relative to the spread of the logits; more is not rounding."""
+EXACT = 1e-9
+"""The same in fp64, of what is one function."""
 Measured = tuple[Tensor, dict[str, Tensor]]
 """A loss and its gradients by name."""
 NEW = 6
@@ -84,7 +87,7 @@ class Held:
         """Return the logits [T, V] of the first row, behind a soft prompt where there is one."""
         ids = torch.tensor([[*soft, *self.given[0].ids]])
         with torch.no_grad():
-            return self.model(input_ids=ids, use_cache=False).logits[0, len(soft) :].float()
+            return self.model(input_ids=ids, use_cache=False).logits[0, len(soft) :]
 
     def apart(self, one: Tensor, other: Tensor) -> float:
         """Return the largest difference of logits, relative to their spread."""
@@ -141,11 +144,8 @@ def packed_as_plain(held: Held, adaptation: Adaptation) -> tuple[list[str], dict
         return _packed_as_plain(held, adaptation, SAME, NEAR)
     except AssertionError:
         _taken(dict(adaptation.parameters()))
-        held.model.double()
-        try:
+        with doubled(held.model):
             notices, gradients = _packed_as_plain(held, adaptation, SAME / 20, NEAR / 20)
-        finally:
-            held.model.float()
         return notices, {key: gradient.float() for key, gradient in gradients.items()}
 
 
@@ -207,10 +207,18 @@ def _changes(held: Held, adaptation: Adaptation, gradients: dict[str, Tensor]) -
 def _merges(held: Held, adaptation: Adaptation) -> None:
     if adaptation.unmergeable() is not None:
         return
+    if _merged(held, adaptation) > 5 * SAME:
+        with doubled(held.model):
+            assert _merged(held, adaptation) <= EXACT, "merged, it gives other logits"
+
+
+def _merged(held: Held, adaptation: Adaptation) -> float:
+    """Return how far the logits of the merged model lie from those of the adapted one."""
     expected = held.logits(adaptation.soft_ids)
     adaptation.merge_()
-    assert held.apart(held.logits(), expected) <= 5 * SAME, "merged, it gives other logits"
+    apart = held.apart(held.logits(), expected)
     adaptation.unmerge_()
+    return apart
 
 
 # One model ------------------------------------------------------------------------------------------------------------
@@ -248,7 +256,18 @@ def _recomputed(held: Held, adaptation: Adaptation) -> None:
 
 
 def answers(held: Held, batch_size: int = 5) -> None:
-    """Hold that each token of the answers to prompts of mixed lengths is the likeliest one without a cache."""
+    """Hold that each token of the answers to prompts of mixed lengths is the likeliest one without a cache.
+
+    What a rounding decides, such as which of all keys are the best, has to be so in fp64.
+    """
+    try:
+        _answers(held, batch_size)
+    except AssertionError:
+        with doubled(held.model):
+            _answers(held, batch_size)
+
+
+def _answers(held: Held, batch_size: int) -> None:
     generator = torch.Generator().manual_seed(9)
     prompts = [torch.randint(3, 250, (length,), generator=generator).tolist() for length in LENGTHS]
     made = generate(held.model, held.tokenizer, prompts, Settings(max_new_tokens=NEW, ends=()), batch_size=batch_size)

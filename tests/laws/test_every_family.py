@@ -37,6 +37,7 @@ from peftkit.families import check
 from peftkit.method import METHODS
 from peftkit.models.load import load
 from peftkit.models.quantize import Quantization, quantize
+from peftkit.ports.linear import Delta
 
 KINDS = {
     "llama": "dense",
@@ -99,6 +100,21 @@ def test_few_methods(family: str, folders: Any):
     subject = held(folders(family))
     found = {name: holds(subject, name) for name in FEW}
     assert {name: word for name, word in found.items() if word != "y"} == REFUSED.get(family, {})
+
+
+@pytest.mark.parametrize("family", marked(["llama", "qwen3_next"], ["llama"]))
+def test_a_merge_that_is_a_little_off_is_seen(family: str, folders: Any, monkeypatch: pytest.MonkeyPatch):
+    """By less than a model may make of the rounding of fp32."""
+    right, subject = Delta.merge, held(folders(family))
+
+    def wrong(self: Any, weight: Any, bias: Any) -> Any:
+        merged, bias = right(self, weight, bias)
+        return merged + 1e-3 * (merged - weight), bias
+
+    assert holds(subject, "lora", whole=False) == "y"
+    monkeypatch.setattr(Delta, "merge", wrong)
+    with pytest.raises(AssertionError, match="merged, it gives other logits"):
+        holds(subject, "lora", whole=False)
 
 
 @pytest.mark.thorough

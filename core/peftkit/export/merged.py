@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def merge(
             report = _write_on_packed(run, trained, folder, into, limit)
         else:
             _refuse(into, requantize)
-            report = write_merged(trained, folder, trained.original_dtype)
+            report = write_merged(trained, folder, trained.original_dtype, partial(open_run, run, packed=True))
     return {"format": "merged", "output": str(output), "into": into, **report}
 
 
@@ -107,7 +108,8 @@ def _write_on_packed(run: Path, trained: Trained, folder: Path, into: str, bound
     write(trained, plain, trained.original_dtype, dequantize(trained))
     model, words = reopen(trained, plain), trained.tokenizer
     merged_logits = logits(model, words)
-    report = {**trained.report(), **checked(merged_logits, expected, trained.original_dtype)}
+    again = partial(open_run, run, packed=into != INTO[0])
+    report = {**trained.report(), **checked(model, merged_logits, expected, trained.original_dtype, again)}
     report |= as_trained.differences(merged_logits, "trained")
     report["meaning"] = MEANINGS[into]
     if as_trained.quantization is None:
