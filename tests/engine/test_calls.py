@@ -124,3 +124,19 @@ def test_experts_that_no_token_is_sent_to_are_no_fault():
     silent = model.model.layers[0].mlp.experts[1].gate_proj
     assert isinstance(silent, Seat)
     assert told(model) == [[], []]
+
+
+def test_a_plan_tells_what_it_leaves_to_the_run():
+    model = adapted(tiny("llama"), "linear").to("meta")
+
+    def fail(module: nn.Module, args: Any) -> None:
+        raise RuntimeError("needs its numbers")
+
+    handle = model.model.layers[0].register_forward_pre_hook(fail)
+    notices = foretell(model, collate(rows(), 0), TrainSection(), CPU)
+    handle.remove()
+    assert notices == [
+        "whether the model calls each adapted module shows at the start of the run alone: LlamaForCausalLM does not "
+        "run without storage: needs its numbers."
+    ]
+    assert foretell(model, collate(rows(), 0), TrainSection(), CPU) == []

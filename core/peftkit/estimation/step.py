@@ -88,7 +88,7 @@ def run_step(
         except FAULTS as error:
             if way != ways[-1]:
                 continue
-            raise Unmeasured(f"{type(model).__name__} does not run without storage: {one_line(error)}") from error
+            raise Unmeasured(_unrun(model, error)) from error
     raise AssertionError("no way to compute a micro-batch")
 
 
@@ -129,8 +129,8 @@ def _measured(plain: Plain, batch: Batch, passes: int) -> StepMemory:
 def foretell(model: nn.Module, batch: Batch, section: TrainSection, device: torch.device) -> list[str]:
     """Return the notices of a run that show in its plan: adapters that no pass reaches, parts of the engine left off.
 
-    Raises PeftkitError, as the run would, for adapters on modules that the model never calls. A model that does not
-    run without storage is left to the run.
+    Raises PeftkitError, as the run would, for adapters on modules that the model never calls. Of a model that does not
+    run without storage that is left to the run, and told.
     """
     inputs = {"input_ids": batch.input_ids[:1, :FEW], "attention_mask": batch.attention_mask[:1, :FEW]}
     training = model.training
@@ -141,11 +141,16 @@ def foretell(model: nn.Module, batch: Batch, section: TrainSection, device: torc
             notices = check_calls(model, lambda: logits_of(model(**given, use_cache=False)))[1]
     except PeftkitError:
         raise
-    except FAULTS:
-        notices = []
+    except FAULTS as error:
+        unrun = _unrun(model, error)
+        notices = [f"whether the model calls each adapted module shows at the start of the run alone: {unrun}."]
     finally:
         model.train(training)
     return notices + Engine(model, arrangement_of(section)).notices
+
+
+def _unrun(model: nn.Module, error: Exception) -> str:
+    return f"{type(model).__name__} does not run without storage: {one_line(error).rstrip('.')}"
 
 
 def largest(batches: Batches, model: nn.Module, pad_id: int) -> Batch:
