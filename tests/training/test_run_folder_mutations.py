@@ -6,11 +6,11 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from draw import thorough
+from mutating import Change, cut, flip, lengthen, make_folder, make_link, put_number, swap
 from small_runs import make_recipe
 
 from peftkit import files, recipe
@@ -56,58 +56,11 @@ def made(chosen: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def flip(path: Path, chance: random.Random) -> None:
-    content = bytearray(path.read_bytes())
-    for _ in range(chance.choice([1, 1, 8])):
-        content[chance.randrange(len(content))] = chance.randrange(256)
-    path.write_bytes(content)
-
-
-def cut(path: Path, chance: random.Random) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: chance.randrange(len(content))])
-
-
-def lengthen(path: Path, chance: random.Random) -> None:
-    more = chance.choice([b"\0", b"\n", b"}", b"{", b'{"step": 6}\n', b"\xff" * 9, b"[" * 99_999, b"&a [*a, *a]\n"])
-    place = chance.randrange(path.stat().st_size + 1)
-    content = path.read_bytes()
-    path.write_bytes(content[:place] + more + content[place:])
-
-
-def put_number(path: Path, chance: random.Random) -> None:
-    """Write another value in the place of one of the digits of a text."""
-    content = path.read_bytes()
-    places = [place for place, byte in enumerate(content) if chr(byte).isdigit()]
-    place = chance.choice(places or [0])
-    value = chance.choice([b"null", b"-1", b"9" * 40, b"NaN", b"1e999", b'"x"', b"[]", b"{}", b"true", b"0"])
-    path.write_bytes(content[:place] + value + content[place + 1 :])
-
-
 def take_away(path: Path, chance: random.Random) -> None:
     files.remove(chance.choice([path, path, path.parent]) if "checkpoints" in str(path) else path)
 
 
-def make_folder(path: Path, chance: random.Random) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def make_link(path: Path, chance: random.Random) -> None:
-    path.unlink()
-    path.symlink_to(chance.choice(["nowhere", path.name, "/dev/null", ".."]))
-
-
-def swap(path: Path, chance: random.Random) -> None:
-    other = chance.choice([item for item in path.parents[chance.randrange(2)].rglob("*") if item.is_file()])
-    one, two = path.read_bytes(), other.read_bytes()
-    path.write_bytes(two)
-    other.write_bytes(one)
-
-
-MUTATIONS: list[Callable[[Path, random.Random], None]] = [
-    *(flip, cut, lengthen, put_number, take_away, make_folder, make_link, swap)
-]
+MUTATIONS: list[Change] = [flip, cut, lengthen, put_number, take_away, make_folder, make_link, swap]
 
 
 @pytest.mark.parametrize("cases", [HELD, *map(thorough, PORTIONS)], ids=lambda cases: f"{cases[0]}-{cases[-1]}")
