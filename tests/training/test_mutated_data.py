@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mutating
+import odd_values
 import pytest
 import yaml
 from attempts import attempt, held
 from draw import thorough
+from mutations import inside
 from small_data import FORMS, Form, write
 from small_runs import make_recipe
 
@@ -64,7 +65,7 @@ def recipes(source: Path) -> list[dict[str, Any]]:
 def spoil_records(form: Form, path: Path, chance: random.Random) -> str:
     """Change the structure of the records, or what one of them says."""
     records = copy.deepcopy(form.records)
-    told = ", ".join(mutating.spoil(records, chance) for _ in range(chance.choice([1, 1, 1, 2])))
+    told = ", ".join(odd_values.spoil(records, chance) for _ in range(chance.choice([1, 1, 1, 2])))
     path.write_bytes(form.write(records))
     return told
 
@@ -72,12 +73,12 @@ def spoil_records(form: Form, path: Path, chance: random.Random) -> str:
 def spoil_texts(form: Form, path: Path, chance: random.Random) -> str:
     """Put an odd text, a long one or a word that readers look for into a text of a record."""
     records = copy.deepcopy(form.records)
-    texts = [(holder, key) for holder, key in mutating.places(records) if isinstance(holder[key], str)]
+    texts = [(holder, key) for holder, key in inside(records) if isinstance(holder[key], str)]
     holder, key = chance.choice(texts)
     there = holder[key]
     at = chance.randrange(len(there) + 1)
     odd = chance.choice(
-        [*mutating.ODD, "y" * 10**6, "#### x", "Q: A:", " | ", "&x;", "]]>", "<!DOCTYPE x>", '"', "'", ",", "\\u12"]
+        [*odd_values.ODD, "y" * 10**6, "#### x", "Q: A:", " | ", "&x;", "]]>", "<!DOCTYPE x>", '"', "'", ",", "\\u12"]
     )
     holder[key] = there[:at] + odd + there[at:]
     path.write_bytes(form.write(records))
@@ -110,7 +111,7 @@ def put_something(form: Form, path: Path, chance: random.Random) -> str:
 
 def spoil_bytes(form: Form, path: Path, chance: random.Random) -> str:
     """Change the bytes of the file, or what it is."""
-    change = chance.choice(mutating.BYTES)
+    change = chance.choice(odd_values.BYTES)
     change(path, chance)
     return change.__name__
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mutating
+import odd_values
 import pytest
 import yaml
 from attempts import Ended, attempt, held
@@ -122,7 +122,7 @@ def plausible(facts: dict[str, Any], chance: random.Random) -> Any:
         case "number":
             return chance.choice([1e-30, 1e-4, 0.5, 1, facts.get("maximum", 1e30), facts.get("minimum", 1e-300)])
         case "string":
-            return chance.choice([*WORDS, *mutating.ODD])
+            return chance.choice([*WORDS, *odd_values.ODD])
         case "array":
             return [plausible(facts.get("items", {}), chance) for _ in range(chance.choice([0, 1, 1, 2, 3]))]
         case "object":
@@ -134,7 +134,7 @@ def plausible(facts: dict[str, Any], chance: random.Random) -> Any:
             return {key: plausible(known[key], chance) for key in chosen}
         case "null":
             return None
-    return mutating.value(chance)
+    return odd_values.value(chance)
 
 
 def set_keys(recipe: dict[str, Any], chance: random.Random) -> str:
@@ -156,12 +156,12 @@ def set_keys(recipe: dict[str, Any], chance: random.Random) -> str:
 
 def any_value(chance: random.Random) -> Any:
     """Draw a value of any kind, a word of recipes among them."""
-    return chance.choice(WORDS) if chance.random() < 0.3 else mutating.value(chance)
+    return chance.choice(WORDS) if chance.random() < 0.3 else odd_values.value(chance)
 
 
 def spoil(recipe: dict[str, Any], chance: random.Random) -> str:
     """Change the recipe's structure in a few places."""
-    return ", ".join(mutating.spoil(recipe, chance, any_value) for _ in range(chance.choice([1, 1, 2, 3])))
+    return ", ".join(odd_values.spoil(recipe, chance, any_value) for _ in range(chance.choice([1, 1, 2, 3])))
 
 
 def written(recipe: dict[str, Any], chance: random.Random) -> str:
@@ -182,7 +182,15 @@ def spoil_text(path: Path, chance: random.Random) -> str:
         f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9)
     )
     line = chance.choice(
-        [lines[at], f"{lines[at]} # {chance.choice(mutating.ODD)!r}", "rank: 2", "<<: *x", "&x model: *x", "...", "---"]
+        [
+            lines[at],
+            f"{lines[at]} # {chance.choice(odd_values.ODD)!r}",
+            "rank: 2",
+            "<<: *x",
+            "&x model: *x",
+            "...",
+            "---",
+        ]
         + [
             "method: !!python/object/apply:os.system [true]",
             "rank: !!float 3",
@@ -234,7 +242,7 @@ def make_case(recipes: list[dict[str, Any]], folder: Path, chance: random.Random
     if how == "text":
         told = spoil_text(path, chance)
     elif how == "bytes":
-        change = chance.choice([change for change in mutating.BYTES if change is not mutating.swap])
+        change = chance.choice(odd_values.BYTES)
         change(path, chance)
         told = change.__name__
     return path, overrides(chance), told

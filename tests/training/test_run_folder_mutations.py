@@ -10,18 +10,13 @@ from pathlib import Path
 
 import pytest
 from draw import thorough
-from mutating import Change, cut, flip, lengthen, make_folder, make_link, put_number, swap
+from mutations import DAMAGES, HELD, PORTIONS, SECONDS, content, mutate
 from small_runs import make_recipe
 
-from peftkit import files, recipe
+from peftkit import recipe
 from peftkit.errors import PeftkitError
 from peftkit.recipe import Recipe
 from peftkit.training import Interrupted, Silent, session, train
-
-CASES = 500
-PORTIONS = [range(start, start + 50) for start in range(0, CASES, 50)]
-HELD = range(10)
-SECONDS = 20.0
 
 
 class Stops(Silent):
@@ -56,29 +51,19 @@ def made(chosen: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def take_away(path: Path, chance: random.Random) -> None:
-    files.remove(chance.choice([path, path, path.parent]) if "checkpoints" in str(path) else path)
-
-
-MUTATIONS: list[Change] = [flip, cut, lengthen, put_number, take_away, make_folder, make_link, swap]
-
-
 @pytest.mark.parametrize("cases", [HELD, *map(thorough, PORTIONS)], ids=lambda cases: f"{cases[0]}-{cases[-1]}")
 def test_a_changed_run_folder(cases: range, chosen: Recipe, made: Path, tmp_path: Path):
     expected = (made / "whole" / "adapter" / "adapter.safetensors").read_bytes()
     for case in cases:
         chance, run = random.Random(case), tmp_path / str(case)
         shutil.copytree(made / "stopped", run)
-        path = chance.choice(sorted(item for item in run.rglob("*") if item.is_file()))
-        change = chance.choice(MUTATIONS)
-        change(path, chance)
-        told = f"case {case}: {change.__name__} of {path.relative_to(run)}"
-        held = {item: item.read_bytes() for item in run.rglob("*") if item.is_file()}
+        told = f"case {case}: {mutate(run, chance, DAMAGES)}"
+        held = content(run)
         began = time.monotonic()
         try:
             train(chosen, run, resume=True)
         except PeftkitError:
-            now = {item: item.read_bytes() for item in run.rglob("*") if item.is_file()}
+            now = content(run)
             assert now == held, f"{told}: a refused command changed {set(now) ^ set(held) or 'a file'}"
         else:
             assert (run / "adapter" / "adapter.safetensors").read_bytes() == expected, told
