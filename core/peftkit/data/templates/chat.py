@@ -150,9 +150,9 @@ def _rendered(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool) -> str:
 
 
 def _render(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool, in_parts: bool) -> str:
-    tools = next((json.loads(turn.text) for turn in turns if turn.role == "tools"), None)
-    messages = [_message(turn, in_parts) for turn in turns if turn.role != "tools"]
     try:
+        tools = next((json.loads(turn.text) for turn in turns if turn.role == "tools"), None)
+        messages = [_message(turn, in_parts) for turn in turns if turn.role != "tools"]
         render = partial(
             tokenizer.apply_chat_template,
             messages,
