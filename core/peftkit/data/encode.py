@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -243,9 +244,15 @@ def _taught(examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Turn]]]
 
 
 def _render(example: Example, turns: Sequence[Turn], template: Template, tokenizer: Any) -> list[Rendering]:
-    """Render an example; what the template refuses is told with the place of the example."""
-    try:
+    with placed(example):
         return template.render(turns, tokenizer)
+
+
+@contextmanager
+def placed(example: Example) -> Iterator[None]:
+    """Tell what is refused inside with the place of the example."""
+    try:
+        yield
     except PeftkitError as error:
         raise PeftkitError(f"{example.id}: {error}") from None
 
@@ -253,7 +260,10 @@ def _render(example: Example, turns: Sequence[Turn], template: Template, tokeniz
 def encode_prompts(examples: Sequence[Example], template: Template, tokenizer: Any, max_length: int) -> EncodedExamples:
     """Encode what a model is given of each example, nothing of it to predict; longer texts are cut on their left."""
     max_length -= len(template.soft)
-    renderings = [template.render_prompt(example.prompt, tokenizer) for example in examples]
+    renderings = []
+    for example in examples:
+        with placed(example):
+            renderings.append(template.render_prompt(example.prompt, tokenizer))
     runs = tokenize_pieces([rendering.pieces for rendering in renderings], tokenizer)
     rows: list[Encoded] = []
     cut = 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from peftkit.data.encode import Encoded, Piece, closing, cut_left, encode, opening, tokenize_pieces
+from peftkit.data.encode import Encoded, Piece, closing, cut_left, encode, opening, placed, tokenize_pieces
 from peftkit.data.example import Example, Turn
 from peftkit.errors import PeftkitError
 from peftkit.registry import Registry
@@ -89,7 +89,8 @@ class Template(ABC):
         if turns and turns[-1].role == "text":
             rendering = Rendering(opening(tokenizer), [Piece(turns[-1].text, trained=False)])
         else:
-            rendering = self.render_prompt(turns, tokenizer)
+            with placed(example):
+                rendering = self.render_prompt(turns, tokenizer)
         (runs,) = tokenize_pieces([rendering.pieces], tokenizer)
         ids = rendering.opening + [token for run, _ in runs for token in run]
         if max_length is not None:
