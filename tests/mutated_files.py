@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import mutating
+import odd_values
 
 CASES = 500
 PORTIONS = [range(start, start + 50) for start in range(0, CASES, 50)]
@@ -21,7 +21,7 @@ def spoil_json(path: Path, chance: random.Random) -> str:
     lines = path.read_bytes().split(b"\n") if path.suffix == ".jsonl" else [path.read_bytes()]
     number = chance.choice([index for index, line in enumerate(lines) if line.strip()])
     tree = json.loads(lines[number])
-    told = mutating.spoil(tree, chance)
+    told = odd_values.spoil(tree, chance)
     lines[number] = json.dumps(tree).encode()
     path.write_bytes(b"\n".join(lines))
     return told
@@ -33,7 +33,7 @@ def spoil_header(path: Path, chance: random.Random) -> str:
     (length,) = struct.unpack("<Q", content[:8])
     header: dict[str, Any] = json.loads(content[8 : 8 + length])
     if chance.random() < 0.5:
-        told = mutating.spoil(header, chance)
+        told = odd_values.spoil(header, chance)
     else:
         name = chance.choice(sorted(set(header) - {"__metadata__"}))
         shape = header[name]["shape"]
@@ -50,7 +50,7 @@ def mutate(path: Path, chance: random.Random) -> str:
         return f"{path.name}: {spoil_json(path, chance)}"
     if path.suffix == ".safetensors" and chance.random() < 0.5:
         return f"{path.name}: {spoil_header(path, chance)}"
-    change = chance.choice(mutating.BYTES)
+    change = chance.choice(odd_values.BYTES)
     change(path, chance)
     return f"{path.name}: {change.__name__}"
 

@@ -27,12 +27,12 @@ ALLOWED = {
         "plot": "files",
         # Tensors: kernels, packed weights, the places in a model, and what sits there.
         "kernels": "",
-        "quantization": "errors options registry schemas",
+        "quantization": "errors kernels options registry schemas",
         "families": "errors registry resources",
         "layout": "errors families quantization",
         "device": "errors layout",
         "ports": "errors kernels layout quantization",
-        "layers": "errors kernels layout ports",
+        "layers": "errors kernels layout ports quantization",
         "method": "errors layout options ports registry",
         "methods": "errors kernels layers layout method ports quantization registry",
         "adaptation": "__version__ errors files layers free_memory layout method methods ports quantization "

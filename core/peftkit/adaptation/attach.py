@@ -98,11 +98,10 @@ def attach(
     if not loading:
         _tell(notices(methods, layout))
         outline(model, methods, matches, children or {})
-    root: Attached = model.__dict__.get(ATTRIBUTE) or Attached(
-        context_of(model), trainable={n: p.requires_grad for n, p in own_parameters(model)}
-    )
+    root = _root(model)
     if name in root.adaptations:
         raise PeftkitError(f"an adapter named '{name}' is attached already: name this one otherwise.")
+    root.check_unmerged()
     for other in root.adaptations:
         _switch_parts(root.adaptations[other], on=False)
     built = [
@@ -138,12 +137,19 @@ def attach(
     return adaptation
 
 
+def _root(model: nn.Module) -> Attached:
+    """Return what holds the adaptations of a model, made anew where it has none."""
+    there = model.__dict__.get(ATTRIBUTE)
+    return there or Attached(context_of(model), trainable={n: p.requires_grad for n, p in own_parameters(model)})
+
+
 def activate(model: nn.Module, name: str | None) -> None:
     """Switch the model to the adaptation `name`, or to the bare base."""
     root = attached(model)
     if name is not None and name not in root.adaptations:
         guess = nearest(name, root.adaptations)
         raise PeftkitError(f"no adapter is named '{name}'; attached: {', '.join(root.adaptations)}. Meant '{guess}'?")
+    root.check_unmerged(name)
     for other, adaptation in root.adaptations.items():
         if other != name:
             _switch_parts(adaptation, on=False)
@@ -153,8 +159,12 @@ def activate(model: nn.Module, name: str | None) -> None:
 
 
 def route(model: nn.Module, rows: Sequence[str | None]) -> Any:
-    """Return a context in which row i of every batch runs through the adaptation `rows[i]` (None: the base)."""
+    """Return a context in which row i of every batch runs through the adaptation `rows[i]` (None: the base).
+
+    Raises PeftkitError for an adaptation that changes the model's own weights, and while one is merged.
+    """
     root = attached(model)
+    root.check_unmerged()
     for name in dict.fromkeys([*(row for row in rows if row is not None), *root.context.active]):
         if any(part.changed for part in root.adaptations[name].parts):
             raise PeftkitError(
