@@ -12,6 +12,7 @@ from peftkit import files
 from peftkit.errors import PeftkitError
 from peftkit.export.model_folder import write_merged
 from peftkit.export.trained import Trained, open_run
+from peftkit.training.summary import read as read_summary
 
 LIMIT = 8_000_000
 """Bytes that a bundled model may take in all."""
@@ -61,7 +62,7 @@ def card(trained: Trained, run: Path, name: str, parameters: int) -> str:
     """Return the model card: what the model is and how it was made."""
     import yaml
 
-    summary = files.read_json(run / "summary.json")
+    summary = read_summary(run / "summary.json").as_dict()
     init = dict(trained.recipe.model.init or {})
     return CARD.format(
         name=name,

@@ -100,17 +100,15 @@ def complain(message: str, code: int) -> int:
 
 
 def explain_fault(error: Exception) -> int:
-    """Tell of an exception that nobody expected: memory that ran out, or a bug, whose traceback goes to a file."""
+    """Tell of an exception that nobody expected: what the system refused, or a bug, whose traceback goes to a file."""
     import tempfile
     import traceback
 
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return complain(
-            f"the memory ran out ({str(error).splitlines()[0] if str(error) else 'no more is known'}). Lower "
-            "train.batch_tokens or train.max_length, raise train.accumulation to keep the batch, or set "
-            "train.gradient_checkpointing=true, or train.memory=auto.",
-            2,
-        )
+    from peftkit_cli import system
+
+    answer = system.told(error)
+    if answer is not None:
+        return complain(answer, 2)
     lines = traceback.format_exception(type(error), error, error.__traceback__)
     facts = f"peft {__version__}, Python {sys.version.split()[0]}\n$ {' '.join(sys.argv)}\n\n{''.join(lines)}"
     summary = f"this is a bug, not your fault: {lines[-1].strip().partition(chr(10))[0]} Please report it to the"

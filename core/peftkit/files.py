@@ -33,6 +33,15 @@ def explained(action: str, path: Path) -> Iterator[None]:
         ) from None
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with home folders in the place of `~` and `~user`; PeftkitError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise PeftkitError(f"{path}: this system knows no home folder for {user}: write the folder itself.") from None
+
+
 def sync(path: Path) -> None:
     """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

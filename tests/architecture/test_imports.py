@@ -20,12 +20,14 @@ ALLOWED = {
         "registry": "errors",
         "options": "errors registry",
         "files": "errors",
+        "schemas": "errors files",
+        "free_memory": "errors",
         "visible": "",
         "tensor_file": "errors files",
         "plot": "files",
         # Tensors: kernels, packed weights, the places in a model, and what sits there.
         "kernels": "",
-        "quantization": "errors kernels options registry",
+        "quantization": "errors kernels options registry schemas",
         "families": "errors registry resources",
         "layout": "errors families quantization",
         "device": "errors layout",
@@ -33,10 +35,11 @@ ALLOWED = {
         "layers": "errors kernels layout ports quantization",
         "method": "errors layout options ports registry",
         "methods": "errors kernels layers layout method ports quantization registry",
-        "adaptation": "__version__ errors files layers layout method methods ports quantization tensor_file",
+        "adaptation": "__version__ errors files layers free_memory layout method methods ports quantization "
+        "schemas tensor_file",
         "budget": "adaptation errors layout method",
         # Text: data, metrics, and the tasks that are made of both.
-        "metrics": "errors files registry",
+        "metrics": "errors files registry schemas",
         "data": "errors files kernels registry",
         "tasks": "data errors files metrics registry",
         # How gradients are computed, and how a step is made of them.
@@ -45,27 +48,27 @@ ALLOWED = {
         "optim": "errors quantization registry",
         "strategies": "adaptation data engine errors optim options registry",
         # What a recipe says, and the model that it makes.
-        "recipe": "adaptation errors files method objectives optim options quantization registry resources strategies "
-        "tasks",
-        "models": "data errors families files layout quantization recipe tensor_file",
+        "recipe": "adaptation errors files method objectives optim options quantization registry resources schemas "
+        "strategies tasks",
+        "models": "data errors families files free_memory layout quantization recipe tensor_file schemas",
         "assembly": "adaptation data device errors families layout method models objectives quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
-        "estimation": "adaptation data device engine errors layout models objectives optim plot quantization "
-        "recipe strategies",
-        "generation": "data errors files tasks",
-        "evaluation": "adaptation assembly data device engine errors estimation files generation metrics recipe tasks "
-        "versions",
+        "estimation": "adaptation data device engine errors layout models objectives optim plot "
+        "quantization free_memory recipe strategies",
+        "generation": "data errors files tasks schemas",
+        "evaluation": "adaptation assembly data device engine errors estimation files generation metrics recipe "
+        "schemas tasks versions",
         "training": "adaptation assembly data device engine errors estimation evaluation files layout metrics models "
-        "objectives optim plot recipe strategies tasks tensor_file versions",
+        "objectives optim plot recipe schemas strategies tasks tensor_file versions",
         "plan": "adaptation assembly data errors estimation recipe tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",
         "together": "adaptation assembly data device engine errors files method models objectives ports recipe "
         "strategies training",
         # What is made of runs.
-        "suites": "assembly data errors evaluation files recipe versions",
+        "suites": "assembly data errors evaluation files recipe schemas versions",
         "export": "__version__ adaptation assembly data errors estimation families files layers layout method methods "
-        "models ports quantization recipe registry tasks tensor_file",
-        "report": "errors files method metrics plot recipe resources suites tasks training visible",
+        "models ports quantization recipe registry schemas tasks tensor_file",
+        "report": "errors evaluation files method metrics plot recipe resources suites tasks training visible",
         "comparison": "adaptation assembly budget errors evaluation files layout method recipe report tasks "
         "tensor_file training",
     }.items()

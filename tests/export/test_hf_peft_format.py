@@ -120,3 +120,21 @@ def test_a_faulty_folder_is_refused_and_the_model_as_before(config: Any, told: s
         load_adapter(tmp_path, model)
     with torch.no_grad():
         assert torch.equal(model(IDS).logits, tiny("llama")(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"peft_type": "LORA", "r": "4", "lora_alpha": 8}, "r: found '4'"),
+        ({"peft_type": "LORA", "r": 0, "lora_alpha": 8}, "r: found 0"),
+        ({"peft_type": "LORA", "r": 4}, "lora_alpha is missing"),
+        ({"peft_type": "LORA", "r": 4, "lora_alpha": None}, "lora_alpha is missing"),
+        ({"peft_type": "VERA"}, "r is missing"),
+        ({"peft_type": "LOKR", "r": 4}, "alpha is missing"),
+        ({"peft_type": {}}, "peft_type: found an empty mapping"),
+    ],
+)
+def test_a_configuration_of_other_types_is_refused(config: Any, told: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(PeftkitError, match=rf"adapter_config\.json: {told}"):
+        load_adapter(tmp_path, tiny("llama"))

@@ -25,7 +25,7 @@ from peftkit.engine.passes import Plain
 from peftkit.engine.retrying import Retrying
 from peftkit.errors import PeftkitError
 from peftkit.estimation import fit
-from peftkit.estimation.free_memory import free_memory
+from peftkit.free_memory import free_memory
 from peftkit.method import METHODS
 from peftkit.plan import plan
 from peftkit.recipe.size import size_in_bytes

@@ -4,13 +4,11 @@ from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, attac
 from peftkit.adaptation.attach import activate, attach, check_methods, notices, route
 from peftkit.adaptation.combine import WAYS, Combined, Source, check_sources, combine
 from peftkit.adaptation.counting import count_stored, count_trained
+from peftkit.adaptation.description import DESCRIPTION, OBJECTIVE, describe_adapter
 from peftkit.adaptation.folder import (
-    DESCRIPTION,
-    OBJECTIVE,
     TENSORS,
     check_base,
     check_finite,
-    describe_adapter,
     digests,
     find_adapter,
     load_adapter,

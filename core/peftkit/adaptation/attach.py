@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import pairwise, permutations
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-import torch
 from torch import nn
 
 from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, attached
-from peftkit.adaptation.children import freeze, with_children
+from peftkit.adaptation.building import build_all, outline
+from peftkit.adaptation.children import freeze
 from peftkit.adaptation.part import Part
 from peftkit.adaptation.state import Child
 from peftkit.errors import PeftkitError, nearest
-from peftkit.layers.stacked import build_at
-from peftkit.layout import Layout, Site, own_parameters
+from peftkit.layout import Layout, own_parameters
 from peftkit.method import Method, expand
-from peftkit.ports.adapter import Adapter
 from peftkit.ports.attention import listen
 from peftkit.ports.context import Routing, context_of
 from peftkit.ports.embedding import SoftPrompt, pad
 from peftkit.ports.seat import seat
-
-Module = TypeVar("Module", bound=Any)
 
 
 def check_methods(
@@ -100,12 +94,11 @@ def attach(
     named combination is attached as its parts, which take one position each; `chosen` of the handle keeps the methods
     as they were given. Adapters are built at sites that hold what of the `children` was trained there.
     """
-    matches = check_methods(model, methods)
-    layout = Layout(model)
-    _tell([] if loading else notices(methods, layout))
-    root: Attached = model.__dict__.get(ATTRIBUTE) or Attached(
-        context_of(model), trainable={n: p.requires_grad for n, p in own_parameters(model)}
-    )
+    matches, layout = check_methods(model, methods), Layout(model)
+    if not loading:
+        _tell(notices(methods, layout))
+        outline(model, methods, matches, children or {})
+    root = _root(model)
     if name in root.adaptations:
         raise PeftkitError(f"an adapter named '{name}' is attached already: name this one otherwise.")
     root.check_unmerged()
@@ -144,6 +137,12 @@ def attach(
     return adaptation
 
 
+def _root(model: nn.Module) -> Attached:
+    """Return what holds the adaptations of a model, made anew where it has none."""
+    there = model.__dict__.get(ATTRIBUTE)
+    return there or Attached(context_of(model), trainable={n: p.requires_grad for n, p in own_parameters(model)})
+
+
 def activate(model: nn.Module, name: str | None) -> None:
     """Switch the model to the adaptation `name`, or to the bare base."""
     root = attached(model)
@@ -177,45 +176,6 @@ def route(model: nn.Module, rows: Sequence[str | None]) -> Any:
 def _switch_parts(adaptation: Adaptation, on: bool) -> None:
     for part in adaptation.parts:
         part.switch(on)
-
-
-def build_all(
-    model: nn.Module,
-    method: Method,
-    sites: Mapping[str, Site],
-    seed: str,
-    *,
-    start: bool,
-    children: Mapping[str, Child],
-) -> tuple[dict[str, Adapter], nn.Module | None]:
-    """Build a method's adapters at these sites with the children there, and what they share; nothing is seated."""
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    shared = _seeded(lambda: method.share(Layout(model)), f"{seed}/shared", device)
-    adapters = {}
-    for key, site in sites.items():
-        place = next((tensor.device for tensor in site.module.parameters()), device)
-        adapter = _seeded(partial(_build, method, with_children(site, children), start), f"{seed}/{key}", place)
-        adapter.__dict__["shared"] = shared
-        adapters[key] = adapter.train(site.module.training)
-    return adapters, shared
-
-
-def _build(method: Method, site: Site, start: bool) -> Adapter:
-    adapter = build_at(site, method.build)
-    if set(site.children.values()) & set(adapter.modules()):
-        raise TypeError(f"the method '{method.name}' registers a child in its adapter: read it from site.children")
-    if start:
-        adapter.start()
-    return adapter
-
-
-def _seeded(build: Callable[[], Module], key: str, device: torch.device) -> Module:
-    """Build a module on the CPU under a seed that follows from `key`, and bring it to `device`."""
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if device.type == "meta" else "cpu"):
-        torch.default_generator.manual_seed(seed)
-        module = build()
-    return cast(Module, module if module is None else module.to(device))
 
 
 def _adopt(adaptation: Adaptation, children: Mapping[str, Child]) -> None:

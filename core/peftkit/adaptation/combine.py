@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from peftkit.adaptation.adaptation import Adaptation
 from peftkit.adaptation.attach import attach
 from peftkit.adaptation.changes import Change, bounded, change_of, stacked, truncated
-from peftkit.adaptation.folder import TENSORS, check_base, check_finite, describe_adapter, load_adapter
+from peftkit.adaptation.description import describe_adapter
+from peftkit.adaptation.folder import TENSORS, check_base, check_finite, load_adapter
 from peftkit.errors import PeftkitError, unknown
 from peftkit.methods.lora import LoRA
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from peftkit import __version__, files, tensor_file
 from peftkit.adaptation.adaptation import Adaptation
-from peftkit.adaptation.attach import attach, build_all, check_methods
+from peftkit.adaptation.attach import attach, check_methods
+from peftkit.adaptation.building import build_all, outline
+from peftkit.adaptation.description import DESCRIPTION, FORMAT, OBJECTIVE, describe_adapter
 from peftkit.adaptation.part import Part
 from peftkit.adaptation.state import Child, State
 from peftkit.errors import PeftkitError
@@ -21,11 +23,7 @@ from peftkit.method import Method, build_methods, expand
 from peftkit.ports.embedding import SoftPrompt
 from peftkit.quantization.storage import in_words
 
-FORMAT = 1
 TENSORS = "adapter.safetensors"
-DESCRIPTION = "adapter.json"
-OBJECTIVE = "objective"
-"""The key of the description, and the module's name in the adaptation."""
 
 
 def save_adapter(
@@ -58,28 +56,6 @@ def save_adapter(
     with files.new_folder(folder, replace=replace) as temporary:
         tensor_file.write_tensors(temporary / TENSORS, adaptation.state())
         files.write_json(temporary / DESCRIPTION, description)
-
-
-def describe_adapter(folder: Path) -> dict[str, Any]:
-    """Read `adapter.json`; a missing, damaged or newer one is a PeftkitError."""
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        raise PeftkitError(
-            f"{folder} holds no adapter: there is no {DESCRIPTION} in it. Name the adapter folder of a run."
-        )
-    description = files.read_json(path)
-    try:
-        version = description["format"]
-        [(str(method["name"]), dict(method["options"])) for method in description["methods"]]
-        description["base"]["name"]
-        [dict(child["files"]) for child in description.get("children", {}).values()]
-    except (AttributeError, TypeError, KeyError, ValueError) as error:
-        raise PeftkitError(f"{path} does not describe an adapter ({type(error).__name__}: {error}).") from None
-    if version != FORMAT:
-        raise PeftkitError(
-            f"{path} has the format {version!r}, and this version of peftkit reads {FORMAT}: upgrade it."
-        )
-    return description
 
 
 def load_adapter(
@@ -122,8 +98,9 @@ def load_adapter(
         )
     children = load_children(model, adapters or {}, {**base, "fingerprint": fingerprint, "quantization": quantization})
     _check_children(folder, description.get("children", {}), children)
-    tensors = tensor_file.read_tensors(folder / TENSORS)
-    adaptation = attach(model, _methods(description), name, keep_base=keep_base, loading=True, children=children)
+    methods = _methods(folder, description)
+    tensors = _read_fitting(folder / TENSORS, model, methods, children, modules or {})
+    adaptation = attach(model, methods, name, keep_base=keep_base, loading=True, children=children)
     adaptation.modules.update(modules or {})
     try:
         adaptation.load_state(tensors)
@@ -196,16 +173,39 @@ def load_children(model: nn.Module, runs: Mapping[str, Path], base: Mapping[str,
         bases.append((label, description["base"]))
         if description.get("children"):
             raise PeftkitError(f"{label} was built from adapters itself: name those that were trained on the base.")
-        tensors = tensor_file.read_tensors(folder / TENSORS)
+        methods = _methods(folder, description)
+        tensors = _read_fitting(folder / TENSORS, model, methods, {}, None)
         check_finite(folder / TENSORS, tensors)
-        state = _build(model, label, _methods(description))
+        state = _build(model, label, methods)
         try:
-            state.load_state({key: tensor for key, tensor in tensors.items() if key.partition("/")[0].isdecimal()})
+            state.load_state(tensors)
         except PeftkitError as error:
             raise PeftkitError(f"{folder / TENSORS}: {error}") from None
         origin = {"folder": str(run), "files": digests(folder), "fingerprint": description["base"].get("fingerprint")}
         children[name] = Child(state, origin)
     return children
+
+
+def _read_fitting(
+    path: Path,
+    model: nn.Module,
+    methods: Sequence[Method],
+    children: Mapping[str, Child],
+    modules: Mapping[str, nn.Module] | None,
+) -> dict[str, Tensor]:
+    """Read tensors, once their shapes are seen to be those of the methods: `modules` are trained beside the adapters.
+
+    Without any, tensors of such modules are left out. Raises PeftkitError that names the file and the tensor.
+    """
+    file = tensor_file.TensorFile(path)
+    names = [name for name in file.names if modules is not None or name.partition("/")[0].isdecimal()]
+    try:
+        state = outline(model, methods, check_methods(model, methods), children)
+        state.modules.update(modules or {})
+        state.fit({name: torch.empty(file.shape(name), device="meta") for name in names})
+    except PeftkitError as error:
+        raise PeftkitError(f"{path}: {error}") from None
+    return {name: file.read(name) for name in names}
 
 
 def _build(model: nn.Module, label: str, methods: Sequence[Method]) -> State:
@@ -244,8 +244,11 @@ def _check_children(folder: Path, recorded: Mapping[str, Any], children: Mapping
                 )
 
 
-def _methods(description: Mapping[str, Any]) -> tuple[Method, ...]:
-    return build_methods([(method["name"], method["options"]) for method in description["methods"]])
+def _methods(folder: Path, description: Mapping[str, Any]) -> tuple[Method, ...]:
+    try:
+        return build_methods([(method["name"], method["options"]) for method in description["methods"]])
+    except PeftkitError as error:
+        raise PeftkitError(f"{folder / DESCRIPTION}: {error}") from None
 
 
 def formats_of(storage: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,13 +45,17 @@ class Part:
         for adapter in self.adapters.values():
             adapter.settle()
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Iterate over (key, tensor): `<site>/<tensor>` for adapters, `shared/<tensor>`, `own/<name>`."""
+    def built(self) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over (key, tensor) of what is beside the model's own: `<site>/<tensor>` and `shared/<tensor>`."""
         for site, adapter in self.adapters.items():
             for key, tensor in adapter.state_dict(keep_vars=True).items():
                 yield f"{site}/{key}", tensor
         for key, tensor in self.shared.state_dict(keep_vars=True).items() if self.shared is not None else ():
             yield f"shared/{key}", tensor
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over (key, tensor): those that are `built`, and `own/<name>`."""
+        yield from self.built()
         for name, parameter in self.own.items():
             yield f"own/{name}", parameter if self.tuned is None else self.tuned[name]
 

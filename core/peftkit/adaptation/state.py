@@ -109,6 +109,27 @@ class State:
 
         So is a start taken out of frozen weights that is not the one which they lack already.
         """
+        own = self.fit(tensors)
+        for key, tensor in tensors.items():
+            position = key.partition("/")[0]
+            settled = position.isdecimal() and self.parts[int(position)].settled
+            is_settled = settled and not own[key].requires_grad
+            if is_settled and not torch.equal(own[key], tensor.to(own[key])):
+                raise PeftkitError(
+                    f"the adapter's tensor {key} has another start than the one that was taken out of the model's "
+                    "weights: attach with loading=True and load the tensors then."
+                )
+        with torch.no_grad():
+            for key, tensor in tensors.items():
+                own[key].copy_(tensor)
+        for part in self.parts:
+            part.settle()
+
+    def fit(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take on the shapes of tensors, whose values are not looked at; returns the own tensors that they belong to.
+
+        Raises PeftkitError that names one which is missing, unexpected or misshaped.
+        """
         for position, part in enumerate(self.parts):
             for site, adapter in part.adapters.items():
                 prefix = f"{position}/{site}/"
@@ -127,19 +148,7 @@ class State:
                     f"the adapter's tensor {key} has the shape {list(tensor.shape)}, and {list(own[key].shape)} is "
                     "wanted."
                 )
-            position = key.partition("/")[0]
-            settled = position.isdecimal() and self.parts[int(position)].settled
-            is_settled = settled and not own[key].requires_grad
-            if is_settled and not torch.equal(own[key], tensor.to(own[key])):
-                raise PeftkitError(
-                    f"the adapter's tensor {key} has another start than the one that was taken out of the model's "
-                    "weights: attach with loading=True and load the tensors then."
-                )
-        with torch.no_grad():
-            for key, tensor in tensors.items():
-                own[key].copy_(tensor)
-        for part in self.parts:
-            part.settle()
+        return own
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for position, part in enumerate(self.parts):

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from peftkit import files
 from peftkit.adaptation import TENSORS
 from peftkit.comparison.entries import Entry
 from peftkit.comparison.runs import EntryRun
@@ -15,7 +14,7 @@ from peftkit.recipe import Recipe
 from peftkit.report.results import ComparedEntry, Comparison, Spread
 from peftkit.tasks import TASKS
 from peftkit.tensor_file import TensorFile
-from peftkit.training import log
+from peftkit.training import log, summary
 
 WARM = 3
 """First steps of a run that do not count for its step time: memory is taken and caches are filled there."""
@@ -52,10 +51,10 @@ def _compared(entry: Entry, runs: Sequence[EntryRun]) -> ComparedEntry:
     if not done:
         return ComparedEntry(entry.label, entry.note, reason=reason)
     reports = [run.report or {} for run in done]
-    summaries = [files.read_json(run.folder / "summary.json") for run in done]
-    logs = [log.read(run.folder / "log.jsonl") for run in done]
+    summaries = [summary.read_told(run.folder / "summary.json") for run in done]
+    logs = [log.read(run.folder / "log.jsonl", log.WholeStepRecord) for run in done]
     adapter = TensorFile(done[0].folder / "adapter" / TENSORS)
-    losses = [summary["losses"]["validation"] for summary in summaries]
+    losses = [one["losses"]["validation"] for one in summaries]
     times = [r["tokens"] / r["tokens_per_s"] for records in logs for r in records[WARM:] if r["tokens_per_s"]]
     return ComparedEntry(
         label=entry.label,
@@ -70,7 +69,7 @@ def _compared(entry: Entry, runs: Sequence[EntryRun]) -> ComparedEntry:
         },
         validation=Spread.of(losses) if None not in losses else None,
         step_s=statistics.median(times) if times else None,
-        memory=max(summary["peak_memory_bytes"] for summary in summaries),
+        memory=max(one["peak_memory_bytes"] for one in summaries),
         steps=tuple(record["step"] for record in logs[0]),
         losses=tuple(statistics.fmean(r["loss"] for r in same) for same in zip(*logs, strict=False)),
         reason=reason,
@@ -85,7 +84,9 @@ def order(runs: Sequence[EntryRun]) -> str:
     batches: dict[tuple[int, float], set[tuple[int, ...]]] = {}
     for run in runs:
         if run.entry and run.finished:
-            counts = tuple(record["trained_tokens"] for record in log.read(run.folder / "log.jsonl"))
+            counts = tuple(
+                record["trained_tokens"] for record in log.read(run.folder / "log.jsonl", log.WholeStepRecord)
+            )
             batches.setdefault((run.recipe.train.seed, run.recipe.dataset.fraction), set()).add(counts)
     if all(len(same) == 1 for same in batches.values()):
         return "the same data in the same order"
@@ -94,19 +95,19 @@ def order(runs: Sequence[EntryRun]) -> str:
 
 def _setup(recipe: Recipe, runs: Sequence[EntryRun], report: dict[str, Any]) -> dict[str, str]:
     summaries = [run.folder / "summary.json" for run in runs if run.entry and run.finished]
-    summary = files.read_json(summaries[0]) if summaries else {}
+    told = summary.read_told(summaries[0]) if summaries else {}
     rate = recipe.train.learning_rate
     budget = recipe.compare.budget
     setup = {
         "model": recipe.model.name or f"{(recipe.model.init or {}).get('architecture')}, random weights",
-        "training": f"{summary.get('steps', 0):,} steps of about "
-        f"{round(summary.get('tokens', 0) / max(1, summary.get('steps', 1))):,} tokens, {order(runs)}",
+        "training": f"{told.get('steps', 0):,} steps of about "
+        f"{round(told.get('tokens', 0) / max(1, told.get('steps', 1))):,} tokens, {order(runs)}",
         "learning rate": "each method's own" if rate is None else f"{rate:g}",
         "seeds": str(recipe.compare.seeds),
         "evaluation": f"{report.get('examples', 0):,} inputs of the {recipe.eval.split} split",
         "budget": f"{budget:,.0f} stored parameters" if budget else "each method's own size",
-        "device": f"{summary.get('device', '')}, {summary.get('precision', '')}",
+        "device": f"{told.get('device', '')}, {told.get('precision', '')}",
     }
-    versions = ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
+    versions = ", ".join(f"{name} {version}" for name, version in told.get("versions", {}).items())
     missing = {key: f"not available: {reason}" for key, reason in report.get("unavailable", {}).items()}
     return {**setup, **missing, "versions": versions}

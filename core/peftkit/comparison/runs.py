@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from peftkit import files
 from peftkit.comparison.entries import Entry
 from peftkit.errors import PeftkitError
+from peftkit.evaluation.stored import read_report
 from peftkit.recipe import Recipe
 from peftkit.training import folder as run_folder
 from peftkit.training.observer import Heeded
@@ -59,7 +60,7 @@ class EntryRun:
         section = self.recipe.eval
         ending = ".json" if self.entry else "-base.json"
         for path in sorted((self.folder / "eval").glob(f"*-{section.split}{ending}")):
-            report = files.read_json(path)
+            report = read_report(path)
             if report["limit"] == section.limit and report["split"] == section.split:
                 return report
         return None

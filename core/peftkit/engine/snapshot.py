@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from peftkit.errors import PeftkitError
+
 
 class Snapshot:
     """The random state of the host and of `device`, and the gradients of `parameters`, at one moment."""
@@ -43,7 +45,10 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(random: Mapping[str, Tensor], device: torch.device) -> None:
-    """Draw on from what `random_state` returned."""
-    torch.set_rng_state(random["cpu"])
-    if device.type == "cuda" and "cuda" in random:
-        torch.cuda.set_rng_state(random["cuda"], device)
+    """Draw on from what `random_state` returned; PeftkitError for what is no state of a generator."""
+    try:
+        torch.set_rng_state(random["cpu"])
+        if device.type == "cuda" and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], device)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise PeftkitError(f"the state of random numbers is not one of a generator ({error}).") from None

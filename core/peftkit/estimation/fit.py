@@ -13,8 +13,8 @@ from peftkit.device import peak_memory, resident_memory
 from peftkit.engine.memory_plan import MemoryPlan, recompute
 from peftkit.engine.retrying import Retrying
 from peftkit.engine.snapshot import snapshot
-from peftkit.estimation.free_memory import free_memory
 from peftkit.estimation.step import StepMemory, Unmeasured, run_step
+from peftkit.free_memory import free_memory
 from peftkit.optim.build import state_bytes
 from peftkit.recipe import TrainSection
 from peftkit.recipe.size import AUTO, size_in_bytes

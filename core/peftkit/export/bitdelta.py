@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from peftkit import __version__, files
+from peftkit import __version__, files, schemas
 from peftkit.errors import PeftkitError
 from peftkit.export.distill import STEPS, Signs, distill
 from peftkit.export.formats import FORMATS
@@ -18,12 +19,28 @@ from peftkit.layout import GROUPS, Layout, own_parameters
 from peftkit.models.samples import compare, logits
 from peftkit.quantization.bits import pack, unpack
 from peftkit.quantization.weight import dense, hold, shape
+from peftkit.schemas import Count, Stored, Text
 from peftkit.tensor_file import read_tensors, write_tensors
 
 FORMAT = 1
 TENSORS, DESCRIPTION = "bitdelta.safetensors", "bitdelta.json"
 BOUND = 1e-4
 """How far the reopened model may be from the written one, as a fraction of the largest logit: fp32 rounding."""
+
+
+class DifferenceBase(Stored):
+    """The model that a difference is to."""
+
+    name: Text
+    fingerprint: Text | None
+
+
+class Difference(Stored):
+    """What `bitdelta.json` says."""
+
+    format: int
+    base: DifferenceBase
+    matrices: dict[str, Annotated[list[Count], Field(min_length=2, max_length=2)]]
 
 
 @FORMATS.register("bitdelta")
@@ -152,18 +169,12 @@ def _describe(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise PeftkitError(f"{folder} holds no one-bit difference: there is no {DESCRIPTION} in it.")
-    description = files.read_json(path)
-    try:
-        version = description["format"]
-        {key: description["base"][key] for key in ("name", "fingerprint")}
-        description["matrices"] = {str(k): (int(v[0]), int(v[1])) for k, v in description["matrices"].items()}
-    except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
-        raise PeftkitError(f"{path} does not describe a difference ({type(error).__name__}: {error}).") from None
-    if version != FORMAT:
+    description = schemas.read(path, Difference, what="does not describe a difference")
+    if description["format"] != FORMAT:
         raise PeftkitError(
-            f"{path} has the format {version!r}, and this version of peftkit reads {FORMAT}: upgrade it."
+            f"{path} has the format {description['format']!r}, and this version of peftkit reads {FORMAT}: upgrade it."
         )
-    return description
+    return {**description, "matrices": {path: tuple(sizes) for path, sizes in description["matrices"].items()}}
 
 
 def _check_fit(

@@ -64,7 +64,8 @@ class Asked:
         written = {record["chunk"]: record for record in journal.records} if journal else {}
         caching = None
         for number, chunk in enumerate(self._chunks(batch_size)):
-            if number in written:
+            indices = [index for conversation in chunk for index in conversation]
+            if number in written and [answer[0] for answer in written[number]["answers"]] == indices:
                 self._take(written[number])
                 self._tell(on_progress)
                 continue
@@ -76,7 +77,6 @@ class Asked:
             wall = time.monotonic() - began
             self.wall_s += wall
             if journal:
-                indices = [index for conversation in chunk for index in conversation]
                 journal.append({"chunk": number, "wall_s": wall, "answers": [self._record(index) for index in indices]})
         return [answer for answer in self.answers if answer is not None]
 

@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from peftkit import files
+from pydantic import Field
+
+from peftkit import files, schemas
+from peftkit.errors import PeftkitError
+from peftkit.schemas import Count, Stored
+
+
+class ChunkRecord(Stored):
+    """A record of answers: of each its index, text, token ids, whether it ended, and whether its prompt was cut."""
+
+    chunk: Count
+    wall_s: float
+    answers: list[Annotated[tuple[Count, str, list[Count], bool, bool], Field(strict=False)]]
 
 
 class Journal:
     """A file of JSON lines: a `key` of everything that the answers depend on, then one record for each chunk of them.
 
-    Records under another key are thrown away; so is a last line that a crash cut off.
+    Records under another key are thrown away; so is what follows a line that a crash cut off or that was changed.
     """
 
     def __init__(self, path: Path, key: str):
@@ -46,12 +58,10 @@ def _read(path: Path, key: str) -> list[dict[str, Any]]:
     with files.explained("read", path):
         lines = path.read_bytes().split(b"\n")[:-1]
     records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(record, dict):
-            break
-        records.append(record)
+    try:
+        for number, line in enumerate(lines, 1):
+            record = schemas.check(dict[str, Any], files.parse_json(line, str(path)), str(path))
+            records.append(record if number == 1 else schemas.check(ChunkRecord, record, str(path)))
+    except PeftkitError:
+        pass
     return records if records and records[0].get("key") == key else []

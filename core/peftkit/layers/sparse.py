@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from peftkit.errors import PeftkitError
 from peftkit.layout import Site
 from peftkit.ports.linear import Delta
 
@@ -56,6 +57,9 @@ class SparseDelta(Delta):
         self.values = nn.Parameter(start[mask].to(self.values.dtype))
 
     def fit(self, tensors: Mapping[str, Tensor]) -> None:
+        indices, size = tensors.get("indices"), self.site.outputs * self.site.inputs
+        if indices is not None and not indices.is_meta and bool(((indices < 0) | (indices >= size)).any()):
+            raise PeftkitError(f"the sparse change of {self.site.id} has places beyond its {size:,} weights.")
         values = tensors.get("values")
         if values is not None and values.ndim == 1 and len(values) != len(self.values):
             self.indices = self.indices.new_zeros(len(values))
@@ -109,6 +113,9 @@ class GatedDelta(Delta):
         if values is not None and values.ndim == 1 and self.sparse is None:
             self._become_sparse(len(values))
             self._drop()
+        if self.sparse is not None:
+            prefix = "sparse."
+            self.sparse.fit({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
 
     def _become_sparse(self, count: int) -> SparseDelta:
         self.sparse = SparseDelta(self.site, count).to(self.w.device)

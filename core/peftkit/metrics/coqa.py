@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from peftkit import files
+from pydantic import Field
+
+from peftkit import schemas
 from peftkit.errors import PeftkitError
 from peftkit.metrics import Scores, metric
 from peftkit.metrics.files import known
+from peftkit.schemas import Stored
 
 ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -30,9 +33,45 @@ DOMAINS = {
     "science": "science",
 }
 """The report's name of each `source`."""
+Source = Literal["mctest", "gutenberg", "race", "cnn", "wikipedia", "reddit", "science"]
 OUT_OF_DOMAIN = ("reddit", "science")
 FIELDS = ("id", "turn_id", "answer")
 Key = tuple[str, int]
+OFFICIAL = "The official layout is wanted: an object with a list of conversations under 'data'."
+
+
+class StoredTurn(Stored):
+    """A question or an answer, as a file has it."""
+
+    turn_id: int
+    input_text: str
+
+
+class StoredConversation(Stored):
+    """A conversation of the official layout."""
+
+    id: str
+    source: Source | None = None
+    questions: list[StoredTurn]
+    answers: list[StoredTurn]
+    additional_answers: dict[str, list[StoredTurn]] = {}
+
+
+class StoredConversations(Stored):
+    """A file of the official layout."""
+
+    data: Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
+class StoredPrediction(Stored):
+    """A prediction."""
+
+    id: str
+    turn_id: int
+    answer: str
+
+
+ENTRIES = Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -147,56 +186,38 @@ def score_files(predictions: Path, references: Path) -> Scores:
 
 def read_answers(path: Path) -> dict[Key, str]:
     """Read predictions, a JSON list of {id, turn_id, answer}."""
-    entries = files.read_json(path)
-    if not isinstance(entries, list) or not entries:
-        raise PeftkitError(f"{path}: a JSON list of objects with id, turn_id and answer is wanted, with at least one.")
     answers: dict[Key, str] = {}
-    for number, entry in enumerate(entries, 1):
+    wanted = "A JSON list of objects with id, turn_id and answer is wanted."
+    for number, entry in enumerate(schemas.read(path, ENTRIES, wanted), 1):
         place = f"{path}, entry {number}"
-        if isinstance(entry, dict):
-            known(entry, FIELDS, place)
-        match entry:
-            case {"id": str(id), "turn_id": int(turn), "answer": str(answer)}:
-                if (id, turn) in answers:
-                    raise PeftkitError(f"{place}: turn {turn} of '{id}' is answered twice.")
-                answers[id, turn] = answer
-            case _:
-                raise PeftkitError(f"{place}: not an object with id (text), turn_id (number) and answer (text).")
+        known(schemas.check(StoredPrediction, entry, place), FIELDS, place)
+        key = entry["id"], entry["turn_id"]
+        if key in answers:
+            raise PeftkitError(f"{place}: turn {key[1]} of '{key[0]}' is answered twice.")
+        answers[key] = entry["answer"]
     return answers
 
 
 def read_turns(path: Path) -> dict[Key, Question]:
     """Read every turn of a file in the official layout, with all its human answers."""
-    content = files.read_json(path)
-    conversations = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(conversations, list) or not conversations:
-        raise PeftkitError(
-            f"{path}: an object with a list of conversations under 'data' is wanted (the official layout)."
-        )
+    content = schemas.read(path, StoredConversations, OFFICIAL)
     turns: dict[Key, Question] = {}
-    for number, conversation in enumerate(conversations, 1):
-        try:
-            turns |= read_conversation(conversation)
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            fault = f"no key {error}" if isinstance(error, KeyError) else str(error)
-            raise PeftkitError(f"{path}, conversation {number}: not in the official layout ({fault}).") from None
+    for number, conversation in enumerate(content["data"], 1):
+        turns |= read_conversation(conversation, f"{path}, conversation {number}")
     if not turns:
         raise PeftkitError(f"{path}: no questions in it: there is nothing to score.")
     return turns
 
 
-def read_conversation(conversation: Mapping[str, Any]) -> dict[Key, Question]:
-    """Return the turns of one conversation; a KeyError, TypeError or ValueError tells what is wrong with it."""
-    people = [conversation["answers"], *conversation.get("additional_answers", {}).values()]
-    source = conversation.get("source")
-    if source is not None and source not in DOMAINS:
-        raise ValueError(f"source '{source}' is none of {', '.join(DOMAINS)}")
+def read_conversation(found: Mapping[str, Any], place: str) -> dict[Key, Question]:
+    """Return the turns of one conversation; PeftkitError where an answer is to another turn than its question."""
+    conversation = StoredConversation.model_validate(schemas.check(StoredConversation, found, place))
+    people = [conversation.answers, *conversation.additional_answers.values()]
     turns = {}
-    for index, question in enumerate(conversation["questions"]):
-        number = question["turn_id"]
-        given = [answers[index] for answers in people]
-        if any(answer["turn_id"] != number for answer in given):
-            raise ValueError(f"the answers to question {index + 1} are not to turn {number}")
-        texts = tuple(answer["input_text"] for answer in given)
-        turns[str(conversation["id"]), number] = Question(texts, source)
+    for index, question in enumerate(conversation.questions):
+        given = [answers[index] for answers in people if index < len(answers)]
+        if len(given) < len(people) or any(answer.turn_id != question.turn_id for answer in given):
+            raise PeftkitError(f"{place}: the answers to question {index + 1} are not to turn {question.turn_id}.")
+        texts = tuple(answer.input_text for answer in given)
+        turns[conversation.id, question.turn_id] = Question(texts, conversation.source)
     return turns

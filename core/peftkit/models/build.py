@@ -14,7 +14,7 @@ from peftkit.errors import PeftkitError
 from peftkit.families import family_of
 from peftkit.layout import Layout
 from peftkit.models import configuration, layerwise
-from peftkit.models.contents import outside
+from peftkit.models.contents import Contents, outside
 from peftkit.models.quantize import Quantization
 from peftkit.quantization.quantizer import Quantizer
 
@@ -54,6 +54,21 @@ def outline(
     return model, quantization.choose(Layout(cast(nn.Module, model)))
 
 
+def check_shapes(folder: Path, model: PreTrainedModel, paths: list[Path]) -> None:
+    """Refuse weight files whose tensors have other shapes than those of `model`, which is on the meta device.
+
+    What reads them would first take the memory for what the configuration asks for.
+    """
+    wanted = {name: list(tensor.shape) for name, tensor in cast(nn.Module, model).state_dict().items()}
+    for name, place in Contents(cast(nn.Module, model), paths).places.items():
+        if place.shape != wanted[name]:
+            raise PeftkitError(_misshaped(folder, name, place.shape, wanted[name]))
+
+
+def _misshaped(folder: Path, name: str, stored: Any, wanted: Any) -> str:
+    return f"model: '{name}' in {folder} has the shape {list(stored)}, and its config.json asks for {list(wanted)}."
+
+
 def read_whole(
     folder: Path, config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool, **rest: Any
 ) -> PreTrainedModel:
@@ -75,9 +90,7 @@ def read_whole(
     model, faults = loaded
     if faults["mismatched_keys"]:
         name, stored, wanted = sorted(faults["mismatched_keys"])[0]
-        raise PeftkitError(
-            f"model: '{name}' in {folder} has the shape {list(stored)}, and its config.json asks for {list(wanted)}."
-        )
+        raise PeftkitError(_misshaped(folder, name, stored, wanted))
     _refuse(folder, "lacks", faults["missing_keys"])
     beyond = {key for key in faults["unexpected_keys"] if not outside(cast(nn.Module, model)).match(key)}
     _refuse(folder, "holds, beyond what config.json describes,", beyond)

@@ -13,6 +13,8 @@ from peftkit import families
 from peftkit.errors import PeftkitError, hint
 from peftkit.models import folder as folders
 
+LAYERS = 2000
+
 
 def from_folder(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """Read the configuration in `folder`; refuses what no family takes, and foreign code that is not trusted."""
@@ -32,6 +34,7 @@ def from_folder(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         raise PeftkitError(f"{path} is not a valid configuration: {one_line(error)}") from error
     if not (own_code and trust_remote_code):
         families.check(config, str(path))
+    _check_layers(config, str(path))
     return config
 
 
@@ -61,11 +64,19 @@ def from_init(init: Mapping[str, Any], defaults: Mapping[str, Any]) -> Pretraine
                     f"model.init: '{key}' is not a key of the {architecture} configuration.{hint(key, known)}"
                 )
         config = AutoConfig.for_model(architecture, **(dict(defaults) | keys))
+        _check_layers(config, "model.init")
     except PeftkitError:
         raise
     except Exception as error:  # each configuration class checks its keys in its own way
         raise PeftkitError(f"model.init is not a valid {architecture} configuration: {one_line(error)}") from error
     return config
+
+
+def _check_layers(config: PretrainedConfig, where: str) -> None:
+    """Refuse more layers than any model has: each is built, without weights, before anything can be compared."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > LAYERS:
+        raise PeftkitError(f"{where}: num_hidden_layers: found {layers}; allowed: up to {LAYERS}.")
 
 
 def one_line(error: Exception) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from peftkit import files
+from pydantic import Field
+
+from peftkit import files, schemas
 from peftkit.errors import PeftkitError, unknown
+from peftkit.schemas import Stored, Text
 from peftkit.tensor_file import TensorFile
 
 if TYPE_CHECKING:
@@ -17,10 +20,33 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).resolve().parent / "bundled"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 DESCRIPTION_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class ModelDescription(Stored):
+    """What every config.json has."""
+
+    model_type: Text
+    auto_map: dict[str, Any] | None = None
+    quantization_config: dict[str, Any] | None = None
+
+
+class ShardIndex(Stored):
+    """Which shard holds each tensor."""
+
+    weight_map: Annotated[dict[str, Text], Field(min_length=1)]
+
+
+class GenerationSettings(Stored):
+    """What is taken of generation_config.json."""
+
+    eos_token_id: int | list[int] | None = None
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
 
 
 def bundled() -> dict[str, Path]:
@@ -38,7 +64,7 @@ def find(name: str, revision: str | None = None, *, weights: bool = True, code: 
         if name not in bundled():
             raise PeftkitError("model: " + unknown("bundled model", name, bundled()))
         return bundled()[name]
-    folder = Path(name).expanduser()
+    folder = files.expanded(name)
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -86,10 +112,13 @@ def description(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise PeftkitError(f"model: the folder {folder} has no config.json: it is not a model folder.")
-    value = files.read_json(path)
-    if not isinstance(value, dict) or not isinstance(value.get("model_type"), str):
-        raise PeftkitError(f"{path} does not describe a model: it needs an object with the key 'model_type'.")
-    return value
+    return schemas.read(path, ModelDescription, what="does not describe a model by its 'model_type'")
+
+
+def check_settings(folder: Path) -> None:
+    """Refuse generation settings, where the folder has some, that are not what they should be."""
+    if (folder / GENERATION).is_file():
+        schemas.read(folder / GENERATION, GenerationSettings)
 
 
 def shards(folder: Path) -> list[Path]:
@@ -102,14 +131,7 @@ def shards(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.is_file():
         raise PeftkitError(missing_weights(folder))
-    value = files.read_json(index)
-    placement = value.get("weight_map") if isinstance(value, dict) else None
-    if (
-        not isinstance(placement, dict)
-        or not placement
-        or not all(isinstance(file, str) for file in placement.values())
-    ):
-        raise PeftkitError(f"{index} has no 'weight_map' from tensor names to file names.")
+    placement = schemas.read(index, ShardIndex)["weight_map"]
     names = sorted(set(placement.values()))
     for name in names:
         if "\\" in name or PurePosixPath(name).name != name or name == ".." or not name.endswith(".safetensors"):

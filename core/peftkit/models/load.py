@@ -50,6 +50,7 @@ def _files(section: ModelSection, weights: bool) -> ModelFiles:
     trust = section.trust_remote_code
     folder = folders.find(str(section.name), section.revision, weights=weights, code=trust)
     config = configuration.from_folder(folder, trust_remote_code=trust)
+    folders.check_settings(folder)
     foreign.check(config, str(folder / "config.json"))
     words = tokenizer.load_tokenizer(section) if section.tokenizer else tokenizer.read(folder, trust_remote_code=trust)
     return ModelFiles(folder, config, words)

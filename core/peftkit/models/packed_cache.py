@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from peftkit import files
+from peftkit import files, schemas
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.models import layerwise, packed_folder
 from peftkit.models.contents import Contents
+from peftkit.models.quantize import Quantization
 from peftkit.quantization.quantizer import Quantizer
+from peftkit.quantization.storage import Storage
 
 VERSION = 3
 CHOICE = "choice.json"
@@ -55,12 +57,13 @@ def keep_choice(where: Path, storage: Mapping[str, Any]) -> None:
 
 
 def choice(where: Path) -> dict[str, Any] | None:
-    """Return what `keep_choice` kept; None where there is nothing or it is damaged."""
+    """Return what `keep_choice` kept; None where there is nothing or, with a notice, where it is damaged."""
     try:
-        kept = files.read_json(where / CHOICE) if (where / CHOICE).is_file() else None
-    except PeftkitError:
+        kept = schemas.read(where / CHOICE, Storage) if (where / CHOICE).is_file() else None
+        return None if kept is None or not Quantization.described(kept).packs else kept
+    except PeftkitError as error:
+        logging.getLogger("peftkit").warning("%s The formats are chosen again.", error)
         return None
-    return kept if isinstance(kept, dict) else None
 
 
 def write(where: Path, model: nn.Module, fingerprint: str, storage: Mapping[str, Any]) -> None:

@@ -10,17 +10,31 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from peftkit import files
+from peftkit import files, schemas
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import Quantizer
 from peftkit.quantization.stack import PackedStack, put_packed
+from peftkit.quantization.storage import Storage
 from peftkit.quantization.weight import shape
+from peftkit.schemas import Stored, Text
 from peftkit.tensor_file import TensorFile, write_tensors
 
 VERSION = 1
 WEIGHTS, FACTS = "packed.safetensors", "packed.json"
+
+
+AGAIN = "Pack the model again."
+
+
+class PackedFacts(Stored):
+    """What `packed.json` says."""
+
+    version: int
+    fingerprint: Text | None
+    sha256: Text
+    storage: Storage
 
 
 def write(where: Path, model: nn.Module, fingerprint: str | None, storage: Mapping[str, Any]) -> None:
@@ -48,15 +62,9 @@ def is_packed(folder: Path) -> bool:
 def facts(folder: Path) -> dict[str, Any]:
     """Return `fingerprint`, `sha256` and `storage` of a packed folder; a damaged description is a PeftkitError."""
     path = folder / FACTS
-    content = files.read_json(path)
-    kinds = {"fingerprint": (str, type(None)), "sha256": str, "storage": dict}
-    if not isinstance(content, dict) or not all(isinstance(content.get(key, 0), kind) for key, kind in kinds.items()):
-        raise PeftkitError(f"{path} does not describe packed weights: pack the model again.")
-    version = content.get("version")
-    if version != VERSION:
-        raise PeftkitError(
-            f"{path} has the version {version!r}, and this peftkit reads {VERSION}: pack the model again."
-        )
+    content = schemas.read(path, PackedFacts, AGAIN)
+    if content["version"] != VERSION:
+        raise PeftkitError(f"{path} has the version {content['version']}, and this peftkit reads {VERSION}. {AGAIN}")
     return content
 
 

@@ -7,17 +7,54 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from peftkit import files
+from peftkit import schemas
 from peftkit.errors import PeftkitError
 from peftkit.models import folder as folders
 from peftkit.models.configuration import one_line
 from peftkit.models.quiet import quiet
 from peftkit.recipe import ModelSection
+from peftkit.schemas import Stored
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 PROCESSOR_FILES = ("chat_template.json", "processor_config.json")
 """Where a chat template stands that the tokenizer's own files lack."""
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<PAD>", "<|padding|>", "<|finetune_right_pad_id|>", "<|vision_pad|>")
+
+
+class SpecialToken(Stored):
+    """A special token that is described."""
+
+    content: str
+
+
+class TokenizerSettings(Stored):
+    """What is taken of tokenizer_config.json and special_tokens_map.json."""
+
+    model_max_length: int | float | None = None
+    tokenizer_class: str | None = None
+    chat_template: str | list[dict[str, str]] | dict[str, str] | None = None
+    bos_token: str | SpecialToken | None = None
+    eos_token: str | SpecialToken | None = None
+    pad_token: str | SpecialToken | None = None
+    unk_token: str | SpecialToken | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    padding_side: str | None = None
+    added_tokens_decoder: dict[str, SpecialToken] | None = None
+
+
+class ProcessorSettings(Stored):
+    """What is taken of the files of a processor."""
+
+    chat_template: str | None = None
+
+
+SETTINGS = {
+    "tokenizer.json": dict,
+    "tokenizer_config.json": TokenizerSettings,
+    "special_tokens_map.json": TokenizerSettings,
+}
+"""The schema of each of the tokenizer's files."""
 
 
 def read(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -29,9 +66,9 @@ def read(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise PeftkitError(
             f"model: {folder} has no tokenizer ({', '.join(VOCABULARIES)}): name one with `model.tokenizer`."
         )
-    for path in (folder / "tokenizer.json", folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
-        if path.is_file() and not isinstance(files.read_json(path), dict):
-            raise PeftkitError(f"{path} does not describe a tokenizer: it needs a JSON object.")
+    for name, schema in SETTINGS.items():
+        if (folder / name).is_file():
+            schemas.read(folder / name, schema, what="does not describe a tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, use_fast=True, local_files_only=True, trust_remote_code=trust_remote_code
@@ -53,9 +90,8 @@ def read(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 def _template_of_processor(folder: Path) -> str | None:
     """Return the chat template in the files of the folder's processor, of images and text, or None."""
-    contents = [files.read_json(folder / name) for name in PROCESSOR_FILES if (folder / name).is_file()]
-    templates = [content.get("chat_template") for content in contents if isinstance(content, dict)]
-    return next((template for template in templates if isinstance(template, str)), None)
+    contents = [schemas.read(folder / name, ProcessorSettings) for name in PROCESSOR_FILES if (folder / name).is_file()]
+    return next((content["chat_template"] for content in contents if content.get("chat_template") is not None), None)
 
 
 def load_tokenizer(section: ModelSection) -> Any:

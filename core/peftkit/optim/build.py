@@ -58,7 +58,7 @@ class Optimizers:
         places = {key: (part, index) for part, keys in enumerate(self.keys) for index, key in enumerate(keys)}
         states: list[dict[int, dict[str, Any]]] = [{} for _ in self.parts]
         for path, value in state.items():
-            key, name = path.rsplit("/", 1)
+            key, _, name = path.rpartition("/")
             if key not in places:
                 raise PeftkitError(
                     f"the optimizer's state names {key}, which is not trained here: it was made for another model or "

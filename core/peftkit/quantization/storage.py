@@ -6,6 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftkit.quantization.foreign import READERS
+from peftkit.schemas import Stored, Text
+
+
+class StoredFormat(Stored):
+    """The format of some weights."""
+
+    format: Text
+    options: dict[str, Any] | None = None
+
+
+class Storage(StoredFormat):
+    """What a file says of how weights are stored."""
+
+    modules: dict[str, StoredFormat] | None = None
 
 
 def in_words(storage: Mapping[str, Any]) -> str:

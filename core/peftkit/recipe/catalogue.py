@@ -19,7 +19,7 @@ def shipped() -> list[tuple[str, Path, str]]:
 
 def find(source: str | Path) -> Path:
     """Return the file of a recipe: a path, or the name of a shipped one, with or without `recipes/` and `.yaml`."""
-    path = Path(source).expanduser()
+    path = files.expanded(source)
     try:
         if path.is_file():
             return path

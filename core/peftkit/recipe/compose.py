@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftkit import resources
-from peftkit.recipe.mistakes import Mistakes, Place, show, suggest
+from peftkit import files, resources
+from peftkit.recipe.mistakes import Mistakes, Place, suggest
 from peftkit.recipe.section import Section
 from peftkit.recipe.sections import Recipe
 from peftkit.recipe.tree import Node, read_file, read_text
+from peftkit.schemas import show
 
 PARTS = 100
 """Included files at most, each counted as often as it is included."""
@@ -150,7 +151,7 @@ def _include(tree: Node, folder: Path, mistakes: Mistakes, above: tuple[Path, ..
 def _find(part: Node, folder: Path, mistakes: Mistakes) -> Path | None:
     name = part.value
     if Path(name).suffix in (".yaml", ".yml"):
-        path = (folder / Path(name).expanduser()).resolve()
+        path = (folder / files.expanded(name)).resolve()
         if path.is_file():
             return path
         mistakes.add(part.place, "include", f"found '{name}', and there is no file {path}", final=True)

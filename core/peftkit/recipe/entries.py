@@ -8,10 +8,11 @@ from typing import Any
 from peftkit.options import Options
 from peftkit.recipe.choices import objectives, strategies
 from peftkit.recipe.chosen import complete_options
-from peftkit.recipe.mistakes import Mistakes, show, suggest
+from peftkit.recipe.mistakes import Mistakes, suggest
 from peftkit.recipe.sections import Recipe, TrainSection
 from peftkit.recipe.tree import Node
 from peftkit.registry import Registry
+from peftkit.schemas import show
 
 FORMS = "a name, or {name: {option: value}}"
 Entry = tuple[str, dict[str, Any]]

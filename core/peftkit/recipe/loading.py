@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from peftkit import files
 from peftkit.errors import PeftkitError
 from peftkit.recipe import compose
 from peftkit.recipe.catalogue import find
@@ -99,6 +99,6 @@ def _check_adapters(tree: Node, mistakes: Mistakes) -> None:
             mistakes.add(item.place, f"adapters.{name}", f"found the name {name[:80]!r}; allowed: {allowed}")
         if isinstance(item.value, str) and item.value:
             try:
-                check_adapter(Path(os.path.expanduser(item.value)))
+                check_adapter(files.expanded(item.value))
             except PeftkitError as error:
                 mistakes.add(item.place, f"adapters.{name}", str(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from peftkit.errors import PeftkitError, nearest
 
@@ -56,19 +56,3 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     allowed = list(choices)
     guess = nearest(name, allowed)
     return f"allowed: {', '.join(allowed) or 'none'}" + (f"; did you mean '{guess}'?" if guess else "")
-
-
-def show(value: Any) -> str:
-    """Tell a value and its kind, cut to a readable length: `'abc' (text)`."""
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    match value:
-        case None:
-            return "null"
-        case dict():
-            return "a mapping" if value else "an empty mapping"
-        case list() | tuple():
-            return "a list" if value else "an empty list"
-        case bool():
-            return str(value).lower()
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({kinds.get(type(value), type(value).__name__)})"

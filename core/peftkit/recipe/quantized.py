@@ -7,8 +7,9 @@ from typing import Any
 
 from peftkit.errors import PeftkitError
 from peftkit.recipe.choices import NO_FORMAT, quantization_formats, quantizers
-from peftkit.recipe.mistakes import Mistakes, show, suggest
+from peftkit.recipe.mistakes import Mistakes, suggest
 from peftkit.recipe.tree import Node
+from peftkit.schemas import show
 
 HOME = "quantization"
 KEYS = ("format", "default", "options", "modules", "init", "budget")

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from peftkit import files
+from peftkit.errors import PeftkitError
+
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
-PathText = Annotated[Text, AfterValidator(os.path.expanduser)]
+
+
+def _expanded(path: str) -> str:
+    # What is no path, such as the name of a model, stays as it is written.
+    try:
+        return str(files.expanded(path)) if path.startswith("~") else path
+    except PeftkitError as error:
+        raise ValueError(str(error)) from None
+
+
+PathText = Annotated[Text, AfterValidator(_expanded)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Entry = Text | Annotated[dict[Text, dict[str, Any]], Field(min_length=1, max_length=1)]
 """An entry of a registry: its name, or {name: options} where it has options."""

@@ -9,9 +9,10 @@ from pydantic_core import ErrorDetails
 from peftkit.errors import nearest
 from peftkit.recipe.compose import METHOD_FORMS, SECTIONS
 from peftkit.recipe.describe import allowed
-from peftkit.recipe.mistakes import Mistakes, show, suggest
+from peftkit.recipe.mistakes import Mistakes, suggest
 from peftkit.recipe.sections import Recipe
 from peftkit.recipe.tree import Node
+from peftkit.schemas import show
 
 
 def translate(fault: ErrorDetails, tree: Node, homes: Mapping[str, list[str]], mistakes: Mistakes) -> None:

@@ -13,7 +13,8 @@ import yaml
 
 from peftkit import files
 from peftkit.errors import PeftkitError
-from peftkit.recipe.mistakes import Mistakes, Place, show
+from peftkit.recipe.mistakes import Mistakes, Place
+from peftkit.schemas import show
 
 BYTES, NODES, DEPTH = 2**18, 20_000, 32
 """A recipe is a page of text: what is larger, or grows larger through aliases, is a mistake or an attack."""

@@ -72,10 +72,16 @@ def report(runs: Sequence[Evidence], bases: Sequence[Answers], on_progress: OnPr
 
 
 def score(runs: Sequence[tuple[int, Evidence]], on_progress: OnProgress | None = None) -> Scored:
-    """Resample the scores of the runs' answers."""
+    """Resample the scores of the runs' answers; PeftkitError where one of them lacks the score that is shown first."""
     answers = [run.answers for _, run in runs if run.answers is not None]
     task = TASKS[answers[0].facts["dataset"].rpartition("/")[2]]
     headline = task.headline or next(iter(answers[0].scores))
+    lacking = next((run for _, run in runs if run.answers and headline not in run.answers.scores), None)
+    if lacking is not None:
+        raise PeftkitError(
+            f"{lacking.folder}: its evaluation lacks the score '{headline}', by which runs are set side by side: run "
+            "peft eval again."
+        )
     resampled: dict[str, list[list[float]]] = {}
     for done, name in enumerate(task.metrics, 1):
         metric = bootstrap.METRICS[name]

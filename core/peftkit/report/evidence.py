@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peftkit import files, suites
+from peftkit import suites
 from peftkit.errors import PeftkitError
+from peftkit.evaluation.stored import read_answers, read_report
 from peftkit.recipe import Recipe
 from peftkit.recipe import load as load_recipe
 from peftkit.report.labels import describe, written
-from peftkit.training import log
+from peftkit.training import log, summary
 
 SILENT = ("include", "method", "output", "compare", "eval", "generation")
 """Keys of a recipe that no label tells: the method stands in front of each."""
@@ -96,13 +96,13 @@ def _runs(folder: Path) -> list[Path]:
 
 def _read(folder: Path) -> Evidence:
     recipe = load_recipe(folder / "recipe.yaml")
-    summary = folder / "summary.json"
+    ended = folder / "summary.json"
     return Evidence(
         folder=folder,
         recipe=recipe,
         label=" + ".join(describe(method) for method in recipe.methods()),
-        records=log.read(folder / "log.jsonl"),
-        summary=files.read_json(summary) if summary.is_file() else None,
+        records=log.read(folder / "log.jsonl", log.LossRecord),
+        summary=summary.read_told(ended) if ended.is_file() else None,
         answers=_chosen(folder, recipe),
         suites=suites.read(folder),
         base_suites=suites.read(folder, base=True),
@@ -124,17 +124,8 @@ def _evaluations(folder: Path) -> list[Path]:
 
 
 def _answers(path: Path) -> Answers:
-    facts = files.read_json(path)
-    lines = files.read_lines(path.with_suffix(ANSWERS))
-    try:
-        predictions = [json.loads(line) for line in lines]
-        answers = Answers(facts, predictions)
-        _ = (answers.inputs, answers.scores, [facts[key] for key in ("model", "dataset", "split", "limit")])
-    except (ValueError, KeyError, TypeError) as error:
-        raise PeftkitError(
-            f"{path} is not an evaluation ({type(error).__name__}: {error}): run peft eval again."
-        ) from None
-    return answers
+    facts = read_report(path)
+    return Answers(facts, read_answers(path.with_suffix(ANSWERS), path, facts["examples"]))
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

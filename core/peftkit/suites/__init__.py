@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftkit import files
+from peftkit import files, schemas
 from peftkit.assembly import Assembled
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import prepare
 from peftkit.evaluation.runs import places
 from peftkit.recipe import Recipe
+from peftkit.schemas import Stored, Text
 from peftkit.suites import harness
 from peftkit.versions import versions
 
@@ -38,6 +39,24 @@ LISTS = {
 """Names of ours for several tasks; lm-eval has groups of its own beside them, such as `glue` and `mmlu`."""
 BASE = "-base"
 """The ending of an untrained model's results."""
+
+
+class StoredScore(Stored):
+    """A score of a task."""
+
+    task: Text
+    metric: Text
+    filter: str
+    value: float | None
+    stderr: float | None
+
+
+class StoredScores(Stored):
+    """What `evaluate` writes of a task."""
+
+    model: Text
+    limit: int | None
+    scores: list[StoredScore]
 
 
 def evaluate(
@@ -116,18 +135,8 @@ def about(subject: Assembled) -> dict[str, Any]:
 def read(folder: Path, *, base: bool = False) -> list[dict[str, Any]]:
     """Read what `evaluate` wrote into a run folder, a report a task in the order of their names."""
     paths = sorted((folder / "eval").glob(f"{SUITE}-*.json"))
-    return [_read(path) for path in paths if path.stem.endswith(BASE) == base]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    report = files.read_json(path)
-    try:
-        _ = (report["model"], [(row["task"], label(row), row["value"], row["stderr"]) for row in report["scores"]])
-    except (KeyError, TypeError) as error:
-        raise PeftkitError(
-            f"{path} holds no scores of {SUITE} ({type(error).__name__}: {error}): run it again."
-        ) from None
-    return report
+    again = f"Run peft eval --suite {SUITE}:… again."
+    return [schemas.read(path, StoredScores, again) for path in paths if path.stem.endswith(BASE) == base]
 
 
 def label(score: dict[str, Any]) -> str:

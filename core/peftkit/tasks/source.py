@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from peftkit import files
 from peftkit.data.example import Example, Turn
 from peftkit.data.hub import HubUnreachableError
 from peftkit.data.subset import permutation, subset
@@ -153,7 +154,7 @@ def _resolve(section: DataSource) -> tuple[Task, str]:
 def _read(task: Task, source: str, section: DataSource, split: str) -> tuple[list[Example], str]:
     """Read the split from the source; `auto` tries the hub, then the package."""
     if source == "path":
-        return task.read(Path(section.path or "").expanduser(), split), "path"
+        return task.read(files.expanded(section.path or ""), split), "path"
     if source == "hub":
         if task.hub is None:
             raise PeftkitError(f"dataset: {task.name} is not on the hub; name your own files in `dataset.path`.")

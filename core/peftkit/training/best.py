@@ -60,7 +60,9 @@ class Best:
         return {"step": self.step, "value": self.value, "waited": self.waited}
 
     def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what a checkpoint held."""
+        """Go on from what a checkpoint held; PeftkitError where it lacks the tensors of the adapter that was kept."""
+        if facts["step"] and not tensors:
+            raise PeftkitError(f"the tensors of the best adapter, of step {facts['step']}, are missing.")
         self.step, self.value, self.waited = facts["step"], facts["value"], facts["waited"]
         self.tensors = dict(tensors)
 

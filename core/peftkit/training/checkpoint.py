@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 from torch import Tensor
 
-from peftkit import files, tensor_file
+from peftkit import files, schemas, tensor_file
 from peftkit.errors import PeftkitError
+from peftkit.schemas import Stored
 
 PARTS = ("adapter", "optimizer", "random")
 """What every checkpoint holds; a run that keeps its best adapter adds the part `best`."""
@@ -25,10 +26,8 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Part = Annotated[str, StringConstraints(pattern=r"^[a-z]+$")]
 
 
-class CheckpointFacts(BaseModel):
+class CheckpointFacts(Stored):
     """What `state.json` has to hold; the loop, the passes and the run add facts of their own."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     step: int = Field(ge=1)
     sha256: dict[Part, Digest]
@@ -68,15 +67,10 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
 
 def check(path: Path) -> dict[str, Any]:
     """Hold the files of a checkpoint against its digests; returns its facts, or raises PeftkitError."""
-    facts = files.read_json(path / "state.json")
-    if not isinstance(facts, dict) or facts.pop("digest", None) != digest_facts(facts):
+    facts = schemas.read(path / "state.json", dict[str, Any])
+    if facts.pop("digest", None) != digest_facts(facts):
         raise PeftkitError(damaged(path / "state.json"))
-    try:
-        known = CheckpointFacts.model_validate(facts)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise PeftkitError(f"{path / 'state.json'} is not a checkpoint's: {key}: {fault['msg']}.") from None
+    known = CheckpointFacts.model_validate(schemas.check(CheckpointFacts, facts, str(path / "state.json")))
     if known.step != _step(path):
         raise PeftkitError(f"{path} holds step {known.step}, and its name says another one.")
     if absent := set(PARTS) - known.sha256.keys():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import files
-from peftkit.adaptation.folder import DESCRIPTION, TENSORS
+from peftkit.adaptation import DESCRIPTION, TENSORS
 from peftkit.errors import PeftkitError
 from peftkit.recipe import Recipe
 from peftkit.recipe import load as load_recipe

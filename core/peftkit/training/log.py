@@ -7,11 +7,42 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from peftkit import files
+from pydantic import Field
+
+from peftkit import files, schemas
 from peftkit.errors import PeftkitError
+from peftkit.schemas import Count, Stored
 from peftkit.training import lock
+
+
+class StepRecord(Stored):
+    """What the record of a step has at least."""
+
+    step: Annotated[int, Field(ge=1, lt=2**63)]
+    validation_loss: float | None = None
+    scores: dict[str, float] = {}
+
+
+class LossRecord(StepRecord):
+    """What a curve is drawn from."""
+
+    loss: float
+
+
+class WholeStepRecord(LossRecord):
+    """What a run adds up at its end; earlier versions did not write what has a default."""
+
+    epoch: float
+    tokens: Count
+    trained_tokens: Count
+    tokens_per_s: Annotated[float, Field(ge=0)]
+    memory: Count
+    elapsed_s: float
+    computed_tokens: Count = 0
+    padding_tokens_saved: Count = 0
+    shared_tokens_saved: Count = 0
 
 
 class Log:
@@ -63,30 +94,30 @@ def line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path, schema: type[StepRecord] = StepRecord) -> list[dict[str, Any]]:
     """Read the whole records of a log; a last line cut off by a crash is left out, a missing file is an empty log.
 
-    Raises PeftkitError, naming the line, for one that is no record of a step.
+    Raises PeftkitError, naming the line and the key, for one that is not what `schema` says.
     """
-    if not path.exists():
-        return []
     with files.explained("read", path):
+        if not path.exists():
+            return []
         content = path.read_bytes()
     whole, _, _ = content.rpartition(b"\n")
     records = []
     for number, text in enumerate(whole.split(b"\n") if whole else (), 1):
         if not text.strip():
             continue
-        record = files.parse_json(text, f"{path}, line {number}", "; each line is the record of a step")
-        if not isinstance(record, dict) or type(record.get("step")) is not int:
-            raise PeftkitError(f"{path}, line {number}: this is no record of a step: the file was changed or damaged.")
-        records.append(record)
+        place = f"{path}, line {number}"
+        record = files.parse_json(text, place, "; each line is the record of a step")
+        what = f"{place}: this is no record of a step"
+        records.append(schemas.check(schema, record, what, "The file was changed or damaged."))
     return records
 
 
-def kept(path: Path, last_step: int) -> list[dict[str, Any]]:
+def kept(path: Path, last_step: int, schema: type[StepRecord] = StepRecord) -> list[dict[str, Any]]:
     """Read the records of the steps up to `last_step`, all of which have to be there, or it is a PeftkitError."""
-    records = [record for record in read(path) if record["step"] <= last_step]
+    records = [record for record in read(path, schema) if record["step"] <= last_step]
     absent = next((step for step, record in enumerate(records, 1) if record["step"] != step), len(records) + 1)
     if absent <= last_step:
         raise PeftkitError(
@@ -99,5 +130,4 @@ def kept(path: Path, last_step: int) -> list[dict[str, Any]]:
 def begins(path: Path, other: Path) -> bool:
     """Say whether the log at `path` begins with all that `other` holds."""
     with files.explained("read", path):
-        found = path.read_bytes() if path.is_file() else b""
-    return found.startswith(other.read_bytes())
+        return (path.read_bytes() if path.is_file() else b"").startswith(other.read_bytes())

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peftkit import schemas
+from peftkit.engine.memory_plan import MemoryPlan
+from peftkit.engine.retrying import EARLIER, PLAN
 from peftkit.errors import PeftkitError
 from peftkit.recipe import Recipe
 from peftkit.recipe import load as load_recipe
+from peftkit.schemas import Count, Stored
 from peftkit.training import checkpoint, folder
 from peftkit.training.preparation import Prepared, digest
 from peftkit.versions import versions
@@ -21,6 +25,25 @@ WHAT = {
     "scored": "inputs that are scored",
 }
 """What each mark stands for, but the recipe and the versions."""
+
+
+class BestFacts(Stored):
+    """What is kept of the best adapter."""
+
+    step: Count
+    value: float | None
+    waited: Count
+
+
+class RunFacts(Stored):
+    """What a run goes on from, beside what every checkpoint holds."""
+
+    epoch: Count
+    batch: Count
+    optimizer: dict[str, bool | int | float | None]
+    versions: dict[str, str]
+    recipe: dict[str, Any] = {}
+    best: BestFacts | None = None
 
 
 def origin(prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
@@ -41,9 +64,19 @@ def check(path: Path, facts: Mapping[str, Any], prepared: Prepared, recipe: Reci
 
     Marks that earlier versions did not write are passed over.
     """
-    changed = folder.changes(load_recipe(facts["recipe"]), recipe) if "recipe" in facts else []
+    place, advice = str(path / "state.json"), checkpoint.advice(path)
+    schemas.check(RunFacts, facts, place, advice)
+    for key in (PLAN, EARLIER):
+        if facts.get(key) is not None:
+            schemas.check(MemoryPlan, facts[key], f"{place}: {key}", advice)
+    if recipe.train.keep_best is not None and facts.get("best") is None:
+        raise PeftkitError(f"{place} lacks the best adapter so far, which train.keep_best asks for. {advice}")
+    try:
+        changed = folder.changes(load_recipe(facts["recipe"]), recipe) if "recipe" in facts else []
+    except PeftkitError as error:
+        raise PeftkitError(f"{place}: its recipe cannot be read: {str(error).rstrip('.')}. {advice}") from None
     if changed:
-        raise PeftkitError(f"{path} is a checkpoint of another run: {'; '.join(changed)}. {checkpoint.advice(path)}")
+        raise PeftkitError(f"{path} is a checkpoint of another run: {'; '.join(changed)}. {advice}")
     now = origin(prepared, recipe)
     for key, what in WHAT.items():
         if key in facts and facts[key] != now[key]:

@@ -14,6 +14,7 @@ from peftkit.data.batches import Batches
 from peftkit.engine.counts import largest_batch, saved_parts
 from peftkit.engine.passes import OutOfMemory
 from peftkit.engine.retrying import EARLIER, PLAN
+from peftkit.errors import PeftkitError
 from peftkit.models.quantize import forget_originals
 from peftkit.recipe import Recipe
 from peftkit.training import checkpoint, events, folder, lock, log, origin, scoring, summary
@@ -192,7 +193,11 @@ class Session:
         newest, path = written[-1], self.run / checkpoint.LOG
         parts, facts = checkpoint.read(newest)
         origin.check(newest, facts, self.prepared, self.recipe)
-        records = log.kept(newest / checkpoint.LOG if "log" in facts else path, facts["step"])
+        try:
+            place = newest / checkpoint.LOG if "log" in facts else path
+            records = log.kept(place, facts["step"], log.WholeStepRecord)
+        except PeftkitError as error:
+            raise PeftkitError(f"{error} {checkpoint.advice(newest) if 'log' in facts else ''}".rstrip()) from None
         if "log" in facts and not log.begins(path, newest / checkpoint.LOG):
             self.observer.notice(
                 f"{path} was removed or changed after it was written: its {len(records)} records up to the checkpoint "
@@ -202,9 +207,12 @@ class Session:
             self.observer.notice(
                 "library versions changed since the checkpoint: the last bits of the losses may differ."
             )
-        self.loop.load_state(parts, facts)
-        if self.best is not None:
-            self.best.load(facts["best"], parts["best"])
+        try:
+            self.loop.load_state(parts, facts)
+            if self.best is not None:
+                self.best.load(facts["best"], parts.get("best", {}))
+        except PeftkitError as error:
+            raise PeftkitError(f"{newest}: {error} {checkpoint.advice(newest)}") from None
         forget_originals(self.prepared.loaded.module)
         return records
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from peftkit import files
-from peftkit.errors import PeftkitError
+from pydantic import Field
+
+from peftkit import schemas
+from peftkit.schemas import Count, Stored
 
 EARLIER = {"rung": "memory_plan"}
 """What keys were called in summaries of earlier versions."""
 GONE = {"utilisation"}
 """Keys of earlier versions that are not written any more."""
+CHANGED = "The file was changed after the run wrote it."
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,35 @@ def figures(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+class ToldLosses(Stored):
+    """The losses of a run."""
+
+    validation: float | None
+
+
+class ToldSummary(Stored):
+    """What reports and comparisons take from a summary; earlier versions wrote it too."""
+
+    trainable_parameters: Count
+    total_parameters: Annotated[int, Field(ge=1)]
+    steps: Count
+    tokens: Count
+    tokens_per_second: float
+    peak_memory_bytes: Count
+    wall_s: float
+    losses: ToldLosses
+    device: str = ""
+    precision: str = ""
+    versions: dict[str, str] = {}
+
+
+def read_told(path: Path) -> dict[str, Any]:
+    """Read the figures of a summary.json that reports take."""
+    return schemas.read(path, ToldSummary, CHANGED)
+
+
 def read(path: Path) -> Summary:
     """Read a summary.json."""
-    content: dict[str, Any] = files.read_json(path)
-    try:
-        return Summary(**{EARLIER.get(key, key): value for key, value in content.items() if key not in GONE})
-    except TypeError as error:
-        raise PeftkitError(f"{path} is not a run's summary ({error}): it was changed after the run wrote it.") from None
+    content = schemas.read(path, dict[str, Any], CHANGED)
+    figures = {EARLIER.get(key, key): value for key, value in content.items() if key not in GONE}
+    return Summary(**schemas.check(Summary, figures, str(path), CHANGED))

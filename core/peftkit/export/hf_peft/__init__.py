@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from peftkit import files, tensor_file
+from peftkit import files, schemas, tensor_file
 from peftkit.adaptation import Adaptation, attach
 from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
 from peftkit.export.formats import FORMATS
-from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, REFUSALS, convert
+from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, REFUSALS, HubConfig, convert
 from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import Layout
 from peftkit.models.samples import compare, logits
@@ -70,9 +70,9 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
     path = folder / CONFIGURATION
     if not path.is_file():
         raise PeftkitError(f"{folder} is no adapter folder of Hugging Face peft: there is no {CONFIGURATION} in it.")
-    config = files.read_json(path)
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    readers = [converter for _, converter in CONVERTERS.items() if isinstance(config, dict) and converter.reads(config)]
+    config = schemas.read(path, HubConfig)
+    kind = config.get("peft_type")
+    readers = [converter for _, converter in CONVERTERS.items() if converter.reads(config)]
     if not readers:
         able = ", ".join(CONVERTERS.names())
         counterpart = str(kind).lower().replace("_", "-")
@@ -82,6 +82,9 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
                 "read."
             )
         raise PeftkitError(f"{path}: peft_type is {kind!r}; it can be read for the methods {able}.")
+    lacking = next((key for key in readers[0].needs if config.get(key) is None), None)
+    if lacking is not None:
+        raise PeftkitError(f"{path}: {lacking} is missing, which an adapter of the type {kind} has.")
     tensors = tensor_file.read_tensors(folder / TENSORS)
     try:
         method, state = readers[0].read(config, tensors, Layout(model))

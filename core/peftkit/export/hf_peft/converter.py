@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import Method
 from peftkit.registry import Registry
+from peftkit.schemas import Stored
 
 PREFIX = "base_model.model."
+Size = Annotated[int, Field(ge=1, lt=2**31)]
 ALONE = "keep the adapter beside the model, and generate and evaluate from the run folder"
 Config = dict[str, Any]
 Tensors = dict[str, Tensor]
+
+
+class HubConfig(Stored):
+    """What is taken of adapter_config.json; which keys are there depends on the type."""
+
+    peft_type: str | None = None
+    r: Size | None = None
+    init_r: Size | None = None
+    lora_alpha: float | None = None
+    alpha: float | None = None
+    lora_dropout: float | None = None
+    vera_dropout: float | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+    projection_prng_key: int | None = None
+    decompose_factor: int | None = None
+    adapter_len: int | None = None
+    adapter_layers: int | None = None
+    bias: str | None = None
 
 
 class Converter:
@@ -27,6 +50,8 @@ class Converter:
 
     names: ClassVar[Mapping[str, str]] = {}
     """Our name of each tensor that stands behind a module's path there."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """The keys that a configuration has to have."""
     whole: ClassVar[str] = "part of such an adapter"
     """What a tensor of another name is not."""
 

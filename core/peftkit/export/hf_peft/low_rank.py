@@ -44,6 +44,7 @@ class LowRankConverter(Converter):
     """
 
     names: ClassVar[Mapping[str, str]] = {"lora_A.weight": "A", "lora_B.weight": "B"}
+    needs: ClassVar[tuple[str, ...]] = ("r", "lora_alpha")
     whole: ClassVar[str] = "part of a plain LoRA adapter"
 
     def __init__(
@@ -141,7 +142,10 @@ def _widen(up: Tensor, site: Site) -> Tensor:
 
 
 def _pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+    try:
+        return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+    except re.error as error:
+        raise PeftkitError(f"adapter_config.json: a key of alpha_pattern is no pattern of names ({error}).") from None
 
 
 class DecomposedConverter(LowRankConverter):
@@ -175,6 +179,7 @@ class TripletsConverter(Converter):
     """
 
     names: ClassVar[Mapping[str, str]] = {"lora_A": "Q", "lora_B": "P", "lora_E": "l"}
+    needs: ClassVar[tuple[str, ...]] = ("init_r", "lora_alpha")
     whole: ClassVar[str] = "part of a plain adapter"
 
     def write(self, method: AdaLoRA, adapters: Mapping[str, Triplets], model: nn.Module) -> tuple[Config, Tensors]:
@@ -207,6 +212,8 @@ class TripletsConverter(Converter):
             state[f"{path}/{name}"] = tensor.flatten() if name == "l" else tensor
             if name == "l":
                 ranks[path] = tensor.shape[0]
+        if not ranks:
+            raise PeftkitError("adapter_model.safetensors: no tensor lora_E, which every ADALORA adapter has.")
         start, scale = max(ranks.values()), float(config["lora_alpha"]) / (config["init_r"] + EPSILON)
         method = self.method(
             rank=min(ranks.values()),

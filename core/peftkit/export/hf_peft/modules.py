@@ -65,6 +65,7 @@ class VectorsConverter(Converter):
     """Trained vectors; the shared matrices always travel: that library's generator draws others from the same seed."""
 
     names: ClassVar[Mapping[str, str]] = {f"vera_{key}": key[-1] for key in ("A", "B", "lambda_b", "lambda_d")}
+    needs: ClassVar[tuple[str, ...]] = ("r",)
     whole: ClassVar[str] = "part of a VeRA adapter"
 
     def write(self, method: VeRA, adapters: Mapping[str, Vectors], model: nn.Module) -> tuple[Config, Tensors]:
@@ -102,6 +103,7 @@ class KroneckerConverter(Converter):
     """Whole factors of LoKr. The scale goes into A; a rank as large as the matrices means that both are whole."""
 
     names: ClassVar[Mapping[str, str]] = {"lokr_w1": "A", "lokr_w2": "B"}
+    needs: ClassVar[tuple[str, ...]] = ("r", "alpha")
     whole: ClassVar[str] = "a whole matrix; factorised ones cannot be read"
 
     def write(self, method: KronA, adapters: Mapping[str, Kronecker], model: nn.Module) -> tuple[Config, Tensors]:
@@ -124,7 +126,7 @@ class KroneckerConverter(Converter):
 
     def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
         state = {f"{path}/{name}": tensor for path, name, tensor in self.entries(tensors)}
-        factor = int(config.get("decompose_factor", -1))
+        factor = config.get("decompose_factor") or -1
         method = self.method(
             factor=factor if factor > 0 else None,
             scale=float(config["alpha"]) / config["r"],

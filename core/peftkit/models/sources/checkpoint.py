@@ -27,7 +27,9 @@ def load(request: Request, files: ModelFiles) -> LoadedModel:
     if not request.weights:
         model = build.on_meta(files.config, request.dtype_of(files.dtype), trust)
         return ready(request, model, files.tokenizer, folder=files.folder)
-    dtype = request.dtype_of(folders.stored_dtype(folders.shards(files.folder)))
+    paths = folders.shards(files.folder)
+    dtype = request.dtype_of(folders.stored_dtype(paths))
+    build.check_shapes(files.folder, build.on_meta(files.config, dtype, trust), paths)
     if request.budget is not None:
         request = replace(request, quantization=_allocated(request, files, dtype), budget=None)
     if request.quantization.packs:

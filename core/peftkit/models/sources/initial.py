@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from peftkit.free_memory import check_room
 from peftkit.models import build, configuration
 from peftkit.models.loaded import LoadedModel
 from peftkit.models.sources import Request, ready
@@ -25,12 +26,12 @@ def load(request: Request) -> LoadedModel:
     }
     config = configuration.from_init(section.init or {}, sizes)
     dtype = request.dtype_of(torch.float32)
+    model = build.on_meta(config, torch.float32 if request.weights else dtype)
     if request.weights:
+        check_room(sum(tensor.nbytes for tensor in cast(nn.Module, model).parameters()), "model.init")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(section.seed)
             # Drawn in fp32 whatever the dtype, so that one seed means one model.
             model = build.build(config, torch.float32, "model.init")
         cast(nn.Module, model).to(dtype)
-    else:
-        model = build.on_meta(config, dtype)
     return ready(request, model, tokenizer, name=f"init/{config.model_type}")

@@ -30,6 +30,18 @@ def free_memory(device: torch.device, root: Path = ROOT) -> int:
     return max(0, min([1024 * available, *_within_groups(root)]))
 
 
+def check_room(size: int, what: str, root: Path = ROOT) -> None:
+    """Refuse to take `size` bytes for `what` where the host has fewer; where it does not tell, nothing is refused."""
+    if not _table(root / "proc/meminfo"):
+        return
+    free = free_memory(torch.device("cpu"), root)
+    if size > free:
+        raise PeftkitError(
+            f"{what}: {size / 1e9:,.1f} GB of memory would be needed, and {free / 1e9:,.1f} GB are free: choose a "
+            "smaller size."
+        )
+
+
 def _within_groups(root: Path) -> Iterator[int]:
     """Tell what each control group that this process is in, the outer ones too, leaves of its limit."""
     listed = root / "proc/self/cgroup"
