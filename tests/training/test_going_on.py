@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,9 @@ def test_an_adapter_of_another_base_objective_or_form_is_refused(source, changed
         with pytest.raises(PeftkitError, match=words):
             check(recipe.load(onward(source, changed)))
 
-    refused("made for another base model", base={**original["base"], "fingerprint": "0" * 64})
+    if check is prepare:
+        # A plan reads no weights that it could tell apart.
+        refused("made for another base model", base={**original["base"], "fingerprint": "0" * 64})
     refused("built from the adapters: one", children={"one": {"files": {}}})
     refused("trained for the objective 'classification'", objective={"name": "classification", "options": {}})
     storage = {"format": "nf4", "options": {}, "modules": {}}
@@ -184,7 +187,7 @@ def test_a_run_that_is_stopped_goes_on_as_the_one_that_was_not_from_the_same_ada
     wanted = recipe.load(onward(source, changed, batch_examples=8, max_steps=6, save_every=1))
     train(wanted, tmp_path / "whole")
     with pytest.raises(Interrupted):
-        train(wanted, tmp_path / "stopped", observer=Stops(3))
+        train(wanted, tmp_path / "stopped", observer=Stops(3, signal.SIGTERM))
     path = changed / "adapter" / TENSORS
     content = path.read_bytes()
     tensors = read_tensors(path)
@@ -204,11 +207,8 @@ def test_it_goes_together_with_others(source, first, tmp_path):
     alone = recipe.load(onward(source, first, max_steps=2))
     train(alone, tmp_path / "alone")
     fresh = recipe.load(keys(source, METHODS["lora"], max_steps=2))
-    jobs = [
-        Job("onward", alone, tmp_path / "together" / "onward"),
-        Job("fresh", fresh, tmp_path / "together" / "fresh"),
-    ]
-    train_together(jobs)
+    places = {name: tmp_path / "together" / name for name in ("onward", "fresh")}
+    train_together([Job("onward", alone, places["onward"]), Job("fresh", fresh, places["fresh"])])
     assert losses(tmp_path / "together" / "onward") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
     assert losses(tmp_path / "together" / "fresh")[0] == pytest.approx(losses(first)[0], abs=1e-5)
 
@@ -238,9 +238,6 @@ def test_a_classifier_goes_on_with_its_layer(source, tmp_path):
     assert any(key.startswith("objective/") for key in saved)
     assert state.keys() == saved.keys()
     assert all(torch.equal(tensor, saved[key]) for key, tensor in state.items())
-    with pytest.raises(PeftkitError, match="trained for the objective 'classification'.*'labels'"):
-        prepare(
-            recipe.load(
-                {**made, "adapter": str(tmp_path / "one"), "objective": {"classification": {"labels": ["b", "a"]}}}
-            )
-        )
+    turned = {**made, "adapter": str(tmp_path / "one"), "objective": {"classification": {"labels": ["b", "a"]}}}
+    with pytest.raises(PeftkitError, match=r"trained for the objective 'classification'.*'labels'"):
+        prepare(recipe.load(turned))
