@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from peftkit.visible import visible
+from peftkit_cli import streams
 from peftkit_cli.arguments import RunArgument
 
 
@@ -24,8 +25,10 @@ def generate(
     base: Annotated[bool, typer.Option("--base", help="Answer without the adapter.")] = False,
 ) -> None:
     """Continue a prompt under the run's own template; a terminal sees control characters as escapes."""
+    if prompt == "-":
+        with streams.reading():
+            prompt = sys.stdin.read()
     from peftkit.evaluation import answer
 
-    text = sys.stdin.read() if prompt == "-" else prompt
-    said = answer(run, text, overrides or (), system=system, base=base)
+    said = answer(run, prompt, overrides or (), system=system, base=base)
     typer.echo(visible(said) if sys.stdout.isatty() else said)

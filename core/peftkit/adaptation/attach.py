@@ -17,6 +17,7 @@ from peftkit.adaptation.children import freeze, with_children
 from peftkit.adaptation.part import Part
 from peftkit.adaptation.state import Child
 from peftkit.errors import PeftkitError, nearest
+from peftkit.layers.stacked import build_at
 from peftkit.layout import Layout, Site, own_parameters
 from peftkit.method import Method, expand
 from peftkit.ports.adapter import Adapter
@@ -205,7 +206,7 @@ def build_all(
 
 
 def _build(method: Method, site: Site, start: bool) -> Adapter:
-    adapter = method.build(site)
+    adapter = build_at(site, method.build)
     if set(site.children.values()) & set(adapter.modules()):
         raise TypeError(f"the method '{method.name}' registers a child in its adapter: read it from site.children")
     if start:

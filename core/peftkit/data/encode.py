@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -247,9 +248,15 @@ def _taught(examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Turn]]]
 
 
 def _render(example: Example, turns: Sequence[Turn], template: Template, tokenizer: Any) -> list[Rendering]:
-    """Render an example; what the template refuses is told with the place of the example."""
-    try:
+    with placed(example):
         return template.render(turns, tokenizer)
+
+
+@contextmanager
+def placed(example: Example) -> Iterator[None]:
+    """Tell what is refused inside with the place of the example."""
+    try:
+        yield
     except PeftkitError as error:
         raise PeftkitError(f"{example.id}: {error}") from None
 

@@ -11,7 +11,7 @@ from typing import Any
 from typing_extensions import Self
 
 from peftkit.data import special
-from peftkit.data.encode import Encoded, Piece, closing, cut_left, encode, opening, tokenize_pieces
+from peftkit.data.encode import Encoded, Piece, closing, cut_left, encode, opening, placed, tokenize_pieces
 from peftkit.data.example import Example, Turn
 from peftkit.errors import PeftkitError
 from peftkit.registry import Registry
@@ -113,13 +113,11 @@ class Template(ABC):
 
     def prompt(self, example: Example, tokenizer: Any) -> Rendering:
         """Render what the model is given of an example in evaluation; what the template refuses is told with its id."""
-        try:
+        with placed(example):
             turns = special.read(example.prompt, self.special, tokenizer)
             if turns and turns[-1].role == "text":
                 return Rendering(opening(tokenizer), [Piece(turns[-1].text, trained=False)])
             return self.render_prompt(turns, tokenizer)
-        except PeftkitError as error:
-            raise PeftkitError(f"{example.id}: {error}") from None
 
     def text(self, example: Example, tokenizer: Any) -> str:
         """Return what the model is trained on as one text, special tokens included."""
