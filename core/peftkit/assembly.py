@@ -20,7 +20,9 @@ from peftkit.adaptation import (
     Adaptation,
     attach,
     check_methods,
+    check_start,
     describe_adapter,
+    go_on,
     load_adapter,
     load_children,
 )
@@ -143,7 +145,7 @@ def read_run(run: Path, overrides: Sequence[str] = (), *, adapter: bool = True, 
         )
     for text in overrides:
         _check_asked(text)
-    return recipes.load(run / "recipe.yaml", overrides)
+    return recipes.load_run(run, overrides)
 
 
 def _check_asked(text: str) -> None:
@@ -161,12 +163,21 @@ def _check_asked(text: str) -> None:
 
 
 def attach_methods(base: Assembled, recipe: Recipe, name: str = "default", *, loading: bool = False) -> Assembled:
-    """Attach a recipe's methods under `name` to a base, beside those of other runs; packed layers keep their source."""
+    """Attach a recipe's methods under `name` to a base, beside those of other runs; packed layers keep their source.
+
+    They are as the recipe's `adapter` was left, where it has one.
+    """
     methods = methods_of(recipe, base.tokenizer)
     children = load_children(base.module, recipe.adapter_folders, base.description)
+    start = recipe.start_folder
+    if start is not None:
+        check_start(start, base.description, children)
+    waits = loading or start is not None
     adaptation = attach(
-        base.module, methods, name, recipe.train.seed, keep_base=False, loading=loading, children=children
+        base.module, methods, name, recipe.train.seed, keep_base=False, loading=waits, children=children
     )
+    if start is not None:
+        go_on(adaptation, start, load=not loading)
     return replace(base, recipe=recipe, attached=adaptation)
 
 

@@ -46,7 +46,7 @@ class Plan:
     memory: Estimate
     """Estimated bytes by part."""
     adapters: list[str] = field(default_factory=list)
-    """What the methods build from: each trained adapter, and at how many of its sites they have it."""
+    """The trained adapter that the run goes on from, and those that its methods build from, each with its sites."""
     notices: list[str] = field(default_factory=list)
 
 
@@ -58,7 +58,7 @@ def plan(recipe: Recipe) -> Plan:
     adaptation, template = assembled.adaptation, assembled.template
     data = load_data(recipe.dataset, "train")
     objective = objective_of(section, recipe.objective).settle(data.examples)
-    add_module(adaptation, objective, section.seed, torch.device("meta"))
+    add_module(adaptation, objective, section.seed, torch.device("meta"), recipe.start_folder)
     encoded = objective.encode(data.examples, template, assembled.tokenizer, section.max_length)
     if not encoded.rows:
         raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
@@ -103,8 +103,10 @@ def pieces(row: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
 
 
 def _children(adaptation: Adaptation) -> list[str]:
+    start = adaptation.went_on_from
+    begun = [] if start is None else [f"goes on from the one in {start['folder']}"]
     taken = [adapter.site.children for adapter in adaptation.adapters()]
-    lines = []
+    lines = begun
     for name, child in adaptation.children.items():
         own = list(child.state.adapters())
         reached = {id(children[name]) for children in taken if name in children}

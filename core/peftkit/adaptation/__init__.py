@@ -15,6 +15,7 @@ from peftkit.adaptation.folder import (
     load_children,
     save_adapter,
 )
+from peftkit.adaptation.going_on import check_start, go_on, load_module
 from peftkit.adaptation.part import Part
 
 __all__ = [
@@ -35,14 +36,17 @@ __all__ = [
     "check_finite",
     "check_methods",
     "check_sources",
+    "check_start",
     "combine",
     "count_stored",
     "count_trained",
     "describe_adapter",
     "digests",
     "find_adapter",
+    "go_on",
     "load_adapter",
     "load_children",
+    "load_module",
     "notices",
     "route",
     "save_adapter",

@@ -101,9 +101,7 @@ def attach(
     root = _root(model)
     if name in root.adaptations:
         raise PeftkitError(f"an adapter named '{name}' is attached already: name this one otherwise.")
-    root.check_unmerged()
-    for other in root.adaptations:
-        _switch_parts(root.adaptations[other], on=False)
+    _put_aside(root)
     built = [
         build_all(model, method, sites, f"{seed}/{position}", start=not loading, children=children or {})
         for position, (method, (sites, _)) in enumerate(zip(expand(methods), matches, strict=True))
@@ -171,6 +169,13 @@ def route(model: nn.Module, rows: Sequence[str | None]) -> Any:
                 f"the adapter '{name}' changes the model's own weights and cannot share a batch with others."
             )
     return root.context.routed(Routing.of_rows(rows))
+
+
+def _put_aside(root: Attached) -> None:
+    """Put the base's weights in the place of what the adaptations made of them."""
+    root.check_unmerged()
+    for adaptation in root.adaptations.values():
+        _switch_parts(adaptation, on=False)
 
 
 def _switch_parts(adaptation: Adaptation, on: bool) -> None:

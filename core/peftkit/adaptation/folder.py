@@ -40,7 +40,7 @@ def save_adapter(
     `base` tells the base model: `name` and `fingerprint`, and whatever else should travel along; `origin` what the
     adapter was made of, where it was not trained; `objective` the `name` and `options` of one whose module was trained
     beside the adapters. A named combination is written as `Method.parts` says, in the form that `finish` left it in; of
-    children, where they came from.
+    children, and of an adapter that it went on from, where they came from.
     """
     description = {
         "format": FORMAT,
@@ -53,6 +53,7 @@ def save_adapter(
     description |= {} if objective is None else {OBJECTIVE: dict(objective)}
     children = {name: dict(child.origin) for name, child in adaptation.children.items()}
     description |= {"children": children} if children else {}
+    description |= {} if adaptation.went_on_from is None else {"went_on_from": dict(adaptation.went_on_from)}
     with files.new_folder(folder, replace=replace) as temporary:
         tensor_file.write_tensors(temporary / TENSORS, adaptation.state())
         files.write_json(temporary / DESCRIPTION, description)
@@ -84,20 +85,9 @@ def load_adapter(
             "nothing of it can be merged, exported or combined."
         )
     base = description["base"]
-    if fingerprint is not None and base.get("fingerprint") not in (None, fingerprint):
-        raise PeftkitError(
-            f"the adapter in {folder} was made for another base model ({base['name']}): its weights differ from the "
-            "loaded "
-            "one's. Name the model that it was trained on."
-        )
-    trained_on = base.get("quantization")
-    if quantization is not None and trained_on is not None and formats_of(trained_on) != formats_of(quantization):
-        raise PeftkitError(
-            f"the adapter in {folder} was trained on weights stored as {in_words(trained_on)}, and the model is "
-            f"loaded as {in_words(quantization)}: use the quantization that it was trained with."
-        )
+    check_loaded(folder, base, fingerprint, quantization)
     children = load_children(model, adapters or {}, {**base, "fingerprint": fingerprint, "quantization": quantization})
-    _check_children(folder, description.get("children", {}), children)
+    check_children(folder, description.get("children", {}), children)
     methods = _methods(folder, description)
     tensors = _read_fitting(folder / TENSORS, model, methods, children, modules or {})
     adaptation = attach(model, methods, name, keep_base=keep_base, loading=True, children=children)
@@ -227,7 +217,7 @@ def _build(model: nn.Module, label: str, methods: Sequence[Method]) -> State:
     return state
 
 
-def _check_children(folder: Path, recorded: Mapping[str, Any], children: Mapping[str, Child]) -> None:
+def check_children(folder: Path, recorded: Mapping[str, Any], children: Mapping[str, Child]) -> None:
     """Refuse children that are not those from which the adapter in `folder` was built."""
     if set(recorded) != set(children):
         wanted, named = (", ".join(sorted(names)) or "none" for names in (recorded, children))
@@ -242,6 +232,24 @@ def _check_children(folder: Path, recorded: Mapping[str, Any], children: Mapping
                     f"adapters.{name} ({child.origin['folder']}): {file} changed since the adapter in {folder} was "
                     "built from it: bring the earlier file back, or train again."
                 )
+
+
+def check_loaded(
+    folder: Path, base: Mapping[str, Any], fingerprint: str | None, quantization: Mapping[str, Any] | None
+) -> None:
+    """Refuse an adapter of another `base` than the model that is loaded, or of another storage of it."""
+    if fingerprint is not None and base.get("fingerprint") not in (None, fingerprint):
+        raise PeftkitError(
+            f"the adapter in {folder} was made for another base model ({base['name']}): its weights differ from the "
+            "loaded "
+            "one's. Name the model that it was trained on."
+        )
+    trained_on = base.get("quantization")
+    if quantization is not None and trained_on is not None and formats_of(trained_on) != formats_of(quantization):
+        raise PeftkitError(
+            f"the adapter in {folder} was trained on weights stored as {in_words(trained_on)}, and the model is "
+            f"loaded as {in_words(quantization)}: use the quantization that it was trained with."
+        )
 
 
 def _methods(folder: Path, description: Mapping[str, Any]) -> tuple[Method, ...]:

@@ -36,6 +36,8 @@ class State:
         """What stands at modules of the model that have no adapter, until it is removed."""
         self.children: Mapping[str, Child] = {}
         """Trained adapters of the same base that the adapters were built from, by name."""
+        self.went_on_from: Mapping[str, Any] | None = None
+        """The trained adapter whose tensors these were at first: `folder`, SHA-256 of `files`, base's `fingerprint`."""
 
     @property
     def context(self) -> Context:

@@ -69,6 +69,11 @@ def entries(recipe: Recipe) -> list[Entry]:
         raise PeftkitError(
             "nothing is compared: name methods with --methods lora,dora or in the recipe's compare.methods."
         )
+    if recipe.adapter is not None:
+        raise PeftkitError(
+            f"the recipe goes on from the adapter in {recipe.adapter}, and methods are compared from their own starts: "
+            "add adapter=null."
+        )
     model = assemble(recipe, weights=False, bare=True).model
     seeds = tuple(recipe.train.seed + number for number in range(section.seeds))
     built = [_entry(choices, model, section.budget, seeds) for choices in section.methods]

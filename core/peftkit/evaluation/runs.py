@@ -44,11 +44,11 @@ def evaluate(
     """Score a run, its base model (`base`), or the untrained model of a recipe, and return the report.
 
     `split` and `limit` replace the recipe's, and so do `overrides`, `key=value` texts of a run's sections `eval` and
-    `generation`. The report and the predictions are written to `eval/` in the run folder,
-    or in a recipe's `output` where it names one; those of a bare base have `-base` in their name. `on_progress`
-    receives (answers so far, all). An evaluation that was interrupted goes on from the answers that it had written, to
-    `….partial.jsonl`, and ends with the same predictions. Raises PeftkitError for a run without an adapter, a split
-    that is not there and a limit below 1.
+    `generation`. The report and the predictions are written to `eval/` in the run folder, or in a recipe's `output`
+    where it names one; those of a bare base have `-base` in their name. `on_progress` receives (answers so far, all).
+    An evaluation that was interrupted goes on from the answers that it had written, to `….partial.jsonl`, and ends
+    with the same predictions. Raises PeftkitError for a run without an adapter, a split that is not there and a limit
+    below 1.
     """
     recipe, folder, adapter = places(target, base, overrides)
     split, limit = split or recipe.eval.split, recipe.eval.limit if limit is None else limit

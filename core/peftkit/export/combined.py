@@ -60,4 +60,4 @@ def _recipe(adapters: Sequence[Path]) -> recipes.Recipe:
             f"there is no recipe.yaml beside {adapters[0]} or the others, which says what model they stand on: name a "
             "run folder among them."
         )
-    return recipes.load(path)
+    return recipes.load_run(path.parent)

@@ -64,6 +64,11 @@ class Triplets(Delta):
         p, value, q = (getattr(self, f"importance_{key}") * getattr(self, f"uncertainty_{key}") for key in "PlQ")
         return value + p.mean(0) + q.mean(1)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it holds the kept triplets alone."""
+        return "kept" not in self._buffers
+
     def close(self) -> None:
         """Set l to zero at the triplets that are not kept."""
         with torch.no_grad():

@@ -103,10 +103,13 @@ class AdaLoRA(Ranked, name="adalora"):
         return last if done >= end else int((first - last) * (1 - (done - begin) / (end - begin)) ** 3 + last)
 
     def after_backward(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
-        self.phases(steps)
+        if _spread(adapters):
+            self.phases(steps)
 
     def after_step(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
-        triplets = cast(Mapping[str, Triplets], adapters)
+        triplets = _spread(adapters)
+        if not triplets:
+            return
         begin, end = self.phases(steps)
         done = step + 1
         if done < end:
@@ -125,3 +128,8 @@ class AdaLoRA(Ranked, name="adalora"):
     def finish(self, adapters: Mapping[str, Adapter]) -> None:
         for adapter in adapters.values():
             cast(Triplets, adapter).cut()
+
+
+def _spread(adapters: Mapping[str, Adapter]) -> dict[str, Triplets]:
+    """Return the adapters whose ranks are still to be found: where training goes on from a saved one, they stay."""
+    return {key: adapter for key, adapter in cast(Mapping[str, Triplets], adapters).items() if not adapter.is_cut}

@@ -59,17 +59,17 @@ class DiffPruning(Targeted, name="diff-pruning"):
     def groups(
         self, layout: Layout, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float
     ) -> list[dict[str, Any]]:
-        changes = [(key, p) for key, p in parameters if key.endswith("/w")]
-        gates = [(key, p) for key, p in parameters if not key.endswith("/w")]
+        gates = [(key, p) for key, p in parameters if key.endswith(("/a", "/group"))]
+        changes = [(key, p) for key, p in parameters if not key.endswith(("/a", "/group"))]
         return [{"params": changes, "lr": learning_rate}, {"params": gates, "lr": self.gate_learning_rate}]
 
     def penalty(self, adapters: Mapping[str, Adapter]) -> Tensor | None:
-        terms = [adapter.expected() for adapter in cast(Mapping[str, GatedDelta], adapters).values()]
-        return self.sparsity * torch.stack(terms).sum()
+        terms = [adapter.expected() for adapter in _gated(adapters).values()]
+        return self.sparsity * torch.stack(terms).sum() if terms else None
 
     def after_step(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
-        if step + 1 == steps - int(self.final * steps):
-            self.project(cast(Mapping[str, GatedDelta], adapters))
+        if step + 1 == steps - int(self.final * steps) and (gated := _gated(adapters)):
+            self.project(gated)
 
     def project(self, adapters: Mapping[str, GatedDelta]) -> None:
         """Keep exactly the share `density` of all entries with the largest |z w|, and fix them."""
@@ -80,8 +80,13 @@ class DiffPruning(Targeted, name="diff-pruning"):
                 adapters[key].fix(mask, changes[key])
 
     def finish(self, adapters: Mapping[str, Adapter]) -> None:
-        gated = cast(Mapping[str, GatedDelta], adapters)
+        gated = _gated(adapters)
         if not all(bool(adapter.fixed) for adapter in gated.values()):
             self.project(gated)
         for adapter in gated.values():
             adapter.sparsify()
+
+
+def _gated(adapters: Mapping[str, Adapter]) -> dict[str, GatedDelta]:
+    """Return the adapters whose entries are still to be chosen: where training goes on from a saved one, they stay."""
+    return {key: each for key, each in cast(Mapping[str, GatedDelta], adapters).items() if each.sparse is None}

@@ -22,6 +22,8 @@ def settle(part: Tensor | Pair | None, call: Call, x: Tensor) -> Tensor:
 
 
 def known(x: Tensor, y: Callable[[], Tensor], otherwise: Call | None = None) -> Call:
+    """Return a call whose output of x is there already, and which computes `otherwise` of anything else."""
+
     def call(value: Tensor) -> Tensor:
         if value is not x and otherwise is not None:
             return otherwise(value)
@@ -33,6 +35,7 @@ def known(x: Tensor, y: Callable[[], Tensor], otherwise: Call | None = None) -> 
 
 
 def around(adapter: Adapter, call: Call, linear: Linear | None) -> Call:
+    """Return `call`, which is the frozen `linear` where one is given, inside an adapter."""
     rows = adapter.site.rows
     if adapter.site.entry is not None:
         return partial(_on_span, adapter, call)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from peftkit.recipe.base_sections import FormatChoice, MethodChoice, ModelSection, QuantizationSection
 from peftkit.recipe.catalogue import shipped
 from peftkit.recipe.compose import part_names
-from peftkit.recipe.loading import load
+from peftkit.recipe.loading import load, load_run
 from peftkit.recipe.schema import schema
 from peftkit.recipe.scoring_sections import CompareSection, EvalSection, GenerationSection
 from peftkit.recipe.sections import DatasetSection, Recipe, TrainSection
@@ -23,6 +23,7 @@ __all__ = [
     "Recipe",
     "TrainSection",
     "load",
+    "load_run",
     "load_sweep",
     "part_names",
     "schema",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peftkit.optim import OPTIMIZERS
 from peftkit.registry import Registry
@@ -50,6 +50,17 @@ def check_adapter(run: Path) -> None:
     from peftkit.adaptation import describe_adapter, find_adapter
 
     describe_adapter(find_adapter(run))
+
+
+def described_methods(run: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the methods of a trained adapter, each with all its options; `run` is the folder of a run or an adapter.
+
+    Raises PeftkitError where it is not, or names a method that is not there.
+    """
+    from peftkit.adaptation import describe_adapter, find_adapter
+
+    chosen = [(each["name"], each["options"]) for each in describe_adapter(find_adapter(run))["methods"]]
+    return [(name, methods()[name].from_options(options).options()) for name, options in chosen]
 
 
 def objectives() -> Registry[type[Objective]]:

@@ -19,6 +19,7 @@ from peftkit.recipe.entries import complete_entries
 from peftkit.recipe.mistakes import Mistakes, Place, suggest
 from peftkit.recipe.quantized import complete_quantization
 from peftkit.recipe.sections import NAME, Recipe
+from peftkit.recipe.start import complete_start
 from peftkit.recipe.translate import translate
 from peftkit.recipe.tree import Node, from_python, read_file
 
@@ -37,6 +38,11 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
             "to leave it out, or name a run of it by its own recipe.yaml. `peft train` and `peft validate` take sweeps."
         )
     return recipe
+
+
+def load_run(run: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Load the recipe of a run for what it has trained, which needs the adapter that it went on from no more."""
+    return load(run / "recipe.yaml", ["adapter=null", *overrides])
 
 
 def load_whole(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -58,6 +64,9 @@ def load_whole(source: str | Path | Mapping[str, Any], overrides: Sequence[str] 
 
 def _validate(tree: Node, mistakes: Mistakes) -> Recipe:
     """Check every key of the expanded `tree`; names and options of methods are checked in their registry."""
+    tree = complete_start(tree, mistakes)
+    if mistakes.final:
+        mistakes.check()
     keys = tree.plain()
     homes = dict(compose.KEYS)
     if "method" in tree.value:

@@ -186,6 +186,8 @@ class Recipe(Section):
     """What is trained: a method's name, `{name: options}`, or a list of those."""
     adapters: Annotated[dict[Text, PathText], Field(json_schema_extra={"propertyNames": {"pattern": NAME}})] = {}
     """Trained adapters of the same base, by a name, for methods that build from them: run or adapter folders."""
+    adapter: PathText | None = None
+    """A trained adapter of the same base to go on from, a run or adapter folder: its methods and options are these."""
     rank: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """The rank of every method that has one and does not set its own."""
     quantization: QuantizationSection = QuantizationSection()
@@ -217,9 +219,15 @@ class Recipe(Section):
         """The folders of `adapters`, by name."""
         return {name: Path(folder) for name, folder in self.adapters.items()}
 
+    @property
+    def start_folder(self) -> Path | None:
+        """The folder of `adapter`."""
+        return None if self.adapter is None else Path(self.adapter)
+
     def resolved(self) -> dict[str, Any]:
-        """Return every key, `adapters` and `compare` where they are used; it loads as an equal Recipe."""
-        keys = self.model_dump(exclude={"include", "sweep", *(() if self.adapters else ("adapters",))})
+        """Return every key, `adapter`, `adapters` and `compare` where they are used; it loads as an equal Recipe."""
+        unused = {name for name in ("adapter", "adapters") if not getattr(self, name)}
+        keys = self.model_dump(exclude={"include", "sweep", *unused})
         keys["method"] = [{choice.name: choice.options} for choice in self.method]
         if self.compare == CompareSection():
             del keys["compare"]

@@ -10,8 +10,7 @@ from typing import Any
 from peftkit import suites
 from peftkit.errors import PeftkitError
 from peftkit.evaluation.stored import read_answers, read_report
-from peftkit.recipe import Recipe
-from peftkit.recipe import load as load_recipe
+from peftkit.recipe import Recipe, load_run
 from peftkit.report.labels import describe, written
 from peftkit.training import log, summary
 
@@ -95,7 +94,7 @@ def _runs(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> Evidence:
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = load_run(folder)
     ended = folder / "summary.json"
     return Evidence(
         folder=folder,

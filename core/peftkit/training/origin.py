@@ -21,6 +21,7 @@ WHAT = {
     "data": "training data",
     "base": "base model",
     "adapters": "files of the adapters",
+    "start": "adapter that it went on from",
     "validation": "validation data",
     "scored": "inputs that are scored",
 }
@@ -53,6 +54,7 @@ def origin(prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
         "data": prepared.digest,
         "base": prepared.loaded.fingerprint,
         "adapters": {name: child.origin["files"] for name, child in prepared.adaptation.children.items()} or None,
+        "start": (prepared.adaptation.went_on_from or {}).get("files"),
         "validation": None if prepared.validation is None else digest(prepared.validation.encoded),
         "scored": None if prepared.scored is None else prepared.scored.digest,
         "versions": versions(),

@@ -6,11 +6,12 @@ import hashlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from peftkit.adaptation import OBJECTIVE, Adaptation
+from peftkit.adaptation import OBJECTIVE, Adaptation, load_module
 from peftkit.assembly import Assembled, assemble, attach_methods
 from peftkit.data.batches import Batches, Epoch
 from peftkit.data.encode import Encoded, EncodedExamples
@@ -77,15 +78,17 @@ def prepare(
     adaptation, template = loaded.adaptation, loaded.template
     data = load_data(recipe.dataset, "train")
     objective = objective_of(section, recipe.objective).settle(data.examples)
-    add_module(adaptation, objective, section.seed, loaded.device)
+    add_module(adaptation, objective, section.seed, loaded.device, None if resumed else recipe.start_folder)
     encoded = objective.encode(data.examples, template, loaded.tokenizer, section.max_length)
     if not encoded.rows:
         raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
     check_length(loaded.model, encoded.rows)
     batches, pad_id = batched(encoded.rows, section, objective), loaded.tokenizer.pad_token_id
-    notices = encoded.notices(section.max_length) + batches.notices() + adaptation.notices()
+    went_on = [] if recipe.adapter is None else [f"the run goes on from the adapter in {recipe.adapter}."]
+    notices = went_on + encoded.notices(section.max_length) + batches.notices() + adaptation.notices()
     measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, objective, notices)
-    if not resumed:
+    # A trained adapter holds what its methods measured before their first step.
+    if not resumed and recipe.adapter is None:
         torch.manual_seed(section.seed)
         adaptation.prepare(Epoch(batches, 0, pad_id))
     loop = _loop(loaded, batches, section, objective, notices, notice, phase)
@@ -104,10 +107,17 @@ def prepare(
     )
 
 
-def add_module(adaptation: Adaptation, objective: Objective, seed: int, device: torch.device) -> None:
-    """Put what an objective trains beside the adapters, drawn from the run's seed."""
+def add_module(
+    adaptation: Adaptation, objective: Objective, seed: int, device: torch.device, start: Path | None = None
+) -> None:
+    """Put what an objective trains beside the adapters, drawn from the run's seed or as it is beside those of `start`.
+
+    Raises PeftkitError where those were trained for another objective.
+    """
     torch.manual_seed(seed)
     module = objective.build(adaptation.layout)
+    if start is not None:
+        load_module(start, {"name": objective.name, "options": objective.options()}, module)
     if module is not None:
         adaptation.modules[OBJECTIVE] = module.to(device)
 
