@@ -1,8 +1,10 @@
-"""What a killed process leaves: a folder is copied before each operation on files that Python does in it."""
+"""Operations on files that Python does in a folder: it is copied before each, or one of them is refused."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,21 +15,46 @@ from typing import Any
 
 from peftkit import files
 
+WRITING = {"open", "os.mkdir", "os.rename"}
+"""What takes room on a disk."""
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}
 
 
 class Watcher:
-    """Copies a folder to `places` before each operation on files, where it is not as it was before the last one."""
+    """Copies a folder to `places` before each operation on files, where it is not as it was before the last one.
+
+    Or it counts the operations within the folder that take room, and refuses one of them.
+    """
 
     folder: Path | None = None
+    refused: int | None = None
+    """Which operation the disk has no room for."""
 
     def __init__(self) -> None:
         self.busy, self.seen = False, set[str]()
-        self.into, self.places = Path(), list[Path]()
+        self.into, self.places, self.count = Path(), list[Path](), 0
 
-    def __call__(self, event: str, _: Any) -> None:
-        if self.folder is not None and not self.busy and event in OPERATIONS:
+    def __call__(self, event: str, given: tuple[Any, ...]) -> None:
+        if self.folder is None or self.busy or event not in OPERATIONS:
+            return
+        if self.refused is None:
             self.look()
+        elif self.takes_room(event, *given):
+            self.count += 1
+            if self.count == self.refused:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(given[0]))
+
+    def takes_room(self, event: str, path: Any, *given: Any) -> bool:
+        """Say whether an operation on the folder, or below it, writes; folders that are there are not made again."""
+        if (
+            event not in WRITING
+            or not isinstance(path, str | os.PathLike)
+            or not Path(path).is_relative_to(self.folder or "")
+        ):
+            return False
+        return event == "os.rename" or bool(
+            not os.path.isdir(path) if event == "os.mkdir" else given[1] & (os.O_WRONLY | os.O_RDWR)
+        )
 
     def look(self) -> None:
         """Copy the folder as it is now."""
@@ -53,6 +80,15 @@ class Watcher:
             self.look()
         finally:
             self.folder = None
+
+    @contextmanager
+    def refusing(self, folder: Path, number: int) -> Iterator[None]:
+        """Have no room for the operation of this number, from 1, while entered; `count` is how many there were."""
+        self.folder, self.refused, self.count = folder, number, 0
+        try:
+            yield
+        finally:
+            self.folder = self.refused = None
 
 
 def mark(folder: Path) -> str:

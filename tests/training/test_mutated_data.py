@@ -169,7 +169,8 @@ def check(case: int, recipes: list[dict[str, Any]], place: Path) -> None:
         key = "dataset." in said
         named = key or str(work / "data") in said or any(item.name in said for item in paths)
         assert named, f"{about}: names no file\n{ended}"
-        assert key or mutation not in INSIDE or PLACE.search(said), f"{about}: names no place\n{ended}"
+        whole = key or "cannot be read as Parquet" in said
+        assert whole or mutation not in INSIDE or PLACE.search(said), f"{about}: names no place\n{ended}"
     if command == "train" and ended.code == 0:
         assert (run / "summary.json").exists(), f"{about}: no result\n{ended}"
     if command == "validate" or (command == "train" and ended.code == 2):

@@ -88,6 +88,26 @@ def test_from_every_state_of_a_resumed_run_it_goes_on(every: bool, source: Path,
     go_on_from(states, every, chosen, tmp_path / "whole")
 
 
+@pytest.mark.parametrize("every", [False, thorough(True)], ids=["drawn", "every"])
+def test_where_the_disk_is_full_the_run_goes_on_once_there_is_room(every: bool, source: Path, tmp_path: Path):
+    chosen = recipe.load(make_recipe(source, "lora", **TRAIN))
+    with watcher().refusing(tmp_path / "whole", 0):
+        train(chosen, tmp_path / "whole")
+        count = watcher().count
+    expected = kept(tmp_path / "whole")
+    assert count > 30
+    for number in range(1, count + 1) if every else some("full disk", range(1, count + 1), STATES):
+        run = tmp_path / str(number)
+        with watcher().refusing(run, number), pytest.raises(PeftkitError, match=rf"{run}.*No space left"):
+            train(chosen, run)
+        assert not (run / "summary.json").exists()
+        if run.exists():
+            go_on(chosen, run)
+        else:
+            train(chosen, run)
+        assert kept(run) == expected, run
+
+
 def test_the_states_are_those_of_a_run(source: Path, tmp_path: Path):
     """Among what is copied is each turn of a run: before its recipe, with a recipe alone, between its checkpoints."""
     chosen = recipe.load(make_recipe(source, "lora", max_steps=2, save_every=1, keep_checkpoints=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,12 +33,19 @@ class Journal:
         self.path = path
         self.records = [record for record in _read(path, key) if "chunk" in record]
         """What earlier sittings have written."""
-        files.write_text(path, "".join(map(_line, [{"key": key}, *self.records])))
+        self._first = _line({"key": key})
+        files.write_text(path, self._first + "".join(map(_line, self.records)))
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one record; it is on the disk when this returns."""
-        with files.explained("write", self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
+        """Write one record; it is on the disk when this returns.
+
+        Nothing is written where an evaluation under another key has taken the file, or has ended with it.
+        """
+        with files.explained("write", self.path), suppress(FileNotFoundError), self.path.open("rb+") as file:
+            if file.readline() != self._first.encode():
+                return
+            file.seek(0, os.SEEK_END)
+            file.write(_line(record).encode())
             file.flush()
             os.fsync(file.fileno())
 
