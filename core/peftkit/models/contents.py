@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from peftkit.families.image_text import unread
-from peftkit.tensor_file import TensorFile
+
+
+class Tensors(Protocol):
+    """The tensors of a file by name, none of them read yet."""
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors' names."""
+        ...
+
+    def shape(self, name: str) -> list[int]:
+        """Return the shape of a tensor."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor."""
+        ...
 
 
 class StoredTensor(NamedTuple):
     """Where a tensor lies, and under which name."""
 
-    file: TensorFile
+    file: Tensors
     key: str
 
     @property
@@ -34,14 +49,14 @@ class StoredTensor(NamedTuple):
 class Contents:
     """The tensors of weight files, sorted by what they are of a model; no tensor is read."""
 
-    def __init__(self, model: nn.Module, paths: Iterable[Path]):
+    def __init__(self, model: nn.Module, files: Iterable[Tensors]):
         self.places: dict[str, StoredTensor] = {}
         """The tensors that the model has as they are, by its own names."""
         self.unread: list[StoredTensor] = []
         """Those of parts that the model was built without."""
         self.strays: list[StoredTensor] = []
         """Those that the model does not have, or in another form, into which transformers converts them."""
-        held = [StoredTensor(file, key) for file in map(TensorFile, paths) for key in file.names]
+        held = [StoredTensor(file, key) for file in files for key in file.names]
         own, elsewhere, ignored = set(model.state_dict()), outside(model), _ignored(model)
         for place, name in zip(held, _names(model, [place.key for place in held]), strict=True):
             if name in own:
