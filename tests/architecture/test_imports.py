@@ -25,7 +25,7 @@ ALLOWED = {
         "plot": "files",
         # Tensors: kernels, packed weights, the places in a model, and what sits there.
         "kernels": "",
-        "quantization": "errors options registry",
+        "quantization": "errors kernels options registry",
         "families": "errors registry resources",
         "layout": "errors families quantization",
         "device": "errors layout",
@@ -52,7 +52,7 @@ ALLOWED = {
         # Runs: what they take, what they answer, and the loop itself.
         "estimation": "adaptation data device engine errors layout models objectives optim plot quantization "
         "recipe strategies",
-        "generation": "data errors files tasks",
+        "generation": "data errors files kernels tasks",
         "evaluation": "adaptation assembly data device engine errors estimation files generation metrics recipe tasks "
         "versions",
         "training": "adaptation assembly data device engine errors estimation evaluation files layout metrics models "

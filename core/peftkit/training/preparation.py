@@ -83,7 +83,7 @@ def prepare(
         raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
     check_length(loaded.model, encoded.rows)
     batches, pad_id = batched(encoded.rows, section, objective), loaded.tokenizer.pad_token_id
-    notices = encoded.notices(section.max_length) + batches.notices() + adaptation.notices()
+    notices = [*loaded.told, *encoded.notices(section.max_length)] + batches.notices() + adaptation.notices()
     measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, objective, notices)
     if not resumed:
         torch.manual_seed(section.seed)
