@@ -47,7 +47,7 @@ ALLOWED = {
         # What a recipe says, and the model that it makes.
         "recipe": "adaptation errors files method objectives optim options quantization registry resources strategies "
         "tasks",
-        "models": "data errors families files layout quantization recipe tensor_file",
+        "models": "data errors families files layout quantization recipe registry tensor_file",
         "assembly": "adaptation data device errors families layout method models objectives quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
         "estimation": "adaptation data device engine errors layout models objectives optim plot quantization "

@@ -125,16 +125,21 @@ def merges_exactly(adaptation: Adaptation) -> bool:
 
 
 def answer(run: Path, text: str, *, base: bool = False) -> str:
-    """Answer one prompt with a run's adapted model, or with its base, under the run's template."""
+    """Answer one prompt; see `answers`."""
+    return answers(run, [text], base=base)[0]
+
+
+def answers(run: Path, texts: Sequence[str], *, base: bool = False) -> list[str]:
+    """Answer prompts with a run's adapted model, or with its base, under the run's template."""
     recipe = read_run(run, adapter=not base, otherwise=OTHERWISE)
     subject = prepare(recipe, None if base else run / "adapter")
     model, tokenizer = subject.model, subject.tokenizer
     task = TASKS[recipe.dataset.name.removeprefix(source.PREFIX)]
     settings = settings_for(model, tokenizer, task, subject.template, recipe.generation)
-    prompt = subject.template.prompt_ids(Example("prompt", (Turn("user", text),)), tokenizer)
+    template = subject.template
+    prompts = [template.prompt_ids(Example("prompt", (Turn("user", text),)), tokenizer) for text in texts]
     with autocast(subject.device, subject.precision):
-        (generated,) = generate(model, tokenizer, [prompt], settings)
-    return generated.text.strip()
+        return [generated.text.strip() for generated in generate(model, tokenizer, prompts, settings)]
 
 
 def journal_key(subject: Assembled, recipe: Recipe, examples: Sequence[Example], adapter: Path | None) -> str:

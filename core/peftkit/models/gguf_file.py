@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,10 +16,9 @@ from peftkit.files import explained
 MAGIC = b"GGUF"
 PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
 """The types of GGUF that hold values, by their numbers there; every other one holds blocks."""
-ADVICE = "pip install 'peftkit[gguf]'"
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """Where a tensor lies in the file, and in what form."""
 
     kind: int
@@ -36,7 +34,7 @@ class Header(NamedTuple):
 
     architecture: str
     has_tokenizer: bool
-    places: dict[str, Place]
+    places: dict[str, TensorPlace]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,8 +47,6 @@ class Header(NamedTuple):
 
 def read_header(path: Path) -> Header:
     """Read what `path` says of itself; PeftkitError for a file that is damaged, truncated, split or no GGUF."""
-    if importlib.util.find_spec("gguf") is None:
-        raise PeftkitError(f"model: {path} is a GGUF file, and reading it needs the package gguf: {ADVICE}.")
     from gguf import GGUFReader
 
     with explained("read", path), path.open("rb") as file:
@@ -62,7 +58,7 @@ def read_header(path: Path) -> Header:
         parts = int(_value(reader, "split.count") or 1)
         architecture = _value(reader, "general.architecture")
         places = {
-            tensor.name: Place(
+            tensor.name: TensorPlace(
                 int(tensor.tensor_type),
                 tuple(int(size) for size in reversed(tensor.shape)),
                 int(tensor.data_offset),
@@ -137,7 +133,7 @@ class GgufTensors:
         named = cast(Any, _Named(model))
         whole = together or header.architecture in GGUF_ARCHS
         self._map: dict[str, str] = {} if whole else get_gguf_hf_weights_map(named, self._processor)
-        self._places: dict[str, tuple[str, Place]] = {}
+        self._places: dict[str, tuple[str, TensorPlace]] = {}
         for key, place in sorted(header.places.items(), key=lambda item: item[1].offset):
             if whole:
                 self._places[f"{key} to be converted"] = (key, place)

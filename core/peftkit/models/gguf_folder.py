@@ -17,10 +17,11 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from peftkit import families, files
 from peftkit.errors import PeftkitError, hint
 from peftkit.models import configuration, packed_cache
-from peftkit.models.gguf_file import ADVICE, Header, Place, read_header
+from peftkit.models.gguf_file import Header, TensorPlace, read_header
 
 VERSION = 1
 HEADER = "tensors.json"
+ADVICE = "pip install 'peftkit[gguf]'"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _kept(where: Path) -> Header | None:
             return None
         files.read_json(where / "config.json")
         places = {
-            name: Place(kind, tuple(shape), offset, size) for name, (kind, shape, offset, size) in kept[2].items()
+            name: TensorPlace(kind, tuple(shape), offset, size) for name, (kind, shape, offset, size) in kept[2].items()
         }
         return Header(kept[0], kept[1], places)
     except (PeftkitError, TypeError, ValueError, KeyError, IndexError, AttributeError):
