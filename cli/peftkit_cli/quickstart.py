@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftkit_cli import figures
+from peftkit_cli import figures, streams
 from peftkit_cli.arguments import run_folder
 from peftkit_cli.main import guarded
 from peftkit_cli.terminal import print_unavailable, progress, say, table, tell_warnings
@@ -60,4 +60,5 @@ def free(run: Path) -> Path:
 
 
 if __name__ == "__main__":
+    streams.prepare()
     sys.exit(guarded(quickstart))

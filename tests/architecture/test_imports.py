@@ -30,7 +30,7 @@ ALLOWED = {
         "layout": "errors families quantization",
         "device": "errors layout",
         "ports": "errors kernels layout quantization",
-        "layers": "errors kernels layout ports",
+        "layers": "errors kernels layout ports quantization",
         "method": "errors layout options ports registry",
         "methods": "errors kernels layers layout method ports quantization registry",
         "adaptation": "__version__ errors files layers layout method methods ports quantization tensor_file",

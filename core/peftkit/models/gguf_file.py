@@ -152,8 +152,8 @@ class GgufTensors:
             return list(place.shape)
         return list(self._converted(key, np.broadcast_to(np.float32(-1), place.shape)).shape)
 
-    def read(self, name: str) -> Tensor:
-        """Read one tensor."""
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        """Read one tensor, or of a stack the one with this number."""
         from gguf import GGMLQuantizationType, dequantize
         from gguf.quants import quant_shape_to_byte_shape
 
@@ -171,7 +171,8 @@ class GgufTensors:
                 f"model: {self.path} holds {key} as {kind.name}, which the package gguf does not unpack: name a file "
                 "of another type."
             ) from None
-        return torch.from_numpy(np.ascontiguousarray(self._converted(key, values)))
+        tensor = torch.from_numpy(np.ascontiguousarray(self._converted(key, values)))
+        return tensor if index is None else tensor[index]
 
     def _converted(self, key: str, values: np.ndarray) -> np.ndarray:
         """Give a tensor the form that it has in the model."""

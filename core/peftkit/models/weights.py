@@ -16,11 +16,10 @@ from transformers.utils.quantization_config import GgufConfig
 
 from peftkit.models import build
 from peftkit.models import folder as folders
-from peftkit.models.contents import Tensors
 from peftkit.models.gguf_file import GgufTensors
 from peftkit.models.gguf_folder import GgufFolder
 from peftkit.models.plain import forget_quantization
-from peftkit.tensor_file import TensorFile
+from peftkit.tensor_file import TensorFile, Tensors
 
 
 class Weights(ABC):
