@@ -15,10 +15,10 @@ class ModelSection(Section):
     short: ClassVar[str | None] = "name"
     name: PathText | None = None
     """A Hugging Face id, a folder, a GGUF file, or a model that is known by a name (`bundled/tiny`, `smollm2-135m`)."""
-    gguf: Text | None = None
-    """The GGUF file to read of a folder or a repository that holds several, or other weights too."""
     init: dict[str, Any] | None = None
     """Start from random weights: `architecture` (the model type that transformers knows) and its configuration."""
+    gguf: Text | None = None
+    """The GGUF file to read of a folder or a repository that holds several, or other weights too."""
     tokenizer: PathText | None = None
     """Another tokenizer than the model's own: a Hugging Face id or a folder."""
     revision: Text | None = None
