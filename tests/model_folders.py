@@ -36,5 +36,13 @@ def write_model(folder: Path, architecture: str = "llama", dtype: torch.dtype = 
 
 def section(name: Path | str | None = None, **keys: Any) -> Any:
     """Return what a recipe's model section holds."""
-    plain = {"init": None, "tokenizer": None, "revision": None, "dtype": "auto", "trust_remote_code": False, "seed": 0}
+    plain = {
+        "init": None,
+        "gguf": None,
+        "tokenizer": None,
+        "revision": None,
+        "dtype": "auto",
+        "trust_remote_code": False,
+        "seed": 0,
+    }
     return SimpleNamespace(name=None if name is None else str(name), **(plain | keys))

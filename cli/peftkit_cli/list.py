@@ -69,11 +69,12 @@ def datasets() -> Listing:
 
 
 def models() -> Listing:
-    """List the models that are named; a recipe also takes any Hugging Face id or folder."""
-    from peftkit.models.folder import bundled
+    """List the models that are known by a name; a recipe also takes any Hugging Face id, folder or GGUF file."""
+    from peftkit.models.named import NAMED
 
-    rows = [(name, "travels with the package") for name in bundled()]
-    return ("model", "what it is"), rows + [("ORG/NAME or a folder", "any causal model that transformers opens")]
+    rows = [(name, first_line(find)) for name, find in NAMED.items()]
+    rest = ("ORG/NAME, a folder or a GGUF file", "any causal model that transformers opens")
+    return ("model", "what it is"), [*rows, rest]
 
 
 def quantization() -> Listing:

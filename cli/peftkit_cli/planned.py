@@ -31,6 +31,7 @@ def show(plan: Plan, run: Path) -> None:
             f"{plan.examples:,}" + (f" ({plan.dropped:,} dropped: empty target)" if plan.dropped else ""),
         ),
         ("steps", f"{plan.steps:,} ({plan.epochs:g} epochs, {figures.count(plan.tokens)} tokens)"),
+        *(("rate", f"{rate:.4g}, {origin}") for rate, origin in plan.rates),
         ("memory", memory(plan.memory)),
         *([("", memory_plan(plan.memory))] if plan.memory.memory_plan is not None else []),
         ("run folder", str(run)),

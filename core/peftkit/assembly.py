@@ -27,7 +27,7 @@ from peftkit.adaptation import (
     load_children,
 )
 from peftkit.data.template import Template, choose
-from peftkit.device import choose_device, choose_precision
+from peftkit.device import COMPUTED, choose_device, choose_precision
 from peftkit.errors import PeftkitError, hint
 from peftkit.families import Family, family_of
 from peftkit.layout import Layout
@@ -50,6 +50,8 @@ class Assembled(LoadedModel):
     recipe: Recipe
     device: torch.device
     precision: str
+    told: tuple[str, ...] = ()
+    """What a person should know of the device and the precision."""
     attached: Adaptation | None = None
     """None where the base stands alone."""
     objective: Objective | None = None
@@ -106,22 +108,24 @@ def assemble(
     PeftkitError for every fault of the recipe, the files or the adapter.
     """
     device = device or choose_device(recipe.train.device)
-    precision = choose_precision(recipe.train.precision, device)
     fresh = adapter is None and not bare
     quantization = None if original else recipe.quantization
     outline = None if weights and not fresh else _load_outline(recipe, device, quantization)
-    if outline is not None and fresh:
+    chosen = None if outline is None else choose_precision(recipe.train.precision, device, outline.module)
+    if outline is not None and chosen is not None and fresh:
         methods = methods_of(recipe, outline.tokenizer)
         load_children(outline.module, recipe.adapter_folders, outline.description)
         own = any(names for _, names in check_methods(outline.module, methods))
-        dtype = dtype or training_dtype(recipe, precision, outline.module, own=own)
+        dtype = dtype or training_dtype(recipe, chosen.name, outline.module, own=own)
     if outline is not None and not weights:
         # Built anew, as buffers take the dtype too.
         loaded = outline if dtype is None else _load_outline(recipe, device, quantization, dtype)
     else:
         loaded = load(recipe.model, device=device, dtype=dtype, quantization=quantization)
     loaded = _operate(loaded)
-    assembled = Assembled(**vars(loaded), recipe=recipe, device=device, precision=precision)
+    chosen = chosen or choose_precision(recipe.train.precision, device, loaded.module)
+    told = () if chosen.notice is None else (chosen.notice,)
+    assembled = Assembled(**vars(loaded), recipe=recipe, device=device, precision=chosen.name, told=told)
     if adapter is not None:
         assembled = attach_adapter(assembled, adapter, original=original, headed=headed)
     elif fresh:
@@ -211,14 +215,14 @@ def methods_of(recipe: Recipe, tokenizer: Any) -> list[Method]:
 
 
 def training_dtype(recipe: Recipe, precision: str, outline: nn.Module, *, own: bool) -> torch.dtype | None:
-    """Return bf16 where frozen weights may be held in what they are computed in; None leaves it to the recipe.
+    """Return the halves in which frozen weights may be held, as they are computed; None leaves it to the recipe.
 
     They are not where the method trains weights of the model's `own`, which want their last bits, nor where some of the
     model's are packed: codes are found from the weights as other commands load them.
     """
     packed = any(packed_shape(module) is not None for module in outline.modules())
-    lean = precision == "bf16" and recipe.model.dtype == "auto" and not packed and not own
-    return torch.bfloat16 if lean else None
+    lean = recipe.model.dtype == "auto" and not packed and not own
+    return COMPUTED.get(precision) if lean else None
 
 
 def _load_outline(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,12 +16,15 @@ ROOT = Path("/")
 def free_memory(device: torch.device, root: Path = ROOT) -> int:
     """Measure the bytes that this process may still take on `device`; `root` is where /proc and /sys are looked for.
 
-    On a CPU it is what the machine can give without swapping, or less where a control group limits it; on CUDA what
-    the driver has left and what the allocator holds unused. Raises PeftkitError where the machine does not tell.
+    On a CPU it is what the machine can give without swapping, or less where a control group limits it; on a GPU
+    what the driver has left and what the allocator holds unused. Raises PeftkitError where the machine does not tell.
     """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type in ("cuda", "xpu"):
+        module: Any = getattr(torch, device.type)
+        free, _ = module.mem_get_info(device)
+        return free + module.memory_reserved(device) - module.memory_allocated(device)
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     available = _table(root / "proc/meminfo").get("MemAvailable")
     if available is None:
         raise PeftkitError(

@@ -45,6 +45,8 @@ class Plan:
     """The first example decoded: (text, whether it is trained on)."""
     memory: Estimate
     """Estimated bytes by part."""
+    rates: list[tuple[float, str]] = field(default_factory=list)
+    """The learning rate of each method, and where it comes from."""
     adapters: list[str] = field(default_factory=list)
     """The trained adapter that the run goes on from, and those that its methods build from, each with its sites."""
     notices: list[str] = field(default_factory=list)
@@ -69,7 +71,7 @@ def plan(recipe: Recipe) -> Plan:
     epochs = steps / per_epoch
     memory = estimate(recipe, assembled, adaptation, batches, objective)
     notices = [] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"]
-    notices += told(adaptation.chosen, assembled.layout) + adaptation.notices()
+    notices += [*assembled.told, *told(adaptation.chosen, assembled.layout), *adaptation.notices()]
     shown = batches.collate(batches.plan(0)[0], assembled.tokenizer.pad_token_id)
     notices += foretell(assembled.module, shown, section, assembled.device)
     if memory.unknown is not None:
@@ -91,6 +93,7 @@ def plan(recipe: Recipe) -> Plan:
         tokens=round(epochs * sum(len(row.ids) for row in encoded.rows)),
         example=pieces(encoded.rows[0], assembled.tokenizer),
         memory=memory,
+        rates=adaptation.rates(section.learning_rate),
         adapters=_children(adaptation),
         notices=notices,
     )

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +31,23 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+class Tensors(Protocol):
+    """The tensors of a file by name, none of them read yet."""
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors' names."""
+        ...
+
+    def shape(self, name: str) -> list[int]:
+        """Return the shape of a tensor."""
+        ...
+
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        """Read one tensor, or of a stack the one with this number."""
+        ...
 
 
 class TensorFile:

@@ -50,12 +50,12 @@ ALLOWED = {
         # What a recipe says, and the model that it makes.
         "recipe": "adaptation errors files method objectives optim options quantization registry resources schemas "
         "strategies tasks",
-        "models": "data errors families files free_memory layout quantization recipe tensor_file schemas",
+        "models": "data errors families files free_memory layout quantization recipe registry schemas tensor_file",
         "assembly": "adaptation data device errors families layout method models objectives quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
         "estimation": "adaptation data device engine errors layout models objectives optim plot "
         "quantization free_memory recipe strategies",
-        "generation": "data errors files tasks schemas",
+        "generation": "data errors files kernels schemas tasks",
         "evaluation": "adaptation assembly data device engine errors estimation files generation metrics recipe "
         "schemas tasks versions",
         "training": "adaptation assembly data device engine errors estimation evaluation files layout metrics models "

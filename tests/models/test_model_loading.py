@@ -117,7 +117,7 @@ def test_quiet_puts_verbosity_back() -> None:
 
 
 def test_the_bundled_model_is_small_and_reads_every_text() -> None:
-    folder = folders.bundled()["bundled/tiny"]
+    folder = folders.find("bundled/tiny")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8_000_000
     loaded = load(section("bundled/tiny"))
     text = "Zwölf Grüße: 你好, здравствуй 🙂\x00\n"

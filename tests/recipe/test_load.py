@@ -154,7 +154,7 @@ def test_anchors_and_merge_keys_work_as_in_yaml(write):
         ("train: {epochs: 0}", "train.epochs: found 0 (a whole number); allowed: a number above 0, or null"),
         ("train: {max_steps: true}", "train.max_steps: found true; allowed: a whole number from 1, or null"),
         ("train: {betas: [0.9]}", "train.betas.1: missing; allowed: a list of 2, each a number from 0 and below 1"),
-        ("train: {precision: fp16}", "train.precision: found 'fp16' (text); allowed: auto, fp32, bf16"),
+        ("train: {precision: fp8}", "train.precision: found 'fp8' (text); allowed: auto, fp32, bf16, fp16"),
         ("train: {tensorboard: 'yes'}", "train.tensorboard: found 'yes' (text); allowed: true, false"),
         ("train: 3", "train: found 3 (a whole number); allowed: a mapping with epochs"),
         ("generation: {top_p: 0.0}", "generation.top_p: found 0.0 (a number); allowed: a number above 0 and up to 1"),

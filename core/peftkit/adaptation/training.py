@@ -21,8 +21,7 @@ class Training(State):
         """
         asked: list[dict[str, Any]] = []
         rate = learning_rate
-        for position, part in enumerate(self.parts):
-            rate = part.method.learning_rate or learning_rate or part.method.rate(self.layout.width)
+        for position, (part, (rate, _)) in enumerate(zip(self.parts, self.rates(learning_rate), strict=True)):
             asked += part.method.groups(self.layout, self._parameters(f"{position}"), rate)
         asked += [{"params": self._parameters(name), "lr": learning_rate or rate} for name in self.modules]
         groups = []
@@ -33,6 +32,19 @@ class Training(State):
                     named = {"params": [p for _, p in chosen], "keys": [key for key, _ in chosen]}
                     groups.append({**group, **named, "weight_decay": decay})
         return groups
+
+    def rates(self, learning_rate: float | None) -> list[tuple[float, str]]:
+        """Return the rate that each method is given, and where it comes from, `learning_rate` being the recipe's."""
+        found = []
+        for part in self.parts:
+            own, width = part.method.learning_rate, self.layout.width
+            if own is not None:
+                found.append((own, f"the option learning_rate of {part.method.name}"))
+            elif learning_rate is not None:
+                found.append((learning_rate, "train.learning_rate"))
+            else:
+                found.append((part.method.rate(width), f"the default of {part.method.name} for a width of {width}"))
+        return found
 
     def _parameters(self, prefix: str) -> list[tuple[str, nn.Parameter]]:
         return [(key, parameter) for key, parameter in self.parameters() if key.startswith(f"{prefix}/")]

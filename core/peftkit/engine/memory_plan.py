@@ -67,7 +67,7 @@ def memory_plans(model: nn.Module, batches: Batches, device: torch.device, *, ch
     if plans[0].recomputed == "nothing":
         plans += [replace(plans[-1], recomputed=what) for what in _recomputable(model)]
     plans += [replace(plans[-1], tokens=size) for size in sizes if size < roomy]
-    if device.type == "cuda":
+    if device.type in ("cuda", "xpu"):
         plans.append(replace(plans[-1], offloaded=True))
     return plans
 

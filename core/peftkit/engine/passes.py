@@ -110,6 +110,8 @@ class Plain(Passes):
         self.plain = self
         self.engine, self.objective, self.adaptation = engine, objective, adaptation
         self.device, self.precision, self.phase = device, precision, phase
+        self.scale = 1.0
+        """What the losses are multiplied by before their gradients are taken; whoever sets it divides these by it."""
         self.module: nn.Module | None = adaptation.modules.get("objective")
         self.casts = precision if mixes(engine.model) else "fp32"
         """What autocast is asked for: nothing where the weights are held in what is computed in."""
@@ -140,7 +142,7 @@ class Plain(Passes):
             self.phase(FORWARD)
             loss = self.loss(packed)
             self.phase(BACKWARD)
-            (loss.sum / normaliser).backward()
+            (loss.sum / normaliser * self.scale).backward()
             self.phase(REST)
         return loss._replace(sum=loss.sum.detach())
 
@@ -153,7 +155,7 @@ class Plain(Passes):
         """Add the gradients of what methods add to the loss of a step."""
         penalty = self.adaptation.penalty()
         if penalty is not None:
-            penalty.backward()
+            (penalty * self.scale).backward()
 
     def evaluate(self, batches: Iterable[Batch], *, as_trained: bool = False) -> Result:
         """Measure the batches without gradients and dropout, as the objective evaluates or `as_trained` on."""

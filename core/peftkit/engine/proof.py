@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.kernels.low_rank import Linear, Pair, linears_with_pairs
+from peftkit.kernels.wide import wide
 from peftkit.ports.shared_input import SharedInput
 
 Way = TypeVar("Way", bound=tuple[Any, ...])
@@ -107,7 +108,7 @@ def near(one: Tensor, other: Tensor, by_row: bool = True, factor: float = 1.0) -
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     bound = factor * torch.finfo(one.dtype).eps * (ROUNDINGS if one.dtype in (torch.float32, torch.float64) else 2)
-    one, apart = one.double(), one.double() - other.double()
+    one, apart = wide(one), wide(one) - wide(other)
     sizes, distances = (x.norm(dim=-1) if by_row else x.norm() for x in (one, apart))
     return bool((distances <= bound * sizes).all())
 

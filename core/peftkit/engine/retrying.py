@@ -67,8 +67,8 @@ class Retrying(Wrapper):
                 place = error.place
             # The error is gone here, and with it what its traceback held.
             before.restore()
-            if self.plain.device.type == "cuda":
-                torch.cuda.empty_cache()
+            if self.plain.device.type != "cpu":
+                torch.accelerator.empty_cache()
             self.take(self.left[0])
             self.notice(f"the device ran out of memory {place}; the step is repeated: {self.plan}.")
 

@@ -22,6 +22,7 @@ from peftkit.engine.head import logits_of
 from peftkit.engine.packed_batch import PackedBatch, padded
 from peftkit.engine.proof import FAULTS
 from peftkit.errors import PeftkitError
+from peftkit.kernels.wide import wide
 
 TRIED = 16
 """Tokens of the longer row."""
@@ -140,5 +141,5 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
     Single tokens may lie farther apart by rounding, where it sends them to other experts.
     """
-    distances = (one.double() - other.double()).norm(dim=-1) / one.double().norm(dim=-1).clamp(min=1e-12)
+    distances = (wide(one) - wide(other)).norm(dim=-1) / wide(one).norm(dim=-1).clamp(min=1e-12)
     return float(distances.median())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +41,8 @@ def snapshot(device: torch.device, parameters: Sequence[nn.Parameter]) -> Iterat
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """Return the state of what draws random numbers, by kind of device."""
     random: dict[str, Tensor] = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        random["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type != "cpu":
+        random[device.type] = _generator(device).get_rng_state(device)
     return random
 
 
@@ -48,7 +50,17 @@ def set_random_state(random: Mapping[str, Tensor], device: torch.device) -> None
     """Draw on from what `random_state` returned; PeftkitError for what is no state of a generator."""
     try:
         torch.set_rng_state(random["cpu"])
-        if device.type == "cuda" and "cuda" in random:
-            torch.cuda.set_rng_state(random["cuda"], device)
+        if device.type != "cpu" and device.type in random:
+            _generator(device).set_rng_state(random[device.type], device)
     except (KeyError, TypeError, RuntimeError) as error:
         raise PeftkitError(f"the state of random numbers is not one of a generator ({error}).") from None
+
+
+def _generator(device: torch.device) -> Any:
+    """Return the module of a GPU's random numbers; Apple's knows one device, and takes no other."""
+    module = getattr(torch, device.type)
+    if device.type != "mps":
+        return module
+    return SimpleNamespace(
+        get_rng_state=lambda _: module.get_rng_state(), set_rng_state=lambda state, _: module.set_rng_state(state)
+    )

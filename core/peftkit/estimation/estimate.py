@@ -94,7 +94,7 @@ def estimate(
     """Estimate the memory of a run of `recipe`, whose model is loaded on the meta device and has its adapters."""
     section, model = recipe.train, cast(nn.Module, loaded.model)
     device = choose_device(section.device)
-    precision = choose_precision(section.precision, device)
+    precision = choose_precision(section.precision, device, model).name
     process = process_memory(model, device, precision)
     weights = sum(size(tensor) for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values())
     groups, strategy = adaptation.groups(section.learning_rate, section.weight_decay), strategy_of(section)

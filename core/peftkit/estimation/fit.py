@@ -36,7 +36,7 @@ class Fit:
         """Choose and try a plan; neither the state of the run nor what it draws is touched."""
         plain = passes.plain
         device, batch = plain.device, self.largest()
-        held = torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_memory()
+        held = torch.accelerator.memory_allocated(device) if device.type in ("cuda", "xpu") else resident_memory()
         free = room(str(self.section.memory), device, held)
         expected: dict[MemoryPlan, int] = {}
         for plan in passes.plans:

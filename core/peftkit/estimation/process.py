@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftkit import plot
-from peftkit.device import autocast, resident_memory
+from peftkit.device import COMPUTED, autocast, resident_memory
 from peftkit.estimation.live import Live, fake
 from peftkit.layout import own_parameters
 from peftkit.models.folder import description
@@ -43,7 +43,7 @@ def process_memory(model: nn.Module, device: torch.device, precision: str) -> in
     keys = [str(index) for index in range(len(trained))]
     Optimizers([{"params": trained, "keys": keys, "lr": 1e-3, "weight_decay": 0.0}]).step()
     nn.utils.clip_grad_norm_(trained, 1.0)
-    computed = torch.bfloat16 if precision == "bf16" else torch.float32
+    computed = COMPUTED.get(precision, torch.float32)
     for quantizer in {module.quantizer for module in _packed(model)}:
         quantizer.unpack(quantizer.quantize(torch.ones(64, 4096)), (64, 4096), computed)
     return resident_memory()
@@ -62,13 +62,17 @@ def loading_memory(loaded: LoadedModel) -> int:
 
     Layers are packed one by one, each dense until it is, unless the checkpoint holds them packed. A checkpoint of which
     nothing is packed is mapped whole, and stays beside its weights until all are converted where they have another
-    dtype. A model with random weights is made whole in fp32, and packed while that is there.
+    dtype. What is unpacked as it is read is in fp32 then, twice for a moment. A model with random weights is made whole
+    in fp32, and packed while that is there.
     """
     model = cast(nn.Module, loaded.model)
     own = [parameter for _, parameter in own_parameters(model)]
     packed = {(layer.quantizer, layer.out_features, layer.in_features): layer for layer in _packed(model)}
     packing = max(map(_packing, packed.values()), default=0) if loaded.has_originals else 0
     held = sum(map(size, own)) + sum(size(part) for layer in _packed(model) for part in layer.buffers(recurse=False))
+    if loaded.unpacked is not None:
+        dense = [layer.out_features * layer.in_features for layer in _packed(model)]
+        return held + max([packing, *(8 * count for count in (*dense, *(parameter.numel() for parameter in own)))])
     if loaded.source is None:
         dense = sum(layer.out_features * layer.in_features for layer in _packed(model))
         dense += sum(parameter.numel() for parameter in own)

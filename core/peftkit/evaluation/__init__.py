@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from peftkit.evaluation.answers import Evaluation, check_examples, evaluate_loaded, settings_for
-from peftkit.evaluation.runs import answer, evaluate, merges_exactly, prepare
+from peftkit.evaluation.runs import answer, answers, evaluate, merges_exactly, prepare
 
 __all__ = [
     "Evaluation",
     "answer",
+    "answers",
     "check_examples",
     "evaluate",
     "evaluate_loaded",

@@ -135,7 +135,14 @@ def merges_exactly(adaptation: Adaptation) -> bool:
 def answer(
     run: Path, text: str, overrides: Sequence[str] = (), *, system: str | None = None, base: bool = False
 ) -> str:
-    """Answer one prompt with a run's adapted model, or with its base, under the run's template.
+    """Answer one prompt; see `answers`."""
+    return answers(run, [text], overrides, system=system, base=base)[0]
+
+
+def answers(
+    run: Path, texts: Sequence[str], overrides: Sequence[str] = (), *, system: str | None = None, base: bool = False
+) -> list[str]:
+    """Answer prompts with a run's adapted model, or with its base, under the run's template.
 
     `overrides` are `key=value` of the run's `eval` and `generation`; `system` is the text of a system turn in front.
     Raises PeftkitError where the template knows no such turn and the recipe does not fold it into the prompt.
@@ -145,12 +152,11 @@ def answer(
     model, tokenizer = subject.model, subject.tokenizer
     task = TASKS[recipe.dataset.name.removeprefix(source.PREFIX)]
     settings = settings_for(model, tokenizer, task, subject.template, recipe.generation)
-    example = asked(text, system, subject)
-    prompt = subject.template.prompt_ids(example, tokenizer)
-    _tell_special([example], subject)
+    examples = [asked(text, system, subject) for text in texts]
+    prompts = [subject.template.prompt_ids(example, tokenizer) for example in examples]
+    _tell_special(examples, subject)
     with autocast(subject.device, subject.precision):
-        (generated,) = generate(model, tokenizer, [prompt], settings)
-    return generated.text.strip()
+        return [generated.text.strip() for generated in generate(model, tokenizer, prompts, settings)]
 
 
 def asked(text: str, system: str | None, subject: Assembled) -> Example:

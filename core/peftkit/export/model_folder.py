@@ -23,6 +23,7 @@ from peftkit.models.contents import Contents, StoredTensor
 from peftkit.models.doubled import doubled
 from peftkit.models.quiet import quiet
 from peftkit.models.samples import compare, logits
+from peftkit.tensor_file import TensorFile
 
 BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """The difference of a logit allowed after merging, as a fraction of the largest: what rounding the weights may cost."""
@@ -77,7 +78,7 @@ def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[s
 
 def _contents(trained: Trained, paths: list[Path]) -> Contents:
     """Return what the base's files hold; refuses a base of which parts that text never reaches are nowhere."""
-    contents = Contents(trained.module, paths)
+    contents = Contents(trained.module, map(TensorFile, paths))
     if unread(trained.module) and not contents.unread:
         raise PeftkitError(
             f"the base of this run, {trained.name}, holds the decoder of text alone of its model, which takes images "

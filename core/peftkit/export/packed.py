@@ -15,8 +15,8 @@ from peftkit import recipe as recipes
 from peftkit.assembly import assemble
 from peftkit.errors import PeftkitError
 from peftkit.export.trained import CPU
-from peftkit.models import folder as folders
 from peftkit.models import packed_folder
+from peftkit.models.load import original_weights
 from peftkit.models.loaded import LoadedModel
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.weight import dense, original
@@ -33,10 +33,10 @@ def quantize(model: str, format: str, output: Path, options: Sequence[str] = ())
     """
     chosen = {"model": model, "method": "lora", "dataset": "bundled/e2e", "quantization": {"format": format}}
     recipe = recipes.load(chosen, [f"quantization.{option}" for option in options])
-    source = folders.find(model)
-    if packed_folder.is_packed(source):
+    weights = original_weights(recipe.model)
+    if packed_folder.is_packed(weights.description):
         raise PeftkitError(f"model: {model} is packed already: name the original model.")
-    dtype = folders.stored_dtype(folders.shards(source))
+    dtype = weights.dtype
     with files.new_folder(output) as folder:
         loaded = assemble(recipe, bare=True, device=CPU, dtype=dtype)
         layers = [module for module in cast(nn.Module, loaded.model).modules() if isinstance(module, PackedLinear)]
@@ -45,7 +45,7 @@ def quantize(model: str, format: str, output: Path, options: Sequence[str] = ())
         write(loaded, folder)
         report = {
             "packed_layers": len(layers),
-            "bytes_before": sum(path.stat().st_size for path in folders.shards(source)),
+            "bytes_before": sum(path.stat().st_size for path in weights.paths),
             "bytes_after": (folder / packed_folder.WEIGHTS).stat().st_size,
             "bits_per_weight": _bits(layers),
             "weight_error": _error(layers),

@@ -19,6 +19,7 @@ from peftkit.generation.forward import Forward
 from peftkit.generation.own_cache import OwnCache
 from peftkit.generation.row_layers import kind_of, states_of
 from peftkit.generation.whole_texts import WholeTexts
+from peftkit.kernels.wide import wide
 
 Rows = RowCache | OwnCache | WholeTexts
 LONG, FORCED = 4, 2
@@ -213,7 +214,7 @@ class CacheTrial:
 
 def difference(found: Tensor, wanted: Tensor) -> float:
     """Return the largest difference of logits as a part of their range."""
-    found, wanted = found.double(), wanted.double()
+    found, wanted = wide(found), wide(wanted)
     same = (found == wanted) | (found.isnan() & wanted.isnan())
     finite = wanted[wanted.isfinite()]
     reach = float(finite.max() - finite.min()) if len(finite) else 1.0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from peftkit.generation.settings import Settings
+from peftkit.kernels.wide import wide
 
 Choose = Callable[[Tensor, Sequence[int]], list[int]]
 
@@ -49,6 +50,6 @@ def probabilities(logits: Tensor, settings: Settings) -> Tensor:
 
 def invert(weights: Tensor, uniform: Tensor) -> list[int]:
     """Return each row's token at which the running sum of `weights` [rows, vocabulary] passes the share `uniform`."""
-    reached = weights.double().cumsum(-1)
-    passed = reached > uniform.double()[:, None] * reached[:, -1:]
+    reached = wide(weights).cumsum(-1)
+    passed = reached > wide(uniform)[:, None] * reached[:, -1:]
     return passed.int().argmax(-1).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from peftkit.models import configuration, layerwise
 from peftkit.models.contents import Contents, outside
 from peftkit.models.quantize import Quantization
 from peftkit.quantization.quantizer import Quantizer
+from peftkit.tensor_file import Tensors
 
 STALE_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
 
@@ -54,15 +56,15 @@ def outline(
     return model, quantization.choose(Layout(cast(nn.Module, model)))
 
 
-def check_shapes(folder: Path, model: PreTrainedModel, paths: list[Path]) -> None:
-    """Refuse weight files whose tensors have other shapes than those of `model`, which is on the meta device.
+def check_shapes(place: Path, model: PreTrainedModel, held: Sequence[Tensors]) -> None:
+    """Refuse weights of other shapes than those of `model`, which is on the meta device.
 
     What reads them would first take the memory for what the configuration asks for.
     """
     wanted = {name: list(tensor.shape) for name, tensor in cast(nn.Module, model).state_dict().items()}
-    for name, place in Contents(cast(nn.Module, model), paths).places.items():
-        if place.shape != wanted[name]:
-            raise PeftkitError(_misshaped(folder, name, place.shape, wanted[name]))
+    for name, stored in Contents(cast(nn.Module, model), held).places.items():
+        if stored.shape != wanted[name]:
+            raise PeftkitError(_misshaped(place, name, stored.shape, wanted[name]))
 
 
 def _misshaped(folder: Path, name: str, stored: Any, wanted: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
@@ -13,13 +12,13 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from peftkit.families.image_text import unread
 from peftkit.models.merged_stacks import MergedStack, StackSources, StoredTensor
-from peftkit.tensor_file import TensorFile
+from peftkit.tensor_file import Tensors
 
 
 class Contents:
     """The tensors of weight files, sorted by what they are of a model; no tensor is read."""
 
-    def __init__(self, model: nn.Module, paths: Iterable[Path]):
+    def __init__(self, model: nn.Module, files: Iterable[Tensors]):
         self.places: dict[str, StoredTensor] = {}
         """The tensors that the model has as they are, by its own names."""
         self.unread: list[StoredTensor] = []
@@ -28,7 +27,7 @@ class Contents:
         """Those that the model does not have, or in another form, into which transformers converts them."""
         self.merged: dict[str, MergedStack] = {}
         """Stacks of experts' weights that are made of strays, by the model's names."""
-        held = [StoredTensor(file, key) for file in map(TensorFile, paths) for key in file.names]
+        held = [StoredTensor(file, key) for file in files for key in file.names]
         own, elsewhere, ignored = set(model.state_dict()), outside(model), _ignored(model)
         sources = StackSources(model)
         for place, (name, pattern) in zip(held, _names(model, [place.key for place in held]), strict=True):

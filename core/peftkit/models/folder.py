@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from peftkit import files, schemas
-from peftkit.errors import PeftkitError, unknown
+from peftkit.errors import PeftkitError, hint, unknown
+from peftkit.models.named import NAMED
 from peftkit.schemas import Stored, Text
 from peftkit.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     import torch
 
-BUNDLED = Path(__file__).resolve().parent / "bundled"
+SUFFIX = ".gguf"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -49,46 +50,86 @@ class GenerationSettings(Stored):
     pad_token_id: int | None = None
 
 
-def bundled() -> dict[str, Path]:
-    """Return the shipped models' folders by name."""
-    return {f"bundled/{path.parent.name}": path.parent for path in sorted(BUNDLED.glob("*/tokenizer.json"))}
+def find(
+    name: str, revision: str | None = None, *, weights: bool = True, code: bool = False, gguf: str | None = None
+) -> Path:
+    """Return the folder or the GGUF file of the model `name`: known by name, on this disk, or fetched from the hub.
 
-
-def find(name: str, revision: str | None = None, *, weights: bool = True, code: bool = False) -> Path:
-    """Return the folder of the model `name`: shipped with the package, on this disk, or fetched from the hub.
-
-    Without `weights` only the description and the tokenizer are fetched; with `code` the repository's Python files too.
-    Raises PeftkitError for a folder that is not there, and where the hub cannot be reached.
+    `gguf` names the file in a folder or a repository. Without `weights` only the description and the tokenizer are
+    fetched, of what is no GGUF file; with `code` the repository's Python files too. Raises PeftkitError for what is not
+    there, and where the hub cannot be reached.
     """
     if name.startswith("bundled/"):
-        if name not in bundled():
-            raise PeftkitError("model: " + unknown("bundled model", name, bundled()))
-        return bundled()[name]
-    folder = files.expanded(name)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise PeftkitError(f"model: {name} is a file; name the folder that holds config.json and the weights.")
+        if name not in NAMED:
+            raise PeftkitError("model: " + unknown("bundled model", name, _travelling()))
+        return NAMED[name]()
+    place = files.expanded(name)
+    if not place.exists() and name in NAMED:
+        place = NAMED[name]()
+    if place.is_dir():
+        return _in_folder(place, gguf)
+    if place.exists():
+        if gguf is not None or place.suffix != SUFFIX:
+            way = f"leave out model.gguf, {gguf!r}" if gguf is not None else f"name a {SUFFIX} file, or"
+            raise PeftkitError(f"model: {name} is a file; {way} the folder that holds config.json and the weights.")
+        return place
     if not HUB_NAME.fullmatch(name):
         raise PeftkitError(
-            f"model: there is no folder {name}. Name a folder with config.json and {WEIGHTS}, "
-            f"a Hugging Face id such as owner/name, or one of: {', '.join(bundled()) or 'none bundled'}."
+            f"model: there is no folder {name}, and no {SUFFIX} file. Name a folder with config.json and {WEIGHTS}, a "
+            f"{SUFFIX} file, a Hugging Face id such as owner/name, or one of: {_known()}."
         )
-    return fetch(name, revision, weights=weights, code=code)
+    return fetch(name, revision, weights=weights, code=code, gguf=gguf)
 
 
-def fetch(name: str, revision: str | None, *, weights: bool, code: bool) -> Path:
-    """Return the local copy of the hub repository `name`, downloading what is wanted of its top folder."""
+def _in_folder(folder: Path, gguf: str | None) -> Path:
+    """Return a folder, or the GGUF file in it that is named, or that is the only form of the weights there."""
+    held = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
+    if gguf is not None:
+        if not (folder / gguf).is_file():
+            close = hint(gguf, held)
+            raise PeftkitError(
+                f"model.gguf: {folder} has no file {gguf}.{close} {SUFFIX} files there: {', '.join(held) or 'none'}."
+            )
+        return folder / gguf
+    if not held or next(folder.glob("*.safetensors"), None):
+        return folder
+    if len(held) > 1:
+        raise PeftkitError(f"model: {folder} holds {', '.join(held)}: name one of them with `model.gguf`.")
+    return folder / held[0]
+
+
+def _travelling() -> list[str]:
+    return [name for name in NAMED.names() if name.startswith("bundled/")]
+
+
+def _known() -> str:
+    return ", ".join(NAMED.names())
+
+
+def fetch(name: str, revision: str | None, *, weights: bool, code: bool, gguf: str | None = None) -> Path:
+    """Return the local copy of the hub repository `name`, downloading what is wanted of its top folder.
+
+    With `gguf` it is that of one file.
+    """
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     patterns = DESCRIPTION_FILES + (["*.safetensors"] if weights else []) + (["*.py"] if code else [])
     try:
+        if gguf is not None:
+            return Path(huggingface_hub.hf_hub_download(name, gguf, revision=revision))
         return Path(
             huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
         )
     except RevisionNotFoundError:
         raise PeftkitError(f"model: {name} on the Hugging Face hub has no revision '{revision}'.") from None
+    except RemoteEntryNotFoundError:
+        raise PeftkitError(f"model.gguf: {name} on the Hugging Face hub has no file {gguf}.") from None
     except GatedRepoError:
         raise PeftkitError(
             f"model: {name} on the Hugging Face hub asks for consent to its terms: accept them on its page and log in "
@@ -97,13 +138,13 @@ def fetch(name: str, revision: str | None, *, weights: bool, code: bool) -> Path
     except RepositoryNotFoundError:
         raise PeftkitError(
             f"model: there is neither a folder nor a Hugging Face repository named {name} that you may read. Check the "
-            f"spelling, or use one of: {', '.join(bundled()) or 'none bundled'}."
+            f"spelling, or use one of: {_known()}."
         ) from None
     except Exception as error:  # the HTTP library underneath, and so its errors, differ by version
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise PeftkitError(
             f"model: {name} is no folder here, and the Hugging Face hub cannot be reached for it ({reason}). Download "
-            f"it elsewhere and name its folder, or use one of: {', '.join(bundled()) or 'none bundled'}."
+            f"it elsewhere and name its folder, or use one of: {_known()}."
         ) from error
 
 
@@ -111,7 +152,10 @@ def description(folder: Path) -> dict[str, Any]:
     """Read the folder's config.json; refuses one without `model_type`."""
     path = folder / "config.json"
     if not path.is_file():
-        raise PeftkitError(f"model: the folder {folder} has no config.json: it is not a model folder.")
+        raise PeftkitError(
+            f"model: the folder {folder} has no config.json: it is not a model folder. Of one that holds {SUFFIX} "
+            "files, name one with `model.gguf`."
+        )
     return schemas.read(path, ModelDescription, what="does not describe a model by its 'model_type'")
 
 

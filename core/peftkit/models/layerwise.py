@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,22 +19,23 @@ from peftkit.models.fingerprint import digest, sample, sample_of
 from peftkit.models.merged_stacks import MergedStack, StoredTensor
 from peftkit.models.quantize import replace, replace_stack
 from peftkit.quantization.quantizer import Quantizer
+from peftkit.tensor_file import Tensors
 
 
 def read(
     model: PreTrainedModel,
-    paths: list[Path],
+    files: Sequence[Tensors],
     dtype: torch.dtype,
     packed: Mapping[str, Quantizer],
     as_if: torch.dtype | None = None,
 ) -> str | None:
-    """Fill a model made under `without_weights` from safetensors files; return the fingerprint of what they hold.
+    """Fill a model made under `without_weights` from its files; return the fingerprint of what they hold.
 
     `packed` names the linear layers to pack. Returns None, with nothing read, where the files hold other tensors than
     the model, or in another form: transformers has to convert or to refuse such a checkpoint. Raises PeftkitError for a
     weight that cannot be packed. `as_if` is the dtype that the fingerprint takes the weights in.
     """
-    if not _fits(model, contents := Contents(cast(nn.Module, model), paths)):
+    if not _fits(model, contents := Contents(cast(nn.Module, model), files)):
         return None
     tied = _tied(model)
     samples: dict[str, tuple[list[int], Tensor]] = {}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from peftkit.models import configuration, packed_folder, tokenizer
+from peftkit.models import configuration, gguf_folder, packed_folder, tokenizer
 from peftkit.models import folder as folders
 from peftkit.models.loaded import LoadedModel
 from peftkit.models.quantize import Quantization
 from peftkit.models.quiet import quiet
 from peftkit.models.sources import ModelFiles, Request, checkpoint, foreign, initial, packed
+from peftkit.models.weights import FolderWeights, GgufWeights, Weights
 from peftkit.recipe import ModelSection, QuantizationSection
 
 
@@ -46,11 +48,19 @@ def load(
 
 
 def _files(section: ModelSection, weights: bool) -> ModelFiles:
-    """Find the model's folder, and read its configuration and its tokenizer, or the one that the section names."""
-    trust = section.trust_remote_code
-    folder = folders.find(str(section.name), section.revision, weights=weights, code=trust)
-    config = configuration.from_folder(folder, trust_remote_code=trust)
-    folders.check_settings(folder)
-    foreign.check(config, str(folder / "config.json"))
-    words = tokenizer.load_tokenizer(section) if section.tokenizer else tokenizer.read(folder, trust_remote_code=trust)
-    return ModelFiles(folder, config, words)
+    """Find the model's files, and read its configuration and its tokenizer, or the one that the section names."""
+    trust, held = section.trust_remote_code, original_weights(section, weights)
+    config = configuration.from_folder(held.description, trust_remote_code=trust)
+    folders.check_settings(held.description)
+    if held.source is None:
+        config.name_or_path = ""
+    foreign.check(config, str(held.description / "config.json"))
+    own = partial(tokenizer.read, held.place, trust_remote_code=trust)
+    return ModelFiles(held.description, config, tokenizer.load_tokenizer(section) if section.tokenizer else own(), held)
+
+
+def original_weights(section: ModelSection, weights: bool = True) -> Weights:
+    """Find the weights that `section` names; a repository of the hub is fetched, without `weights` its description."""
+    trust, name = section.trust_remote_code, str(section.name)
+    found = folders.find(name, section.revision, weights=weights, code=trust, gguf=section.gguf)
+    return GgufWeights(gguf_folder.open_file(found)) if found.is_file() else FolderWeights(found)

@@ -25,8 +25,10 @@ class LoadedModel:
     name: str
     fingerprint: str | None
     """None on the meta device."""
-    source: Path | None
-    """The folder with the original files; None for random weights."""
+    source: Path | None = None
+    """The folder with the original files; None for random weights, and for those of a file without a folder."""
+    unpacked: torch.dtype | None = None
+    """The dtype that the original weights count as where each was unpacked as it was read."""
     storage: dict[str, Any] = field(default_factory=lambda: Quantization().description())
     """How the weights are stored: format, its options, and formats of modules by pattern."""
 
@@ -49,7 +51,7 @@ class LoadedModel:
     def original_dtype(self) -> torch.dtype:
         """The dtype of the original weights; of a folder of packed ones, what its config.json says of them."""
         if self.source is None:
-            return torch.float32
+            return self.unpacked or torch.float32
         if self.has_originals:
             return folders.stored_dtype(folders.shards(self.source))
         return cast(Any, configuration.from_folder(self.source)).dtype or torch.float32

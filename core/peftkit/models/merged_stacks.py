@@ -17,13 +17,13 @@ from transformers.core_model_loading import (
     dot_natural_key,
 )
 
-from peftkit.tensor_file import TensorFile
+from peftkit.tensor_file import Tensors
 
 
 class StoredTensor(NamedTuple):
     """Where a tensor lies, and under which name."""
 
-    file: TensorFile
+    file: Tensors
     key: str
 
     @property

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from peftkit.models.contents import Contents
 from peftkit.models.quantize import Quantization
 from peftkit.quantization.quantizer import Quantizer
 from peftkit.quantization.storage import Storage
+from peftkit.tensor_file import Tensors
 
 VERSION = 3
 CHOICE = "choice.json"
@@ -35,16 +36,19 @@ SMALLEST = 64 << 20
 def folder(paths: list[Path], description: Mapping[str, Any]) -> Path | None:
     """Return where the packed form of these weight files is kept; None for small ones.
 
-    The name follows from the files' places, sizes and times and from `description` (formats, options, dtype). The
-    parent is `PEFTKIT_CACHE`, or else `peftkit` in the user's cache folder.
+    The name follows from the files' places, sizes and times and from `description` (formats, options, dtype).
     """
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     if sum(size for _, size, _ in stats) < SMALLEST:
         return None
     key = hashlib.sha256(json.dumps([VERSION, stats, description], sort_keys=True, default=str).encode()).hexdigest()
+    return root() / "packed" / key[:32]
+
+
+def root() -> Path:
+    """Return the folder of what is kept for the next start: `PEFTKIT_CACHE`, or `peftkit` in the user's cache."""
     own = os.environ.get("PEFTKIT_CACHE")
-    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftkit"
-    return root / "packed" / key[:32]
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftkit"
 
 
 def keep_choice(where: Path, storage: Mapping[str, Any]) -> None:
@@ -76,15 +80,15 @@ def write(where: Path, model: nn.Module, fingerprint: str, storage: Mapping[str,
 
 
 def read(
-    where: Path, paths: list[Path], model: nn.Module, packed: Mapping[str, Quantizer], dtype: torch.dtype
+    where: Path, held: Sequence[Tensors], model: nn.Module, packed: Mapping[str, Quantizer], dtype: torch.dtype
 ) -> str | None:
-    """Fill a model made under `without_weights` from what `write` kept of the files `paths`; return its fingerprint.
+    """Fill a model made under `without_weights` from what `write` kept of what `held` has; return its fingerprint.
 
     None where nothing is kept. What is damaged is removed with a notice, and None is returned: `model` is untouched.
     """
     if not packed_folder.is_packed(where):
         return None
-    contents = Contents(model, paths)
+    contents = Contents(model, held)
     stacks = {site.id: site for site in Layout(model).stacks}
 
     def source(path: str) -> list[Callable[[], Tensor]]:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from peftkit import schemas
 from peftkit.errors import PeftkitError
 from peftkit.models import folder as folders
+from peftkit.models import gguf_folder
 from peftkit.models.configuration import one_line
 from peftkit.models.quiet import quiet
 from peftkit.recipe import ModelSection
@@ -58,10 +59,12 @@ SETTINGS = {
 
 
 def read(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """Read the tokenizer in `folder`, fast where there is one; the padding token is always set.
+    """Read the tokenizer in `folder`, or in a GGUF file, fast where there is one; the padding token is always set.
 
     Raises PeftkitError where there is none, where its files are damaged, and without an end-of-sequence token.
     """
+    if folder.is_file():
+        return read(gguf_folder.open_file(folder).with_tokenizer())
     if not any(next(folder.glob(pattern), None) for pattern in VOCABULARIES):
         raise PeftkitError(
             f"model: {folder} has no tokenizer ({', '.join(VOCABULARIES)}): name one with `model.tokenizer`."

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from peftkit.errors import PeftkitError
+from peftkit.kernels.wide import wide
 from peftkit.quantization.quantizer import QUANTIZERS, Quantizer
 
 SAMPLE = (64, 1024)
@@ -41,7 +42,7 @@ def error(weight: Tensor, quantizer: Quantizer, where: str) -> float:
     """Return |W - Q|^2 of a weight [out, in] packed so."""
     weight = weight.detach().float()
     kept = quantizer.decode(quantizer.quantize(weight, where), (weight.shape[0], weight.shape[1]))
-    return float((weight - kept).square().sum(dtype=torch.float64))
+    return float(wide((weight - kept).square()).sum())
 
 
 def choose(errors: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], limit: float) -> list[int]:

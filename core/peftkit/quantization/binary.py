@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from peftkit.kernels.wide import wide
 from peftkit.quantization.bits import pack, pieces, unpack
 from peftkit.quantization.groups import Grouped
 from peftkit.quantization.weight import BINARY
@@ -90,10 +91,10 @@ def _find(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 def _least_squares(groups: Tensor, basis: Tensor) -> Tensor:
     """Return the scales [groups, bits], falling and not negative, that bring the sum nearest to the weights."""
-    gram = (basis.mT @ basis).double()
+    gram = wide(basis.mT @ basis)
     # Signs that are equal throughout a group leave a choice: the one with the smallest scales is taken.
-    solution = torch.linalg.pinv(gram, hermitian=True) @ (basis.mT @ groups[:, :, None]).double()
-    return solution.squeeze(2).abs().float().sort(1, descending=True).values
+    solution = torch.linalg.pinv(gram, hermitian=True) @ wide(basis.mT @ groups[:, :, None])
+    return solution.squeeze(2).abs().float().to(groups.device).sort(1, descending=True).values
 
 
 def _nearest(groups: Tensor, scale: Tensor) -> Tensor:

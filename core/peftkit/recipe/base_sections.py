@@ -14,9 +14,11 @@ class ModelSection(Section):
 
     short: ClassVar[str | None] = "name"
     name: PathText | None = None
-    """A Hugging Face id, a folder, or a model that comes with the package (`bundled/tiny`)."""
+    """A Hugging Face id, a folder, a GGUF file, or a model that is known by a name (`bundled/tiny`, `smollm2-135m`)."""
     init: dict[str, Any] | None = None
     """Start from random weights: `architecture` (the model type that transformers knows) and its configuration."""
+    gguf: Text | None = None
+    """The GGUF file to read of a folder or a repository that holds several, or other weights too."""
     tokenizer: PathText | None = None
     """Another tokenizer than the model's own: a Hugging Face id or a folder."""
     revision: Text | None = None
@@ -33,6 +35,8 @@ class ModelSection(Section):
         if (self.name is None) == (self.init is None):
             given = "neither 'name' nor 'init'" if self.name is None else "both 'name' and 'init'"
             raise ValueError(f"found {given}; allowed: exactly one of them (write null for the other)")
+        if self.init is not None and self.gguf is not None:
+            raise ValueError(f"found gguf '{self.gguf}' beside init; allowed: gguf beside a name")
         if self.init is not None and not isinstance(self.init.get("architecture"), str):
             raise ValueError("found no 'architecture' in init; allowed: a model type, such as 'architecture: llama'")
         return self

@@ -43,6 +43,11 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> Assembled:
                 f"{name} cannot be trained together with others: train.memory is {recipe.train.memory!r}, and the "
                 f"memory of a batch that several runs share cannot be one run's. Set it to null. {ALONE}"
             )
+        if recipe.train.precision == "fp16":
+            raise PeftkitError(
+                f"{name} cannot be trained together with others: train.precision is 'fp16', whose loss scale is one "
+                f"run's. Set it to fp32 or bf16. {ALONE}"
+            )
         if recipe.train.compile:
             raise PeftkitError(
                 f"{name} cannot be trained together with others: train.compile is true, and passes over a base that "

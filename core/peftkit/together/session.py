@@ -11,6 +11,7 @@ from typing import Any
 from peftkit import files
 from peftkit.adaptation import activate
 from peftkit.assembly import Assembled, assemble, training_dtype
+from peftkit.device import choose_precision
 from peftkit.errors import PeftkitError
 from peftkit.models.quantize import forget_originals
 from peftkit.recipe import Recipe
@@ -124,8 +125,12 @@ class _Together:
     """The runs that have steps left, on one model."""
 
     def __init__(self, waiting: Sequence[tuple[Job, bool]], outline: Assembled):
+        resumed = next((job for job, resumed in waiting if resumed), None)
         lead = waiting[0][0].recipe
-        dtype = training_dtype(lead, outline.precision, outline.module, own=False)
+        if resumed is not None:
+            lead = folder.as_begun(lead, resumed.run / "checkpoints")
+        precision = choose_precision(lead.train.precision, outline.device, outline.module).name
+        dtype = training_dtype(lead, precision, outline.module, own=False)
         ready = assemble(lead, bare=True, dtype=dtype)
         self.model = ready.model
         self.running: list[_Running] = []

@@ -104,6 +104,19 @@ def _step(path: Path) -> int:
     return int(named[1]) if named else 0
 
 
+def precision(folder: Path) -> str | None:
+    """Return what the run of the newest checkpoint in `folder` is computed in; None where that is not told.
+
+    A damaged checkpoint tells nothing here: it is refused when it is read.
+    """
+    try:
+        facts = files.read_json(listed(folder)[-1] / "state.json")
+    except (IndexError, PeftkitError):
+        return None
+    told = facts.get("precision") if isinstance(facts, dict) else None
+    return told if told in ("fp32", "bf16", "fp16") else None
+
+
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the `keep` newest checkpoints (at least one stays)."""
     for path in listed(folder)[: -max(1, keep)]:

@@ -12,7 +12,7 @@ from peftkit.adaptation import DESCRIPTION, TENSORS
 from peftkit.errors import PeftkitError
 from peftkit.recipe import Recipe
 from peftkit.recipe import load as load_recipe
-from peftkit.training import lock
+from peftkit.training import checkpoint, lock
 
 FREE = ("output", "eval", "generation", "compare", "train.keep_checkpoints", "train.save_every", "train.tensorboard")
 """Keys that a resumed run may change: they have no part in what is learned."""
@@ -70,6 +70,17 @@ def with_storage(recipe: Recipe, storage: Mapping[str, Any]) -> Recipe:
         return recipe
     spent = type(section).model_validate({**storage, "init": section.init, "budget": section.budget})
     return recipe.model_copy(update={"quantization": spent})
+
+
+def as_begun(recipe: Recipe, checkpoints: Path) -> Recipe:
+    """Return the recipe with the precision that its run has been computed in, where it leaves that to the machine.
+
+    It is measured once: another machine, or a busy one, may choose otherwise.
+    """
+    decided = checkpoint.precision(checkpoints)
+    if decided is None or recipe.train.precision != "auto":
+        return recipe
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": decided})})
 
 
 def check_resumed(run: Path, recipe: Recipe) -> Recipe:

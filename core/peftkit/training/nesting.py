@@ -13,6 +13,7 @@ from peftkit.engine.engine import Engine
 from peftkit.engine.memory_plan import memory_plans
 from peftkit.engine.passes import Passes, Phase, Plain
 from peftkit.engine.retrying import Retrying
+from peftkit.engine.scaled import Scaled
 from peftkit.estimation.asked import objective_of, strategy_of
 from peftkit.estimation.fit import Fit
 from peftkit.estimation.step import largest
@@ -56,6 +57,8 @@ def _nested(
 
     if section.compile:
         passes = Compiled(passes, first, notice)
+    if plain.precision == "fp16":
+        passes = Scaled(passes)
     if section.memory is not None:
         plans = memory_plans(model, batches, plain.device, checkpointing=section.gradient_checkpointing)
         passes = Retrying(passes, plans, Fit(section, lambda: largest(batches, model, pad_id), notice), notice)

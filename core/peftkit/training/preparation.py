@@ -85,7 +85,7 @@ def prepare(
     check_length(loaded.model, encoded.rows)
     batches, pad_id = batched(encoded.rows, section, objective), loaded.tokenizer.pad_token_id
     went_on = [] if recipe.adapter is None else [f"the run goes on from the adapter in {recipe.adapter}."]
-    notices = went_on + encoded.notices(section.max_length) + batches.notices() + adaptation.notices()
+    notices = [*loaded.told, *went_on, *encoded.notices(section.max_length), *batches.notices(), *adaptation.notices()]
     measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, objective, notices)
     # A trained adapter holds what its methods measured before their first step.
     if not resumed and recipe.adapter is None:

@@ -69,7 +69,8 @@ class Session:
         self.run, self.observer, self.resume = run, Heeded(observer), resume
         self.checkpoints = run / "checkpoints"
         resumed = resume and bool(checkpoint.listed(self.checkpoints))
-        self.prepared: Prepared = prepare(recipe, resumed=resumed, base=base, name=name, notice=self.observer.notice)
+        begun = folder.as_begun(recipe, self.checkpoints) if resumed else recipe
+        self.prepared: Prepared = prepare(begun, resumed=resumed, base=base, name=name, notice=self.observer.notice)
         self.loop = self.prepared.loop
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
         wanted = recipe.train.keep_best
@@ -178,6 +179,7 @@ class Session:
         if self.best is not None:
             parts, facts = {**parts, "best": self.best.tensors}, {**facts, "best": self.best.facts()}
         facts |= origin.origin(self.prepared, self.recipe)
+        facts["precision"] = self.loop.passes.plain.precision
         # The log is on the disk before the checkpoint that goes on from it.
         path = checkpoint.write(self.checkpoints, self.loop.step, parts, facts, self.log.content())
         checkpoint.prune(self.checkpoints, self.recipe.train.keep_checkpoints)

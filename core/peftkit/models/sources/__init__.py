@@ -16,6 +16,7 @@ from peftkit.models import tokenizer as tokenizers
 from peftkit.models.fingerprint import fingerprint
 from peftkit.models.loaded import LoadedModel
 from peftkit.models.quantize import Quantization, quantize
+from peftkit.models.weights import Weights
 from peftkit.quantization.weight import dense
 from peftkit.recipe import ModelSection
 
@@ -60,11 +61,13 @@ class Request:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's folder, with what is read from it before any weight."""
+    """A model's files, with what is read from them before any weight."""
 
     folder: Path
+    """With config.json and what else describes the model."""
     config: PretrainedConfig
     tokenizer: Any
+    weights: Weights
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -78,21 +81,24 @@ def ready(
     tokenizer: Any,
     *,
     name: str | None = None,
-    folder: Path | None = None,
+    weights: Weights | None = None,
     mark: str | None = None,
     storage: dict[str, Any] | None = None,
 ) -> LoadedModel:
     """Bring a model to its device, in eval mode, and pack it; `mark` is the fingerprint where it is known.
 
-    With `storage`, how its weights are stored, they are not packed here. Raises PeftkitError for a tokenizer with ids
-    beyond the token embedding.
+    `weights` are those that were read; None for random ones. With `storage`, how its weights are stored, they are not
+    packed here. Raises PeftkitError for a tokenizer with ids beyond the token embedding.
     """
     rows = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
-    tokenizers.check_size(tokenizer, rows, "model.init" if folder is None else str(folder))
+    tokenizers.check_size(tokenizer, rows, "model.init" if weights is None else str(weights.place))
     if not next(model.parameters()).is_meta:
         cast(nn.Module, model).to(request.device)
     mark = mark or fingerprint(cast(nn.Module, model), request.fingerprint_dtype)
-    loaded = LoadedModel(model.eval(), tokenizer, name or str(request.section.name), mark, folder)
+    loaded = LoadedModel(model.eval(), tokenizer, name or str(request.section.name), mark)
+    if weights is not None:
+        loaded.source = weights.source
+        loaded.unpacked = weights.dtype if weights.unpacks else None
     if storage is None:
         _pack(loaded, request)
     else:

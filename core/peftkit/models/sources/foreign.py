@@ -18,14 +18,11 @@ from peftkit.models import build, configuration
 from peftkit.models import folder as folders
 from peftkit.models.fingerprint import digest, sample
 from peftkit.models.loaded import LoadedModel
+from peftkit.models.plain import forget_quantization
 from peftkit.models.sources import ModelFiles, Request, ready
 from peftkit.quantization.foreign import READERS, ForeignLinear, Reader, reader_of
 from peftkit.quantization.weight import shape
 from peftkit.tensor_file import TensorFile
-
-MARKS = ("hf_quantizer", "quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit")
-MARKS += ("_weight_conversions",)
-"""The attributes by which transformers knows a quantized model, and how it would write one."""
 
 
 def load(request: Request, files: ModelFiles) -> LoadedModel:
@@ -48,12 +45,12 @@ def load(request: Request, files: ModelFiles) -> LoadedModel:
             outline(model, dtype)
         except Exception as error:  # each library's quantizer fails in its own way
             raise PeftkitError(f"model: {folder} cannot be loaded: {configuration.one_line(error)}") from error
-        return ready(request, model, files.tokenizer, folder=folder, storage=storage)
+        return ready(request, model, files.tokenizer, weights=files.weights, storage=storage)
     paths = folders.shards(folder)
     model = build.read_whole(folder, config, dtype, trust, device_map={"": str(request.device)})
     take_over(model, dtype, folder)
     mark = fingerprint_of(model, paths)
-    return ready(request, model, files.tokenizer, folder=folder, mark=mark, storage=storage)
+    return ready(request, model, files.tokenizer, weights=files.weights, mark=mark, storage=storage)
 
 
 def method_of(config: PretrainedConfig) -> str | None:
@@ -106,7 +103,7 @@ def take_over(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
     for name, tensor in own_parameters(model):
         if not tensor.is_floating_point() or type(tensor.data) is not Tensor:
             raise PeftkitError(f"model: '{name}' in {folder} is packed in a way that cannot be read here.")
-    _forget(model)
+    forget_quantization(model)
 
 
 def _element_size(quantizer: Any) -> float:
@@ -135,7 +132,7 @@ def outline(model: PreTrainedModel, dtype: torch.dtype) -> None:
             bias = None if bias is None else torch.empty(sizes[0], dtype=dtype, device="meta")
             count = int(sizes[0] * sizes[1] * size)
             model.set_submodule(path, ForeignLinear(None, reader, sizes, dtype, bias, count))
-    _forget(model)
+    forget_quantization(model)
 
 
 def fingerprint_of(model: PreTrainedModel, paths: list[Path]) -> str:
@@ -146,11 +143,3 @@ def fingerprint_of(model: PreTrainedModel, paths: list[Path]) -> str:
             tensor = file.read(name)
             samples[name] = (list(tensor.shape), sample(tensor, torch.float32))
     return digest(model, samples)
-
-
-def _forget(model: PreTrainedModel) -> None:
-    """Let a model that transformers has marked as quantized be moved and saved as any other."""
-    for key in MARKS:
-        model.__dict__.pop(key, None)
-    if hasattr(model.config, "quantization_config"):
-        del cast(Any, model.config).quantization_config

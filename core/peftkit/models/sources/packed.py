@@ -16,11 +16,13 @@ def load(request: Request, files: ModelFiles) -> LoadedModel:
     folder, trust = files.folder, request.section.trust_remote_code
     dtype = request.dtype_of(files.dtype)
     if not request.weights:
-        return ready(request, build.on_meta(files.config, dtype, trust), files.tokenizer, folder=folder)
+        return ready(request, build.on_meta(files.config, dtype, trust), files.tokenizer, weights=files.weights)
     model, packed = build.outline(files.config, dtype, trust, request.quantization)
     mark = packed_folder.fill(model, folder, packed, dtype)
     storage = request.quantization.description()
-    return ready(request, with_settings(model, folder), files.tokenizer, folder=folder, mark=mark, storage=storage)
+    return ready(
+        request, with_settings(model, folder), files.tokenizer, weights=files.weights, mark=mark, storage=storage
+    )
 
 
 def stored(request: Request, folder: Path) -> Quantization:
