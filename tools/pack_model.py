@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def pack(run: Path, output: Path) -> dict[str, Any]:
         if trained.recipe.model.init is None:
             raise PeftkitError(f"{run} started from a pretrained model; pack a run whose recipe has `model.init`.")
         parameters = sum(parameter.numel() for parameter in trained.model.parameters())
-        report = write_merged(trained, folder, torch.bfloat16)
+        report = write_merged(trained, folder, torch.bfloat16, partial(open_run, run, packed=True))
         files.write_text(folder / "README.md", card(trained, run, output.name, parameters))
         size = sum(path.stat().st_size for path in folder.iterdir())
         if size > LIMIT:

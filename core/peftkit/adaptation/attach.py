@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise, permutations
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, attached
 from peftkit.adaptation.building import build_all, outline
@@ -117,12 +117,7 @@ def attach(
             _keep_beside(model, shared, f"{name}-{position}")
         for adapter in adapters.values():
             seat(adapter, name, root.context)
-        trained = {key: p for key, p in own_parameters(model) if key in set(own)}
-        base = {key: p.detach().clone() for key, p in trained.items()} if keep_base else None
-        for parameter in trained.values():
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
-        parts.append(Part(method, adapters, trained, base, shared))
+        parts.append(Part(method, adapters, *_unfreeze(model, own, keep_base), shared))
     adaptation = Adaptation(model, layout, parts, name, tuple(methods))
     _adopt(adaptation, children or {})
     root.adaptations[name] = adaptation
@@ -133,6 +128,18 @@ def attach(
         part.settle()
     root.context.activate([name])
     return adaptation
+
+
+def _unfreeze(
+    model: nn.Module, own: Collection[str], keep_base: bool
+) -> tuple[dict[str, nn.Parameter], dict[str, Tensor] | None]:
+    """Have the parameters named in `own` train in fp32; returns them, and their values before with `keep_base`."""
+    trained = {key: p for key, p in own_parameters(model) if key in set(own)}
+    base = {key: p.detach().clone() for key, p in trained.items()} if keep_base else None
+    for parameter in trained.values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return trained, base
 
 
 def _root(model: nn.Module) -> Attached:

@@ -64,7 +64,7 @@ class AsTrained:
         self.pack(cast(nn.Module, merged))
         assert self.quantization is not None
         storage = self.quantization.description()
-        write_packed(LoadedModel(merged, words, trained.name, mark, plain, storage), folder)
+        write_packed(LoadedModel(merged, words, trained.name, mark, plain, storage=storage), folder)
         section = ModelSection(name=str(folder), trust_remote_code=trained.recipe.model.trust_remote_code)
         reopened = load(section, dtype=torch.float32)
         compare(logits(reopened.module, words), expected, BOUND, "the packed model")

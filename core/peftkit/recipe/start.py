@@ -8,8 +8,9 @@ from typing import Any
 
 from peftkit.errors import PeftkitError
 from peftkit.recipe.choices import described_methods, methods
-from peftkit.recipe.mistakes import Mistakes, show
+from peftkit.recipe.mistakes import Mistakes
 from peftkit.recipe.tree import Node, from_python
+from peftkit.schemas import show
 
 Described = list[tuple[str, dict[str, Any]]]
 FREE = ("learning_rate",)
