@@ -9,6 +9,7 @@ from peftkit.data.encode import encode, encode_prompts
 from peftkit.data.example import Example, Turn
 from peftkit.data.template import TEMPLATES
 from peftkit.errors import PeftkitError
+from peftkit.tasks import TASKS
 
 CHAT = TEMPLATES["chat"]
 ROLE = "{{ m.role }}"
@@ -141,3 +142,14 @@ def test_a_prompt_that_a_template_cannot_write_is_told_with_the_example():
     for ask in (template.prompt_ids, lambda *given: encode_prompts([given[0]], template, given[1], 512)):
         with pytest.raises(PeftkitError, match=r"test\.jsonl:37: the chat template cannot render .*: no"):
             ask(example, tokenizer)
+
+
+def test_a_system_turn_that_a_template_refuses_is_told_with_its_row(tmp_path):
+    strict = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + SHAPES["chatml"]
+    )
+    record = {"prompt": "Is it wet?", "completion": "It is."}
+    records = [record | ({"system": "Be short."} if number == 37 else {}) for number in range(1, 51)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    with pytest.raises(PeftkitError, match=r"train\.jsonl:37: the chat template cannot render .*no system turn"):
+        encode(TASKS["jsonl"].read(tmp_path, "train"), CHAT, build(chat=strict), 512)

@@ -242,6 +242,11 @@ def test_the_files_of_the_base_are_rewritten_one_by_one_and_keep_what_was_not_ad
     index = {key: name for name, keys in parts.items() for key in keys}
     (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     merge(run.folder, tmp_path / "merged")
+    told = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())
+    assert told["weight_map"] == index
+    files = [load_file(tmp_path / "merged" / name) for name in parts]
+    assert told["metadata"]["total_size"] == sum(tensor.nbytes for file in files for tensor in file.values())
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
     for name, keys in parts.items():
         written = load_file(tmp_path / "merged" / name)
         assert sorted(written) == sorted(keys)

@@ -10,6 +10,7 @@ import torch
 from storages import stored
 from torch import Tensor, nn
 
+import zoo
 from peftkit.adaptation import attach
 from peftkit.kernels.tree import grow
 from peftkit.method import METHODS
@@ -68,3 +69,12 @@ def test_an_output_may_be_written_to(method: str, way: str):
         assert (one is None) == (two is None)
         if one is not None and two is not None:
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_adds_to_its_last_map_in_place_is_trained():
+    """Falcon's blocks add to the output of their feed-forward part."""
+    model = zoo.build("falcon")
+    adaptation = attach(model, [METHODS["lora"].from_options({"targets": ["down"]})])
+    model(input_ids=IDS).logits.square().sum().backward()
+    gradients = [parameter.grad for _, parameter in adaptation.parameters()]
+    assert any(gradient is not None and bool(gradient.any()) for gradient in gradients)
