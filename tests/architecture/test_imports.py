@@ -66,7 +66,7 @@ ALLOWED = {
         "strategies training",
         # What is made of runs.
         "suites": "assembly data errors evaluation files recipe schemas versions",
-        "export": "__version__ adaptation assembly data errors estimation families files layers layout method methods "
+        "export": "__version__ adaptation assembly data errors families files free_memory layers layout method methods "
         "models ports quantization recipe registry schemas tasks tensor_file",
         "report": "errors evaluation files method metrics plot recipe resources suites tasks training visible",
         "comparison": "adaptation assembly budget errors evaluation files layout method recipe report tasks "

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from peftkit.errors import PeftkitError
-from peftkit.estimation.free_memory import free_memory
 from peftkit.export import shards
 from peftkit.export.trained import CPU, Trained
 from peftkit.families.image_text import unread
+from peftkit.free_memory import free_memory
 from peftkit.layout import own_parameters
 from peftkit.models import folder as folders
 from peftkit.models.contents import Contents, StoredTensor
