@@ -35,7 +35,8 @@ def allocate(budget: float, layout: Layout, read: Callable[[str], Tensor] | None
     Counted are the packed bytes, scales included, over all these weights. The error is |W - Q|^2, without a
     low-rank pair: the official code counts what a pair of one rank leaves, for which each matrix would have to be
     decomposed once for each format. `read(path)` gives a weight [out, in], in a stack by its number behind the
-    stack's name; None lets normal weights of one size stand in for them. Raises PeftkitError for a budget below the smallest formats.
+    stack's name; None lets normal weights of one size stand in for them. Raises PeftkitError for a budget below the
+    smallest formats.
     """
     shapes = _shapes(layout)
     choices = allocation.candidates()
