@@ -110,6 +110,7 @@ def attach(
     )
     if name in root.adaptations:
         raise PeftkitError(f"an adapter named '{name}' is attached already: name this one otherwise.")
+    root.check_unmerged()
     for other in root.adaptations:
         _switch_parts(root.adaptations[other], on=False)
     built = [
@@ -151,6 +152,7 @@ def activate(model: nn.Module, name: str | None) -> None:
     if name is not None and name not in root.adaptations:
         guess = nearest(name, root.adaptations)
         raise PeftkitError(f"no adapter is named '{name}'; attached: {', '.join(root.adaptations)}. Meant '{guess}'?")
+    root.check_unmerged(name)
     for other, adaptation in root.adaptations.items():
         if other != name:
             _switch_parts(adaptation, on=False)
@@ -160,8 +162,12 @@ def activate(model: nn.Module, name: str | None) -> None:
 
 
 def route(model: nn.Module, rows: Sequence[str | None]) -> Any:
-    """Return a context in which row i of every batch runs through the adaptation `rows[i]` (None: the base)."""
+    """Return a context in which row i of every batch runs through the adaptation `rows[i]` (None: the base).
+
+    Raises PeftkitError for an adaptation that changes the model's own weights, and while one is merged.
+    """
     root = attached(model)
+    root.check_unmerged()
     for name in dict.fromkeys([*(row for row in rows if row is not None), *root.context.active]):
         if any(part.changed for part in root.adaptations[name].parts):
             raise PeftkitError(
