@@ -17,9 +17,10 @@ import zoo
 from peftkit.errors import PeftkitError
 from peftkit.export.packed import quantize as quantize_folder
 from peftkit.layout import Layout
-from peftkit.models import build, packed_cache, packed_folder
+from peftkit.models import allocation, build, packed_cache, packed_folder
 from peftkit.models.load import load
 from peftkit.models.quantize import Quantization, quantize, unpack
+from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.quantization.stack import PackedStack
 from peftkit.quantization.weight import dense
@@ -249,3 +250,26 @@ def test_a_folder_that_lacks_a_weight_of_a_stack_is_refused(tmp_path):
     (path.parent / packed_folder.FACTS).write_text(json.dumps(facts))
     with pytest.raises(PeftkitError, match=r"lacks model.layers.1.mlp.experts.down_proj"):
         load(ModelSection(name=str(path.parent)))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_a_budget_of_bits_is_spent_on_stacks_too(family, tmp_path):
+    pytest.importorskip("scipy")
+    zoo.write(tmp_path, family)
+    section = QuantizationSection(format="none", budget=3.5)
+    loaded = load(ModelSection(name=str(tmp_path)), quantization=section)
+    layers = [module for module in loaded.module.modules() if isinstance(module, PackedLinear)]
+    bits = 8 * sum(part.nbytes for layer in layers for part in layer.packed().values())
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    assert 3 < bits / weights <= 3.5
+    assert {site.id for site in Layout(zoo.build(family)).stacks} == set(stacks(loaded.module))
+    # Of weights that are there the choice is the same as of those in files.
+    model = zoo.build(family)
+    layout = Layout(model)
+    sites = {site.id: site for site in layout.stacks}
+
+    def read(path: str) -> torch.Tensor:
+        stack, _, index = path.rpartition(".")
+        return dense(sites[stack].each()[int(index)].module if stack in sites else model.get_submodule(path))
+
+    assert allocation.allocate(3.5, layout, read).description() == loaded.storage

@@ -55,10 +55,11 @@ methods that leave the model's own weights as they are. In memory a micro-batch 
 FORMATS = """\
 A format's options, and modules with a format of their own, may stand beside `format` (or `default`, the same):
 `quantization: {default: nf4, block_size: 128, head: none, "layers.0.*": int8}`. Modules are named as a method's
-targets are. Embeddings and norms stay as they are, and so does the head unless it is named. Bits are those of a layer
-of 4096 by 4096, scales included.
+targets are; a pattern also names stacks of experts, whose weights are packed one by one, and `experts: none` leaves
+all of them. Embeddings, norms and routers stay as they are, and so does the head unless it is named. Bits are those of
+a layer of 4096 by 4096, scales included.
 
-`quantization: {budget: 2.75}` chooses the format of each linear layer of the blocks instead, among {budgeted} in
+`quantization: {budget: 2.75}` chooses the format of each linear layer and stack of the blocks, among {budgeted} in
 several block sizes: all together take at most that many bits a weight, and the sum of |W - Q|^2 is the least there is.
 The choice is written into the run's `recipe.yaml` beside the budget, and is not made again.
 

@@ -15,7 +15,7 @@ from peftkit.adaptation.children import freeze
 from peftkit.adaptation.part import Part
 from peftkit.adaptation.state import Child
 from peftkit.errors import PeftkitError, nearest
-from peftkit.layout import Layout, own_parameters
+from peftkit.layout import Layout, left_dense, own_parameters
 from peftkit.method import Method, expand
 from peftkit.ports.attention import listen
 from peftkit.ports.context import Routing, context_of
@@ -52,8 +52,10 @@ def check_methods(
 
 
 def notices(methods: Sequence[Method], layout: Layout) -> list[str]:
-    """Return what the methods say of their places in a model, each line once."""
-    return list(dict.fromkeys(line for method in expand(methods) for line in method.notices(layout)))
+    """Return what is to be said of a model's storage and of the methods' places in it, each line once."""
+    dense = left_dense(layout)
+    lines = [line for method in expand(methods) for line in method.notices(layout)]
+    return list(dict.fromkeys([*lines, *([dense] if dense else [])]))
 
 
 def _tell(lines: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from peftkit.layout.layout import Layout
 from peftkit.layout.parts import LayerPart
 from peftkit.layout.sites import Rows, Site, own_parameters
-from peftkit.layout.standing import Standing, left_out, otherwise, standing
+from peftkit.layout.standing import Standing, left_dense, left_out, otherwise, standing
 from peftkit.layout.targets import GROUPS, LINEAR_ROLES, matched, names_module, parse_layers
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Rows",
     "Site",
     "Standing",
+    "left_dense",
     "left_out",
     "matched",
     "names_module",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from peftkit.layout.layout import Layout
 from peftkit.layout.sites import Site
 from peftkit.layout.targets import GROUPS, names_module
-from peftkit.quantization.stack import stacks_of
+from peftkit.quantization.stack import is_packed, stacks_of
 from peftkit.quantization.weight import shape
 
 HALF = 0.5
@@ -78,19 +78,37 @@ def otherwise(layout: Layout, roles: Collection[str], layers: Iterable[int] | No
 
 def left_out(layout: Layout, sites: Collection[Site]) -> str | None:
     """Say in a line how little of the weights of the layers the sites cover; None where it is most of them."""
+    share, largest = _covered(layout, sites)
+    if share >= HALF or largest is None:
+        return None
+    return f"the targets cover {share:.1%} of the weights of the layers: stacks such as {largest} are left out"
+
+
+def left_dense(layout: Layout) -> str | None:
+    """Say in a line how little of the weights of the layers is packed; None where it is most of them, or nothing."""
+    packed = [site for site in layout.linears if site.layer is not None and is_packed(site.module)]
+    packed += [site for site in layout.stacks if is_packed(site.held)]
+    share, largest = _covered(layout, packed)
+    if not packed or share >= HALF or largest is None:
+        return None
+    return f"quantization covers {share:.1%} of the weights of the layers: stacks such as {largest} stay as they were"
+
+
+def _covered(layout: Layout, sites: Collection[Site]) -> tuple[float, str | None]:
+    """Return the share of the weights of the layers that sites cover, and the module of the largest stacks left out."""
     inside = tuple(f"{block}." for block in layout.blocks)
     modules = [(name, module) for name, module in layout.modules.items() if name.startswith(inside)]
     maps = {id(module) for _, module in modules if shape(module) is not None}
     total = sum(math.prod(shape(module) or (0,)) for _, module in modules)
-    stacks = {
-        name: sum(shape.numel() for _, shape in stacks_of(module)) for name, module in modules if id(module) not in maps
-    }
-    total += sum(stacks.values())
+    covered = {site.id for site in sites if site.stack is not None}
+    left: dict[str, int] = {}
+    for name, module in modules:
+        for key, size in stacks_of(module) if id(module) not in maps else ():
+            total += size.numel()
+            left[name] = left.get(name, 0) + (0 if f"{name}.{key}" in covered else size.numel())
     share = sum(site.inputs * site.outputs * max(1, site.experts) for site in sites) / max(1, total)
-    largest = max(stacks, key=lambda name: stacks[name], default=None)
-    if share >= HALF or largest is None:
-        return None
-    return f"the targets cover {share:.1%} of the weights of the layers: stacks such as {largest} are left out"
+    largest = max(left, key=lambda name: left[name], default=None)
+    return share, largest if largest is not None and left[largest] else None
 
 
 def _found(layout: Layout, role: str, layer: int, result: Standing, stacks: bool) -> list[Site]:

@@ -39,7 +39,8 @@ def parse_layers(layers: str | Sequence[int] | None) -> tuple[int, ...] | None:
 
 def matched(pattern: str, site: Site) -> bool:
     """Say whether a key of a per-module pattern (a role, a group or a module-name pattern) names the site."""
-    return in_group(pattern, site) or site.role in GROUPS.get(pattern, (pattern,)) or names_module(pattern, site.path)
+    named = names_module(pattern, site.path) or (site.stack is not None and names_module(pattern, site.id))
+    return in_group(pattern, site) or site.role in GROUPS.get(pattern, (pattern,)) or named
 
 
 def in_group(group: str, site: Site) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -15,6 +15,8 @@ from peftkit.quantization import allocation
 from peftkit.quantization.quantizer import Quantizer
 from peftkit.quantization.weight import shape
 
+Held = tuple[tuple[int, int], int]
+"""(out, in) of a weight, and how many of that shape there are: one, or those of a stack."""
 SLACK = 1e-9
 """By what share sizes that are sums of many may be off in a comparison."""
 
@@ -28,21 +30,22 @@ def within(budget: float, chosen: Quantization, layout: Layout, read: Callable[[
 
 
 def allocate(budget: float, layout: Layout, read: Callable[[str], Tensor] | None) -> Quantization:
-    """Choose a format for every linear layer of the blocks: `budget` bits a weight in all, the least squared error.
+    """Choose a format for every linear layer and stack of the blocks: `budget` bits a weight, the least squared error.
 
-    Counted are the packed bytes, scales included, over the weights of these layers. The error is |W - Q|^2, without a
+    Counted are the packed bytes, scales included, over all these weights. The error is |W - Q|^2, without a
     low-rank pair: the official code counts what a pair of one rank leaves, for which each matrix would have to be
-    decomposed once for each format. `read(path)` gives a weight [out, in]; None lets normal weights of one size stand
-    in for them. Raises PeftkitError for a budget below the smallest formats.
+    decomposed once for each format. `read(path)` gives a weight [out, in], in a stack by its number behind the
+    stack's name; None lets normal weights of one size stand in for them. Raises PeftkitError for a budget below the
+    smallest formats.
     """
-    sizes = _shapes(layout)
+    shapes = _shapes(layout)
     choices = allocation.candidates()
-    able = [allocation.fitting(size, choices) for size in sizes.values()]
-    packed = [[quantizer.size(size) for quantizer in choices] for size in sizes.values()]
+    able = [allocation.fitting(size, choices) for size, _ in shapes.values()]
+    packed = [[count * quantizer.size(size) for quantizer in choices] for size, count in shapes.values()]
     errors = []
-    for (path, size), fits in zip(sizes.items(), able, strict=True):
-        errors.append(_errors(path, size, [q if fit else None for q, fit in zip(choices, fits, strict=True)], read))
-    weights = sum(math.prod(size) for size in sizes.values())
+    for (path, held), fits in zip(shapes.items(), able, strict=True):
+        errors.append(_errors(path, held, [q if fit else None for q, fit in zip(choices, fits, strict=True)], read))
+    weights = _weights(shapes)
     try:
         picked = allocation.choose(errors, packed, budget / 8 * weights)
     except PeftkitError as error:
@@ -51,19 +54,19 @@ def allocate(budget: float, layout: Layout, read: Callable[[str], Tensor] | None
     names = [choices[index].name for index in picked]
     counts = ", ".join(f"{names.count(name)} x {name}" for name in sorted(set(names)))
     logging.getLogger("peftkit").info("a budget of %g bits a weight: %s, %.4f bits in all", budget, counts, spent)
-    return Quantization(None, {path: choices[index] for path, index in zip(sizes, picked, strict=True)})
+    return Quantization(None, {path: choices[index] for path, index in zip(shapes, picked, strict=True)})
 
 
 def check_allocated(budget: float, layout: Layout, chosen: Quantization) -> None:
     """Refuse formats that stand beside a budget and are not what it pays for."""
-    sizes, packed = _shapes(layout), chosen.choose(layout)
-    left = next((path for path in sizes if path not in packed), None)
+    shapes, packed = _shapes(layout), chosen.choose(layout)
+    left = next((path for path in shapes if path not in packed), None)
     if left is not None:
         raise PeftkitError(
             f"quantization: a budget chooses the formats of all linear layers of the blocks, and {left} has none of "
             "those that stand beside it: leave the formats out, or the budget."
         )
-    spent = 8 * sum(packed[path].size(size) for path, size in sizes.items()) / sum(map(math.prod, sizes.values()))
+    spent = 8 * sum(count * packed[path].size(size) for path, (size, count) in shapes.items()) / _weights(shapes)
     if spent > budget * (1 + SLACK):
         raise PeftkitError(
             f"quantization: the formats beside the budget take {spent:.4f} bits a weight, and it is {budget:g}: leave "
@@ -72,19 +75,31 @@ def check_allocated(budget: float, layout: Layout, chosen: Quantization) -> None
 
 
 def _errors(
-    path: str, size: tuple[int, int], choices: list[Quantizer | None], read: Callable[[str], Tensor] | None
+    path: str,
+    held: Held,
+    choices: list[Quantizer | None],
+    read: Callable[[str], Tensor] | None,
 ) -> list[float]:
     if read is None:
-        return [math.inf if one is None else allocation.standing_in(one) * math.prod(size) for one in choices]
-    weight = read(path)
-    return [math.inf if one is None else allocation.error(weight, one, path) for one in choices]
+        count = math.prod(held[0]) * held[1]
+        return [math.inf if one is None else allocation.standing_in(one) * count for one in choices]
+    found = [math.inf if one is None else 0.0 for one in choices]
+    for key in [path] if held[1] == 1 else [f"{path}.{number}" for number in range(held[1])]:
+        weight = read(key)
+        for index, one in enumerate(choices):
+            found[index] += 0.0 if one is None else allocation.error(weight, one, key)
+    return found
 
 
-def _shapes(layout: Layout) -> dict[str, tuple[int, int]]:
-    """Return (out, in) of the modules that are packed, each once."""
+def _weights(shapes: Mapping[str, Held]) -> int:
+    return sum(math.prod(size) * count for size, count in shapes.values())
+
+
+def _shapes(layout: Layout) -> dict[str, Held]:
+    """Return what is packed, each once."""
     shapes = {}
     for site in layout.linears:
         size = shape(site.module)
         if site.role in GROUPS["linear"] and size is not None:
-            shapes[site.path] = size
-    return shapes
+            shapes[site.path] = size, 1
+    return shapes | {site.id: ((site.outputs, site.inputs), site.experts) for site in layout.stacks}

@@ -48,6 +48,8 @@ class Reading:
     def given(self, index: int | None) -> Tensor:
         """Make one weight, or the stack, for the module's own code."""
         made = self.part(index)
+        if not torch.is_grad_enabled():
+            return made
         kind = self.device.type
         autocast = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         self._recompute.remember(made, partial(_again, self.part, index, kind, *autocast))

@@ -65,7 +65,7 @@ class QuantizationSection(FormatChoice):
 
     short: ClassVar[str | None] = "format"
     format: Text = "none"
-    """The storage format of the blocks' linear layers; `none` keeps them as they are."""
+    """The storage format of the blocks' linear layers and stacks of experts; `none` keeps them as they are."""
     options: dict[str, Any] = {}
     """The format's options, which may also stand beside `format`."""
     modules: dict[Text, FormatChoice] = {}
@@ -73,4 +73,4 @@ class QuantizationSection(FormatChoice):
     init: Text | None = None
     """How low-rank pairs start, for each method with an `init` that does not set its own (`loftq`, `lq-lora`)."""
     budget: Annotated[float, Field(gt=0, le=16)] | None = None
-    """Bits per weight, scales included: chooses a format for each linear layer of the blocks by its error."""
+    """Bits per weight, scales included: chooses a format for each linear layer and stack of the blocks by its error."""

@@ -54,6 +54,8 @@ class Converter:
     """The keys that a configuration has to have."""
     whole: ClassVar[str] = "part of such an adapter"
     """What a tensor of another name is not."""
+    of_stacks: ClassVar[bool] = False
+    """Whether it carries the adapters of stacked experts, which that library has of plain pairs alone."""
 
     def __init__(self, method: type[Any], peft_type: str | None):
         self.method = method
@@ -98,7 +100,14 @@ REFUSALS: dict[str, str] = {}
 def convert(method: Method, adapters: Mapping[str, Any], model: nn.Module) -> tuple[Config, Tensors]:
     """Return the configuration and tensors that Hugging Face peft opens; PeftkitError for a method that it lacks."""
     if method.name in CONVERTERS:
-        return CONVERTERS[method.name].write(method, adapters, model)
+        converter = CONVERTERS[method.name]
+        stack = next((adapter.site.id for adapter in adapters.values() if adapter.site.stack is not None), None)
+        if stack is not None and not converter.of_stacks:
+            raise PeftkitError(
+                f"the method '{method.name}' has adapters of the experts at {stack}, and Hugging Face peft has plain "
+                "low-rank pairs alone there: export with --format merged instead."
+            )
+        return converter.write(method, adapters, model)
     why = REFUSALS.get(method.name, "has no counterpart in Hugging Face peft")
     instead = "export with --format merged instead" if method.mergeable else ALONE
     raise PeftkitError(f"the method '{method.name}' {why}: {instead}.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.export.hf_peft.converter import CONVERTERS, PREFIX, Config, Converter, Tensors
-from peftkit.export.hf_peft.experts import check_not_taken_for_experts
+from peftkit.export.hf_peft.experts import check_not_taken_for_experts, packed_pairs, stack_paths, unpacked_pairs
 from peftkit.layers.triplets import EPSILON, Triplets
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
@@ -31,7 +31,7 @@ Pair = tuple[Tensor, Tensor]
 PLAIN = {"lora_alpha", "lora_dropout", "peft_type", "peft_version", "r", "rank_pattern", "alpha_pattern", "revision"}
 PLAIN |= {"target_modules", "task_type", "use_rslora", "fan_in_fan_out", "init_lora_weights", "inference_mode", "bias"}
 PLAIN |= {"auto_mapping", "base_model_name_or_path", "exclude_modules", "layers_pattern", "runtime_config"}
-PLAIN |= {"megatron_core", "qalora_group_size"}
+PLAIN |= {"megatron_core", "qalora_group_size", "target_parameters"}
 EMPTY = (None, False, [], {}, "", 1)
 TRIPLET_EXTRAS = ("use_dora", "modules_to_save", "layer_replication", "megatron_config", "lora_bias")
 MAGNITUDE = ".lora_magnitude_vector"
@@ -46,6 +46,7 @@ class LowRankConverter(Converter):
     names: ClassVar[Mapping[str, str]] = {"lora_A.weight": "A", "lora_B.weight": "B"}
     needs: ClassVar[tuple[str, ...]] = ("r", "lora_alpha")
     whole: ClassVar[str] = "part of a plain LoRA adapter"
+    of_stacks: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -66,14 +67,13 @@ class LowRankConverter(Converter):
             raise PeftkitError(
                 f"{method.name}: trained biases do not travel to Hugging Face peft: use --format merged."
             )
-        stack = next((adapter.site.id for adapter in adapters.values() if adapter.site.stack is not None), None)
-        if stack is not None:
-            raise PeftkitError(
-                f"the pairs of experts at {stack} have no equal there: export with --format merged instead."
-            )
-        modules = join(method, {key: (*adapter.exported(), adapter.site) for key, adapter in adapters.items()})
+        linears = {key: adapter for key, adapter in adapters.items() if adapter.site.stack is None}
+        pairs = {key: (*adapter.exported(), adapter.site) for key, adapter in linears.items()}
+        modules = join(method, pairs) if pairs or not adapters else {}
         check_not_taken_for_experts(modules, model)
+        stacks = {path: (adapters[site.id].exported(), site) for path, site in stack_paths(_sites(adapters)).items()}
         ranks = {f"^{re.escape(path)}$": down.shape[0] for path, (down, _) in modules.items()}
+        ranks |= {f"^{re.escape(site.id)}$": down.shape[1] for (down, _), site in stacks.values()}
         first = next(iter(ranks.values()))
         others = {path: rank for path, rank in ranks.items() if rank != first}
         config = {
@@ -88,7 +88,10 @@ class LowRankConverter(Converter):
             "bias": "none",
             "inference_mode": True,
         }
-        return config, self.named((path, {"A": down, "B": up}) for path, (down, up) in modules.items())
+        if stacks:
+            config["target_parameters"] = sorted(site.id for _, site in stacks.values())
+        laid = {**modules, **{path: packed_pairs(site, *pair) for path, (pair, site) in stacks.items()}}
+        return config, self.named((path, {"A": down, "B": up}) for path, (down, up) in laid.items())
 
     def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
         extras = [key for key, value in config.items() if key not in PLAIN and (value is True or value not in EMPTY)]
@@ -104,18 +107,34 @@ class LowRankConverter(Converter):
         alone = downs.keys() ^ matrices["B"].keys()
         if alone:
             raise PeftkitError(f"adapter_model.safetensors: lora_A or lora_B is missing for {sorted(alone)}.")
+        for theirs, site in _named_stacks(config, layout).items():
+            if theirs in downs:
+                pair = unpacked_pairs(site, downs.pop(theirs), matrices["B"].pop(theirs))
+                downs[site.id], matrices["B"][site.id] = pair
         alphas, alpha = config.get("alpha_pattern") or {}, config["lora_alpha"]
+        ranks = {path: down.shape[-2] for path, down in downs.items()}
         method = self.method(
             rank=config["r"],
             alpha=float(alpha),
             dropout=float(config.get("lora_dropout") or 0),
             targets=tuple(downs),
-            rank_pattern={path: down.shape[0] for path, down in downs.items()},
+            rank_pattern=ranks,
             alpha_pattern={path: float(_pattern(alphas, path, alpha)) for path in downs},
             rank_stabilised=bool(config.get("use_rslora")),
         )
         state = {f"{path}/{name}": tensor for name, paths in matrices.items() for path, tensor in paths.items()}
         return method, state | self.lacking(int(config["r"]), downs)
+
+
+def _sites(adapters: Mapping[str, Any]) -> list[Site]:
+    return [adapter.site for adapter in adapters.values()]
+
+
+def _named_stacks(config: Mapping[str, Any], layout: Layout) -> dict[str, Site]:
+    """Return the stacks that a configuration targets, by the paths of their pairs."""
+    targets = config.get("target_parameters") or []
+    named = [site for site in layout.stacks if any(f".{site.id}".endswith(f".{target}") for target in targets)]
+    return stack_paths(named)
 
 
 def join(method: Method, pairs: Mapping[str, tuple[Tensor, Tensor, Site]]) -> dict[str, Pair]:
@@ -150,6 +169,8 @@ def _pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
 
 class DecomposedConverter(LowRankConverter):
     """The magnitudes of rows too; rows of a fused module that no adapter has keep the length of the frozen weight's."""
+
+    of_stacks: ClassVar[bool] = False
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         return config.get("peft_type") == self.peft_type and bool(config.get("use_dora"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from peftkit.layout import Layout
@@ -110,8 +110,15 @@ def _pack(loaded: LoadedModel, request: Request) -> None:
     """Pack a dense model; without weights a budget is allocated to weights that stand in for them."""
     model, chosen = loaded.module, request.quantization
     if request.budget is not None:
-        read = None if loaded.fingerprint is None else lambda path: dense(model.get_submodule(path))
-        chosen = allocation.within(request.budget, chosen, Layout(model), read)
+        layout = Layout(model)
+        stacks = {site.id: site for site in layout.stacks}
+
+        def read(path: str) -> Tensor:
+            stack, _, index = path.rpartition(".")
+            module = stacks[stack].each()[int(index)].module if stack in stacks else model.get_submodule(path)
+            return dense(module)
+
+        chosen = allocation.within(request.budget, chosen, layout, None if loaded.fingerprint is None else read)
     if chosen.packs:
         quantize(model, chosen)
         loaded.storage = chosen.description()

@@ -70,20 +70,27 @@ def _allocated(request: Request, files: ModelFiles, dtype: torch.dtype) -> Quant
         chosen = Quantization.described(earlier)
     with layerwise.without_weights():
         model = cast(nn.Module, build.build(files.config, dtype, trust_remote_code=trust))
-    places = Contents(model, files.weights.opened(model)).places
+    contents, layout = Contents(model, files.weights.opened(model)), Layout(model)
+    stacks = {site.id: site for site in layout.stacks}
 
     def read(path: str) -> Tensor:
-        place = places.get(f"{path}.weight")
+        stack, _, index = path.rpartition(".")
+        if stack in stacks:
+            place = contents.places.get(stack) or contents.merged.get(stack)
+            if place is not None:
+                return layerwise.read_weight(place, dtype, stacks[stack].transposed, int(index))
+            return dense(next(site for site in whole().stacks if site.id == stack).each()[int(index)].module)
+        place = contents.places.get(f"{path}.weight")
         if place is not None:
             return layerwise.read_weight(place, dtype, isinstance(model.get_submodule(path), Conv1D))
-        # Tensors that transformers converts: it has to read the whole checkpoint.
-        return dense(whole().get_submodule(path))
+        # Names that transformers converts: it has to read the whole checkpoint.
+        return dense(whole().modules[path])
 
     @cache
-    def whole() -> nn.Module:
-        return cast(nn.Module, files.weights.whole(files.config, dtype, trust))
+    def whole() -> Layout:
+        return Layout(cast(nn.Module, files.weights.whole(files.config, dtype, trust)))
 
-    chosen = allocation.within(budget, chosen, Layout(model), read)
+    chosen = allocation.within(budget, chosen, layout, read)
     if kept and earlier is None:
         packed_cache.keep_choice(kept, chosen.description())
     return chosen
