@@ -69,10 +69,8 @@ def evaluate(
     subject = prepare(recipe, adapter)
     _tell_special(examples, subject)
     name = f"{data.name.replace('/', '-')}-{split}{'' if adapter else '-base'}"
-    journal = None
-    if folder is not None:
-        key = journal_key(subject, recipe, examples, adapter)
-        journal = Journal(folder / "eval" / f"{name}.partial.jsonl", key)
+    key = journal_key(subject, recipe, examples, adapter)
+    journal = None if folder is None else Journal(folder / "eval" / f"{name}.partial.jsonl", key)
     with autocast(subject.device, subject.precision):
         evaluation = evaluate_loaded(
             subject.model,
