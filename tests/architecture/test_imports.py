@@ -71,7 +71,7 @@ ALLOWED = {
     }.items()
 }
 """The packages and single files of the core, from the bottom up, each with those that it may import."""
-TRANSFORMERS = ("families", "models", "ports/attention.py", "quantization", "generation", "export")
+TRANSFORMERS = ("families", "models", "data/bounded.py", "ports/attention.py", "quantization", "generation", "export")
 """Where transformers is imported: places in the core."""
 
 
