@@ -29,6 +29,7 @@ from peftkit.errors import PeftkitError
 from peftkit.families import Family, family_of
 from peftkit.layout import Layout
 from peftkit.method import Method
+from peftkit.models import trust
 from peftkit.models.load import load
 from peftkit.models.loaded import LoadedModel
 from peftkit.models.quantize import forget_originals
@@ -126,7 +127,10 @@ def assemble(
 
 
 def read_run(run: Path, *, adapter: bool = True, otherwise: str = "") -> Recipe:
-    """Read the recipe of a run folder; with `adapter`, a run without one is refused, and `otherwise` is another way."""
+    """Read the recipe of a run folder; with `adapter`, a run without one is refused, and `otherwise` is another way.
+
+    Raises PeftkitError, too, where its model has code that nobody on this machine has agreed to run.
+    """
     if not (run / "recipe.yaml").is_file():
         raise PeftkitError(f"{run} is not a run folder: there is no recipe.yaml in it. Name one that training wrote.")
     if adapter and not (run / "adapter" / DESCRIPTION).is_file():
@@ -134,7 +138,21 @@ def read_run(run: Path, *, adapter: bool = True, otherwise: str = "") -> Recipe:
         raise PeftkitError(
             f"{run} has no adapter yet: its training did not finish. Continue it with `peft train` and --resume{more}."
         )
-    return recipes.load(run / "recipe.yaml")
+    return read_trusted(run / "recipe.yaml")
+
+
+def read_trusted(path: Path) -> Recipe:
+    """Read the recipe of a run, whose model's code has to be agreed to before it runs."""
+    recipe = recipes.load(path)
+    trust.check(recipe.model, path)
+    return recipe
+
+
+def agree(run: Path) -> None:
+    """Agree to run the code of the model of a run folder, or of the adapter folder of one; this is kept."""
+    path = next((path for path in (run / "recipe.yaml", run.parent / "recipe.yaml") if path.is_file()), None)
+    if path is not None:
+        trust.remember(recipes.load(path).model)
 
 
 def attach_methods(base: Assembled, recipe: Recipe, name: str = "default", *, loading: bool = False) -> Assembled:

@@ -66,7 +66,7 @@ ALLOWED = {
         "export": "__version__ adaptation assembly data errors families files layers layout method methods models "
         "ports quantization recipe registry tasks tensor_file",
         "report": "errors files method metrics plot recipe resources suites tasks training visible",
-        "comparison": "adaptation assembly budget errors evaluation files layout method recipe report tasks "
+        "comparison": "adaptation assembly budget errors evaluation files layout method models recipe report tasks "
         "tensor_file training",
     }.items()
 }

@@ -10,6 +10,7 @@ from typing import Any
 from peftkit import files
 from peftkit.adaptation.folder import DESCRIPTION, TENSORS
 from peftkit.errors import PeftkitError
+from peftkit.models import trust
 from peftkit.recipe import Recipe
 from peftkit.recipe import load as load_recipe
 from peftkit.training import lock
@@ -90,6 +91,7 @@ def check_resumed(run: Path, recipe: Recipe) -> Recipe:
             f"the recipe is not the one of the run in {run}: {'; '.join(changed)}. A resumed run keeps its recipe "
             f"(only {', '.join(FREE)} may change): undo the changes, or begin another run with --output."
         )
+    trust.check(earlier.model, run / "recipe.yaml")
     return recipe
 
 

@@ -14,6 +14,7 @@ from peftkit.data.batches import Batches
 from peftkit.engine.counts import largest_batch, saved_parts
 from peftkit.engine.passes import OutOfMemory
 from peftkit.engine.retrying import EARLIER, PLAN
+from peftkit.models import trust
 from peftkit.models.quantize import forget_originals
 from peftkit.recipe import Recipe
 from peftkit.training import checkpoint, events, folder, lock, log, origin, scoring, summary
@@ -67,6 +68,8 @@ class Session:
     ):
         self.run, self.observer, self.resume = run, Heeded(observer), resume
         self.checkpoints = run / "checkpoints"
+        # A recipe that is trained is its reader's own, and says that the model's code may be run.
+        trust.remember(recipe.model)
         resumed = resume and bool(checkpoint.listed(self.checkpoints))
         self.prepared: Prepared = prepare(recipe, resumed=resumed, base=base, name=name, notice=self.observer.notice)
         self.loop = self.prepared.loop
