@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,3 +125,39 @@ def test_no_file_is_split_where_a_text_breaks():
     sources = [path for place in ("core", "cli", "tools") for path in sorted((ROOT / place).rglob("*.py"))]
     split = re.compile(r"(?<!str\(error\))(?<!__doc__)\.splitlines\(")
     assert not [str(path.relative_to(ROOT)) for path in sources if split.search(path.read_text(encoding="utf-8"))]
+
+
+def test_what_a_killed_process_left_beside_a_folder_goes_with_the_next_one(tmp_path: Path):
+    left = tmp_path / ".out.0a1b2c3d.tmp"
+    left.mkdir()
+    (left / "weights").write_text("half")
+    others = [tmp_path / name for name in (".out-2.0a1b2c3d.tmp", ".out.0a1b2c3d.tmp.d", ".out.mine.tmp")]
+    for other in others:
+        other.mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    link = tmp_path / ".out.00000000.tmp"
+    link.symlink_to(outside)
+    with files.new_folder(tmp_path / "out") as folder:
+        assert not left.exists()
+        (folder / "a").write_text("a")
+        # One that another process still writes stays.
+        with files.new_folder(tmp_path / "out", replace=True) as second:
+            assert folder.exists()
+            (second / "a").write_text("b")
+    assert (tmp_path / "out" / "a").read_text() == "a"
+    assert sorted(tmp_path.iterdir()) == sorted([*others, outside, link, tmp_path / "out"])
+
+
+def test_a_killed_merge_leaves_nothing_to_the_next_one(tmp_path: Path):
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom peftkit import files\n"
+        "with files.new_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'weights').write_text('half')\n    os.kill(os.getpid(), 9)\n"
+    )
+    core = Path(files.__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], env={**os.environ, "PYTHONPATH": str(core)})
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+    with files.new_folder(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -15,6 +15,11 @@ from typing import Any
 
 from peftkit.errors import PeftkitError
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
 
 @contextmanager
 def explained(action: str, path: Path) -> Iterator[None]:
@@ -99,6 +104,44 @@ def new_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _claim(folder: Path) -> int | None:
+    """Lock a temporary folder; None where another process has it, it is gone, or the system has no locks."""
+    if fcntl is None:
+        return None
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(folder, follow_symlinks=False)):
+            return descriptor
+    except OSError:
+        pass
+    if descriptor is not None:
+        os.close(descriptor)
+    return None
+
+
+@contextmanager
+def _temporary_folder(place: Path) -> Iterator[Path]:
+    """Make a folder beside `place` that is this process's; those that killed ones left there for it are removed."""
+    named = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}\.tmp")
+    for path in [path for path in place.parent.iterdir() if named.fullmatch(path.name)]:
+        if path.is_dir() and not path.is_symlink() and (claimed := _claim(path)) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(claimed)
+    temporary = _beside(place)
+    temporary.mkdir()
+    # Another one that sweeps may have taken it before it was locked.
+    while (claimed := _claim(temporary)) is None and not temporary.is_dir():
+        temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if claimed is not None:
+            os.close(claimed)
+
+
 @contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` on success.
@@ -117,9 +160,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     with explained("write", path):
         place = path if replace else followed(path)
         make_folder(place.parent)
-        temporary = _beside(place)
-        temporary.mkdir()
-        try:
+        with _temporary_folder(place) as temporary:
             mode = stat.S_IMODE(temporary.stat().st_mode)
             there = place.is_dir() and not place.is_symlink()
             own = stat.S_IMODE(place.stat().st_mode) if there else mode
@@ -137,8 +178,6 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             else:
                 os.replace(temporary, place)
             sync(place.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -20,6 +20,7 @@ ALLOWED = {
         "registry": "errors",
         "options": "errors registry",
         "files": "errors",
+        "lock": "errors files",
         "visible": "",
         "tensor_file": "errors files",
         "plot": "files",
@@ -53,14 +54,14 @@ ALLOWED = {
         "estimation": "adaptation data device engine errors layout models objectives optim plot quantization "
         "recipe strategies",
         "generation": "data errors files tasks",
-        "evaluation": "adaptation assembly data device engine errors estimation files generation metrics recipe tasks "
-        "versions",
-        "training": "adaptation assembly data device engine errors estimation evaluation files layout metrics models "
-        "objectives optim plot recipe strategies tasks tensor_file versions",
+        "evaluation": "adaptation assembly data device engine errors estimation files generation lock metrics recipe "
+        "tasks versions",
+        "training": "adaptation assembly data device engine errors estimation evaluation files layout lock metrics "
+        "models objectives optim plot recipe strategies tasks tensor_file versions",
         "plan": "adaptation assembly data errors estimation recipe tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",
-        "together": "adaptation assembly data device engine errors files method models objectives ports recipe "
-        "strategies training",
+        "together": "adaptation assembly data device engine errors files lock method models objectives ports "
+        "recipe strategies training",
         # What is made of runs.
         "suites": "assembly data errors evaluation files recipe versions",
         "export": "__version__ adaptation assembly data errors families files layers layout method methods models "

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from peftkit import files
+from peftkit import files, lock
 from peftkit.adaptation import Adaptation
 from peftkit.assembly import Assembled, assemble, read_run
 from peftkit.data.example import Example, Turn
@@ -25,10 +26,11 @@ from peftkit.generation import generate
 from peftkit.generation.decoding import OnProgress
 from peftkit.generation.journal import Journal
 from peftkit.recipe import Recipe
-from peftkit.tasks import TASKS, source
+from peftkit.tasks import TASKS, Task, source
 from peftkit.versions import versions
 
 OTHERWISE = "evaluate its base model instead"
+BUSY = "NAME in {} is being evaluated: {} answers it. Wait for its end or stop it, and begin again."
 
 
 def evaluate(
@@ -57,14 +59,29 @@ def evaluate(
                 f"the objective '{objective.name}' predicts by a layer that is trained with the adapter, and an "
                 "untrained model has none: name a run, without --base."
             )
-        result, predictions = predict(recipe, folder, split, limit, on_progress)
-        _write(folder / "eval", f"{result['dataset'].replace('/', '-')}-{split}", predictions, result)
+        with _alone(folder, f"{recipe.dataset.name.replace('/', '-')}-{split}"):
+            result, predictions = predict(recipe, folder, split, limit, on_progress)
+            _write(folder / "eval", f"{result['dataset'].replace('/', '-')}-{split}", predictions, result)
         return result
     data = source.load(recipe.dataset, split, grouped=True)
     examples = data.examples[:limit]
     check_examples(data.task, examples, data.name)
-    subject = prepare(recipe, adapter)
     name = f"{data.name.replace('/', '-')}-{split}{'' if adapter else '-base'}"
+    facts = {"dataset": data.name, "origin": data.origin, "split": split, "limit": limit, "examples": len(examples)}
+    with _alone(folder, name):
+        return _evaluate(prepare(recipe, adapter), data.task, examples, facts, (folder, name, adapter), on_progress)
+
+
+def _evaluate(
+    subject: Assembled,
+    task: Task,
+    examples: Sequence[Example],
+    facts: dict[str, Any],
+    places: tuple[Path | None, str, Path | None],
+    on_progress: OnProgress | None,
+) -> dict[str, Any]:
+    """Answer and score; `places` are the folder that is written to, the name there, and the adapter's folder."""
+    recipe, (folder, name, adapter) = subject.recipe, places
     journal = None
     if folder is not None:
         key = journal_key(subject, recipe, examples, adapter)
@@ -73,7 +90,7 @@ def evaluate(
         evaluation = evaluate_loaded(
             subject.model,
             subject.tokenizer,
-            data.task,
+            task,
             examples,
             subject.template,
             generation=recipe.generation,
@@ -82,13 +99,27 @@ def evaluate(
             journal=journal,
             on_progress=on_progress,
         )
-    facts = {"dataset": data.name, "origin": data.origin, "split": split, "limit": limit, "examples": len(examples)}
     result = report(subject, evaluation, facts)
     warn(evaluation, len(examples))
     if folder is not None and journal is not None:
         _write(folder / "eval", name, evaluation.predictions, result)
         journal.remove()
     return result
+
+
+@contextmanager
+def _alone(folder: Path | None, name: str) -> Iterator[None]:
+    """Have one process at a time evaluate into a name in a run folder; what a killed one left half-written goes."""
+    if folder is None:
+        yield
+        return
+    place, log = folder / "eval", logging.getLogger("peftkit")
+    with lock.held(place, log.warning, f".{name}.lock", BUSY.replace("NAME", name)):
+        for path in files.leftovers(place):
+            if path.name.startswith(f".{name}."):
+                with files.explained("remove", path):
+                    files.remove(path)
+        yield
 
 
 def _write(folder: Path, name: str, predictions: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from peftkit import files
+from peftkit import files, lock
 from peftkit.adaptation.folder import DESCRIPTION, TENSORS
 from peftkit.errors import PeftkitError
 from peftkit.models import trust
 from peftkit.recipe import Recipe
 from peftkit.recipe import load as load_recipe
-from peftkit.training import lock
 
 FREE = ("output", "eval", "generation", "compare", "train.keep_checkpoints", "train.save_every", "train.tensorboard")
 """Keys that a resumed run may change: they have no part in what is learned."""

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftkit import files
+from peftkit import files, lock
 from peftkit.errors import PeftkitError
-from peftkit.training import lock
 
 
 class Log:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftkit import files, plot
+from peftkit import files, lock, plot
 from peftkit.adaptation import OBJECTIVE, save_adapter
 from peftkit.assembly import Assembled
 from peftkit.data.batches import Batches
@@ -17,7 +17,7 @@ from peftkit.engine.retrying import EARLIER, PLAN
 from peftkit.models import trust
 from peftkit.models.quantize import forget_originals
 from peftkit.recipe import Recipe
-from peftkit.training import checkpoint, events, folder, lock, log, origin, scoring, summary
+from peftkit.training import checkpoint, events, folder, log, origin, scoring, summary
 from peftkit.training.best import Best
 from peftkit.training.log import Log
 from peftkit.training.observer import Heeded, Observer, Silent
