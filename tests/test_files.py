@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,37 +125,49 @@ def test_no_file_is_split_where_a_text_breaks():
     assert not [str(path.relative_to(ROOT)) for path in sources if split.search(path.read_text(encoding="utf-8"))]
 
 
-def test_what_a_killed_process_left_beside_a_folder_goes_with_the_next_one(tmp_path: Path):
-    left = tmp_path / ".out.0a1b2c3d.tmp"
-    left.mkdir()
-    (left / "weights").write_text("half")
-    others = [tmp_path / name for name in (".out-2.0a1b2c3d.tmp", ".out.0a1b2c3d.tmp.d", ".out.mine.tmp")]
-    for other in others:
-        other.mkdir()
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    link = tmp_path / ".out.00000000.tmp"
-    link.symlink_to(outside)
-    with files.new_folder(tmp_path / "out") as folder:
-        assert not left.exists()
-        (folder / "a").write_text("a")
-        # One that another process still writes stays.
-        with files.new_folder(tmp_path / "out", replace=True) as second:
-            assert folder.exists()
-            (second / "a").write_text("b")
-    assert (tmp_path / "out" / "a").read_text() == "a"
-    assert sorted(tmp_path.iterdir()) == sorted([*others, outside, link, tmp_path / "out"])
+def left_by(path: Path, kind: str, *, folder: bool) -> Path:
+    left = path.with_name(f".{path.name}.0123abcd.{kind}")
+    if folder:
+        left.mkdir()
+        (left / "large").write_text("half")
+    else:
+        left.write_text("half")
+    return left
 
 
-def test_a_killed_merge_leaves_nothing_to_the_next_one(tmp_path: Path):
-    code = (
-        "import os, sys\nfrom pathlib import Path\nfrom peftkit import files\n"
-        "with files.new_folder(Path(sys.argv[1])) as folder:\n"
-        "    (folder / 'weights').write_text('half')\n    os.kill(os.getpid(), 9)\n"
-    )
-    core = Path(files.__file__).resolve().parents[1]
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], env={**os.environ, "PYTHONPATH": str(core)})
-    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
-    with files.new_folder(tmp_path / "out"):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+@pytest.mark.parametrize("kind", ["tmp", "old"])
+def test_what_a_killed_process_left_goes_when_the_folder_is_written_again(kind: str, tmp_path: Path):
+    left = left_by(tmp_path / "model", kind, folder=True)
+    other = left_by(tmp_path / "other", kind, folder=True)
+    (tmp_path / "model").mkdir()
+    write_folder(tmp_path / "model")
+    assert not left.exists()
+    assert other.exists(), "another output's may still be wanted"
+
+
+def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path: Path):
+    left = left_by(tmp_path / "file", "tmp", folder=False)
+    files.write_text(tmp_path / "file", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], left
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_another_process_writes_is_not_swept(folder: bool, tmp_path: Path):
+    """A second writer of the same name, while the first is at it: both end, and the later one's stays."""
+    path = tmp_path / "name"
+    new = files.new_folder if folder else files.new_file
+    with new(path, **({"replace": True} if folder else {})) as first:
+        (first / "of first" if folder else first).write_text("first")
+        with new(path, **({"replace": True} if folder else {})) as second:
+            (second / "of second" if folder else second).write_text("second")
+        assert first.exists()
+    assert [item.name for item in tmp_path.iterdir()] == ["name"]
+    assert (path / "of first" if folder else path).read_text() == "first"
+
+
+def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    left = left_by(tmp_path / "file", "tmp", folder=False)
+    files.write_text(tmp_path / "file", "new")
+    assert left.exists()
+    assert (tmp_path / "file").read_text() == "new"

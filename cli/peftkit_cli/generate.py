@@ -15,6 +15,13 @@ from peftkit_cli.arguments import RunArgument, TrustOption, agree
 def generate(
     run: RunArgument,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from standard input.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of generation to set, as generation.max_new_tokens=32."),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A system turn in front, where the chat template has one.")
+    ] = None,
     base: Annotated[bool, typer.Option("--base", help="Answer without the adapter.")] = False,
     trust: TrustOption = False,
 ) -> None:
@@ -25,6 +32,5 @@ def generate(
     from peftkit.evaluation import answer
 
     agree([run], trust)
-
-    said = answer(run, prompt, base=base)
+    said = answer(run, prompt, overrides or (), system=system, base=base)
     typer.echo(visible(said) if sys.stdout.isatty() else said)

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,64 @@ def leftovers(folder: Path) -> list[Path]:
 LEFT = re.compile(r"\.(.+\.[a-z0-9_]+|step-\d+)\.(tmp|old)")
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+@contextmanager
+def _temporary(path: Path, *, folder: bool) -> Iterator[Path]:
+    """Yield a new file or folder beside `path`, which is gone in the end unless it was renamed.
+
+    A lock tells it from those that killed processes left of the same name: they are removed first.
+    """
+    _sweep(path, "tmp")
+    descriptor = None
+    while descriptor is None:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        if folder:
+            temporary.mkdir()
+        else:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        descriptor = _hold(temporary)
+    try:
+        yield temporary
+    finally:
+        with suppress(OSError):
+            remove(temporary)
+        if descriptor != UNLOCKED:
+            os.close(descriptor)
+
+
+UNLOCKED = -1
+"""Stands for a descriptor where the system or the disk has no locks."""
+
+
+def _hold(path: Path) -> int | None:
+    """Lock a file or folder by a descriptor, until that is closed; None where another process has it, or had it."""
+    if fcntl is None:
+        return UNLOCKED
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(descriptor)
+        return UNLOCKED
+    os.close(descriptor)
+    return None
+
+
+def _sweep(path: Path, kind: str) -> None:
+    """Remove what killed processes left beside `path` of its own: half-written files, or what had made way for it."""
+    own = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.{kind}")
+    for left in [item for item in path.parent.iterdir() if own.fullmatch(item.name)]:
+        with suppress(OSError):
+            descriptor = _hold(left)
+            if descriptor is not None and descriptor != UNLOCKED:
+                remove(left)
+                os.close(descriptor)
 
 
 def _set_mode(path: Path, mode: int) -> None:
@@ -90,9 +146,7 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     with explained("write", path):
         make_folder(path.parent)
-        temporary = _beside(path)
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        try:
+        with _temporary(path, folder=False) as temporary:
             like = path if path.is_file() and not path.is_symlink() else temporary
             mode = stat.S_IMODE(like.stat().st_mode)
             yield temporary
@@ -100,46 +154,6 @@ def new_file(path: Path) -> Iterator[Path]:
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _claim(folder: Path) -> int | None:
-    """Lock a temporary folder; None where another process has it, it is gone, or the system has no locks."""
-    if fcntl is None:
-        return None
-    descriptor = None
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), os.stat(folder, follow_symlinks=False)):
-            return descriptor
-    except OSError:
-        pass
-    if descriptor is not None:
-        os.close(descriptor)
-    return None
-
-
-@contextmanager
-def _temporary_folder(place: Path) -> Iterator[Path]:
-    """Make a folder beside `place` that is this process's; those that killed ones left there for it are removed."""
-    named = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}\.tmp")
-    for path in [path for path in place.parent.iterdir() if named.fullmatch(path.name)]:
-        if path.is_dir() and not path.is_symlink() and (claimed := _claim(path)) is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(claimed)
-    temporary = _beside(place)
-    temporary.mkdir()
-    # Another one that sweeps may have taken it before it was locked.
-    while (claimed := _claim(temporary)) is None and not temporary.is_dir():
-        temporary.mkdir()
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if claimed is not None:
-            os.close(claimed)
 
 
 @contextmanager
@@ -160,7 +174,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     with explained("write", path):
         place = path if replace else followed(path)
         make_folder(place.parent)
-        with _temporary_folder(place) as temporary:
+        with _temporary(place, folder=True) as temporary:
             mode = stat.S_IMODE(temporary.stat().st_mode)
             there = place.is_dir() and not place.is_symlink()
             own = stat.S_IMODE(place.stat().st_mode) if there else mode
@@ -170,14 +184,22 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 sync(item)
             _set_mode(temporary, own)
             sync(temporary)
-            if os.path.lexists(place):
-                retired = temporary.with_suffix(".old")
-                os.replace(place, retired)
-                os.replace(temporary, place)
-                remove(retired)
-            else:
-                os.replace(temporary, place)
+            _exchange(temporary, place)
             sync(place.parent)
+
+
+def _exchange(temporary: Path, place: Path) -> None:
+    """Put a folder where another one, a link or nothing was."""
+    if os.path.lexists(place):
+        retired = temporary.with_suffix(".old")
+        os.replace(place, retired)
+        os.replace(temporary, place)
+        # Another process that writes the same may sweep it too.
+        with suppress(FileNotFoundError):
+            remove(retired)
+    else:
+        os.replace(temporary, place)
+    _sweep(place, "old")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

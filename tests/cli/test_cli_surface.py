@@ -32,7 +32,7 @@ SURFACE = {
         "--trust-remote-code",
     ],
     "report": ["--output", "--paper", "-o", "RUN..."],
-    "generate": ["--base", "PROMPT", "RUN", "--trust-remote-code"],
+    "generate": ["--base", "--system", "PROMPT", "RUN", "[KEY=VALUE]...", "--trust-remote-code"],
     "merge": ["--bound", "--into", "--output", "--requantize", "-o", "RUN", "--trust-remote-code"],
     "export": ["--format", "--output", "-o", "RUN", "--trust-remote-code"],
     "combine": ["--how", "--json", "--output", "--rank", "--weights", "-o", "RUN...", "--trust-remote-code"],

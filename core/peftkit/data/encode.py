@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peftkit.data import special
 from peftkit.data.example import LABEL, Example, Turn
 from peftkit.errors import PeftkitError
 
@@ -64,6 +66,8 @@ class EncodedExamples:
     """Examples whose prompt lost tokens on its left."""
     targets_cut: int
     """Examples whose target lost tokens on its right, its end-of-sequence included."""
+    special: Sequence[str] = ()
+    """The examples, by id, in whose texts special tokens are read as such."""
 
     def notices(self, max_length: int) -> list[str]:
         """Say in sentences what was dropped or cut; empty when nothing was."""
@@ -73,7 +77,10 @@ class EncodedExamples:
             (self.targets_cut, "trained on a shortened target, which alone is longer than max_length"),
             (self.prompts_cut, "trained with a prompt shortened on its left"),
         )
-        return [f"{count} of {total} examples {what} (max_length {max_length})." for count, what in causes if count]
+        told = [special.notice(len(self.special), self.special[0])] if self.special else []
+        return told + [
+            f"{count} of {total} examples {what} (max_length {max_length})." for count, what in causes if count
+        ]
 
 
 def opening(tokenizer: Any) -> list[int]:
@@ -97,10 +104,7 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> dict[str, list[int]]:
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return {}
-    tokenized = tokenizer(
-        distinct, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )
-    return dict(zip(distinct, tokenized["input_ids"], strict=True))
+    return dict(zip(distinct, special.tokenized(distinct, tokenizer), strict=True))
 
 
 def _prefixes(pieces: Sequence[Piece]) -> list[str]:
@@ -133,7 +137,7 @@ def tokenize_pieces(rows: Sequence[Sequence[Piece]], tokenizer: Any) -> list[lis
             if ids[: len(before)] == before:
                 ids = ids[len(before) :]
             else:
-                ids = tokenizer(piece.text, add_special_tokens=False)["input_ids"]
+                (ids,) = special.tokenized([piece.text], tokenizer)
             before = [] if piece.ends else before + ids
             runs.append((ids + [end] if end is not None and piece.ends else ids, piece.trained))
         split.append(runs)
@@ -227,7 +231,8 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
         rows += [insert(row, template.soft, len(rendering.opening)) for row in fitted]
         sources += [at] * len(fitted)
     prompts_cut -= targets_cut
-    return EncodedExamples(rows, sources, len(examples) - len(set(sources)), len(prompts_cut), len(targets_cut))
+    held = [examples[at].id for at, turns in _taught(examples) if template.reads_special(turns, tokenizer)]
+    return EncodedExamples(rows, sources, len(examples) - len(set(sources)), len(prompts_cut), len(targets_cut), held)
 
 
 def _taught(examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Turn]]]:
@@ -243,9 +248,15 @@ def _taught(examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Turn]]]
 
 
 def _render(example: Example, turns: Sequence[Turn], template: Template, tokenizer: Any) -> list[Rendering]:
-    """Render an example; what the template refuses is told with the place of the example."""
-    try:
+    with placed(example):
         return template.render(turns, tokenizer)
+
+
+@contextmanager
+def placed(example: Example) -> Iterator[None]:
+    """Tell what is refused inside with the place of the example."""
+    try:
+        yield
     except PeftkitError as error:
         raise PeftkitError(f"{example.id}: {error}") from None
 
@@ -253,7 +264,7 @@ def _render(example: Example, turns: Sequence[Turn], template: Template, tokeniz
 def encode_prompts(examples: Sequence[Example], template: Template, tokenizer: Any, max_length: int) -> EncodedExamples:
     """Encode what a model is given of each example, nothing of it to predict; longer texts are cut on their left."""
     max_length -= len(template.soft)
-    renderings = [template.render_prompt(example.prompt, tokenizer) for example in examples]
+    renderings = [template.prompt(example, tokenizer) for example in examples]
     runs = tokenize_pieces([rendering.pieces for rendering in renderings], tokenizer)
     rows: list[Encoded] = []
     cut = 0
@@ -262,7 +273,8 @@ def encode_prompts(examples: Sequence[Example], template: Template, tokenizer: A
         ids = cut_left(whole, max_length, tokenizer.bos_token_id)
         cut += len(ids) < len(whole)
         rows.append(insert(Encoded(ids, [IGNORED] * len(ids)), template.soft, len(rendering.opening)))
-    return EncodedExamples(rows, list(range(len(rows))), 0, cut, 0)
+    held = [example.id for example in examples if template.reads_special(example.prompt, tokenizer)]
+    return EncodedExamples(rows, list(range(len(rows))), 0, cut, 0, held)
 
 
 def insert(row: Encoded, soft: Sequence[int], at: int) -> Encoded:

@@ -123,6 +123,7 @@ def read_csv(path: Path, columns: Sequence[str], *, lower: bool = True) -> Itera
             continue
         if header is None:
             header = [name.strip().lower() if lower else name.strip() for name in row]
+            check_apart(header, f"{path}, line {start}")
             absent = [name for name in columns if name not in header]
             if absent:
                 raise PeftkitError(
@@ -145,6 +146,13 @@ def _lines(content: str) -> Iterator[str]:
         end = content.find("\n", start) + 1 or len(content)
         yield content[start:end]
         start = end
+
+
+def check_apart(names: Sequence[str], place: str) -> None:
+    """Refuse a table with two columns of one name, of which only one could be read."""
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise PeftkitError(f"{place}: two columns are called '{shown(twice)}', and only one could be read.")
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

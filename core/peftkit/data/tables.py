@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peftkit.data.records import keys, kind, read_csv, read_json_lines
+from peftkit.data.records import check_apart, keys, kind, read_csv, read_json_lines
 from peftkit.errors import PeftkitError, hint
 from peftkit.files import parse_json, read_text
 
@@ -87,7 +87,9 @@ def _parquet(path: Path) -> Numbered:
     import pyarrow.parquet
 
     try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        table = pyarrow.parquet.ParquetFile(path)
+        check_apart(table.schema_arrow.names, str(path))
+        batches = table.iter_batches(batch_size=1024)
         rows = (record for batch in batches for record in batch.to_pylist())
         yield from ((number, "row", record) for number, record in enumerate(rows, 1))
     except (pyarrow.ArrowException, OSError) as error:

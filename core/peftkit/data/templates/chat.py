@@ -43,6 +43,14 @@ class Chat(Template):
     def render_prompt(self, turns: Sequence[Turn], tokenizer: Any) -> Rendering:
         return Rendering([], [Piece(_rendered(turns, tokenizer, prompt=True), trained=False)])
 
+    def takes_system(self, tokenizer: Any) -> bool:
+        try:
+            return bool(_literals(tokenizer, tokenizer.chat_template, ("system", "user"), prompt=True))
+        except Unbounded:
+            raise
+        except PeftkitError:
+            return False
+
     def stop_ids(self, tokenizer: Any) -> list[int]:
         """Return the end-of-sequence id and that of the token which ends an assistant turn."""
         literals = _literals(tokenizer, tokenizer.chat_template, ("user", "assistant"), prompt=False)
