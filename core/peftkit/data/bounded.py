@@ -52,7 +52,7 @@ def compiled(source: str) -> Template:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     # Its environment works out the constants of what it compiles, without bounds: this one is given nothing to compile.
-    environment = _compile_jinja_template("").environment.overlay()
+    environment: Any = _compile_jinja_template("").environment.overlay()
     environment.__class__ = Counting
     environment.peftkit_spent = {"seconds": 0.0}
     environment.finalize = shown
@@ -103,7 +103,7 @@ class Counted(NodeTransformer):
     def __init__(self, environment: Environment):
         self.environment = environment
 
-    def visit(self, node: Any, *_: Any, **__: Any) -> nodes.Node:
+    def visit(self, node: Any, *_: Any, **__: Any) -> Any:
         self.generic_visit(node)
         if isinstance(node, nodes.For):
             node.iter = self._through(EACH, node.iter, nodes.Const(_literal(node)))
@@ -114,7 +114,7 @@ class Counted(NodeTransformer):
             return self._through(MADE, node)
         return node
 
-    def _through(self, name: str, node: nodes.Expr, *args: nodes.Expr) -> nodes.Filter:
+    def _through(self, name: str, node: Any, *args: nodes.Expr) -> nodes.Filter:
         through = nodes.Filter(node, name, list(args), [], None, None)
         return through.set_lineno(node.lineno or 1).set_environment(self.environment)  # pyright: ignore
 
