@@ -18,6 +18,8 @@ from draw import thorough
 from model_folders import write_model
 
 from peftkit.adaptation import attach, save_adapter
+from peftkit.errors import PeftkitError
+from peftkit.evaluation import evaluate
 from peftkit.generation.asking import BATCHES
 from peftkit.models.load import load as load_model
 from peftkit.recipe import load as load_recipe
@@ -140,3 +142,20 @@ def test_a_killed_evaluation_ends_with_the_same_files(
     assert evaluations.end() == 0
     assert outcome(run) == whole
     assert not partial.exists()
+
+
+def test_a_second_evaluation_of_a_split_is_refused_while_the_first_goes_on(
+    evaluations: Evaluations, run: Path, whole: tuple[bytes, dict]
+):
+    for path in (run / "eval").iterdir():
+        path.unlink()
+    process = evaluations.start(run, PAUSE)
+    wait_for_lines(run / "eval" / "jsonl-test.partial.jsonl", 2)
+    with pytest.raises(PeftkitError, match=f"jsonl-test in .*eval is being evaluated: process {process} answers it"):
+        evaluate(run)
+    assert evaluations.end() == 0
+    assert outcome(run) == whole
+    (run / "eval" / ".jsonl-test.json.0a1b2c3d.tmp").write_text("half")
+    (run / "eval" / ".jsonl-test-base.json.0a1b2c3d.tmp").write_text("of another evaluation")
+    evaluate(run)
+    assert [path.name for path in (run / "eval").glob(".*")] == [".jsonl-test-base.json.0a1b2c3d.tmp"]

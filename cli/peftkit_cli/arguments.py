@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,9 +19,22 @@ OverrideArgument = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set, as train.max_steps=200 or rank=16."),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `peft train` wrote it.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run the Python code that the run's model brings; this is remembered."),
+]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write.")]
 
 
 def run_folder(recipe: str, loaded: Recipe, output: Path | None = None) -> Path:
     """Return where a run of `recipe` goes: `output`, else what the recipe says, else runs/ and the recipe's name."""
     return output or Path(loaded.output or f"runs/{Path(recipe).stem}")
+
+
+def agree(runs: Iterable[Path], given: bool) -> None:
+    """Agree to the code of the models of runs where that is `given`."""
+    if given:
+        from peftkit.assembly import agree as agree_to
+
+        for run in runs:
+            agree_to(run)

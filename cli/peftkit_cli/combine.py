@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from peftkit.errors import PeftkitError
-from peftkit_cli.arguments import OutputFolder
+from peftkit_cli.arguments import OutputFolder, TrustOption, agree
 from peftkit_cli.report import show_report
 from peftkit_cli.terminal import print_json
 
@@ -33,9 +33,12 @@ def combine(
         int | None, typer.Option(min=1, help="The rank that svd cuts to; by default the largest of the runs.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust: TrustOption = False,
 ) -> None:
     """Combine the adapters of several runs into a folder that every command takes as a run."""
     from peftkit.export.combined import combine_runs
+
+    agree(runs, trust)
 
     report = combine_runs(runs, output, how, None if weights is None else numbers(weights), rank)
     if as_json:

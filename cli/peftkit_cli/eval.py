@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftkit.errors import PeftkitError
-from peftkit_cli.arguments import OverrideArgument
+from peftkit_cli.arguments import OverrideArgument, TrustOption, agree
 from peftkit_cli.terminal import print_json, print_scores, progress, table
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def evaluate(
         Path | None, typer.Option("--suite-path", metavar="DIR", help="A folder with lm-eval task files of your own.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust: TrustOption = False,
 ) -> None:
     """Generate for every input of a split, and print the scores of the task's metrics; or run tasks of lm-eval."""
     run = Path(target) if Path(target).is_dir() else None
@@ -42,6 +43,7 @@ def evaluate(
     from peftkit.evaluation import evaluate as evaluate_target
     from peftkit.recipe import load
 
+    agree([run] if run else [], trust)
     subject, asked = (run, overrides or ()) if run else (load(target, overrides or ()), ())
     if suite:
         show_suite(subject, suite, suite_path, asked, limit=limit, base=base, as_json=as_json)

@@ -9,7 +9,7 @@ import typer
 
 from peftkit.visible import visible
 from peftkit_cli import streams
-from peftkit_cli.arguments import RunArgument
+from peftkit_cli.arguments import RunArgument, TrustOption, agree
 
 
 def generate(
@@ -23,6 +23,7 @@ def generate(
         str | None, typer.Option(metavar="TEXT", help="A system turn in front, where the chat template has one.")
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Answer without the adapter.")] = False,
+    trust: TrustOption = False,
 ) -> None:
     """Continue a prompt under the run's own template; a terminal sees control characters as escapes."""
     if prompt == "-":
@@ -30,5 +31,6 @@ def generate(
             prompt = sys.stdin.read()
     from peftkit.evaluation import answer
 
+    agree([run], trust)
     said = answer(run, prompt, overrides or (), system=system, base=base)
     typer.echo(visible(said) if sys.stdout.isatty() else said)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from peftkit_cli.arguments import OutputFolder, RunArgument
+from peftkit_cli.arguments import OutputFolder, RunArgument, TrustOption, agree
 from peftkit_cli.report import show_report
 
 
@@ -29,8 +29,11 @@ def merge(
             metavar="FLOAT", help="What --requantize may change a logit by, as a fraction of the largest (0.3)."
         ),
     ] = None,
+    trust: TrustOption = False,
 ) -> None:
     """Merge a run's adapter into its model's weights, compare the two, and write a folder that transformers opens."""
     from peftkit.export import merge as merge_run
+
+    agree([run], trust)
 
     show_report(merge_run(run, output, into=into, requantize=requantize, bound=bound), output)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftkit_cli.arguments import RecipeArgument
+from peftkit_cli.arguments import RecipeArgument, TrustOption, agree
 
 if TYPE_CHECKING:
     from peftkit.recipe import Recipe
@@ -29,6 +29,7 @@ def train(
         bool, typer.Option("--together", help="Train several recipes over one frozen base in one pass.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    trust: TrustOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and stop.")] = False,
 ) -> int:
     """Train a recipe and write a run folder: the adapter, the log, the summary and checkpoints."""
@@ -49,6 +50,7 @@ def train(
         for job in jobs:
             show(plan(job.recipe), job.run)
         return 0
+    agree([job.run for job in jobs] if resume else [], trust)
     if together or len(jobs) > 1:
         return run_together(jobs, resume)
     run_recipe(jobs[0].recipe, jobs[0].run, resume)

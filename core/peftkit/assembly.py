@@ -32,6 +32,7 @@ from peftkit.errors import PeftkitError, hint
 from peftkit.families import Family, family_of
 from peftkit.layout import Layout
 from peftkit.method import Method
+from peftkit.models import trust
 from peftkit.models.load import load
 from peftkit.models.loaded import LoadedModel
 from peftkit.models.quantize import forget_originals
@@ -138,7 +139,8 @@ def assemble(
 def read_run(run: Path, overrides: Sequence[str] = (), *, adapter: bool = True, otherwise: str = "") -> Recipe:
     """Read the recipe of a run folder; with `adapter`, a run without one is refused, and `otherwise` is another way.
 
-    `overrides` are `key=value` texts of the sections that have no part in training; others are refused.
+    `overrides` are `key=value` texts of the sections that have no part in training; others are refused, and so is a run
+    whose model has code that nobody on this machine has agreed to run.
     """
     if not (run / "recipe.yaml").is_file():
         raise PeftkitError(f"{run} is not a run folder: there is no recipe.yaml in it. Name one that training wrote.")
@@ -149,7 +151,21 @@ def read_run(run: Path, overrides: Sequence[str] = (), *, adapter: bool = True, 
         )
     for text in overrides:
         _check_asked(text)
-    return recipes.load_run(run, overrides)
+    return read_trusted(run, overrides)
+
+
+def read_trusted(run: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the recipe of a run, whose model's code has to be agreed to before it runs."""
+    recipe = recipes.load_run(run, overrides)
+    trust.check(recipe.model, run / "recipe.yaml")
+    return recipe
+
+
+def agree(run: Path) -> None:
+    """Agree to run the code of the model of a run folder, or of the adapter folder of one; this is kept."""
+    place = next((place for place in (run, run.parent) if (place / "recipe.yaml").is_file()), None)
+    if place is not None:
+        trust.remember(recipes.load_run(place).model)
 
 
 def _check_asked(text: str) -> None:

@@ -22,6 +22,7 @@ ALLOWED = {
         "files": "errors",
         "schemas": "errors files",
         "free_memory": "errors",
+        "lock": "errors files",
         "visible": "",
         "tensor_file": "errors files",
         "plot": "files",
@@ -56,25 +57,25 @@ ALLOWED = {
         "estimation": "adaptation data device engine errors layout models objectives optim plot "
         "quantization free_memory recipe strategies",
         "generation": "data errors files kernels schemas tasks",
-        "evaluation": "adaptation assembly data device engine errors estimation files generation metrics recipe "
+        "evaluation": "adaptation assembly data device engine errors estimation files generation lock metrics recipe "
         "schemas tasks versions",
-        "training": "adaptation assembly data device engine errors estimation evaluation files layout metrics models "
-        "objectives optim plot recipe schemas strategies tasks tensor_file versions",
+        "training": "adaptation assembly data device engine errors estimation evaluation files layout lock metrics "
+        "models objectives optim plot recipe schemas strategies tasks tensor_file versions",
         "plan": "adaptation assembly data errors estimation recipe tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",
-        "together": "adaptation assembly data device engine errors files method models objectives ports recipe "
-        "strategies training",
+        "together": "adaptation assembly data device engine errors files lock method models objectives ports "
+        "recipe strategies training",
         # What is made of runs.
         "suites": "assembly data errors evaluation files recipe schemas versions",
         "export": "__version__ adaptation assembly data errors families files free_memory layers layout method methods "
         "models ports quantization recipe registry schemas tasks tensor_file",
         "report": "errors evaluation files method metrics plot recipe resources suites tasks training visible",
-        "comparison": "adaptation assembly budget errors evaluation files layout method recipe report tasks "
+        "comparison": "adaptation assembly budget errors evaluation files layout method models recipe report tasks "
         "tensor_file training",
     }.items()
 }
 """The packages and single files of the core, from the bottom up, each with those that it may import."""
-TRANSFORMERS = ("families", "models", "ports/attention.py", "quantization", "generation", "export")
+TRANSFORMERS = ("families", "models", "data/bounded.py", "ports/attention.py", "quantization", "generation", "export")
 """Where transformers is imported: places in the core."""
 
 

@@ -17,9 +17,9 @@ import pytest
 from draw import thorough
 from small_runs import make_recipe
 
-from peftkit import recipe
+from peftkit import lock, recipe
 from peftkit.errors import PeftkitError
-from peftkit.training import checkpoint, lock, log, train
+from peftkit.training import checkpoint, log, train
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from small_runs import make_recipe, write_documents
 
-from peftkit import files, recipe
+from peftkit import files, lock, recipe
 from peftkit.errors import PeftkitError
 from peftkit.recipe import Recipe
-from peftkit.training import Interrupted, Silent, checkpoint, folder, lock, log, session, train
+from peftkit.training import Interrupted, Silent, checkpoint, folder, log, session, train
 from peftkit_cli.main import main
 
 TIMES = ("tokens_per_s", "trained_tokens_per_s", "memory", "elapsed_s")

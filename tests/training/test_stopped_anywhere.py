@@ -15,10 +15,10 @@ from draw import some, thorough
 from small_runs import make_recipe
 from watching import watcher
 
-from peftkit import files, recipe
+from peftkit import files, lock, recipe
 from peftkit.errors import PeftkitError
 from peftkit.recipe import Recipe
-from peftkit.training import checkpoint, lock, log, session, train
+from peftkit.training import checkpoint, log, session, train
 
 METHODS = ("lora", "dora", "adalora", "ia3", "prefix-tuning", "serial-adapter")
 FORMATS = ("none", "nf4")

@@ -14,7 +14,7 @@ from draw import thorough
 from small_runs import make_recipe, write_documents
 from test_session import Stops
 
-from peftkit import recipe, tensor_file
+from peftkit import lock, recipe, tensor_file
 from peftkit.adaptation import TENSORS, activate, attach, attached
 from peftkit.errors import PeftkitError
 from peftkit.kernels.tree import grow
@@ -22,7 +22,7 @@ from peftkit.models.tiny import tiny
 from peftkit.ports.attention_along import along
 from peftkit.ports.context import Routing
 from peftkit.together import Failed, Job, Stopped, train_together
-from peftkit.training import Silent, lock, log, session, train
+from peftkit.training import Silent, log, session, train
 from peftkit.training.loop import Loop
 
 TIMES = ("tokens_per_s", "trained_tokens_per_s", "memory", "elapsed_s")

@@ -8,6 +8,7 @@ from peftkit import files
 from peftkit.comparison.entries import Entry, entries
 from peftkit.comparison.results import read
 from peftkit.comparison.runs import ComparisonStopped, ComparisonWatcher, EntryRun, go, plan
+from peftkit.models import trust
 from peftkit.recipe import Recipe
 from peftkit.report import write
 from peftkit.report.results import Comparison
@@ -22,6 +23,7 @@ def compare(recipe: Recipe, folder: Path, watcher: ComparisonWatcher) -> Compari
     comparison that is stopped writes too, from what it has. Raises PeftkitError for what is wrong in the recipe, and
     ComparisonStopped on a signal, and where the output is lost.
     """
+    trust.remember(recipe.model)
     compared = entries(recipe)
     runs = plan(recipe, compared, folder)
     files.write_text(folder / "recipe.yaml", recipe.to_yaml())

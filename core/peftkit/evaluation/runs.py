@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from peftkit import files
+from peftkit import files, lock
 from peftkit.adaptation import Adaptation
 from peftkit.assembly import Assembled, assemble, read_run
 from peftkit.data import special
@@ -26,10 +27,11 @@ from peftkit.generation import generate
 from peftkit.generation.decoding import OnProgress
 from peftkit.generation.journal import Journal
 from peftkit.recipe import Recipe
-from peftkit.tasks import TASKS, source
+from peftkit.tasks import TASKS, Task, source
 from peftkit.versions import versions
 
 OTHERWISE = "evaluate its base model instead"
+BUSY = "NAME in {} is being evaluated: {} answers it. Wait for its end or stop it, and begin again."
 
 
 def evaluate(
@@ -60,22 +62,40 @@ def evaluate(
                 f"the objective '{objective.name}' predicts by a layer that is trained with the adapter, and an "
                 "untrained model has none: name a run, without --base."
             )
-        result, predictions = predict(recipe, folder, split, limit, on_progress)
-        _write(folder / "eval", f"{result['dataset'].replace('/', '-')}-{split}", predictions, result)
+        with _alone(folder, f"{recipe.dataset.name.replace('/', '-')}-{split}"):
+            result, predictions = predict(recipe, folder, split, limit, on_progress)
+            _write(folder / "eval", f"{result['dataset'].replace('/', '-')}-{split}", predictions, result)
         return result
     data = source.load(recipe.dataset, split, grouped=True)
     examples = data.examples[:limit]
     check_examples(data.task, examples, data.name)
-    subject = prepare(recipe, adapter)
-    _tell_special(examples, subject)
     name = f"{data.name.replace('/', '-')}-{split}{'' if adapter else '-base'}"
-    key = journal_key(subject, recipe, examples, adapter)
-    journal = None if folder is None else Journal(folder / "eval" / f"{name}.partial.jsonl", key)
+    facts = {"dataset": data.name, "origin": data.origin, "split": split, "limit": limit, "examples": len(examples)}
+    with _alone(folder, name):
+        subject = prepare(recipe, adapter)
+        _tell_special(examples, subject)
+        return _evaluate(subject, data.task, examples, facts, (folder, name, adapter), on_progress)
+
+
+def _evaluate(
+    subject: Assembled,
+    task: Task,
+    examples: Sequence[Example],
+    facts: dict[str, Any],
+    places: tuple[Path | None, str, Path | None],
+    on_progress: OnProgress | None,
+) -> dict[str, Any]:
+    """Answer and score; `places` are the folder that is written to, the name there, and the adapter's folder."""
+    recipe, (folder, name, adapter) = subject.recipe, places
+    journal = None
+    if folder is not None:
+        key = journal_key(subject, recipe, examples, adapter)
+        journal = Journal(folder / "eval" / f"{name}.partial.jsonl", key)
     with autocast(subject.device, subject.precision):
         evaluation = evaluate_loaded(
             subject.model,
             subject.tokenizer,
-            data.task,
+            task,
             examples,
             subject.template,
             generation=recipe.generation,
@@ -84,13 +104,23 @@ def evaluate(
             journal=journal,
             on_progress=on_progress,
         )
-    facts = {"dataset": data.name, "origin": data.origin, "split": split, "limit": limit, "examples": len(examples)}
     result = report(subject, evaluation, facts)
     warn(evaluation, len(examples))
     if folder is not None and journal is not None:
         _write(folder / "eval", name, evaluation.predictions, result)
         journal.remove()
     return result
+
+
+@contextmanager
+def _alone(folder: Path | None, name: str) -> Iterator[None]:
+    """Have one process at a time evaluate into a name in a run folder."""
+    if folder is None:
+        yield
+        return
+    place, log = folder / "eval", logging.getLogger("peftkit")
+    with lock.held(place, log.warning, f".{name}.lock", BUSY.replace("NAME", name)):
+        yield
 
 
 def _write(folder: Path, name: str, predictions: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:

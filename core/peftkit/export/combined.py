@@ -11,7 +11,7 @@ import torch
 from peftkit import files
 from peftkit import recipe as recipes
 from peftkit.adaptation import Source, check_sources, combine, digests, find_adapter, save_adapter
-from peftkit.assembly import assemble
+from peftkit.assembly import assemble, read_trusted
 from peftkit.errors import PeftkitError
 
 CPU = torch.device("cpu")
@@ -60,4 +60,4 @@ def _recipe(adapters: Sequence[Path]) -> recipes.Recipe:
             f"there is no recipe.yaml beside {adapters[0]} or the others, which says what model they stand on: name a "
             "run folder among them."
         )
-    return recipes.load_run(path.parent)
+    return read_trusted(path.parent)

@@ -69,6 +69,9 @@ def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[s
         tokenizer.save_pretrained(folder)
     if source is not None and (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
+    if source is not None and trained.recipe.model.trust_remote_code:
+        for path in source.glob("*.py"):
+            shutil.copyfile(path, folder / path.name)
     if source is not None and contents.unread:
         _copy_descriptions(source, folder, anew=untied is None)
     for parameter in model.parameters():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peftkit import files
+from peftkit import files, lock
 from peftkit.adaptation import activate
 from peftkit.assembly import Assembled, assemble, training_dtype
 from peftkit.device import choose_precision
@@ -17,7 +17,7 @@ from peftkit.models.quantize import forget_originals
 from peftkit.recipe import Recipe
 from peftkit.together import base
 from peftkit.together.rounds import Done, Member, backward_together
-from peftkit.training import events, folder, lock, summary
+from peftkit.training import events, folder, summary
 from peftkit.training.observer import Observer, Silent
 from peftkit.training.session import Session
 from peftkit.training.signals import Cause, Deferred, told

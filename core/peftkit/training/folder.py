@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from peftkit import files
+from peftkit import files, lock
 from peftkit.adaptation import DESCRIPTION, TENSORS
 from peftkit.errors import PeftkitError
+from peftkit.models import trust
 from peftkit.recipe import Recipe
 from peftkit.recipe import load as load_recipe
-from peftkit.training import checkpoint, lock
+from peftkit.training import checkpoint
 
 FREE = ("output", "eval", "generation", "compare", "train.keep_checkpoints", "train.save_every", "train.tensorboard")
 """Keys that a resumed run may change: they have no part in what is learned."""
@@ -101,6 +102,7 @@ def check_resumed(run: Path, recipe: Recipe) -> Recipe:
             f"the recipe is not the one of the run in {run}: {'; '.join(changed)}. A resumed run keeps its recipe "
             f"(only {', '.join(FREE)} may change): undo the changes, or begin another run with --output."
         )
+    trust.check(earlier.model, run / "recipe.yaml")
     return recipe
 
 

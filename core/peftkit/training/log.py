@@ -11,10 +11,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from peftkit import files, schemas
+from peftkit import files, lock, schemas
 from peftkit.errors import PeftkitError
 from peftkit.schemas import Count, Stored
-from peftkit.training import lock
 
 
 class StepRecord(Stored):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftkit import files, plot
+from peftkit import files, lock, plot
 from peftkit.adaptation import OBJECTIVE, save_adapter
 from peftkit.assembly import Assembled
 from peftkit.data.batches import Batches
@@ -15,9 +15,10 @@ from peftkit.engine.counts import largest_batch, saved_parts
 from peftkit.engine.passes import OutOfMemory
 from peftkit.engine.retrying import EARLIER, PLAN
 from peftkit.errors import PeftkitError
+from peftkit.models import trust
 from peftkit.models.quantize import forget_originals
 from peftkit.recipe import Recipe
-from peftkit.training import checkpoint, events, folder, lock, log, origin, scoring, summary
+from peftkit.training import checkpoint, events, folder, log, origin, scoring, summary
 from peftkit.training.best import Best
 from peftkit.training.log import Log
 from peftkit.training.observer import Heeded, Observer, Silent
@@ -68,6 +69,8 @@ class Session:
     ):
         self.run, self.observer, self.resume = run, Heeded(observer), resume
         self.checkpoints = run / "checkpoints"
+        # A recipe that is trained is its reader's own, and says that the model's code may be run.
+        trust.remember(recipe.model)
         resumed = resume and bool(checkpoint.listed(self.checkpoints))
         begun = folder.as_begun(recipe, self.checkpoints) if resumed else recipe
         self.prepared: Prepared = prepare(begun, resumed=resumed, base=base, name=name, notice=self.observer.notice)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NoReturn
 
+from peftkit.data.bounds import Unbounded
 from peftkit.data.encode import Piece, closing
 from peftkit.data.example import Turn
 from peftkit.data.template import TEMPLATES, Rendering, Template
-from peftkit.data.time_limit import limited
 from peftkit.errors import PeftkitError
 
-SECONDS = 5.0
-"""Of the processor, for one conversation: a template with loops in loops would take hours."""
 ADVICE = "Write `dataset.template: plain`, or give the tokenizer another chat template."
 
 
@@ -48,6 +46,8 @@ class Chat(Template):
     def takes_system(self, tokenizer: Any) -> bool:
         try:
             return bool(_literals(tokenizer, tokenizer.chat_template, ("system", "user"), prompt=True))
+        except Unbounded:
+            raise
         except PeftkitError:
             return False
 
@@ -156,24 +156,26 @@ def _rendered(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool) -> str:
 
 
 def _render(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool, in_parts: bool) -> str:
+    from peftkit.data.bounded import render
+
+    tools = next((json.loads(turn.text) for turn in turns if turn.role == "tools"), None)
+    messages = [_message(turn, in_parts) for turn in turns if turn.role != "tools"]
+    more = {"documents": None, "add_generation_prompt": prompt, "enable_thinking": False}
+    more |= {**tokenizer.special_tokens_map, "messages": messages}
+    name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
     try:
-        tools = next((json.loads(turn.text) for turn in turns if turn.role == "tools"), None)
-        messages = [_message(turn, in_parts) for turn in turns if turn.role != "tools"]
-        render = partial(
-            tokenizer.apply_chat_template,
-            messages,
-            tokenize=False,
-            add_generation_prompt=prompt,
-            enable_thinking=False,
-        )
-        with limited(SECONDS):
-            text = render(tools=tools)
-            ignored = tools is not None and text == render()
-    # A template is a program of its own, which may raise anything.
-    except Exception as error:
+        if not messages:
+            raise ValueError("it has no message")
+        source = tokenizer.get_chat_template(None, tools)
+        text = render(source, name, tools=tools, **more)
+        ignored = tools is not None and text == render(source, name, tools=None, **more)
+    except Unbounded as error:
+        raise Unbounded(f"{error} {ADVICE}") from None
+    except Exception as error:  # a template is a program, and may fail in every way
         roles = ", ".join(turn.role for turn in turns) or "none"
         raise PeftkitError(
-            f"the chat template cannot render a conversation with the roles {roles}: {error}. {ADVICE}"
+            f"the chat template cannot render a conversation with the roles {roles}: "
+            f"{str(error) or type(error).__name__}. {ADVICE}"
         ) from None
     called = [call["function"]["name"] for message in messages for call in message.get("tool_calls", [])]
     lost = next((name for name in called if name not in text), None)
@@ -188,7 +190,10 @@ def _render(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool, in_parts: bo
 
 def _message(turn: Turn, in_parts: bool) -> dict[str, Any]:
     content = [{"type": "text", "text": turn.text}] if in_parts else turn.text
-    return {"role": turn.role, "content": content, **(json.loads(turn.more) if turn.more else {})}
+    more = json.loads(turn.more) if turn.more else {}
+    # Templates read what a model thought under either name.
+    thought = {"thinking": more["reasoning_content"]} if "reasoning_content" in more else {}
+    return {"role": turn.role, "content": content, **thought, **more}
 
 
 @lru_cache(maxsize=512)
@@ -199,6 +204,8 @@ def _takes_parts(tokenizer: Any, template: str) -> bool:
     def renders(in_parts: bool) -> bool:
         try:
             return turns[0].text in _render(turns, tokenizer, prompt=True, in_parts=in_parts)
+        except Unbounded:
+            raise
         except PeftkitError:
             return False
 

@@ -1,4 +1,4 @@
-"""A run folder is one process's at a time: a lock of the operating system, which ends with the process that has it."""
+"""A folder, or a part of one, is one process's at a time: a lock of the system, which ends with that process."""
 
 from __future__ import annotations
 
@@ -37,17 +37,24 @@ class Lock:
             raise PeftkitError(lost(self.path))
 
 
+BUSY = (
+    "the run folder {} is in use: {} is training in it. Wait for its end, stop it, or name another folder with "
+    "--output. Nothing in it was touched."
+)
+
+
 @contextmanager
-def held(run: Path, notice: Callable[[str], None]) -> Iterator[Lock]:
+def held(run: Path, notice: Callable[[str], None], name: str = NAME, busy: str = BUSY) -> Iterator[Lock]:
     """Lock a run folder, which is made where there is none; PeftkitError where another process has it.
 
-    Folders that were made and hold nothing in the end are removed again. `notice` is told where there are no locks.
+    `name` locks a part of the folder alone, and `busy` says of it and its holder that it is in use. Folders that were
+    made and hold nothing in the end are removed again. `notice` is told where there are no locks.
     """
     made = files.make_folder(run)
-    path = run / NAME
+    path = run / name
     try:
         with files.explained("lock", path):
-            descriptor = _open(path, notice)
+            descriptor = _open(path, notice, busy)
         lock = Lock(path, descriptor)
         try:
             yield lock
@@ -62,12 +69,12 @@ def held(run: Path, notice: Callable[[str], None]) -> Iterator[Lock]:
                 folder.rmdir()
 
 
-def _open(path: Path, notice: Callable[[str], None]) -> int:
+def _open(path: Path, notice: Callable[[str], None], busy: str) -> int:
     """Open and lock the file; returns its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            _lock(path, descriptor, notice)
+            _lock(path, descriptor, notice, busy)
             if same(path, os.fstat(descriptor)):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode())
@@ -79,7 +86,7 @@ def _open(path: Path, notice: Callable[[str], None]) -> int:
         os.close(descriptor)
 
 
-def _lock(path: Path, descriptor: int, notice: Callable[[str], None]) -> None:
+def _lock(path: Path, descriptor: int, notice: Callable[[str], None], busy: str) -> None:
     if fcntl is None:
         notice(UNLOCKED.format(path.parent, "this system has no flock"))
         return
@@ -88,10 +95,7 @@ def _lock(path: Path, descriptor: int, notice: Callable[[str], None]) -> None:
     except BlockingIOError:
         number = re.fullmatch(rb"(\d{1,10})\n", os.pread(descriptor, 16, 0))
         who = f"process {number[1].decode()}" if number else "another process"
-        raise PeftkitError(
-            f"the run folder {path.parent} is in use: {who} is training in it. Wait for its end, stop it, or name "
-            "another folder with --output. Nothing in it was touched."
-        ) from None
+        raise PeftkitError(busy.format(path.parent, who)) from None
     except OSError as error:
         notice(UNLOCKED.format(path.parent, error.strerror))
 
