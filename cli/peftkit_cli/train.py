@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftkit_cli.arguments import RecipeArgument
+from peftkit_cli.terminal import working
 
 if TYPE_CHECKING:
     from peftkit.recipe import Recipe
@@ -46,7 +47,9 @@ def train(
         from peftkit_cli.planned import show
 
         for job in jobs:
-            show(plan(job.recipe), job.run)
+            with working() as tell:
+                planned = plan(job.recipe, tell)
+            show(planned, job.run)
         return 0
     if together or len(jobs) > 1:
         return run_together(jobs, resume)

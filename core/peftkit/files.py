@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import hashlib
 import json
 import os
 import re
@@ -10,10 +12,13 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peftkit.errors import PeftkitError
+
+BOM = codecs.BOM_UTF8
 
 
 @contextmanager
@@ -165,9 +170,62 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise PeftkitError(
-            f"{path}, line {line}: not UTF-8 text (byte {error.start}). Save the file as UTF-8."
-        ) from None
+        raise _not_utf8(path, line, error.start) from None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a UTF-8 text, still to be decoded."""
+
+    path: Path
+    number: int
+    start: int
+    """The byte of the file that it begins with."""
+    content: bytes
+    """With its line feed."""
+
+    @property
+    def blank(self) -> bool:
+        """Whether it holds white space alone."""
+        rest = self.content.lstrip()
+        return not rest or (not 32 < rest[0] < 127 and not rest.decode(errors="replace").strip())
+
+    @property
+    def text(self) -> str:
+        """The line with its end; PeftkitError where it is in another encoding."""
+        try:
+            return self.content.decode()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(self.path, self.number, self.start + error.start) from None
+
+
+def each_line(path: Path) -> Iterator[Line]:
+    """Yield the lines of a UTF-8 text, one read after the other; they end at a line feed, and at no other character."""
+    start = 0
+    with explained("read", path), path.open("rb") as file:
+        for number, content in enumerate(file, 1):
+            mark = len(BOM) if number == 1 and content.startswith(BOM) else 0
+            yield Line(path, number, start + mark, content[mark:] if mark else content)
+            start += len(content)
+
+
+def _not_utf8(path: Path, line: int, byte: int) -> PeftkitError:
+    return PeftkitError(f"{path}, line {line}: not UTF-8 text (byte {byte}). Save the file as UTF-8.")
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    state = hashlib.sha256()
+    with explained("read", path), path.open("rb") as file:
+        while piece := file.read(1 << 24):
+            state.update(piece)
+    return state.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return where what can be made again is kept: `PEFTKIT_CACHE`, or else `peftkit` in the user's cache folder."""
+    own = os.environ.get("PEFTKIT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftkit"
 
 
 def read_lines(path: Path) -> list[str]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from peftkit.data.example import LABEL, Example, Turn
+from peftkit.data.long_texts import LONG, shorten, tokenize_long
 from peftkit.errors import PeftkitError
 
 if TYPE_CHECKING:
@@ -55,8 +59,8 @@ class Encoded:
 class EncodedExamples:
     """The rows of a data set, and what its length limit cost."""
 
-    rows: list[Encoded]
-    sources: list[int]
+    rows: Sequence[Encoded]
+    sources: Sequence[int] | np.ndarray
     """For each row, the position of its example; a long document gives several rows."""
     dropped: int
     """Examples with an empty target, or with no room for one."""
@@ -65,9 +69,14 @@ class EncodedExamples:
     targets_cut: int
     """Examples whose target lost tokens on its right, its end-of-sequence included."""
 
+    @property
+    def examples(self) -> int:
+        """The examples that have a row; the rows of one stand together."""
+        return int(np.count_nonzero(np.diff(self.sources, prepend=-1)))
+
     def notices(self, max_length: int) -> list[str]:
         """Say in sentences what was dropped or cut; empty when nothing was."""
-        total = self.dropped + len(set(self.sources))
+        total = self.dropped + self.examples
         causes = (
             (self.dropped, "dropped: the target is empty, or max_length leaves no room for it"),
             (self.targets_cut, "trained on a shortened target, which alone is longer than max_length"),
@@ -79,7 +88,12 @@ class EncodedExamples:
 def opening(tokenizer: Any) -> list[int]:
     """Return the beginning-of-sequence id in a list where the tokenizer itself puts one in front, else nothing."""
     first = tokenizer.bos_token_id
-    return [first] if first is not None and tokenizer("a")["input_ids"][:1] == [first] else []
+    return [first] if first is not None and _puts(first, tokenizer) else []
+
+
+@lru_cache(maxsize=64)
+def _puts(first: int, tokenizer: Any) -> bool:
+    return tokenizer("a")["input_ids"][:1] == [first]
 
 
 def closing(tokenizer: Any) -> int:
@@ -94,13 +108,15 @@ def closing(tokenizer: Any) -> int:
 
 def tokenize(texts: Iterable[str], tokenizer: Any) -> dict[str, list[int]]:
     """Return the ids of each distinct text, without special tokens around it."""
-    distinct = list(dict.fromkeys(texts))
-    if not distinct:
-        return {}
+    distinct = dict.fromkeys(texts)
+    long = {text: tokenize_long(text, tokenizer) for text in distinct if len(text) > LONG}
+    short = [text for text in distinct if text not in long]
+    if not short:
+        return long
     tokenized = tokenizer(
-        distinct, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        short, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
     )
-    return dict(zip(distinct, tokenized["input_ids"], strict=True))
+    return long | dict(zip(short, tokenized["input_ids"], strict=True))
 
 
 def _prefixes(pieces: Sequence[Piece]) -> list[str]:
@@ -180,7 +196,7 @@ def fit(row: Encoded, max_length: int, first: int | None) -> Encoded | None:
 
 def _teaches(row: Encoded) -> bool:
     """Return whether a next-token loss uses any label of the row."""
-    return any(label != IGNORED for label in row.labels[1:])
+    return len(row.labels) - 1 > row.labels.count(IGNORED) - (row.labels[:1] == [IGNORED])
 
 
 def windows(row: Encoded, max_length: int) -> list[Encoded]:
@@ -209,7 +225,10 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
         for at, turns in _taught(examples)
         for rendering in _render(examples[at], turns, template, tokenizer)
     ]
-    runs = tokenize_pieces([rendering.pieces for _, rendering in rendered], tokenizer)
+    # A document is trained whole, in several rows.
+    wanted = [None if examples[at].turns[-1].role == "text" else max_length for at, _ in rendered]
+    texts = [shorten(one.pieces, tokenizer, most) for (_, one), most in zip(rendered, wanted, strict=True)]
+    runs = tokenize_pieces(texts, tokenizer)
     rows: list[Encoded] = []
     sources: list[int] = []
     prompts_cut: set[int] = set()
@@ -243,7 +262,7 @@ def _taught(examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Turn]]]
 
 
 def _render(example: Example, turns: Sequence[Turn], template: Template, tokenizer: Any) -> list[Rendering]:
-    """Render an example; what the template refuses is told with the place of the example."""
+    """Render an example; a fault names it."""
     try:
         return template.render(turns, tokenizer)
     except PeftkitError as error:
@@ -254,7 +273,7 @@ def encode_prompts(examples: Sequence[Example], template: Template, tokenizer: A
     """Encode what a model is given of each example, nothing of it to predict; longer texts are cut on their left."""
     max_length -= len(template.soft)
     renderings = [template.render_prompt(example.prompt, tokenizer) for example in examples]
-    runs = tokenize_pieces([rendering.pieces for rendering in renderings], tokenizer)
+    runs = tokenize_pieces([shorten(rendering.pieces, tokenizer, max_length) for rendering in renderings], tokenizer)
     rows: list[Encoded] = []
     cut = 0
     for rendering, parts in zip(renderings, runs, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 
@@ -44,8 +44,8 @@ class Block(NamedTuple):
 class Rows(Sequence[Encoded]):
     """The rows of blocks, one after the other; each becomes an `Encoded` when it is asked for."""
 
-    def __init__(self, blocks: Sequence[Block]):
-        self.blocks = blocks
+    def __init__(self, blocks: Sequence[Block], digest: str | None = None):
+        self.blocks, self._digest = blocks, digest
         self.lengths: np.ndarray = np.concatenate([np.zeros(0, np.int64), *(block.lengths for block in blocks)])
         """[N] int64."""
         self._first = np.cumsum([0, *(len(block.lengths) for block in blocks)])
@@ -85,10 +85,16 @@ class Rows(Sequence[Encoded]):
 
     def digest(self) -> str:
         """Return the SHA-256 of the ids and labels in order, and of the rows' classes where they have one."""
-        state = hashlib.sha256()
+        if self._digest is None:
+            state = hashlib.sha256()
+            self.feed(state)
+            self._digest = state.hexdigest()
+        return self._digest
+
+    def feed(self, state: Any) -> None:
+        """Add the rows to the state of a digest, which they may be a part of."""
         for block in self.blocks:
             state.update(_words(block).tobytes())
-        return state.hexdigest()
 
 
 def lengths_of(rows: Sequence[Encoded]) -> np.ndarray:

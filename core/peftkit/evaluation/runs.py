@@ -60,8 +60,8 @@ def evaluate(
         result, predictions = predict(recipe, folder, split, limit, on_progress)
         _write(folder / "eval", f"{result['dataset'].replace('/', '-')}-{split}", predictions, result)
         return result
-    data = source.load(recipe.dataset, split, grouped=True)
-    examples = data.examples[:limit]
+    data = source.load(recipe.dataset, split, grouped=True, limit=limit)
+    examples = data.examples
     check_examples(data.task, examples, data.name)
     subject = prepare(recipe, adapter)
     name = f"{data.name.replace('/', '-')}-{split}{'' if adapter else '-base'}"

@@ -67,7 +67,9 @@ class Session:
         self.run, self.observer, self.resume = run, observer, resume
         self.checkpoints = run / "checkpoints"
         resumed = resume and bool(checkpoint.listed(self.checkpoints))
-        self.prepared: Prepared = prepare(recipe, resumed=resumed, base=base, name=name, notice=observer.notice)
+        self.prepared: Prepared = prepare(
+            recipe, resumed=resumed, base=base, name=name, notice=observer.notice, working=observer.working
+        )
         self.loop = self.prepared.loop
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
         wanted = recipe.train.keep_best
@@ -212,7 +214,7 @@ class Session:
             "model": prepared.loaded.name,
             "methods": [method.name for method in prepared.adaptation.chosen],
             "dataset": prepared.dataset,
-            "examples": len(set(prepared.encoded.sources)),
+            "examples": prepared.encoded.examples,
             "dropped_examples": prepared.encoded.dropped,
             "trainable_parameters": prepared.adaptation.trainable,
             "total_parameters": prepared.adaptation.total,
