@@ -57,7 +57,7 @@ ALLOWED = {
         "versions",
         "training": "adaptation assembly data device engine errors estimation evaluation files layout metrics models "
         "objectives optim plot recipe strategies tasks tensor_file versions",
-        "plan": "adaptation assembly data errors estimation recipe tasks training",
+        "plan": "adaptation assembly data estimation recipe tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",
         "together": "adaptation assembly data device engine errors files method models objectives ports recipe "
         "strategies training",

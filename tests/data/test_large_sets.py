@@ -16,7 +16,7 @@ from peftkit.data.batches import Batches
 from peftkit.data.cache import Cache, mark
 from peftkit.data.encode import Encoded, encode
 from peftkit.data.example import question
-from peftkit.data.rows import Block, Rows
+from peftkit.data.rows import EncodedRows, RowBlock
 from peftkit.data.template import TEMPLATES
 from peftkit.errors import PeftkitError
 from peftkit.models.tokenizer import load_tokenizer
@@ -137,7 +137,7 @@ def test_a_held_out_part_is_that_of_the_keys_themselves(tmp_path):
 
 def test_rows_of_arrays_are_the_rows_they_were_made_of():
     rows = [Encoded([5, 6, 7], [-100, 6, 7]), Encoded([], []), Encoded([8], [8], 0), Encoded([1, 2], [-100, -100], 3)]
-    arrays = Rows([Block.of(rows[:1]), Block.of(rows[1:])])
+    arrays = EncodedRows([RowBlock.of(rows[:1]), RowBlock.of(rows[1:])])
     assert arrays == rows
     assert list(arrays) == rows
     assert arrays[1:3] == rows[1:3]
@@ -146,14 +146,14 @@ def test_rows_of_arrays_are_the_rows_they_were_made_of():
     # Written down once: checkpoints hold it.
     assert digest(rows) == arrays.digest() == "4c7746fc2ba1f975b6632370a426ecba7636cb04f8d8b437cb54f38471e1b04c"
     with pytest.raises(ValueError, match="neither"):
-        Block.of([Encoded([1], [2])])
+        RowBlock.of([Encoded([1], [2])])
 
 
 def test_batches_over_arrays_are_those_over_lists(tokenizer):
     rows = encode(
         [question(str(n), "a" * (n % 9 + 1), "b" * (n % 5 + 1)) for n in range(80)], PLAIN, tokenizer, 64
     ).rows
-    listed, arrays = (Batches(some, batch_tokens=60, seed=3) for some in (rows, Rows.of(rows)))
+    listed, arrays = (Batches(some, batch_tokens=60, seed=3) for some in (rows, EncodedRows.of(rows)))
     assert listed.plan(1) == arrays.plan(1)
     first = arrays.plan(1)[0]
     assert arrays.collate(first, 0).labels.tolist() == listed.collate(first, 0).labels.tolist()
@@ -203,7 +203,7 @@ def test_what_is_kept_is_what_was_encoded_and_no_line_is_parsed_again(tmp_path, 
     assert not parsed
     assert warm.rows == cold.rows == plain.rows
     assert digest(warm.rows) == digest(cold.rows) == digest(plain.rows)
-    assert Rows(warm.rows.blocks).digest() == warm.rows.digest()
+    assert EncodedRows(warm.rows.blocks).digest() == warm.rows.digest()
     assert warm.sources.tolist() == list(plain.sources)
     assert warm.notices(512) == plain.notices(512)
     assert len(kept(tmp_path)) == 1

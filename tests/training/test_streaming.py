@@ -1,4 +1,4 @@
-"""Runs on streamed data: in the order of the files, over and over, resumed bit for bit, refused beside what is whole."""
+"""Runs on streamed data: in the order of the files, over and over, resumed bit for bit, refused beside whole data."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def prompts(chosen: recipe.Recipe, blocks: int) -> list[list[str]]:
     prepared = prepare(chosen)
     batches, words = prepared.batches, prepared.loaded.tokenizer
     return [
-        [words.decode(batches.encoded[at].ids[1:8]).removeprefix("row ") for at in indices]
+        [words.decode(batches.encoded[at].ids[4:7]) for at in indices]
         for block in range(blocks)
         for indices in batches.plan(block)
     ]

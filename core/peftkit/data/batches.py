@@ -50,7 +50,7 @@ class Batch:
         return replace(self, input_ids=ids, attention_mask=mask, labels=labels, extras=extras)
 
 
-class Plan(Sequence[list[int]]):
+class EpochPlan(Sequence[list[int]]):
     """The micro-batches of an epoch, each a list of positions of rows."""
 
     def __init__(self, order: np.ndarray, bounds: np.ndarray):
@@ -75,11 +75,13 @@ class Plan(Sequence[list[int]]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def moved(self, to: np.ndarray) -> Plan:
+    def moved(self, to: np.ndarray) -> EpochPlan:
         """Return the same micro-batches in another order, `to` [micro-batches]."""
         sizes = np.diff(self.bounds)[to]
         bounds = np.concatenate([[0], np.cumsum(sizes)])
-        return Plan(self.order[np.repeat(self.bounds[to] - bounds[:-1], sizes) + np.arange(len(self.order))], bounds)
+        return EpochPlan(
+            self.order[np.repeat(self.bounds[to] - bounds[:-1], sizes) + np.arange(len(self.order))], bounds
+        )
 
 
 class Batches:
@@ -114,7 +116,7 @@ class Batches:
         """Tokens of each row, [N] int64."""
         self.groups = by_prompt(encoded) if group_prompts else None
         """Positions of the examples that follow each other, where they are grouped."""
-        self._plans: dict[int, Plan] = {}
+        self._plans: dict[int, EpochPlan] = {}
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -128,7 +130,7 @@ class Batches:
             f"{SHARED} tokens, and one prompt for all, do not count)."
         ]
 
-    def plan(self, epoch: int) -> Plan:
+    def plan(self, epoch: int) -> EpochPlan:
         """Return the micro-batches of an epoch as lists of example positions, each position exactly once.
 
         A pure function of the examples' lengths and groups, the limits, seed and epoch. An example longer than
@@ -140,7 +142,7 @@ class Batches:
             self._plans[epoch] = self._plan(epoch)
         return self._plans[epoch]
 
-    def _plan(self, epoch: int) -> Plan:
+    def _plan(self, epoch: int) -> EpochPlan:
         generator = torch.Generator().manual_seed(_seed(self.seed, epoch))
         groups, lengths = self.groups, self.lengths
         count = len(self) if groups is None else len(groups)
@@ -152,7 +154,7 @@ class Batches:
         order = order[np.lexsort((np.where(number % 2, -longest[order], longest[order]), number))]
         if groups is not None:
             order = np.array([index for at in order for index in _shuffled(groups[at], generator)])
-        plan = Plan(order, self._cut(lengths[order]))
+        plan = EpochPlan(order, self._cut(lengths[order]))
         return plan.moved(torch.randperm(len(plan), generator=generator).numpy())
 
     def _cut(self, lengths: np.ndarray) -> np.ndarray:
@@ -168,11 +170,11 @@ class Batches:
             bounds.append(at)
         return np.array(bounds)
 
-    def padded(self, plan: Plan) -> np.ndarray:
+    def padded(self, plan: EpochPlan) -> np.ndarray:
         """Return the padded tokens of each micro-batch of a plan, [micro-batches]."""
         return np.maximum.reduceat(self.lengths[plan.order], plan.bounds[:-1]) * np.diff(plan.bounds)
 
-    def tokens(self, plan: Plan) -> np.ndarray:
+    def tokens(self, plan: EpochPlan) -> np.ndarray:
         """Return the tokens of each micro-batch of a plan that are not padding, [micro-batches]."""
         return np.add.reduceat(self.lengths[plan.order], plan.bounds[:-1])
 

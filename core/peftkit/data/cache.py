@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peftkit import files
 from peftkit.data.encode import EncodedExamples
-from peftkit.data.encoding import Part, joined
-from peftkit.data.rows import Block, Rows
+from peftkit.data.encoding import EncodedPart, joined
+from peftkit.data.rows import EncodedRows, RowBlock
 from peftkit.errors import PeftkitError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class CacheFacts(BaseModel):
     sha256: str
     """Of the rows' file."""
     digest: str
-    """Of the rows themselves, as `Rows.digest` returns it."""
+    """Of the rows themselves, as `EncodedRows.digest` returns it."""
     rows: int = Field(ge=0)
     dropped: int = Field(ge=0)
     prompts_cut: int = Field(ge=0)
@@ -95,7 +95,9 @@ class Cache:
             raise PeftkitError(f"{self.folder / ROWS} is damaged: its checksum differs.")
         return facts
 
-    def keep(self, make: Callable[[], Iterable[Part]], options: Mapping[str, Any], least: int) -> EncodedExamples:
+    def keep(
+        self, make: Callable[[], Iterable[EncodedPart]], options: Mapping[str, Any], least: int
+    ) -> EncodedExamples:
         """Write what `make` returns part by part, and return it mapped from the disk.
 
         It is not kept where the first part has fewer than `least` examples. Where the disk refuses, that is a warning,
@@ -103,7 +105,7 @@ class Cache:
         """
         own: list[BaseException] = []
 
-        def noted() -> Iterator[Part]:
+        def noted() -> Iterator[EncodedPart]:
             try:
                 yield from make()
             except BaseException as error:
@@ -125,7 +127,7 @@ class Cache:
         kept = self.read()
         return joined(make()) if kept is None else kept[0]
 
-    def _write(self, folder: Path, first: Part, rest: Iterator[Part], options: Mapping[str, Any]) -> None:
+    def _write(self, folder: Path, first: EncodedPart, rest: Iterator[EncodedPart], options: Mapping[str, Any]) -> None:
         import pyarrow as pa
 
         state, part = hashlib.sha256(), first
@@ -133,7 +135,7 @@ class Cache:
         with (folder / ROWS).open("wb") as file, pa.ipc.new_stream(file, _batch(first).schema) as stream:
             while part is not None:
                 stream.write_batch(_batch(part))
-                Rows([part.block]).feed(state)
+                EncodedRows([part.block]).feed(state)
                 counts["rows"] += len(part.sources)
                 for name in ("dropped", "prompts_cut", "targets_cut"):
                     counts[name] += getattr(part, name)
@@ -160,7 +162,7 @@ def mark(tokenizer: Any) -> str | None:
     return hashlib.sha256((json.dumps(told) + backend.to_str()).encode()).hexdigest()
 
 
-def _batch(part: Part) -> pa.RecordBatch:
+def _batch(part: EncodedPart) -> pa.RecordBatch:
     import pyarrow as pa
 
     block = part.block
@@ -175,7 +177,7 @@ def _batch(part: Part) -> pa.RecordBatch:
     )
 
 
-def _mapped(path: Path, facts: CacheFacts) -> tuple[Rows, np.ndarray]:
+def _mapped(path: Path, facts: CacheFacts) -> tuple[EncodedRows, np.ndarray]:
     """Map rows from a file; no token is read before it is used."""
     import pyarrow as pa
 
@@ -183,7 +185,7 @@ def _mapped(path: Path, facts: CacheFacts) -> tuple[Rows, np.ndarray]:
         batches = list(pa.ipc.open_stream(pa.memory_map(str(path))))
         columns = [{name: batch.column(name) for name in ("ids", "trained", "class", "source")} for batch in batches]
         blocks = [
-            Block(
+            RowBlock(
                 column["ids"].values.to_numpy(),
                 column["trained"].values.to_numpy(),
                 np.diff(column["ids"].offsets.to_numpy()).astype(np.int64),
@@ -194,7 +196,7 @@ def _mapped(path: Path, facts: CacheFacts) -> tuple[Rows, np.ndarray]:
     except (pa.ArrowException, OSError, KeyError) as error:
         raise PeftkitError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
     sources = np.concatenate([np.zeros(0, np.int64), *(column["source"].to_numpy() for column in columns)])
-    rows = Rows(blocks, facts.digest)
+    rows = EncodedRows(blocks, facts.digest)
     if len(rows) != facts.rows:
         raise PeftkitError(f"{path} holds {len(rows)} rows, and {facts.rows} were written.")
     return rows, sources

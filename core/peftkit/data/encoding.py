@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,10 @@ from multiprocessing.process import BaseProcess
 
 import numpy as np
 
-from peftkit.data.encode import Encoded, EncodedExamples
+from peftkit.data.encode import EncodedExamples
 from peftkit.data.example import Example
 from peftkit.data.examples import Examples
-from peftkit.data.rows import Block, Rows
+from peftkit.data.rows import EncodedRows, RowBlock
 from peftkit.errors import PeftkitError
 
 CHUNK = 2048
@@ -31,10 +32,10 @@ Told = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Part:
+class EncodedPart:
     """A chunk of a data set, encoded."""
 
-    block: Block
+    block: RowBlock
     sources: np.ndarray
     """For each row, the position of its example in the data set; [N] int64."""
     dropped: int
@@ -44,7 +45,7 @@ class Part:
     """Of the chunk, dropped ones included."""
 
 
-def parts(examples: Sequence[Example], encode: Encode, told: Told = lambda count: None) -> Iterator[Part]:
+def parts(examples: Sequence[Example], encode: Encode, told: Told = lambda count: None) -> Iterator[EncodedPart]:
     """Encode examples in order, chunk by chunk; which processes do it changes nothing of what they give.
 
     Raises what `encode` and the examples raise.
@@ -60,31 +61,52 @@ def parts(examples: Sequence[Example], encode: Encode, told: Told = lambda count
 
 
 def processes() -> int:
-    """Return how many processes encode a large data set: as many as there are cores, where a process can be forked."""
-    if "fork" not in multiprocessing.get_all_start_methods() or multiprocessing.current_process().daemon:
+    """Return how many processes encode a large data set: as many as there are cores, where forking is safe."""
+    if sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
-def joined(made: Iterable[Part]) -> EncodedExamples:
+def joined(made: Iterable[EncodedPart]) -> EncodedExamples:
     """Return the rows of all parts, and what the length limit cost."""
     held = list(made)
     return EncodedExamples(
-        Rows([part.block for part in held]),
+        EncodedRows([part.block for part in held]),
         np.concatenate([np.zeros(0, np.int64), *(part.sources for part in held)]),
         *(sum(getattr(part, name) for part in held) for name in ("dropped", "prompts_cut", "targets_cut")),
     )
 
 
-def _one_by_one(examples: Examples, encode: Encode, first: int, step: int) -> Iterator[Part]:
-    for number, chunk in examples.chunks(CHUNK, first, step):
-        done = encode(chunk)
-        rows: Sequence[Encoded] = done.rows
-        sources = np.fromiter(done.sources, np.int64, len(rows)) + number * CHUNK
-        yield Part(Block.of(rows), sources, done.dropped, done.prompts_cut, done.targets_cut, len(chunk))
+def _one_by_one(examples: Examples, encode: Encode, first: int, step: int) -> Iterator[EncodedPart]:
+    chunks = examples.chunks(CHUNK, first, step)
+    while True:
+        with _without_collecting():
+            number, chunk = next(chunks, (0, []))
+            if not chunk:
+                return
+            part = _encoded(chunk, encode, number * CHUNK)
+        yield part
 
 
-def _apart(examples: Examples, encode: Encode, workers: int) -> Iterator[Part]:
+def _encoded(chunk: Sequence[Example], encode: Encode, before: int) -> EncodedPart:
+    done = encode(chunk)
+    sources = np.fromiter(done.sources, np.int64, len(done.rows)) + before
+    return EncodedPart(RowBlock.of(done.rows), sources, done.dropped, done.prompts_cut, done.targets_cut, len(chunk))
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Hold off the search for garbage, which goes through the objects of a chunk many times and finds none."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _apart(examples: Examples, encode: Encode, workers: int) -> Iterator[EncodedPart]:
     """Encode on several processes, each of which reads the files and makes every so many-th chunk."""
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(workers)]
@@ -111,7 +133,7 @@ def _apart(examples: Examples, encode: Encode, workers: int) -> Iterator[Part]:
             receiver.close()
 
 
-def _received(receiver: Connection) -> Part | None:
+def _received(receiver: Connection) -> EncodedPart | None:
     """Return the next part of a process, or None at its end; what it raised is raised here."""
     try:
         found = receiver.recv()

@@ -66,11 +66,6 @@ class Examples(Sequence[Example]):
             raise IndexError(at)
         return found()
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
     def picked(self, wanted: Sequence[int]) -> Examples:
         """Return the examples at the positions `wanted`, which rise."""
 

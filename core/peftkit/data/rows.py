@@ -15,7 +15,7 @@ UNTOLD = -1
 """The class of a row that has none."""
 
 
-class Block(NamedTuple):
+class RowBlock(NamedTuple):
     """Some neighbouring rows of a data set, N rows with T tokens in all."""
 
     ids: np.ndarray
@@ -28,7 +28,7 @@ class Block(NamedTuple):
     """[N] int64, -1 where a row has none."""
 
     @classmethod
-    def of(cls, rows: Sequence[Encoded]) -> Block:
+    def of(cls, rows: Sequence[Encoded]) -> RowBlock:
         """Gather rows; a label that is neither its id nor -100 is a ValueError."""
         lengths = np.fromiter((len(row.ids) for row in rows), np.int64, len(rows))
         total = int(lengths.sum())
@@ -41,10 +41,10 @@ class Block(NamedTuple):
         return cls(ids, trained.view(np.uint8), lengths, np.fromiter(classes, np.int64, len(rows)))
 
 
-class Rows(Sequence[Encoded]):
+class EncodedRows(Sequence[Encoded]):
     """The rows of blocks, one after the other; each becomes an `Encoded` when it is asked for."""
 
-    def __init__(self, blocks: Sequence[Block], digest: str | None = None):
+    def __init__(self, blocks: Sequence[RowBlock], digest: str | None = None):
         self.blocks, self._digest = blocks, digest
         self.lengths: np.ndarray = np.concatenate([np.zeros(0, np.int64), *(block.lengths for block in blocks)])
         """[N] int64."""
@@ -53,9 +53,9 @@ class Rows(Sequence[Encoded]):
         self._begins = np.concatenate([np.zeros(0, np.int64), *inside])
 
     @classmethod
-    def of(cls, rows: Sequence[Encoded]) -> Rows:
+    def of(cls, rows: Sequence[Encoded]) -> EncodedRows:
         """Return rows as arrays; what is so already is returned as it is."""
-        return rows if isinstance(rows, Rows) else cls([Block.of(rows)])
+        return rows if isinstance(rows, EncodedRows) else cls([RowBlock.of(rows)])
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -99,10 +99,14 @@ class Rows(Sequence[Encoded]):
 
 def lengths_of(rows: Sequence[Encoded]) -> np.ndarray:
     """Return the numbers of tokens of rows, [N] int64."""
-    return rows.lengths if isinstance(rows, Rows) else np.fromiter((len(row.ids) for row in rows), np.int64, len(rows))
+    return (
+        rows.lengths
+        if isinstance(rows, EncodedRows)
+        else np.fromiter((len(row.ids) for row in rows), np.int64, len(rows))
+    )
 
 
-def _words(block: Block) -> np.ndarray:
+def _words(block: RowBlock) -> np.ndarray:
     """Write rows as whole numbers: each one's length, ids, length, labels, and where it has a class 1 and the class."""
     lengths, told = block.lengths, block.classes != UNTOLD
     sizes = 2 * lengths + 2 + 2 * told

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from peftkit.data.batches import Batches, Plan
+from peftkit.data.batches import Batches, EpochPlan
 from peftkit.data.encode import EncodedExamples
 from peftkit.data.encoding import Encode
 from peftkit.data.example import Example
@@ -35,7 +35,7 @@ class Streamed(Batches):
         self.number = 0
         super().__init__(self.first.rows, **options)
 
-    def plan(self, epoch: int) -> Plan:
+    def plan(self, epoch: int) -> EpochPlan:
         """Return the micro-batches of a block, which is read if it is not there; that may be none."""
         if epoch != self.number:
             self.encoded = (self.first if epoch == 0 else self._read(epoch)).rows
@@ -43,12 +43,12 @@ class Streamed(Batches):
             self._plans.clear()
         return super().plan(epoch)
 
-    def _plan(self, epoch: int) -> Plan:
+    def _plan(self, epoch: int) -> EpochPlan:
         if not len(self.encoded):
-            return Plan(np.zeros(0, np.int64), np.zeros(1, np.int64))
+            return EpochPlan(np.zeros(0, np.int64), np.zeros(1, np.int64))
         if not self.ordered:
             return super()._plan(epoch)
-        return Plan(np.arange(len(self.encoded)), self._cut(self.lengths))
+        return EpochPlan(np.arange(len(self.encoded)), self._cut(self.lengths))
 
     def _read(self, number: int) -> EncodedExamples:
         """Read a block; those before it are passed over, line by line, where reading is not there yet."""

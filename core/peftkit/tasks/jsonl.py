@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """The forms of a record: the keys that tell each, and those that may stand beside them."""
 NAMES = ("id", "idx")
 """Keys that name a record and change nothing of what is learnt."""
-WORD = re.compile("[A-Za-z0-9]{2,}")
+WORD = re.compile("[A-Za-z0-9 ]{2,}")
 EXCHANGE: tuple[Role, Role] = ("user", "assistant")
 LABELLED = (
     ("prompt",),
@@ -95,7 +96,7 @@ class _Item:
 
 
 def _words(inputs: Iterable[Any]) -> re.Pattern[bytes] | None:
-    """Return what finds a word of each input, its longest; None where one has no word."""
+    """Return what finds the longest run of plain letters of each input; None where one has none."""
     found = [max((word for turn in turns for word in WORD.findall(turn.text)), key=len, default="") for turns in inputs]
     return re.compile("|".join(found).encode()) if all(found) else None
 
@@ -109,7 +110,7 @@ def _answering(example: Example) -> Example:
 def _example(record: Record, columns: Columns) -> Example:
     """Turn a record of any form into an example."""
     values, place = columns.of(record), record.place
-    forms = [form for form, (wanted, _) in FORMS.items() if all(key in values for key in wanted)]
+    forms = _forms(tuple(values))
     if LABEL in values and forms in ([], ["document (text)"]):
         return _labelled(values, record.identity, place)
     if len(forms) != 1:
@@ -128,6 +129,12 @@ def _example(record: Record, columns: Columns) -> Example:
     else:
         turns = _answered(values, first, second, columns, place)
     return Example(record.identity, turns, (turns[-1].text,))
+
+
+@lru_cache(maxsize=64)
+def _forms(names: tuple[str, ...]) -> list[str]:
+    """List the forms of records with these keys."""
+    return [form for form, (wanted, _) in FORMS.items() if all(key in names for key in wanted)]
 
 
 def _answered(values: Mapping[str, Any], asked: str, said: str, columns: Columns, place: str) -> tuple[Turn, ...]:

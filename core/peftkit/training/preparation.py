@@ -12,7 +12,7 @@ from peftkit.adaptation import OBJECTIVE, Adaptation
 from peftkit.assembly import Assembled, assemble, attach_methods
 from peftkit.data.batches import Batches, Epoch
 from peftkit.data.encode import Encoded, EncodedExamples
-from peftkit.data.rows import Rows, lengths_of
+from peftkit.data.rows import EncodedRows, lengths_of
 from peftkit.engine.engine import choose as choose_engine
 from peftkit.engine.memory_plan import checkpoint_gradients
 from peftkit.engine.passes import Phase
@@ -180,4 +180,4 @@ def check_length(model: Any, encoded: Sequence[Encoded]) -> None:
 
 def digest(encoded: Sequence[Encoded]) -> str:
     """Return the SHA-256 of the token ids and labels in order, and of the rows' classes where they have one."""
-    return Rows.of(encoded).digest()
+    return EncodedRows.of(encoded).digest()
