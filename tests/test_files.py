@@ -123,3 +123,51 @@ def test_no_file_is_split_where_a_text_breaks():
     sources = [path for place in ("core", "cli", "tools") for path in sorted((ROOT / place).rglob("*.py"))]
     split = re.compile(r"(?<!str\(error\))(?<!__doc__)\.splitlines\(")
     assert not [str(path.relative_to(ROOT)) for path in sources if split.search(path.read_text(encoding="utf-8"))]
+
+
+def left_by(path: Path, kind: str, *, folder: bool) -> Path:
+    left = path.with_name(f".{path.name}.0123abcd.{kind}")
+    if folder:
+        left.mkdir()
+        (left / "large").write_text("half")
+    else:
+        left.write_text("half")
+    return left
+
+
+@pytest.mark.parametrize("kind", ["tmp", "old"])
+def test_what_a_killed_process_left_goes_when_the_folder_is_written_again(kind: str, tmp_path: Path):
+    left = left_by(tmp_path / "model", kind, folder=True)
+    other = left_by(tmp_path / "other", kind, folder=True)
+    (tmp_path / "model").mkdir()
+    write_folder(tmp_path / "model")
+    assert not left.exists()
+    assert other.exists(), "another output's may still be wanted"
+
+
+def test_what_a_killed_process_left_goes_when_the_file_is_written_again(tmp_path: Path):
+    left = left_by(tmp_path / "file", "tmp", folder=False)
+    files.write_text(tmp_path / "file", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], left
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_another_process_writes_is_not_swept(folder: bool, tmp_path: Path):
+    """A second writer of the same name, while the first is at it: both end, and the later one's stays."""
+    path = tmp_path / "name"
+    new = files.new_folder if folder else files.new_file
+    with new(path, **({"replace": True} if folder else {})) as first:
+        (first / "of first" if folder else first).write_text("first")
+        with new(path, **({"replace": True} if folder else {})) as second:
+            (second / "of second" if folder else second).write_text("second")
+        assert first.exists()
+    assert [item.name for item in tmp_path.iterdir()] == ["name"]
+    assert (path / "of first" if folder else path).read_text() == "first"
+
+
+def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    left = left_by(tmp_path / "file", "tmp", folder=False)
+    files.write_text(tmp_path / "file", "new")
+    assert left.exists()
+    assert (tmp_path / "file").read_text() == "new"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,11 +35,6 @@ def evaluate(
 ) -> None:
     """Generate for every input of a split, and print the scores of the task's metrics; or run tasks of lm-eval."""
     run = Path(target) if Path(target).is_dir() else None
-    if run and overrides:
-        raise PeftkitError(
-            f"{overrides[0]}: a run is scored as its own recipe says, and key=value goes with a recipe only. "
-            "--split and --limit choose another part of the run's data."
-        )
     if suite_path and not suite:
         raise PeftkitError(f"--suite-path is {suite_path} without --suite, which names the tasks in it to run.")
     if suite and split:
@@ -46,12 +42,12 @@ def evaluate(
     from peftkit.evaluation import evaluate as evaluate_target
     from peftkit.recipe import load
 
-    subject = run or load(target, overrides or ())
+    subject, asked = (run, overrides or ()) if run else (load(target, overrides or ()), ())
     if suite:
-        show_suite(subject, suite, suite_path, limit=limit, base=base, as_json=as_json)
+        show_suite(subject, suite, suite_path, asked, limit=limit, base=base, as_json=as_json)
         return
     with progress("answering") as on_progress:
-        report = evaluate_target(subject, split=split, limit=limit, base=base, on_progress=on_progress)
+        report = evaluate_target(subject, asked, split=split, limit=limit, base=base, on_progress=on_progress)
     if as_json:
         print_json(report)
     else:
@@ -60,12 +56,19 @@ def evaluate(
 
 
 def show_suite(
-    subject: Path | Recipe, suite: str, folder: Path | None, *, limit: int | None, base: bool, as_json: bool
+    subject: Path | Recipe,
+    suite: str,
+    folder: Path | None,
+    overrides: Sequence[str],
+    *,
+    limit: int | None,
+    base: bool,
+    as_json: bool,
 ) -> None:
     """Run the tasks of a suite, and print their scores."""
     from peftkit import suites
 
-    report = suites.evaluate(subject, suite, folder=folder, limit=limit, base=base)
+    report = suites.evaluate(subject, suite, overrides, folder=folder, limit=limit, base=base)
     if as_json:
         print_json(report)
         return

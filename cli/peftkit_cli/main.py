@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from peftkit import __version__
-from peftkit.errors import PeftkitError
+from peftkit.errors import OutputLost, PeftkitError
 from peftkit.visible import visible
+from peftkit_cli import streams
 
 SUMMARY = "Fine-tune language models with few trainable parameters: a YAML recipe in, a run folder out."
 COMMANDS = {
@@ -32,12 +32,20 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    if arguments is None:
+        streams.prepare()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given in ([], ["--help"], ["-h"]):
-        return guarded(lambda: print(overview()))
-    if given == ["--version"]:
-        return guarded(lambda: print(f"peft {__version__}"))
-    return guarded(lambda: run(given))
+    return guarded(lambda: answer(given))
+
+
+def answer(arguments: Sequence[str]) -> object:
+    """Answer at once what needs no parser, and run the command that `arguments` name otherwise."""
+    streams.check(arguments)
+    if arguments in ([], ["--help"], ["-h"]):
+        return print(overview())
+    if arguments == ["--version"]:
+        return print(f"peft {__version__}")
+    return run(arguments)
 
 
 def overview() -> str:
@@ -60,27 +68,34 @@ def run(arguments: Sequence[str]) -> object:
 def guarded(action: Callable[[], object]) -> int:
     """Do `action` and return the exit code.
 
-    0 done · 1 a fault of this program · 2 a fault in what was given · 130 and 143 interrupted by SIGINT and SIGTERM.
+    0 done · 1 a fault of this program · 2 a fault in what was given, or an output that takes no more · 129, 130 and 143
+    interrupted by SIGHUP, SIGINT and SIGTERM · 141 nobody reads the output any more.
     """
+    code = attempted(action)
+    try:
+        lost = streams.flush()
+    except OutputLost as error:
+        lost = complain(str(error), error.exit_code)
+    return code or lost
+
+
+def attempted(action: Callable[[], object]) -> int:
+    """Do `action`, tell of what it raised, and return the exit code."""
     try:
         code = action()
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except PeftkitError as error:
         return complain(str(error), error.exit_code)
     except KeyboardInterrupt:
         return complain("interrupted.", 130)
-    except BrokenPipeError:
-        # What reads our output has gone; Python would complain once more when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except Exception as error:
         return explain_fault(error)
 
 
 def complain(message: str, code: int) -> int:
-    """Print `message` on stderr, what is not printable as escapes, and return `code`."""
-    print(f"peft: {visible(message)}", file=sys.stderr)
+    """Print `message`, if there is one, on stderr, what is not printable as escapes, and return `code`."""
+    if message:
+        print(f"peft: {visible(message)}", file=sys.stderr)
     return code
 
 
@@ -97,13 +112,18 @@ def explain_fault(error: Exception) -> int:
             2,
         )
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    with tempfile.NamedTemporaryFile("w", prefix="peft-", suffix=".log", delete=False, encoding="utf-8") as report:
-        report.write(f"peft {__version__}, Python {sys.version.split()[0]}\n$ {' '.join(sys.argv)}\n\n{''.join(lines)}")
-    summary = lines[-1].strip().partition("\n")[0]
+    facts = f"peft {__version__}, Python {sys.version.split()[0]}\n$ {' '.join(sys.argv)}\n\n{''.join(lines)}"
+    summary = f"this is a bug, not your fault: {lines[-1].strip().partition(chr(10))[0]} Please report it to the"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="peft-", suffix=".log", delete=False, encoding="utf-8") as report:
+            report.write(visible(facts))
+    except OSError as refused:
+        return complain(
+            f"{summary} project's issue tracker with this, for which there is no place ({refused.strerror}):\n{facts}",
+            1,
+        )
     return complain(
-        f"this is a bug, not your fault: {summary} Please report it to the project's issue tracker, "
-        f"with the file {report.name}, which holds the command and the traceback.",
-        1,
+        f"{summary} project's issue tracker, with the file {report.name}, which holds the command and the traceback.", 1
     )
 
 

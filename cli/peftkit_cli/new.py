@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from peftkit.errors import PeftkitError
+from peftkit_cli import streams
 from peftkit_cli.terminal import say
 
 QUESTIONS = {
@@ -54,7 +55,7 @@ def new(
     if output.exists():
         raise PeftkitError(f"{output} is there already and is left as it is: name another file with --output.")
     given = {"model": model, "method": method, "rank": rank and str(rank), "dataset": dataset, "path": path}
-    asking = sys.stdin.isatty() and not any(given.values())
+    asking = sys.stdin is not None and sys.stdin.isatty() and not any(given.values())
     answers = ask() if asking else fill({name: value for name, value in given.items() if value is not None})
     check(compose(answers, output), output)
     say(f"written: {output}. Check it with `peft validate {output}`, run it with `peft train {output}`.")
@@ -79,7 +80,8 @@ def short(value: object) -> str:
 def ask() -> dict[str, str]:
     """Ask every question on the terminal; an empty answer takes the default."""
     known = defaults()
-    return {name: typer.prompt(text, default=known[name]).strip() for name, text in QUESTIONS.items()}
+    with streams.reading():
+        return {name: typer.prompt(text, default=known[name]).strip() for name, text in QUESTIONS.items()}
 
 
 def fill(given: dict[str, str]) -> dict[str, str]:

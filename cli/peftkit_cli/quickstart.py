@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from peftkit_cli import figures
+from peftkit_cli import figures, streams
 from peftkit_cli.arguments import run_folder
 from peftkit_cli.main import guarded
 from peftkit_cli.terminal import print_unavailable, progress, say, table, tell_warnings
@@ -45,4 +45,5 @@ def free(run: Path) -> Path:
 
 
 if __name__ == "__main__":
+    streams.prepare()
     sys.exit(guarded(quickstart))

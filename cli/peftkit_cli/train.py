@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,6 +61,7 @@ def train(
 
 def run_recipe(recipe: Recipe, run: Path, resume: bool = False) -> None:
     """Train `recipe` into `run` under the display that suits standard output, and leave the terminal tidy."""
+    from peftkit.errors import OutputLost
     from peftkit.training import train as train_recipe
     from peftkit_cli.display import observer
 
@@ -67,4 +69,5 @@ def run_recipe(recipe: Recipe, run: Path, resume: bool = False) -> None:
     try:
         train_recipe(recipe, run, resume=resume, observer=display)
     finally:
-        display.close()
+        with suppress(OutputLost):
+            display.close()

@@ -5,6 +5,7 @@ family -> model source -> surgery -> quantization -> layout -> adapters -> shard
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from peftkit.adaptation import (
 )
 from peftkit.data.template import Template, choose
 from peftkit.device import choose_device, choose_precision
-from peftkit.errors import PeftkitError
+from peftkit.errors import PeftkitError, hint
 from peftkit.families import Family, family_of
 from peftkit.layout import Layout
 from peftkit.method import Method
@@ -35,6 +36,9 @@ from peftkit.models.quantize import forget_originals
 from peftkit.objectives import OBJECTIVES, Objective
 from peftkit.quantization.weight import packed_shape
 from peftkit.recipe import QuantizationSection, Recipe
+
+ASKED = ("eval", "generation")
+"""The sections of a recipe that have no part in what is trained: what is measured, and how text is generated."""
 
 
 @dataclass(kw_only=True)
@@ -68,7 +72,7 @@ class Assembled(LoadedModel):
     @property
     def template(self) -> Template:
         """The recipe's template, with the ids of soft prompts; PeftkitError where the tokenizer cannot serve it."""
-        template = choose(self.recipe.dataset.template, self.tokenizer)
+        template = choose(self.recipe.dataset.template, self.tokenizer, self.recipe.dataset.special)
         return template if self.attached is None else template.with_soft(self.attached.soft_ids)
 
     @property
@@ -125,8 +129,11 @@ def assemble(
     return _shard(assembled)
 
 
-def read_run(run: Path, *, adapter: bool = True, otherwise: str = "") -> Recipe:
-    """Read the recipe of a run folder; with `adapter`, a run without one is refused, and `otherwise` is another way."""
+def read_run(run: Path, overrides: Sequence[str] = (), *, adapter: bool = True, otherwise: str = "") -> Recipe:
+    """Read the recipe of a run folder; with `adapter`, a run without one is refused, and `otherwise` is another way.
+
+    `overrides` are `key=value` texts of the sections that have no part in training; others are refused.
+    """
     if not (run / "recipe.yaml").is_file():
         raise PeftkitError(f"{run} is not a run folder: there is no recipe.yaml in it. Name one that training wrote.")
     if adapter and not (run / "adapter" / DESCRIPTION).is_file():
@@ -134,7 +141,23 @@ def read_run(run: Path, *, adapter: bool = True, otherwise: str = "") -> Recipe:
         raise PeftkitError(
             f"{run} has no adapter yet: its training did not finish. Continue it with `peft train` and --resume{more}."
         )
-    return recipes.load(run / "recipe.yaml")
+    for text in overrides:
+        _check_asked(text)
+    return recipes.load(run / "recipe.yaml", overrides)
+
+
+def _check_asked(text: str) -> None:
+    """Refuse an override of a run's recipe that says how it was trained."""
+    key = text.partition("=")[0].strip()
+    section = key.partition(".")[0]
+    if section in ASKED or "=" not in text:
+        return
+    allowed = f"keys of {' and '.join(ASKED)}, such as generation.max_new_tokens=32"
+    if section in Recipe.model_fields:
+        fault = f"'{key}' says how the run was trained, and its adapter fits nothing else; allowed: {allowed}"
+    else:
+        fault = f"unknown key; allowed: {allowed}.{hint(section, ASKED)}".removesuffix(".")
+    raise PeftkitError(f"override '{text if len(text) <= 80 else text[:77] + '...'}': {fault}.")
 
 
 def attach_methods(base: Assembled, recipe: Recipe, name: str = "default", *, loading: bool = False) -> Assembled:

@@ -12,6 +12,17 @@ class PeftkitError(Exception):
     exit_code = 2
 
 
+class OutputLost(PeftkitError):  # noqa: N818
+    """An output that takes nothing more: 141, as SIGPIPE ends a process, where its reader has gone, else 2."""
+
+    def __init__(self, name: str, error: OSError):
+        gone = isinstance(error, BrokenPipeError)
+        # Who left is told nothing, as every program does it.
+        super().__init__("" if gone else f"{name} cannot be written: {error.strerror or error}.")
+        self.reason = "its output is not read any more" if gone else str(self).rstrip(".")
+        self.exit_code = 141 if gone else 2
+
+
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """Return the choice spelt most like `name`, or None when none is close."""
     matches = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1, cutoff=0.5)

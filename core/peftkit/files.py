@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import os
@@ -11,14 +10,16 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from peftkit.errors import PeftkitError
 
-BOM = codecs.BOM_UTF8
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 
 @contextmanager
@@ -72,8 +73,64 @@ def leftovers(folder: Path) -> list[Path]:
 LEFT = re.compile(r"\.(.+\.[a-z0-9_]+|step-\d+)\.(tmp|old)")
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+@contextmanager
+def _temporary(path: Path, *, folder: bool) -> Iterator[Path]:
+    """Yield a new file or folder beside `path`, which is gone in the end unless it was renamed.
+
+    A lock tells it from those that killed processes left of the same name: they are removed first.
+    """
+    _sweep(path, "tmp")
+    descriptor = None
+    while descriptor is None:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        if folder:
+            temporary.mkdir()
+        else:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        descriptor = _hold(temporary)
+    try:
+        yield temporary
+    finally:
+        with suppress(OSError):
+            remove(temporary)
+        if descriptor != UNLOCKED:
+            os.close(descriptor)
+
+
+UNLOCKED = -1
+"""Stands for a descriptor where the system or the disk has no locks."""
+
+
+def _hold(path: Path) -> int | None:
+    """Lock a file or folder by a descriptor, until that is closed; None where another process has it, or had it."""
+    if fcntl is None:
+        return UNLOCKED
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(descriptor)
+        return UNLOCKED
+    os.close(descriptor)
+    return None
+
+
+def _sweep(path: Path, kind: str) -> None:
+    """Remove what killed processes left beside `path` of its own: half-written files, or what had made way for it."""
+    own = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.{kind}")
+    for left in [item for item in path.parent.iterdir() if own.fullmatch(item.name)]:
+        with suppress(OSError):
+            descriptor = _hold(left)
+            if descriptor is not None and descriptor != UNLOCKED:
+                remove(left)
+                os.close(descriptor)
 
 
 def _set_mode(path: Path, mode: int) -> None:
@@ -90,9 +147,7 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     with explained("write", path):
         make_folder(path.parent)
-        temporary = _beside(path)
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        try:
+        with _temporary(path, folder=False) as temporary:
             like = path if path.is_file() and not path.is_symlink() else temporary
             mode = stat.S_IMODE(like.stat().st_mode)
             yield temporary
@@ -100,8 +155,6 @@ def new_file(path: Path) -> Iterator[Path]:
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -122,9 +175,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     with explained("write", path):
         place = path if replace else followed(path)
         make_folder(place.parent)
-        temporary = _beside(place)
-        temporary.mkdir()
-        try:
+        with _temporary(place, folder=True) as temporary:
             mode = stat.S_IMODE(temporary.stat().st_mode)
             there = place.is_dir() and not place.is_symlink()
             own = stat.S_IMODE(place.stat().st_mode) if there else mode
@@ -134,16 +185,22 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 sync(item)
             _set_mode(temporary, own)
             sync(temporary)
-            if os.path.lexists(place):
-                retired = temporary.with_suffix(".old")
-                os.replace(place, retired)
-                os.replace(temporary, place)
-                remove(retired)
-            else:
-                os.replace(temporary, place)
+            _exchange(temporary, place)
             sync(place.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(temporary: Path, place: Path) -> None:
+    """Put a folder where another one, a link or nothing was."""
+    if os.path.lexists(place):
+        retired = temporary.with_suffix(".old")
+        os.replace(place, retired)
+        os.replace(temporary, place)
+        # Another process that writes the same may sweep it too.
+        with suppress(FileNotFoundError):
+            remove(retired)
+    else:
+        os.replace(temporary, place)
+    _sweep(place, "old")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -170,46 +227,11 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise _not_utf8(path, line, error.start) from None
+        raise not_utf8(path, line, error.start) from None
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of a UTF-8 text, still to be decoded."""
-
-    path: Path
-    number: int
-    start: int
-    """The byte of the file that it begins with."""
-    content: bytes
-    """With its line feed."""
-
-    @property
-    def blank(self) -> bool:
-        """Whether it holds white space alone."""
-        rest = self.content.lstrip()
-        return not rest or (not 32 < rest[0] < 127 and not rest.decode(errors="replace").strip())
-
-    @property
-    def text(self) -> str:
-        """The line with its end; PeftkitError where it is in another encoding."""
-        try:
-            return self.content.decode()
-        except UnicodeDecodeError as error:
-            raise _not_utf8(self.path, self.number, self.start + error.start) from None
-
-
-def each_line(path: Path) -> Iterator[Line]:
-    """Yield the lines of a UTF-8 text, one read after the other; they end at a line feed, and at no other character."""
-    start = 0
-    with explained("read", path), path.open("rb") as file:
-        for number, content in enumerate(file, 1):
-            mark = len(BOM) if number == 1 and content.startswith(BOM) else 0
-            yield Line(path, number, start + mark, content[mark:] if mark else content)
-            start += len(content)
-
-
-def _not_utf8(path: Path, line: int, byte: int) -> PeftkitError:
+def not_utf8(path: Path, line: int, byte: int) -> PeftkitError:
+    """Return the error of a text in another encoding."""
     return PeftkitError(f"{path}, line {line}: not UTF-8 text (byte {byte}). Save the file as UTF-8.")
 
 

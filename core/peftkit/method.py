@@ -170,6 +170,11 @@ class Method(Options, registry=METHODS):
 class Targeted(Method):
     """A method of linear maps: which of them it changes."""
 
+    by_weight: ClassVar[bool] = False
+    """Whether its adapter of a weight knows nothing of others and, without dropout, is its merge in training too.
+
+    Each weight of a stack of experts may have one then (`peftkit.layers.stacked`).
+    """
     stacked: ClassVar[tuple[str, ...]] = ()
     """The options whose default names stacks of experts' weights where they end a feed-forward part."""
 
@@ -191,15 +196,17 @@ class Targeted(Method):
         sites = self.standing(layout).sites
         wrong = next((site.id for site in sites if not self.takes(site)), None)
         if wrong is not None:
+            able = [name for name, cls in METHODS.items() if getattr(cls, "by_weight", False)]
             raise PeftkitError(
-                f"{self.name}: {wrong} is a stack of the weights of experts, which it does not adapt: use lora without "
-                "dropout and with a drawn start, or leave 'experts' out of targets."
+                f"{self.name}: {wrong} is a stack of the weights of experts, which it does not adapt"
+                f"{' with dropout' if self.by_weight else ''}: use one of {', '.join(able)} without dropout, or leave "
+                "'experts' out of targets."
             )
         return sites
 
     def takes(self, site: Site) -> bool:
-        """Say whether it can adapt a site; by default all but stacks of experts' weights."""
-        return site.stack is None
+        """Say whether it can adapt a site: a stack where each of its weights may have an adapter, without dropout."""
+        return site.stack is None or (self.by_weight and not getattr(self, "dropout", 0))
 
     def standing(self, layout: Layout) -> Standing:
         """Return the sites of the targets; where they are the default, those that stand for roles that are missing."""

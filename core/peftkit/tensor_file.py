@@ -68,17 +68,17 @@ class TensorFile:
         """Return the shape of a tensor."""
         return list(self._places[name]["shape"])
 
-    def read(self, name: str) -> Tensor:
-        """Read one tensor."""
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        """Read one tensor, or of a stack the one with this number."""
         place = self._places[name]
         if place["dtype"] not in DTYPES:
             raise self._damaged(f"the tensor {name} is of the dtype {place['dtype']}")
-        dtype, shape = DTYPES[place["dtype"]], place["shape"]
+        dtype, shape = DTYPES[place["dtype"]], place["shape"] if index is None else place["shape"][1:]
         size = math.prod(shape) * dtype.itemsize
         content = torch.empty(size, dtype=torch.uint8)
         if size:
             with explained("read", self.path), self.path.open("rb", buffering=0) as file:
-                file.seek(self._begin + place["data_offsets"][0])
+                file.seek(self._begin + place["data_offsets"][0] + size * (index or 0))
                 _fill(file, memoryview(cast(Any, content.numpy())), self._damaged("it ends early"))
         return content.view(dtype).view(shape)
 

@@ -13,7 +13,7 @@ SURFACE = {
     "compare": ["--budget", "--methods", "--output", "--seeds", "-o", "[KEY=VALUE]...", "RECIPE"],
     "eval": ["--base", "--json", "--limit", "--split", "--suite", "--suite-path", "RUN|RECIPE", "[KEY=VALUE]..."],
     "report": ["--output", "--paper", "-o", "RUN..."],
-    "generate": ["--base", "PROMPT", "RUN"],
+    "generate": ["--base", "--system", "PROMPT", "RUN", "[KEY=VALUE]..."],
     "merge": ["--bound", "--into", "--output", "--requantize", "-o", "RUN"],
     "export": ["--format", "--output", "-o", "RUN"],
     "combine": ["--how", "--json", "--output", "--rank", "--weights", "-o", "RUN..."],

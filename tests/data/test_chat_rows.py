@@ -5,7 +5,7 @@ import json
 import pytest
 from byte_tokenizer import build, masked
 
-from peftkit.data.encode import encode
+from peftkit.data.encode import encode, encode_prompts
 from peftkit.data.example import Example, Turn
 from peftkit.data.template import TEMPLATES
 from peftkit.errors import PeftkitError
@@ -132,3 +132,12 @@ def test_a_call_is_learnt_as_the_template_writes_it():
 def test_what_a_template_cannot_write_is_told_with_the_example(name, turns, message):
     with pytest.raises(PeftkitError, match=message):
         rows(name, turns)
+
+
+def test_a_prompt_that_a_template_cannot_write_is_told_with_the_example():
+    """Of evaluation and of labelled rows, as of training."""
+    template, tokenizer = TEMPLATES["chat"], build(chat="{{ raise_exception('no') }}")
+    example = Example("test.jsonl:37", TURNS)
+    for ask in (template.prompt_ids, lambda *given: encode_prompts([given[0]], template, given[1], 512)):
+        with pytest.raises(PeftkitError, match=r"test\.jsonl:37: the chat template cannot render .*: no"):
+            ask(example, tokenizer)

@@ -5,6 +5,7 @@ from byte_tokenizer import build, masked
 
 from peftkit.data.example import Example, Turn
 from peftkit.data.template import TEMPLATES
+from peftkit.data.templates import chat as templates_chat
 from peftkit.errors import PeftkitError
 
 CHAT = TEMPLATES["chat"]
@@ -108,3 +109,19 @@ def test_a_template_that_hides_the_answers_is_refused(chat, turns, message):
     with pytest.raises(PeftkitError, match=message) as caught:
         CHAT.encode(Example("1", turns), build(chat=chat), 512)
     assert "dataset.template: plain" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "it takes more than 0.2 s"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{{ 'a' * 10 ** 18 }}", "."),
+        ("{{ messages.x.y }}", "no attribute"),
+    ],
+)
+def test_whatever_a_template_does_ends_with_an_error_that_names_it(chat, message, monkeypatch):
+    monkeypatch.setattr(templates_chat, "SECONDS", 0.2)
+    with pytest.raises(PeftkitError, match=f"the chat template cannot render .*{message}"):
+        CHAT.encode(TWO, build(chat=chat), 512)

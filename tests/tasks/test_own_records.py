@@ -114,6 +114,14 @@ def test_earlier_exchanges_stand_in_front(tmp_path):
         ({"messages": CHAT, "tools": "{"}, "'tools': '{' is not JSON"),
         ({"messages": CHAT, "tools": [{"function": {}}]}, r"tools\[0\]: the tool has no 'name'"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, CHAT[1]]}, "a part of the type 'image'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "u", "wieght": 0}]}, CHAT[1]]},
+            r"content\[0\]: the part has 'wieght', which is not read",
+        ),
+        ({"messages": CHAT, "tools": "[" * 99_999}, "is not JSON"),
+        ({"messages": [CHAT[0], CHAT[1] | {"tool_calls": [{"name": "f", "arguments": "[" * 99_999}]}]}, "is not JSON"),
+        ({"messages": CHAT, "tools": [WEATHER | {"description": "\ud800"}]}, "tools: a text holds half of a surrogate"),
+        ({"messages": [CHAT[0] | {"name": "\udc00"}, CHAT[1]]}, r"messages\[0\]: a text holds half of a surrogate"),
         ({"prompt": "", "completion": ""}, "'prompt' is empty"),
         ({"instruction": "i", "output": "o", "history": ["a"]}, "'history' is a list of pairs"),
     ],
@@ -143,6 +151,7 @@ def test_files_of_every_kind_hold_the_same_records(tmp_path):
         ("a.json", '[{"prompt": "p", "completion": "c"}, 3]', "a.json, record 2: it is a whole number"),
         ("a.parquet", "no", "cannot be read as Parquet"),
         ("a.csv", "", "a.csv is empty; a CSV file with a header"),
+        ("a.csv", "prompt,completion,prompt\np,c,q\n", "a.csv, line 1: two columns are called 'prompt'"),
         ("a.csv", "prompt,answer\np,c\n", "a.csv, line 2: the record fits no form; its keys are prompt, answer"),
     ],
 )
@@ -150,6 +159,27 @@ def test_a_file_that_is_no_table_is_explained(name, content, message, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(PeftkitError, match=message):
         TASKS["jsonl"].read(tmp_path / name, "train")
+
+
+def test_a_table_of_other_values_than_json_s_is_explained(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    messages = [[CHAT[0] | {"name": b"\xff"}, CHAT[1] | {"name": b"x"}]]
+    parquet.write_table(pyarrow.table({"messages": messages}), tmp_path / "bytes.parquet")
+    with pytest.raises(PeftkitError, match=r"bytes.parquet, row 1, messages\[0\]: .* no JSON values .*bytes"):
+        TASKS["jsonl"].read(tmp_path / "bytes.parquet", "train")
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["prompt", "completion", "prompt"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(PeftkitError, match=r"twice.parquet: two columns are called 'prompt'"):
+        TASKS["jsonl"].read(tmp_path / "twice.parquet", "train")
+
+
+def test_keys_of_parts_can_be_ignored(tmp_path):
+    path = tmp_path / "train.jsonl"
+    part = {"type": "text", "text": "u", "cache_control": {"type": "ephemeral"}}
+    path.write_text(json.dumps({"messages": [CHAT[0] | {"content": [part]}, CHAT[1]]}))
+    (example,) = load_data(section(path, ignore=["cache_control"]), "train").examples
+    assert [turn.text for turn in example.turns] == ["u", "a"]
 
 
 def test_keys_of_other_names_and_keys_to_ignore(tmp_path):

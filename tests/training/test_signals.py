@@ -4,7 +4,9 @@ import os
 import signal
 import threading
 
-from peftkit.training.signals import Deferred
+import pytest
+
+from peftkit.training.signals import HANGUP, Deferred
 
 
 def test_first_signal_waits_and_handlers_come_back():
@@ -14,6 +16,22 @@ def test_first_signal_waits_and_handlers_come_back():
         os.kill(os.getpid(), signal.SIGTERM)
         assert deferred.received == signal.SIGTERM
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.mark.skipif(HANGUP is None, reason="the system has no SIGHUP")
+def test_the_end_of_a_terminal_waits_unless_it_is_ignored():
+    earlier = signal.signal(HANGUP, signal.SIG_IGN)
+    try:
+        with Deferred() as deferred:
+            os.kill(os.getpid(), HANGUP)
+            assert deferred.received is None
+        signal.signal(HANGUP, signal.SIG_DFL)
+        with Deferred() as deferred:
+            os.kill(os.getpid(), HANGUP)
+            assert deferred.received == HANGUP
+        assert signal.getsignal(HANGUP) == signal.SIG_DFL
+    finally:
+        signal.signal(HANGUP, earlier)
 
 
 def test_handlers_come_back_after_an_error():

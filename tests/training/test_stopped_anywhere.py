@@ -1,22 +1,19 @@
 """A run that is stopped after any single operation on its folder goes on, by one of two commands, to the same bits.
 
-What a killed process leaves is what its folder holds at that moment: one run is watched, its folder is copied before
-each operation on files that Python does, and from each state that differs a run is taken to its end.
+What a killed process leaves is what its folder holds at that moment: one run is watched, and from each state that
+differs a run is taken to its end.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from draw import some, thorough
 from small_runs import make_recipe
+from watching import watcher
 
 from peftkit import files, recipe
 from peftkit.errors import PeftkitError
@@ -30,67 +27,7 @@ HELD = some("stopped anywhere", CASES, 2)
 TRAIN: dict[str, Any] = {"max_steps": 3, "save_every": 1, "keep_checkpoints": 2, "batch_examples": 2}
 STATES = 6
 """Of each case that `make test` holds."""
-OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}
 TIMES = ("tokens_per_s", "trained_tokens_per_s", "memory", "elapsed_s")
-
-
-class Watcher:
-    """Copies a folder to `places` before each operation on files, where it is not as it was before the last one."""
-
-    folder: Path | None = None
-
-    def __init__(self) -> None:
-        self.busy, self.seen = False, set[str]()
-        self.into, self.places = Path(), list[Path]()
-
-    def __call__(self, event: str, _: Any) -> None:
-        if self.folder is not None and not self.busy and event in OPERATIONS:
-            self.look()
-
-    def look(self) -> None:
-        """Copy the folder as it is now."""
-        assert self.folder is not None
-        self.busy = True
-        try:
-            found = mark(self.folder)
-            if found not in self.seen:
-                self.seen.add(found)
-                self.places.append(self.into / f"{len(self.places):03d}" / "run")
-                self.places[-1].parent.mkdir(parents=True)
-                if self.folder.exists():
-                    shutil.copytree(self.folder, self.places[-1], symlinks=True)
-        finally:
-            self.busy = False
-
-    @contextmanager
-    def watching(self, folder: Path, into: Path) -> Iterator[list[Path]]:
-        """Watch a folder while entered; yields the list of the copies."""
-        self.folder, self.into, self.places, self.seen = folder, into, [], set()
-        try:
-            yield self.places
-            self.look()
-        finally:
-            self.folder = None
-
-
-def mark(folder: Path) -> str:
-    """Return a digest of what is in a folder; of what is only swept, half-written files, that it is there counts."""
-    state = hashlib.sha256(str(folder.exists()).encode())
-    swept = {path for place in (folder, folder / "checkpoints") for path in files.leftovers(place)}
-    for path in sorted(folder.rglob("*")):
-        if path in swept:
-            state.update(path.name.split(".")[1].encode())
-        elif swept.isdisjoint(path.parents):
-            state.update(repr((str(path), path.read_bytes() if path.is_file() else None)).encode())
-    return state.hexdigest()
-
-
-@pytest.fixture(scope="module")
-def watcher() -> Watcher:
-    """The one watcher of this process: what is added to its auditing stays there."""
-    made = Watcher()
-    sys.addaudithook(made)
-    return made
 
 
 @pytest.fixture(autouse=True)
@@ -129,34 +66,32 @@ def go_on_from(states: list[Path], every: bool, chosen: Recipe, whole: Path) -> 
 
 @pytest.mark.parametrize(("method", "storage"), [case if case in HELD else thorough(*case) for case in CASES])
 @pytest.mark.parametrize("every", [False, thorough(True)], ids=["drawn", "every"])
-def test_from_every_state_a_run_goes_on(
-    method: str, storage: str, every: bool, source: Path, tmp_path: Path, watcher: Watcher
-):
+def test_from_every_state_a_run_goes_on(method: str, storage: str, every: bool, source: Path, tmp_path: Path):
     chosen = recipe.load({**make_recipe(source, method, **TRAIN), "quantization": storage})
-    with watcher.watching(tmp_path / "whole", tmp_path / "states") as states:
+    with watcher().watching(tmp_path / "whole", tmp_path / "states") as states:
         train(chosen, tmp_path / "whole")
     assert len(states) > 25
     go_on_from(states, every, chosen, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("every", [False, thorough(True)], ids=["drawn", "every"])
-def test_from_every_state_of_a_resumed_run_it_goes_on(every: bool, source: Path, tmp_path: Path, watcher: Watcher):
+def test_from_every_state_of_a_resumed_run_it_goes_on(every: bool, source: Path, tmp_path: Path):
     """A run that was stopped before its summary, and has an adapter that is replaced."""
     chosen = recipe.load(make_recipe(source, "lora", **TRAIN))
     train(chosen, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     (tmp_path / "again" / "summary.json").unlink()
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-00000003")
-    with watcher.watching(tmp_path / "again", tmp_path / "states") as states:
+    with watcher().watching(tmp_path / "again", tmp_path / "states") as states:
         train(chosen, tmp_path / "again", resume=True)
     assert len(states) > 10
     go_on_from(states, every, chosen, tmp_path / "whole")
 
 
-def test_the_states_are_those_of_a_run(source: Path, tmp_path: Path, watcher: Watcher):
+def test_the_states_are_those_of_a_run(source: Path, tmp_path: Path):
     """Among what is copied is each turn of a run: before its recipe, with a recipe alone, between its checkpoints."""
     chosen = recipe.load(make_recipe(source, "lora", max_steps=2, save_every=1, keep_checkpoints=1))
-    with watcher.watching(tmp_path / "whole", tmp_path / "states") as states:
+    with watcher().watching(tmp_path / "whole", tmp_path / "states") as states:
         train(chosen, tmp_path / "whole")
     held = [{path.name for path in run.iterdir()} if run.exists() else None for run in states]
     assert held[0] is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -23,10 +25,32 @@ class Adaptation(Merging, Switching, Training):
     def beside(self) -> list[str]:
         return list(attached(self.model).adaptations)
 
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Run the base model alone inside, bit for bit: nothing that is attached to it, whatever rows are routed to.
+
+        Ids of soft prompts are not to be fed. Raises PeftkitError while an adaptation is merged, and where the base's
+        weights were not kept.
+        """
+        root = attached(self.model)
+        root.check_unmerged()
+        parts = [part for adaptation in root.adaptations.values() for part in adaptation.parts]
+        changed = [part for part in parts if part.changed and part.tuned is None]
+        try:
+            for part in changed:
+                part.switch(on=False)
+            with self.context.only(None):
+                self.context.notify()
+                yield
+        finally:
+            for part in changed:
+                part.switch(on=True)
+            self.context.notify()
+
     def remove(self) -> None:
         """Take the adaptation off: the module tree, the base's weights and their need of gradients are as before."""
         root = attached(self.model)
-        if self._merged is not None:
+        if self.name in self.context.merged:
             self.unmerge_()
         for part in self.parts:
             part.switch(on=False)
@@ -61,6 +85,14 @@ class Attached:
     adaptations: dict[str, Adaptation] = field(default_factory=dict)
     trainable: dict[str, bool] = field(default_factory=dict)
     """Which of the model's own parameters took gradients before the first adaptation."""
+
+    def check_unmerged(self, name: str | None = None) -> None:
+        """Refuse to run the base, or what stands on it, while an adaptation other than `name` is in its weights."""
+        for merged in sorted(self.context.merged - {name}):
+            raise PeftkitError(
+                f"the adapter '{merged}' is merged into the model's weights, which are not the base's: call unmerge_ "
+                "first."
+            )
 
 
 def attached(model: nn.Module) -> Attached:

@@ -17,6 +17,7 @@ from peftkit.adaptation.children import freeze, with_children
 from peftkit.adaptation.part import Part
 from peftkit.adaptation.state import Child
 from peftkit.errors import PeftkitError, nearest
+from peftkit.layers.stacked import build_at
 from peftkit.layout import Layout, Site, own_parameters
 from peftkit.method import Method, expand
 from peftkit.ports.adapter import Adapter
@@ -107,6 +108,7 @@ def attach(
     )
     if name in root.adaptations:
         raise PeftkitError(f"an adapter named '{name}' is attached already: name this one otherwise.")
+    root.check_unmerged()
     for other in root.adaptations:
         _switch_parts(root.adaptations[other], on=False)
     built = [
@@ -148,6 +150,7 @@ def activate(model: nn.Module, name: str | None) -> None:
     if name is not None and name not in root.adaptations:
         guess = nearest(name, root.adaptations)
         raise PeftkitError(f"no adapter is named '{name}'; attached: {', '.join(root.adaptations)}. Meant '{guess}'?")
+    root.check_unmerged(name)
     for other, adaptation in root.adaptations.items():
         if other != name:
             _switch_parts(adaptation, on=False)
@@ -157,8 +160,12 @@ def activate(model: nn.Module, name: str | None) -> None:
 
 
 def route(model: nn.Module, rows: Sequence[str | None]) -> Any:
-    """Return a context in which row i of every batch runs through the adaptation `rows[i]` (None: the base)."""
+    """Return a context in which row i of every batch runs through the adaptation `rows[i]` (None: the base).
+
+    Raises PeftkitError for an adaptation that changes the model's own weights, and while one is merged.
+    """
     root = attached(model)
+    root.check_unmerged()
     for name in dict.fromkeys([*(row for row in rows if row is not None), *root.context.active]):
         if any(part.changed for part in root.adaptations[name].parts):
             raise PeftkitError(
@@ -194,7 +201,7 @@ def build_all(
 
 
 def _build(method: Method, site: Site, start: bool) -> Adapter:
-    adapter = method.build(site)
+    adapter = build_at(site, method.build)
     if set(site.children.values()) & set(adapter.modules()):
         raise TypeError(f"the method '{method.name}' registers a child in its adapter: read it from site.children")
     if start:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peftkit.layers.stacked import build_at
 from peftkit.layout import GROUPS, LINEAR_ROLES, Layout, Site, matched, own_parameters
 from peftkit.method import Method, expand
 
@@ -52,7 +53,7 @@ def _count(method: Method, layout: Layout, chosen: Callable[[Tensor], bool]) -> 
         for site in method.sites(layout):
             kind = _kind(site, names)
             if kind not in sizes:
-                sizes[kind] = size(method.build(site))
+                sizes[kind] = size(build_at(site, method.build))
             total += sizes[kind]
     return total if shared is None else total + size(shared)
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from peftkit.layers.stacked import Stacked
 from peftkit.layout import Site
 from peftkit.ports.adapter import Adapter
 from peftkit.quantization.weight import dense, hold, shift
@@ -48,7 +49,7 @@ def merge_module(model: nn.Module, adapters: Sequence[Adapter], keep_base: bool)
     """
     module = cast(Any, adapters[0].site.module)
     if adapters[0].site.stack is not None:
-        return _merge_stack(model, adapters, keep_base)
+        return _merge_stack(model, cast("Sequence[Stacked]", adapters), keep_base)
     with torch.no_grad():
         before = dense(module).detach()
         weight, bias = before.float().clone(), _bias(module)
@@ -68,21 +69,23 @@ def merge_module(model: nn.Module, adapters: Sequence[Adapter], keep_base: bool)
     return record
 
 
-def _merge_stack(model: nn.Module, adapters: Sequence[Adapter], keep_base: bool) -> Merged:
-    """Write into a stack of experts' weights what its adapters add."""
-    site = adapters[0].site
-    stack = cast(Tensor, site.module._parameters[str(site.stack)])
+def _merge_stack(model: nn.Module, adapters: Sequence[Stacked], keep_base: bool) -> Merged:
+    """Write into each weight of a stack what its adapters make of it."""
+    site, releases = adapters[0].site, []
     with torch.no_grad():
-        before, weight = stack.detach().clone() if keep_base else None, stack.float()
-        for adapter in adapters:
-            weight, _ = adapter.merge(weight, None)
-        stack.copy_(weight)
-    return Merged(model, site.module, None, release=None if before is None else partial(_put, stack, before))
+        views = [adapter.views() for adapter in adapters]
+        for index, one in enumerate(site.each()):
+            weight = dense(one.module).detach().float().clone()
+            for adapter, own in zip(adapters, views, strict=True):
+                weight = adapter.merge_one(weight, index, own)
+            releases.append(hold(one.module, weight, keep_base))
+    return Merged(model, site.module, None, release=partial(_release, releases) if keep_base else None)
 
 
-def _put(stack: Tensor, values: Tensor) -> None:
-    with torch.no_grad():
-        stack.copy_(values)
+def _release(releases: Sequence[Callable[[], None] | None]) -> None:
+    for release in releases:
+        if release is not None:
+            release()
 
 
 def shift_module(model: nn.Module, adapters: Sequence[Adapter]) -> Merged:

@@ -24,10 +24,10 @@ class Merging(State):
         """Merge into the model's weights in place, in fp32, one module at a time; cast once to the module's dtype.
 
         With `keep_base` the old weights are kept for `unmerge_`. Raises PeftkitError with nothing changed where a
-        method cannot merge or an adapter holds NaN or infinity.
+        method cannot merge, the adaptation is not active, or an adapter holds NaN or infinity.
         """
         merged = [merge_module(self.model, adapters, keep_base) for adapters in self._to_merge()]
-        self._merged = merged if keep_base else []
+        self._merged = merged if keep_base else None
         self.context.merged.add(self.name)
 
     def merge_packed_(self) -> None:
@@ -74,6 +74,8 @@ class Merging(State):
 
     def _to_merge(self) -> list[list[Adapter]]:
         """Return the adapters by module; PeftkitError where a method cannot merge or a value is not finite."""
+        if self.name not in self.context.active:
+            raise PeftkitError(f"the adapter '{self.name}' is switched off: activate it before it is merged.")
         refusal = self.unmergeable()
         if refusal is not None:
             raise PeftkitError(refusal)
@@ -87,8 +89,13 @@ class Merging(State):
 
     def unmerge_(self) -> None:
         """Undo `merge_` or `merge_packed_`: the base's weights are back bit for bit and the adapters run again."""
-        if self._merged is None:
+        if self.name not in self.context.merged:
             raise PeftkitError("nothing is merged: there is nothing to undo.")
+        if self._merged is None:
+            raise PeftkitError(
+                f"the adapter '{self.name}' was merged into the model's weights and the base's were not kept: load the "
+                "base model again."
+            )
         for merged in self._merged:
             merged.restore()
         self._merged = None

@@ -39,9 +39,7 @@ class Part:
         if self.settled or not self.method.splits_base:
             return
         for adapter in self.adapters.values():
-            module, path = adapter.site.module, adapter.site.path
-            tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-            self.settled |= {f"{path}.{key}": tensor for key, tensor in tensors if not tensor.requires_grad}
+            self.settled |= {key: tensor for key, tensor in adapter.site.frozen() if not tensor.requires_grad}
         if self.base is not None:
             self.base |= {name: tensor.detach().clone() for name, tensor in self.settled.items()}
         for adapter in self.adapters.values():

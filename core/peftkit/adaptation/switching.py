@@ -1,4 +1,4 @@
-"""Switch an adaptation off, or parts of it."""
+"""Switch parts of an adaptation off."""
 
 from __future__ import annotations
 
@@ -11,20 +11,6 @@ from peftkit.errors import PeftkitError
 
 class Switching(State):
     """What an adaptation runs."""
-
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Run the base model inside, bit for bit."""
-        before = self.context.active
-        self.context.activate([name for name in before if name != self.name])
-        try:
-            for part in self.parts:
-                part.switch(on=False)
-            yield
-        finally:
-            self.context.activate(before)
-            for part in self.parts:
-                part.switch(on=self.name in before)
 
     @contextmanager
     def without(self, positions: Collection[int]) -> Iterator[None]:
@@ -40,7 +26,7 @@ class Switching(State):
         if self.name in self.context.merged:
             raise PeftkitError("a part of a merged adaptation cannot be switched off: call unmerge_ first.")
         off = [self.parts[position] for position in positions]
-        changed = [part for part in off if part.own and part.tuned is None]
+        changed = [part for part in off if part.changed and part.tuned is None]
         running = [adapter for part in off for adapter in part.adapters.values() if adapter.enabled]
         try:
             for part in changed:

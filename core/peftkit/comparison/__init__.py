@@ -20,7 +20,7 @@ def compare(recipe: Recipe, folder: Path, watcher: ComparisonWatcher) -> Compari
 
     `folder` gets `runs/` (ordinary run folders), `recipes/`, `logs/`, and comparison.md, .csv, .png and .html, which a
     comparison that is stopped writes too, from what it has. Raises PeftkitError for what is wrong in the recipe, and
-    ComparisonStopped on a signal.
+    ComparisonStopped on a signal, and where the output is lost.
     """
     compared = entries(recipe)
     runs = plan(recipe, compared, folder)

@@ -15,17 +15,18 @@ from peftkit.comparison.entries import Entry
 from peftkit.errors import PeftkitError
 from peftkit.recipe import Recipe
 from peftkit.training import folder as run_folder
-from peftkit.training.signals import Deferred
+from peftkit.training.observer import Heeded
+from peftkit.training.signals import Cause, Deferred, told
 
 POLL_SECONDS = 0.2
 
 
 class ComparisonStopped(PeftkitError):  # noqa: N818
-    """A comparison that was stopped by a signal; the exit code is 128 + the signal's number."""
+    """A comparison that was stopped by a signal, or as its output was lost."""
 
-    def __init__(self, number: int, comparison: Path):
-        super().__init__(f"the comparison in {comparison} was stopped. The same command continues it.")
-        self.exit_code = 128 + number
+    def __init__(self, cause: Cause, comparison: Path):
+        stopped, self.exit_code = told(cause)
+        super().__init__(f"the comparison in {comparison} was {stopped.rstrip(',')}. The same command continues it.")
 
 
 class ComparisonWatcher(Protocol):
@@ -89,18 +90,21 @@ def plan(recipe: Recipe, entries: Sequence[Entry], comparison: Path) -> list[Ent
 def go(runs: Sequence[EntryRun], comparison: Path, watcher: ComparisonWatcher) -> None:
     """Do what is not finished; a run that fails keeps its reason and the others go on.
 
-    Raises ComparisonStopped on SIGINT or SIGTERM, after the run has written its checkpoint.
+    Raises ComparisonStopped on a signal, after the run has written its checkpoint, and at its end where the output is
+    lost.
     """
+    heeded = Heeded(watcher)
     open_runs = [run for run in runs if not run.finished]
     with Deferred() as deferred:
         for position, run in enumerate(open_runs, 1):
-            watcher.began(run, position, len(open_runs))
+            heeded.began(run, position, len(open_runs))
             began = time.monotonic()
             for _ in _wait(run, comparison, deferred):
-                watcher.waited(run)
-            if deferred.received is not None:
-                raise ComparisonStopped(deferred.received, comparison)
-            watcher.ended(run, time.monotonic() - began)
+                heeded.waited(run)
+            if deferred.received is None:
+                heeded.ended(run, time.monotonic() - began)
+            if (cause := deferred.received or heeded.lost) is not None:
+                raise ComparisonStopped(cause, comparison)
 
 
 def _wait(run: EntryRun, comparison: Path, deferred: Deferred) -> Iterator[None]:

@@ -41,6 +41,7 @@ class CacheFacts(BaseModel):
     dropped: int = Field(ge=0)
     prompts_cut: int = Field(ge=0)
     targets_cut: int = Field(ge=0)
+    special: list[str]
     versions: dict[str, str]
     """Of the libraries that made the ids."""
     options: dict[str, Any]
@@ -78,7 +79,7 @@ class Cache:
             logging.getLogger("peftkit").warning("%s The data set is encoded again.", error)
             shutil.rmtree(self.folder, ignore_errors=True)
             return None
-        encoded = EncodedExamples(rows, sources, facts.dropped, facts.prompts_cut, facts.targets_cut)
+        encoded = EncodedExamples(rows, sources, facts.dropped, facts.prompts_cut, facts.targets_cut, facts.special)
         return encoded, facts.options
 
     def _facts(self) -> CacheFacts:
@@ -131,18 +132,21 @@ class Cache:
         import pyarrow as pa
 
         state, part = hashlib.sha256(), first
+        special: list[str] = []
         counts = {"rows": 0, "dropped": 0, "prompts_cut": 0, "targets_cut": 0}
         with (folder / ROWS).open("wb") as file, pa.ipc.new_stream(file, _batch(first).schema) as stream:
             while part is not None:
                 stream.write_batch(_batch(part))
                 EncodedRows([part.block]).feed(state)
                 counts["rows"] += len(part.sources)
+                special += part.special
                 for name in ("dropped", "prompts_cut", "targets_cut"):
                     counts[name] += getattr(part, name)
                 part = next(rest, None)
         facts = CacheFacts(
             sha256=files.checksum(folder / ROWS),
             digest=state.hexdigest(),
+            special=special,
             versions=dict(self.versions),
             options=dict(options),
             **counts,

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from peftkit.data import special
+from peftkit.data.encoded import IGNORED, Encoded, EncodedExamples
 from peftkit.data.example import LABEL, Example, Turn
 from peftkit.data.long_texts import LONG, shorten, tokenize_long
 from peftkit.errors import PeftkitError
 
 if TYPE_CHECKING:
     from peftkit.data.template import Rendering, Template
-
-IGNORED = -100
-"""The label of a token without loss, torch's own default in cross-entropy."""
 
 
 @dataclass(frozen=True)
@@ -38,51 +36,6 @@ def join(pieces: Sequence[Piece]) -> list[Piece]:
             piece = Piece(joined.pop().text + piece.text, trained=False, ends=piece.ends)
         joined.append(piece)
     return joined
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids [T] and labels [T]: `labels[i]` is `ids[i]` where trained on and -100 elsewhere (not shifted)."""
-
-    ids: list[int]
-    labels: list[int]
-    label: int | None = None
-    """The number of the class of the whole row, where an objective gave it one."""
-
-    @property
-    def trained(self) -> int:
-        """The number of labels that a next-token loss uses: the first token is never predicted."""
-        return sum(label != IGNORED for label in self.labels[1:])
-
-
-@dataclass(frozen=True)
-class EncodedExamples:
-    """The rows of a data set, and what its length limit cost."""
-
-    rows: Sequence[Encoded]
-    sources: Sequence[int] | np.ndarray
-    """For each row, the position of its example; a long document gives several rows."""
-    dropped: int
-    """Examples with an empty target, or with no room for one."""
-    prompts_cut: int
-    """Examples whose prompt lost tokens on its left."""
-    targets_cut: int
-    """Examples whose target lost tokens on its right, its end-of-sequence included."""
-
-    @property
-    def examples(self) -> int:
-        """The examples that have a row; the rows of one stand together."""
-        return int(np.count_nonzero(np.diff(self.sources, prepend=-1)))
-
-    def notices(self, max_length: int) -> list[str]:
-        """Say in sentences what was dropped or cut; empty when nothing was."""
-        total = self.dropped + self.examples
-        causes = (
-            (self.dropped, "dropped: the target is empty, or max_length leaves no room for it"),
-            (self.targets_cut, "trained on a shortened target, which alone is longer than max_length"),
-            (self.prompts_cut, "trained with a prompt shortened on its left"),
-        )
-        return [f"{count} of {total} examples {what} (max_length {max_length})." for count, what in causes if count]
 
 
 def opening(tokenizer: Any) -> list[int]:
@@ -111,12 +64,7 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> dict[str, list[int]]:
     distinct = dict.fromkeys(texts)
     long = {text: tokenize_long(text, tokenizer) for text in distinct if len(text) > LONG}
     short = [text for text in distinct if text not in long]
-    if not short:
-        return long
-    tokenized = tokenizer(
-        short, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )
-    return long | dict(zip(short, tokenized["input_ids"], strict=True))
+    return long | dict(zip(short, special.tokenized(short, tokenizer), strict=True))
 
 
 def _prefixes(pieces: Sequence[Piece]) -> list[str]:
@@ -149,7 +97,7 @@ def tokenize_pieces(rows: Sequence[Sequence[Piece]], tokenizer: Any) -> list[lis
             if ids[: len(before)] == before:
                 ids = ids[len(before) :]
             else:
-                ids = tokenizer(piece.text, add_special_tokens=False)["input_ids"]
+                (ids,) = special.tokenized([piece.text], tokenizer)
             before = [] if piece.ends else before + ids
             runs.append((ids + [end] if end is not None and piece.ends else ids, piece.trained))
         split.append(runs)
@@ -246,7 +194,8 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
         rows += [insert(row, template.soft, len(rendering.opening)) for row in fitted]
         sources += [at] * len(fitted)
     prompts_cut -= targets_cut
-    return EncodedExamples(rows, sources, len(examples) - len(set(sources)), len(prompts_cut), len(targets_cut))
+    held = [examples[at].id for at, turns in _taught(examples) if template.reads_special(turns, tokenizer)]
+    return EncodedExamples(rows, sources, len(examples) - len(set(sources)), len(prompts_cut), len(targets_cut), held)
 
 
 def _taught(examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Turn]]]:
@@ -262,9 +211,15 @@ def _taught(examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Turn]]]
 
 
 def _render(example: Example, turns: Sequence[Turn], template: Template, tokenizer: Any) -> list[Rendering]:
-    """Render an example; a fault names it."""
-    try:
+    with placed(example):
         return template.render(turns, tokenizer)
+
+
+@contextmanager
+def placed(example: Example) -> Iterator[None]:
+    """Tell what is refused inside with the place of the example."""
+    try:
+        yield
     except PeftkitError as error:
         raise PeftkitError(f"{example.id}: {error}") from None
 
@@ -272,7 +227,7 @@ def _render(example: Example, turns: Sequence[Turn], template: Template, tokeniz
 def encode_prompts(examples: Sequence[Example], template: Template, tokenizer: Any, max_length: int) -> EncodedExamples:
     """Encode what a model is given of each example, nothing of it to predict; longer texts are cut on their left."""
     max_length -= len(template.soft)
-    renderings = [template.render_prompt(example.prompt, tokenizer) for example in examples]
+    renderings = [template.prompt(example, tokenizer) for example in examples]
     runs = tokenize_pieces([shorten(rendering.pieces, tokenizer, max_length) for rendering in renderings], tokenizer)
     rows: list[Encoded] = []
     cut = 0
@@ -281,7 +236,8 @@ def encode_prompts(examples: Sequence[Example], template: Template, tokenizer: A
         ids = cut_left(whole, max_length, tokenizer.bos_token_id)
         cut += len(ids) < len(whole)
         rows.append(insert(Encoded(ids, [IGNORED] * len(ids)), template.soft, len(rendering.opening)))
-    return EncodedExamples(rows, list(range(len(rows))), 0, cut, 0)
+    held = [example.id for example in examples if template.reads_special(example.prompt, tokenizer)]
+    return EncodedExamples(rows, list(range(len(rows))), 0, cut, 0, held)
 
 
 def insert(row: Encoded, soft: Sequence[int], at: int) -> Encoded:

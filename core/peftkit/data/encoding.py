@@ -41,6 +41,7 @@ class EncodedPart:
     dropped: int
     prompts_cut: int
     targets_cut: int
+    special: tuple[str, ...]
     examples: int
     """Of the chunk, dropped ones included."""
 
@@ -73,7 +74,10 @@ def joined(made: Iterable[EncodedPart]) -> EncodedExamples:
     return EncodedExamples(
         EncodedRows([part.block for part in held]),
         np.concatenate([np.zeros(0, np.int64), *(part.sources for part in held)]),
-        *(sum(getattr(part, name) for part in held) for name in ("dropped", "prompts_cut", "targets_cut")),
+        sum(part.dropped for part in held),
+        sum(part.prompts_cut for part in held),
+        sum(part.targets_cut for part in held),
+        [name for part in held for name in part.special],
     )
 
 
@@ -91,7 +95,8 @@ def _one_by_one(examples: Examples, encode: Encode, first: int, step: int) -> It
 def _encoded(chunk: Sequence[Example], encode: Encode, before: int) -> EncodedPart:
     done = encode(chunk)
     sources = np.fromiter(done.sources, np.int64, len(done.rows)) + before
-    return EncodedPart(RowBlock.of(done.rows), sources, done.dropped, done.prompts_cut, done.targets_cut, len(chunk))
+    cost = (done.dropped, done.prompts_cut, done.targets_cut, tuple(done.special))
+    return EncodedPart(RowBlock.of(done.rows), sources, *cost, len(chunk))
 
 
 @contextmanager

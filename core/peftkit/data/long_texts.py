@@ -14,6 +14,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from peftkit.data import special
+
 if TYPE_CHECKING:
     from peftkit.data.encode import Piece
 
@@ -100,7 +102,7 @@ def _begun(text: str, tokenizer: Any, max_length: int) -> str:
 
 
 def _ids(text: str, tokenizer: Any) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return special.tokenized([text], tokenizer)[0]
 
 
 @lru_cache(maxsize=64)

@@ -70,12 +70,7 @@ def _turn(message: Any, at: str) -> Turn:
         raise PeftkitError(
             f"{at}: the role '{shown(role)}' is unknown.{hint(role, ROLES)} Allowed: {', '.join(ROLES)}."
         )
-    strange = next((key for key in message if key not in (*named, *CARRIED, WEIGHT)), None)
-    if strange is not None and message[strange] is not None:
-        raise PeftkitError(
-            f"{at}: the message has '{shown(strange)}', which is not read.{hint(strange, (*CARRIED, WEIGHT))} "
-            f"Allowed: {', '.join((*named, *CARRIED, WEIGHT))}; `dataset.ignore: [{shown(strange)}]` leaves it out."
-        )
+    _check(message, (*named, *CARRIED, WEIGHT), at, "message")
     more = {key: message[key] for key in CARRIED if message.get(key) is not None}
     if "tool_calls" in more:
         more["tool_calls"] = _calls(more["tool_calls"], f"{at}.tool_calls")
@@ -87,8 +82,30 @@ def _turn(message: Any, at: str) -> Turn:
         said = ""
     if named[1] not in message and said is None:
         raise PeftkitError(f"{at}: the message has no '{named[1]}'; its keys are {keys(message)}.")
-    carried = json.dumps(more, ensure_ascii=False, sort_keys=True) if more else ""
+    carried = _written(more, at, ordered=True) if more else ""
     return Turn(ROLES[role], _said(said, at, named[1]), _trained(message.get(WEIGHT), at), carried)
+
+
+def _check(values: Mapping[str, Any], allowed: Sequence[str], at: str, what: str) -> None:
+    """Refuse a key that nothing reads, unless it is null."""
+    strange = next((key for key, value in values.items() if key not in allowed and value is not None), None)
+    if strange is not None:
+        raise PeftkitError(
+            f"{at}: the {what} has '{shown(strange)}', which is not read.{hint(strange, allowed)} "
+            f"Allowed: {', '.join(allowed)}; `dataset.ignore: [{shown(strange)}]` leaves it out."
+        )
+
+
+def _written(value: Any, at: str, *, ordered: bool = False) -> str:
+    """Write as JSON what the chat template is given; PeftkitError for what JSON or UTF-8 does not hold."""
+    try:
+        written = json.dumps(value, ensure_ascii=False, sort_keys=ordered)
+        written.encode()
+    except UnicodeEncodeError:
+        raise PeftkitError(f"{at}: a text holds half of a surrogate pair, which is not a character.") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PeftkitError(f"{at}: the tools or calls are no JSON values ({error}).") from None
+    return written
 
 
 def _said(said: Any, at: str, key: str) -> str:
@@ -97,10 +114,12 @@ def _said(said: Any, at: str, key: str) -> str:
         return text(said, at, key, empty=True)
     parts = []
     for number, part in enumerate(said):
-        sort = member(part, f"{at}.{key}[{number}]", "type", str, "part")
+        place = f"{at}.{key}[{number}]"
+        sort = member(part, place, "type", str, "part")
         if sort != "text":
-            raise PeftkitError(f"{at}.{key}[{number}]: a part of the type '{shown(sort)}'; only text is learnt from.")
-        parts.append(text(member(part, f"{at}.{key}[{number}]", "text", str, "part"), at, key, empty=True))
+            raise PeftkitError(f"{place}: a part of the type '{shown(sort)}'; only text is learnt from.")
+        _check(part, ("type", "text"), place, "part")
+        parts.append(text(member(part, place, "text", str, "part"), at, key, empty=True))
     return "".join(parts)
 
 
@@ -134,7 +153,7 @@ def _tools(tools: Any, place: str) -> str:
     for number, tool in enumerate(tools):
         function, _ = _function(tool, f"{place}, tools[{number}]", "tool")
         plain.append({"type": "function", "function": function})
-    return json.dumps(plain, ensure_ascii=False)
+    return _written(plain, f"{place}, tools")
 
 
 def _function(entry: Any, place: str, what: str) -> tuple[Mapping[str, Any], str]:
@@ -148,5 +167,5 @@ def _parsed(value: Any, place: str) -> Any:
     """Return what a text that holds JSON says."""
     try:
         return json.loads(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise PeftkitError(f"{place}: '{shown(value)}' is not JSON.") from None

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftkit.data.lines import Line, each_line
 from peftkit.errors import PeftkitError
-from peftkit.files import Line, each_line, parse_json
+from peftkit.files import parse_json
 
 LONGEST_FIELD = 1 << 24
 """Characters of one CSV field; Python's own limit of 131,072 is short for documents."""
@@ -123,6 +124,7 @@ def read_csv(path: Path, columns: Sequence[str], *, lower: bool = True) -> Itera
             continue
         if header is None:
             header = [name.strip().lower() if lower else name.strip() for name in row]
+            check_apart(header, f"{path}, line {start}")
             absent = [name for name in columns if name not in header]
             if absent:
                 raise PeftkitError(
@@ -150,6 +152,13 @@ def parse_line(line: Line) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PeftkitError(f"{place}: the line is {kind(value)}, and a JSON object is wanted.")
     return value
+
+
+def check_apart(names: Sequence[str], place: str) -> None:
+    """Refuse a table with two columns of one name, of which only one could be read."""
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise PeftkitError(f"{place}: two columns are called '{shown(twice)}', and only one could be read.")
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

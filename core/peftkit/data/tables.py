@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from peftkit.data.records import json_lines, keys, kind, parse_line, read_csv
+from peftkit.data.lines import Line
+from peftkit.data.records import check_apart, json_lines, keys, kind, parse_line, read_csv
 from peftkit.errors import PeftkitError, hint
-from peftkit.files import Line, parse_json, read_text
+from peftkit.files import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ def _parquet(path: Path) -> Numbered:
     import pyarrow.parquet
 
     try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        table = pyarrow.parquet.ParquetFile(path)
+        check_apart(table.schema_arrow.names, str(path))
+        batches = table.iter_batches(batch_size=1024)
         rows = (record for batch in batches for record in batch.to_pylist())
         yield from ((number, "row", record) for number, record in enumerate(rows, 1))
     except (pyarrow.ArrowException, OSError) as error:

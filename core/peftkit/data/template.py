@@ -10,7 +10,8 @@ from typing import Any
 
 from typing_extensions import Self
 
-from peftkit.data.encode import Encoded, Piece, closing, cut_left, encode, opening, tokenize_pieces
+from peftkit.data import special
+from peftkit.data.encode import Encoded, Piece, closing, cut_left, encode, opening, placed, tokenize_pieces
 from peftkit.data.example import Example, Turn
 from peftkit.errors import PeftkitError
 from peftkit.registry import Registry
@@ -32,12 +33,25 @@ class Template(ABC):
     name: str
     soft: tuple[int, ...] = ()
     """Ids of soft prompt rows; they stand behind the beginning-of-sequence token, or first where there is none."""
+    special: str = special.KEEP
+    """What becomes of special tokens in the turns' texts (`peftkit.data.special`)."""
 
     def with_soft(self, ids: Sequence[int]) -> Self:
         """Return this template with the ids of soft prompt rows in front of every text."""
         template = copy.copy(self)
         template.soft = tuple(ids)
         return template
+
+    def with_special(self, policy: str, tokenizer: Any) -> Self:
+        """Return this template with another way to read special tokens in texts; PeftkitError where it cannot be."""
+        special.check(policy, tokenizer)
+        template = copy.copy(self)
+        template.special = policy
+        return template
+
+    def reads_special(self, turns: Sequence[Turn], tokenizer: Any) -> bool:
+        """Say whether the texts of turns hold special tokens that are read as such."""
+        return self.special == special.KEEP and special.found(turns, tokenizer) is not None
 
     @abstractmethod
     def suitability(self, tokenizer: Any) -> int:
@@ -55,6 +69,10 @@ class Template(ABC):
     def render_prompt(self, turns: Sequence[Turn], tokenizer: Any) -> Rendering:
         """Render the turns before an assistant turn, up to where its text begins; nothing is trained on."""
 
+    def takes_system(self, tokenizer: Any) -> bool:
+        """Say whether a conversation may begin with a system turn, which the model is then shown as such."""
+        return False
+
     def stop_ids(self, tokenizer: Any) -> list[int]:
         """Return the ids that end an assistant turn."""
         return [closing(tokenizer)]
@@ -64,7 +82,7 @@ class Template(ABC):
 
         Raises PeftkitError for turns that are neither a single document nor a conversation that the assistant ends.
         """
-        roles = [turn.role for turn in turns]
+        turns, roles = special.read(turns, self.special, tokenizer), [turn.role for turn in turns]
         if roles == ["text"]:
             return [Rendering(opening(tokenizer), [Piece(turns[0].text, trained=True, ends=True)])]
         if not roles or roles[-1] != "assistant" or "text" in roles:
@@ -85,11 +103,7 @@ class Template(ABC):
 
     def prompt_ids(self, example: Example, tokenizer: Any, max_length: int | None = None) -> list[int]:
         """Return the ids [T] that the model continues in evaluation, the last `max_length` of them where given."""
-        turns = example.prompt
-        if turns and turns[-1].role == "text":
-            rendering = Rendering(opening(tokenizer), [Piece(turns[-1].text, trained=False)])
-        else:
-            rendering = self.render_prompt(turns, tokenizer)
+        rendering = self.prompt(example, tokenizer)
         (runs,) = tokenize_pieces([rendering.pieces], tokenizer)
         ids = rendering.opening + [token for run, _ in runs for token in run]
         if max_length is not None:
@@ -97,27 +111,36 @@ class Template(ABC):
         first = len(rendering.opening)
         return [*ids[:first], *self.soft, *ids[first:]]
 
+    def prompt(self, example: Example, tokenizer: Any) -> Rendering:
+        """Render what the model is given of an example in evaluation; what the template refuses is told with its id."""
+        with placed(example):
+            turns = special.read(example.prompt, self.special, tokenizer)
+            if turns and turns[-1].role == "text":
+                return Rendering(opening(tokenizer), [Piece(turns[-1].text, trained=False)])
+            return self.render_prompt(turns, tokenizer)
+
     def text(self, example: Example, tokenizer: Any) -> str:
         """Return what the model is trained on as one text, special tokens included."""
         rendering = self.render(example.turns, tokenizer)[0]
         end = tokenizer.eos_token or ""
         return tokenizer.decode(rendering.opening) + "".join(
-            piece.text + (end if piece.ends else "") for piece in rendering.pieces
+            special.plain(piece.text) + (end if piece.ends else "") for piece in rendering.pieces
         )
 
 
 TEMPLATES: Registry[Template] = Registry("template", "peftkit.data.templates")
 
 
-def choose(name: str, tokenizer: Any) -> Template:
+def choose(name: str, tokenizer: Any, policy: str = special.KEEP) -> Template:
     """Return the template of that name, or for `auto` the one that suits the tokenizer best.
+
+    It reads special tokens in texts by the `policy`.
 
     Raises PeftkitError for an unknown name and for a template that the tokenizer cannot serve.
     """
     if name == AUTOMATIC:
-        return max(
-            (template for _, template in TEMPLATES.items()), key=lambda template: template.suitability(tokenizer)
-        )
+        best = max((other for _, other in TEMPLATES.items()), key=lambda template: template.suitability(tokenizer))
+        return best.with_special(policy, tokenizer)
     template = TEMPLATES[name]
     if not template.suitability(tokenizer):
         able = [key for key, other in TEMPLATES.items() if other.suitability(tokenizer)]
@@ -125,4 +148,4 @@ def choose(name: str, tokenizer: Any) -> Template:
             f"dataset.template is '{name}', and the tokenizer of this model has no such template. "
             f"Allowed: {', '.join([AUTOMATIC, *able])}."
         )
-    return template
+    return template.with_special(policy, tokenizer)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from peftkit import files
 from peftkit.adaptation import Adaptation
 from peftkit.assembly import Assembled, assemble, read_run
+from peftkit.data import special
 from peftkit.data.example import Example, Turn
 from peftkit.device import autocast
 from peftkit.errors import PeftkitError
@@ -33,6 +34,7 @@ OTHERWISE = "evaluate its base model instead"
 
 def evaluate(
     target: Path | Recipe,
+    overrides: Sequence[str] = (),
     *,
     split: str | None = None,
     limit: int | None = None,
@@ -41,13 +43,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a run, its base model (`base`), or the untrained model of a recipe, and return the report.
 
-    `split` and `limit` replace the recipe's. The report and the predictions are written to `eval/` in the run folder,
+    `split` and `limit` replace the recipe's, and so do `overrides`, `key=value` texts of a run's sections `eval` and
+    `generation`. The report and the predictions are written to `eval/` in the run folder,
     or in a recipe's `output` where it names one; those of a bare base have `-base` in their name. `on_progress`
     receives (answers so far, all). An evaluation that was interrupted goes on from the answers that it had written, to
     `….partial.jsonl`, and ends with the same predictions. Raises PeftkitError for a run without an adapter, a split
     that is not there and a limit below 1.
     """
-    recipe, folder, adapter = places(target, base)
+    recipe, folder, adapter = places(target, base, overrides)
     split, limit = split or recipe.eval.split, recipe.eval.limit if limit is None else limit
     if limit is not None and limit < 1:
         raise PeftkitError(f"the limit is {limit}, and at least one example is evaluated.")
@@ -64,6 +67,7 @@ def evaluate(
     examples = data.examples
     check_examples(data.task, examples, data.name)
     subject = prepare(recipe, adapter)
+    _tell_special(examples, subject)
     name = f"{data.name.replace('/', '-')}-{split}{'' if adapter else '-base'}"
     journal = None
     if folder is not None:
@@ -97,11 +101,15 @@ def _write(folder: Path, name: str, predictions: Sequence[dict[str, Any]], resul
     files.write_json(folder / f"{name}.json", result)
 
 
-def places(target: Path | Recipe, base: bool) -> tuple[Recipe, Path | None, Path | None]:
-    """Return the recipe of what is scored, the folder that is written to, and that of the adapter; none of a base."""
+def places(target: Path | Recipe, base: bool, overrides: Sequence[str] = ()) -> tuple[Recipe, Path | None, Path | None]:
+    """Return the recipe of what is scored, the folder that is written to, and that of the adapter; none of a base.
+
+    `overrides` are those of a run's recipe.
+    """
     if isinstance(target, Recipe):
         return target, Path(target.output) if target.output else None, None
-    return read_run(target, adapter=not base, otherwise=OTHERWISE), target, None if base else target / "adapter"
+    recipe = read_run(target, overrides, adapter=not base, otherwise=OTHERWISE)
+    return recipe, target, None if base else target / "adapter"
 
 
 def prepare(recipe: Recipe, adapter: Path | None) -> Assembled:
@@ -124,17 +132,46 @@ def merges_exactly(adaptation: Adaptation) -> bool:
     )
 
 
-def answer(run: Path, text: str, *, base: bool = False) -> str:
-    """Answer one prompt with a run's adapted model, or with its base, under the run's template."""
-    recipe = read_run(run, adapter=not base, otherwise=OTHERWISE)
+def answer(
+    run: Path, text: str, overrides: Sequence[str] = (), *, system: str | None = None, base: bool = False
+) -> str:
+    """Answer one prompt with a run's adapted model, or with its base, under the run's template.
+
+    `overrides` are `key=value` of the run's `eval` and `generation`; `system` is the text of a system turn in front.
+    Raises PeftkitError where the template knows no such turn and the recipe does not fold it into the prompt.
+    """
+    recipe = read_run(run, overrides, adapter=not base, otherwise=OTHERWISE)
     subject = prepare(recipe, None if base else run / "adapter")
     model, tokenizer = subject.model, subject.tokenizer
     task = TASKS[recipe.dataset.name.removeprefix(source.PREFIX)]
     settings = settings_for(model, tokenizer, task, subject.template, recipe.generation)
-    prompt = subject.template.prompt_ids(Example("prompt", (Turn("user", text),)), tokenizer)
+    example = asked(text, system, subject)
+    prompt = subject.template.prompt_ids(example, tokenizer)
+    _tell_special([example], subject)
     with autocast(subject.device, subject.precision):
         (generated,) = generate(model, tokenizer, [prompt], settings)
     return generated.text.strip()
+
+
+def asked(text: str, system: str | None, subject: Assembled) -> Example:
+    """Return the example of a prompt, behind a `system` turn or with that text folded into it."""
+    example = Example("the prompt", (Turn("user", text),))
+    if system is None:
+        return example
+    with_system = replace(example, turns=(Turn("system", system), *example.turns))
+    if subject.recipe.dataset.system == source.FOLD:
+        return replace(example, turns=source.folded(with_system))
+    if not subject.template.takes_system(subject.tokenizer):
+        raise PeftkitError(
+            f"a system text is given, and the template '{subject.template.name}' of this model knows no system turn: "
+            f"leave it out, or train with `dataset.system: {source.FOLD}`, which puts it in front of the prompt."
+        )
+    return with_system
+
+
+def _tell_special(examples: Sequence[Example], subject: Assembled) -> None:
+    for told in special.notices(examples, subject.recipe.dataset.special, subject.tokenizer):
+        logging.getLogger("peftkit").warning(told)
 
 
 def journal_key(subject: Assembled, recipe: Recipe, examples: Sequence[Example], adapter: Path | None) -> str:

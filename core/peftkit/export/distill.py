@@ -130,7 +130,8 @@ def _batches(trained: Trained) -> Batches:
     data = load_data(recipe.dataset, "train")
     every = max(1, len(data.examples) // (STEPS * EXAMPLES))
     chosen = data.examples[: every * STEPS * EXAMPLES : every]
-    rows = encode(chosen, choose(recipe.dataset.template, words), words, min(LENGTH, recipe.train.max_length)).rows
+    template = choose(recipe.dataset.template, words, recipe.dataset.special)
+    rows = encode(chosen, template, words, min(LENGTH, recipe.train.max_length)).rows
     return Batches(rows, batch_examples=EXAMPLES, seed=recipe.train.seed)
 
 

@@ -108,6 +108,7 @@ def changed_tensors(trained: Trained, also: Collection[str] = ()) -> tuple[dict[
     # A tied weight is listed once, under its first name; merging unties a head that has an adapter.
     sites = [adapter.site for part in trained.adaptation.parts for adapter in part.adapters.values()]
     names = {f"{site.path}.{kind}" for site in sites for kind in ("weight", "bias")}
+    names |= {site.id for site in sites if site.stack is not None}
     untied = next((f"{site.path}.weight" for site in sites if site.tied), None)
     names |= {name for part in trained.adaptation.parts for name in part.own} | set(also)
     return {name: tensor.detach() for name, tensor in own.items() if name in names}, untied

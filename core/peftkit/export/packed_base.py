@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ from peftkit.models.loaded import LoadedModel
 from peftkit.models.quantize import Quantization, forget_originals, quantize, unpack
 from peftkit.models.samples import compare, logits
 from peftkit.quantization.packed import StoredLinear
+from peftkit.quantization.stack import PackedStack
 from peftkit.quantization.storage import is_foreign
 from peftkit.quantization.weight import dense
 from peftkit.recipe import ModelSection
@@ -88,10 +91,14 @@ def _dense_fingerprint(model: PreTrainedModel) -> str:
     whole = cast(nn.Module, model)
     weights = {name: parameter.detach() for name, parameter in own_parameters(whole)}
     samples = {name: (list(weight.shape), sample(weight, None)) for name, weight in weights.items()}
+    stacks = {path: layer for path, layer in whole.named_modules() if isinstance(layer, PackedStack)}
+    packed: dict[str, Callable[[], Tensor]] = {path: stack.read for path, stack in stacks.items()}
     for path, layer in whole.named_modules():
-        if isinstance(layer, StoredLinear):
-            weight = dense(layer)
-            samples[f"{path}.weight"] = (list(weight.shape), sample(weight, None))
+        if isinstance(layer, StoredLinear) and path.rpartition(".")[0] not in stacks:
+            packed[f"{path}.weight"] = partial(dense, layer)
+    for name, read in packed.items():
+        weight = read()
+        samples[name] = (list(weight.shape), sample(weight, None))
     return digest(whole, samples)
 
 
@@ -99,4 +106,6 @@ def dequantize(trained: Trained) -> list[str]:
     """Make the packed weights of a merged model plain ones; returns their names."""
     with torch.device("meta"):
         outline = type(trained.model)(trained.model.config)
-    return [f"{path}.weight" for path in unpack(trained.module, outline)]
+    paths = unpack(trained.module, outline)
+    own = {name for name, _ in own_parameters(trained.model)}
+    return [path if path in own else f"{path}.weight" for path in paths]

@@ -70,6 +70,28 @@ class Recompute:
             self._known.clear()
             self._last = None
 
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """As `running`, of a forward pass alone and inside other hooks: they get what is not remembered here."""
+        # Torch gives no other way to know the hooks around, of which it would call these alone.
+        own: Any = torch._C
+        outer = own._autograd._top_saved_tensors_default_hooks(True)
+
+        def pack(tensor: Tensor) -> tuple[bool, Any]:
+            if outer is None or self.source(tensor) is not None:
+                return True, self.pack(tensor)
+            return False, outer[0](tensor)
+
+        def unpack(saved: tuple[bool, Any]) -> Tensor:
+            mine, kept = saved
+            return self.unpack(kept) if mine else outer[1](kept)
+
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+                yield
+        finally:
+            self._known.clear()
+
     def source(self, tensor: Tensor) -> Recomputable | None:
         """Return how a tensor, or what it is a view of, is recomputed; None where it is not known."""
         if not self._known or tensor.layout is not torch.strided:

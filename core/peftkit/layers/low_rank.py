@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ class LowRank(Delta):
     start that answers what packing lost (`answers`) has a third pair: the packed weight is that of W - B1 A1.
     """
 
+    batched: ClassVar[bool] = True
     A0: Tensor
     B0: Tensor
     A1: Tensor

@@ -15,6 +15,7 @@ from peftkit.layout.parts import LayerPart, is_gate, layers_of, leads_to_choice,
 from peftkit.layout.roles import QUERIES, is_linear, roles_in
 from peftkit.layout.sites import Rows, Site
 from peftkit.layout.targets import GROUPS, STACKS, names_module
+from peftkit.quantization.stack import PackedStack
 from peftkit.quantization.weight import shape
 
 READING, ENDING = ("q", "q_a", "k", "v", "in", "gate", "up"), ("o", "out", "down")
@@ -30,8 +31,12 @@ class Layers:
         text = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
         self.kind: str = getattr(text, "model_type", type(model).__name__)
         self.names: Mapping[str, Any] = family_of(self.config).names(self.kind)
+        found = dict(model.named_modules())
+        inside = tuple(f"{name}." for name, module in found.items() if isinstance(module, PackedStack))
         self.modules: dict[str, nn.Module] = {
-            name: module for name, module in model.named_modules() if ".seated" not in f".{name}"
+            name: module
+            for name, module in found.items()
+            if ".seated" not in f".{name}" and not f"{name}.".startswith(inside)
         }
         self._hidden: dict[str, list[Site]] = {}
 

@@ -17,7 +17,8 @@ from peftkit.layout.parts import leads_to_indexer
 from peftkit.layout.roles import is_linear
 from peftkit.layout.sites import Site
 from peftkit.layout.targets import GROUPS, LINEAR_ROLES, STACKS, in_group, names_module
-from peftkit.quantization.weight import packed_shape, shape
+from peftkit.quantization.stack import is_packed
+from peftkit.quantization.weight import shape
 
 
 class Layout(Layers):
@@ -25,8 +26,9 @@ class Layout(Layers):
 
     @property
     def packed(self) -> list[str]:
-        """The paths of the linear layers that keep their weight in another form than as a parameter."""
-        return [site.path for site in self.linears if packed_shape(site.module) is not None]
+        """The paths of linear layers and stacks that keep their weights in another form than as a parameter."""
+        linears = [site.path for site in self.linears if is_packed(site.module)]
+        return linears + [site.id for site in self.stacks if is_packed(site.held)]
 
     def resolve(
         self, targets: str | Sequence[str], layers: Iterable[int] | None = None, exclude: Sequence[str] = ()

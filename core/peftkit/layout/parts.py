@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from peftkit.layout.sites import own_class
+from peftkit.quantization.stack import stacks_of
 from peftkit.quantization.weight import shape
 
 KINDS = ("attention", "mlp")
@@ -65,7 +66,7 @@ def holds_experts(module: nn.Module) -> bool:
 
 
 def stacks_in(path: str, module: nn.Module, width: int) -> Iterator[tuple[str, int, int, int, bool, bool]]:
-    """Iterate over the stacks of experts' weights in a module's own parameters, each a weight for each expert.
+    """Iterate over the stacks of experts' weights that a module holds, packed ones too, each a weight for each expert.
 
     `path` is the module's in its layer. They come as name, number of experts, inputs, outputs, whether the inputs stand
     in front of the outputs, and whether the stack ends the experts. Which side the inputs are a model says by
@@ -73,10 +74,7 @@ def stacks_in(path: str, module: nn.Module, width: int) -> Iterator[tuple[str, i
     """
     if "expert" not in own_class(module).__name__.lower():
         return
-    for name, parameter in module._parameters.items():
-        if parameter is None or parameter.dim() != 3:
-            continue
-        count, first, second = parameter.shape
+    for name, (count, first, second) in stacks_of(module):
         reads = not any(word in f"{path}.{name}" for word in ENDS)
         turned = getattr(module, "is_transposed", (first if reads else second) == width != (second if reads else first))
         inputs, outputs = (first, second) if turned else (second, first)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from peftkit.families import Heads
+from peftkit.quantization.stack import PackedStack, matrices, stack_of
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,26 @@ class Site:
     Each runs as any, `child(call, x)`, frozen and in eval mode. It is read from here and not registered in the adapter,
     so that it is not saved again. A field, and no argument of `build`, which most methods would not read.
     """
+
+    @property
+    def held(self) -> nn.Parameter | PackedStack:
+        """The stack of a site that is one, as it is held."""
+        return stack_of(self.module, str(self.stack))
+
+    def frozen(self) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over the tensors that hold the weight or stack of a linear site, and a bias, by their names."""
+        if self.stack is None:
+            own = (*self.module.named_parameters(recurse=False), *self.module.named_buffers(recurse=False))
+            yield from ((f"{self.path}.{key}", tensor) for key, tensor in own)
+        elif isinstance(self.held, PackedStack):
+            yield from ((f"{self.id}.{key}", tensor) for key, tensor in self.held.named_buffers())
+        else:
+            yield self.id, self.held
+
+    def each(self) -> list[Site]:
+        """Return the weights [out, in] of a stack as sites of their own, with the stack's name."""
+        modules = matrices(self.module, str(self.stack), self.transposed)
+        return [replace(self, module=module, transposed=False) for module in modules]
 
     @property
     def id(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from peftkit.layout.layout import Layout
 from peftkit.layout.sites import Site
 from peftkit.layout.targets import GROUPS, names_module
+from peftkit.quantization.stack import stacks_of
 from peftkit.quantization.weight import shape
 
 HALF = 0.5
@@ -82,9 +83,7 @@ def left_out(layout: Layout, sites: Collection[Site]) -> str | None:
     maps = {id(module) for _, module in modules if shape(module) is not None}
     total = sum(math.prod(shape(module) or (0,)) for _, module in modules)
     stacks = {
-        name: sum(p.numel() for p in module._parameters.values() if p is not None and p.dim() > 2)
-        for name, module in modules
-        if id(module) not in maps
+        name: sum(shape.numel() for _, shape in stacks_of(module)) for name, module in modules if id(module) not in maps
     }
     total += sum(stacks.values())
     share = sum(site.inputs * site.outputs * max(1, site.experts) for site in sites) / max(1, total)

@@ -43,6 +43,8 @@ class DoRA(LoRA, name="dora"):
 class Decomposed(LowRank):
     """A low-rank pair whose sum with the frozen weight keeps rows of the trained lengths m [out]."""
 
+    batched: ClassVar[bool] = False
+
     def __init__(self, site: Site, method: DoRA):
         super().__init__(site, method)
         self.detach_norm = method.detach_norm

@@ -33,6 +33,7 @@ class DyLoRA(LoRA, name="dylora"):
         "trained pair works at every rank."
     )
     default_learning_rate: ClassVar[float] = 0.01
+    by_weight: ClassVar[bool] = False
     plain_pair: ClassVar[bool] = False
 
     min_rank: Annotated[int, Ge(1)] = 1

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.layers.stacked import StackedScale
 from peftkit.layout import Layout, Site, Standing, matched, otherwise, parse_layers
 from peftkit.method import Targeted, Targets
 from peftkit.ports.adapter import Adapter, Call
@@ -37,6 +36,7 @@ class IA3(Targeted, name="ia3"):
     rate_falls_with_width: ClassVar[bool] = False
 
     stacked: ClassVar[tuple[str, ...]] = ("feedforward",)
+    by_weight: ClassVar[bool] = True
 
     targets: Targets = ("k", "v")
     """Linears whose outputs are scaled: roles, groups or module-name patterns."""
@@ -58,18 +58,19 @@ class IA3(Targeted, name="ia3"):
         return Standing(after.sites + before.sites, {**after.replaced, **before.replaced})
 
     def build(self, site: Site) -> Adapter:
-        return Scale(site, self._before(site)) if site.stack is None else StackedScale(site)
-
-    def takes(self, site: Site) -> bool:
-        return True
+        return Scale(site, self._before(site))
 
     def _before(self, site: Site) -> bool:
+        if site.stack is not None:
+            return True
         names = (self.feedforward,) if isinstance(self.feedforward, str) else self.feedforward
         return any(matched(name, site) for name in names)
 
 
 class Scale(LinearAdapter):
     """A vector that multiplies the output [out] or, with `before`, the input [in] of a linear."""
+
+    batched: ClassVar[bool] = True
 
     def __init__(self, site: Site, before: bool):
         super().__init__(site)
@@ -83,6 +84,7 @@ class Scale(LinearAdapter):
         return y * self.scale.to(y.dtype)
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        scale = self.scale.to(weight.dtype)
         if self.before:
-            return weight * self.scale, bias
-        return weight * self.scale[:, None], None if bias is None else bias * self.scale
+            return weight * scale.unsqueeze(-2), bias
+        return weight * scale.unsqueeze(-1), None if bias is None else bias * self.scale

@@ -32,6 +32,7 @@ class KronA(Targeted, name="krona"):
         "weights."
     )
     default_learning_rate: ClassVar[float] = 0.1
+    by_weight: ClassVar[bool] = True
     size: ClassVar[str | None] = "factor"
 
     factor: Annotated[int, Ge(1)] | None = None

@@ -11,7 +11,6 @@ from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from peftkit.layers.low_rank import LowRank
-from peftkit.layers.stacked import StackedPairs
 from peftkit.layout import Layout, Site, matched
 from peftkit.method import Ranked
 from peftkit.methods.inits import INITS, check_split, splits
@@ -34,6 +33,7 @@ class LoRA(Ranked, name="lora"):
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     summary: ClassVar[str] = "Adds a trainable product of two low-rank matrices to frozen weights. It merges into them."
     default_learning_rate: ClassVar[float] = 0.018
+    by_weight: ClassVar[bool] = True
     plain_pair: ClassVar[bool] = True
     """Whether it adds s B A as it stands from the first step on."""
 
@@ -63,12 +63,8 @@ class LoRA(Ranked, name="lora"):
         check_split(self.name, self.init, self.plain_pair, sites)
         return sites
 
-    def takes(self, site: Site) -> bool:
-        own = type(self).build is LoRA.build and not self.dropout and not splits(self.init)
-        return own or super().takes(site)
-
     def build(self, site: Site) -> Adapter:
-        return LowRank(site, self) if site.stack is None else StackedPairs(site, self)
+        return LowRank(site, self)
 
     def initialise(self, adapter: LowRank) -> None:
         """Give A and B their start."""

@@ -43,7 +43,7 @@ class LoRAFA(LoRA, name="lora-fa"):
     def after_backward(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
         for adapter in cast(dict[str, HalfFrozen], adapters).values() if self.correction == "projected" else ():
             if adapter.B.grad is not None:
-                gram = (adapter.A @ adapter.A.T) * adapter.scale**2
+                gram = (adapter.A @ adapter.A.mT) * self.scale_at(adapter.site) ** 2
                 adapter.B.grad = torch.linalg.solve(gram, adapter.B.grad, left=False)
 
 

@@ -36,6 +36,7 @@ class QALoRA(LoRA, name="qa-lora"):
         "integers, whose codes stay as they are."
     )
     plain_pair: ClassVar[bool] = False
+    by_weight: ClassVar[bool] = False
     needs: ClassVar[str | None] = ZERO_POINTS
     default_learning_rate: ClassVar[float] = 0.32
 

@@ -32,6 +32,7 @@ class SoRA(LoRA, name="sora"):
         "LoRA with a gate on each rank. A proximal step after each update closes gates, and closed ones are cut off."
     )
     default_learning_rate: ClassVar[float] = 0.018
+    by_weight: ClassVar[bool] = False
     plain_pair: ClassVar[bool] = False
 
     threshold: Annotated[float, Ge(0)] = 5e-4

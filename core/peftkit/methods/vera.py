@@ -34,6 +34,7 @@ class VeRA(Targeted, name="vera"):
     )
     default_learning_rate: ClassVar[float] = 0.18
     rate_falls_with_width: ClassVar[bool] = False
+    by_weight: ClassVar[bool] = True
     size: ClassVar[str | None] = "rank"
 
     rank: Annotated[int, Ge(1)] = 256

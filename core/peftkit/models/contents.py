@@ -5,30 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from peftkit.families.image_text import unread
+from peftkit.models.merged_stacks import MergedStack, StackSources, StoredTensor
 from peftkit.tensor_file import TensorFile
-
-
-class StoredTensor(NamedTuple):
-    """Where a tensor lies, and under which name."""
-
-    file: TensorFile
-    key: str
-
-    @property
-    def shape(self) -> list[int]:
-        """The shape that it has there."""
-        return self.file.shape(self.key)
-
-    def read(self) -> Tensor:
-        """Read it."""
-        return self.file.read(self.key)
 
 
 class Contents:
@@ -41,29 +26,41 @@ class Contents:
         """Those of parts that the model was built without."""
         self.strays: list[StoredTensor] = []
         """Those that the model does not have, or in another form, into which transformers converts them."""
+        self.merged: dict[str, MergedStack] = {}
+        """Stacks of experts' weights that are made of strays, by the model's names."""
         held = [StoredTensor(file, key) for file in map(TensorFile, paths) for key in file.names]
         own, elsewhere, ignored = set(model.state_dict()), outside(model), _ignored(model)
-        for place, name in zip(held, _names(model, [place.key for place in held]), strict=True):
-            if name in own:
+        sources = StackSources(model)
+        for place, (name, pattern) in zip(held, _names(model, [place.key for place in held]), strict=True):
+            if pattern is not None:
+                self.strays.append(place)
+                sources.add(name, pattern, place)
+            elif name in own:
                 self.places[name] = place
             elif elsewhere.match(name):
                 self.unread.append(place)
             elif ignored is None or not ignored.search(name):
                 self.strays.append(place)
+        self.merged = sources.stacks()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the files hold nothing but the model's tensors, and stacks that can be merged."""
+        return len(self.strays) == sum(stack.count for stack in self.merged.values())
 
 
-def _names(model: nn.Module, keys: Iterable[str]) -> list[str]:
-    """Return the model's name of each tensor in a checkpoint; of one that has to be converted, its own name."""
+def _names(model: nn.Module, keys: Iterable[str]) -> list[tuple[str, str | None]]:
+    """Return the model's name of each tensor in a checkpoint; of one that is converted, the pattern that it matches."""
     mapping = get_model_conversion_mapping(cast(Any, model))
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     prefix, own = str(cast(Any, model).base_model_prefix), model.state_dict()
     names = []
     for key in keys:
-        name, converter = rename_source_key(key, renamings, converters, prefix, own)
+        name, pattern = rename_source_key(key, renamings, converters, prefix, own)
         if name not in own and key in own:
-            name, converter = rename_source_key(key, [], [], prefix, own)
-        names.append(name if converter is None or name not in own else f"{key} to be converted")
+            name, pattern = rename_source_key(key, [], [], prefix, own)
+        names.append((name, pattern if name in own else None))
     return names
 
 

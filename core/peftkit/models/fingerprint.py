@@ -51,6 +51,13 @@ def _value(config: Any, key: str) -> Any:
 
 def sample(parameter: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Return up to 16 values spread over `parameter`, in bfloat16."""
-    flat = parameter.reshape(-1)
-    places = torch.linspace(0, max(flat.numel() - 1, 0), min(SAMPLES, flat.numel()), dtype=torch.float64).long()
-    return flat[places.to(flat.device)].to(dtype or flat.dtype).to(torch.bfloat16)
+    return sample_of(parameter, 0, 1, dtype)
+
+
+def sample_of(part: Tensor, index: int, count: int, dtype: torch.dtype | None) -> Tensor:
+    """Return those values of a parameter's sample that lie in one of its `count` equal parts, that of this index."""
+    flat = part.reshape(-1)
+    total, begin = flat.numel() * count, flat.numel() * index
+    places = torch.linspace(0, max(total - 1, 0), min(SAMPLES, total), dtype=torch.float64).long()
+    inside = places[(places >= begin) & (places < begin + flat.numel())] - begin
+    return flat[inside.to(flat.device)].to(dtype or flat.dtype).to(torch.bfloat16)

@@ -1,9 +1,9 @@
-"""Reading a checkpoint tensor by tensor, each linear layer packed as it comes: never is the whole dense model there."""
+"""Reading a checkpoint tensor by tensor, each weight packed as it comes: never is the whole dense model there."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from peftkit.layout import Layout
-from peftkit.models.contents import Contents, StoredTensor
-from peftkit.models.fingerprint import digest, sample
-from peftkit.models.quantize import replace
+from peftkit.layout import Layout, Site
+from peftkit.models.contents import Contents
+from peftkit.models.fingerprint import digest, sample, sample_of
+from peftkit.models.merged_stacks import MergedStack, StoredTensor
+from peftkit.models.quantize import replace, replace_stack
 from peftkit.quantization.quantizer import Quantizer
 
 
@@ -38,14 +39,20 @@ def read(
         return None
     tied = _tied(model)
     samples: dict[str, tuple[list[int], Tensor]] = {}
-    transposed = {path for path in packed if isinstance(model.get_submodule(path), Conv1D)}
-    for name, place in contents.places.items():
+    transposed = {path for path in packed if isinstance(_module(model, path), Conv1D)}
+    stacks = {site.id: site for site in Layout(cast(nn.Module, model)).stacks if site.id in packed}
+    for name, place in {**contents.places, **contents.merged}.items():
         path, _, kind = name.rpartition(".")
         module = model.get_submodule(path)
         if name in tied:
             continue
         if kind in module._buffers:
             module._buffers[kind] = place.read().to(module._buffers[kind])
+            continue
+        if name in stacks:
+            values = _pack_stack(stacks[name], place, dtype, packed[name], as_if)
+            samples[name] = (place.shape, values)
+            release_memory()
             continue
         value = place.read().to(dtype)
         samples[name] = (list(value.shape), sample(value, as_if))
@@ -55,6 +62,25 @@ def read(
             release_memory()
     model.tie_weights()
     return digest(model, samples)
+
+
+def _pack_stack(
+    site: Site, place: StoredTensor | MergedStack, dtype: torch.dtype, quantizer: Quantizer, as_if: torch.dtype | None
+) -> Tensor:
+    """Pack a stack, of which one weight is dense at a time; returns the sample of all that it held."""
+    values: list[Tensor] = []
+
+    def seen(index: int, weight: Tensor) -> None:
+        stored = weight.T if site.transposed else weight
+        values.append(sample_of(stored, index, site.experts, as_if))
+
+    replace_stack(site, quantizer, readers_of(site, place, dtype), seen)
+    return torch.cat(values)
+
+
+def readers_of(site: Site, place: StoredTensor | MergedStack, dtype: torch.dtype) -> list[Callable[[], Tensor]]:
+    """Return what reads each weight [out, in] of a stack."""
+    return [partial(read_weight, place, dtype, site.transposed, index) for index in range(site.experts)]
 
 
 @contextmanager
@@ -80,9 +106,15 @@ def _fits(model: PreTrainedModel, contents: Contents) -> bool:
     shapes = {name: list(tensor.shape) for name, tensor in cast(nn.Module, model).state_dict().items()}
     # A tensor under several names is wanted under the first.
     names = {name for name, _ in (*model.named_parameters(), *cast(nn.Module, model).named_buffers())}
-    held = {name: place.shape for name, place in contents.places.items()}
+    held = {name: place.shape for name, place in (*contents.places.items(), *contents.merged.items())}
     lacking = (names & set(shapes)) - _tied(model) - set(held)
-    return not contents.strays and not lacking and all(shapes[name] == shape for name, shape in held.items())
+    return contents.whole and not lacking and all(shapes[name] == shape for name, shape in held.items())
+
+
+def _module(model: PreTrainedModel, path: str) -> nn.Module | None:
+    """Return the module at a path; None where a stack of its parent's is meant."""
+    parent, _, name = path.rpartition(".")
+    return model.get_submodule(parent)._modules.get(name)
 
 
 def _tied(model: PreTrainedModel) -> set[str]:
@@ -91,9 +123,11 @@ def _tied(model: PreTrainedModel) -> set[str]:
     return {f"{site.path}.weight" for site in layout.linears if site.tied and site.role == "head"}
 
 
-def read_weight(place: StoredTensor, dtype: torch.dtype, transposed: bool) -> Tensor:
-    """Read one weight [out, in]."""
-    weight = place.read().to(dtype)
+def read_weight(
+    place: StoredTensor | MergedStack, dtype: torch.dtype, transposed: bool, index: int | None = None
+) -> Tensor:
+    """Read one weight [out, in], of a stack the one with this number."""
+    weight = place.read(index).to(dtype)
     return weight.T if transposed else weight
 
 

@@ -17,11 +17,12 @@ from transformers.pytorch_utils import Conv1D
 
 from peftkit import files
 from peftkit.errors import PeftkitError
+from peftkit.layout import Layout
 from peftkit.models import layerwise, packed_folder
 from peftkit.models.contents import Contents
 from peftkit.quantization.quantizer import Quantizer
 
-VERSION = 2
+VERSION = 3
 CHOICE = "choice.json"
 """In a folder of its own: the formats that a budget was allocated to."""
 SMALLEST = 64 << 20
@@ -77,11 +78,14 @@ def read(
     """
     if not packed_folder.is_packed(where):
         return None
-    places = Contents(model, paths).places
+    contents = Contents(model, paths)
+    stacks = {site.id: site for site in Layout(model).stacks}
 
-    def source(path: str) -> Callable[[], Tensor]:
+    def source(path: str) -> list[Callable[[], Tensor]]:
+        if path in stacks:
+            return layerwise.readers_of(stacks[path], contents.places.get(path) or contents.merged[path], dtype)
         transposed = isinstance(model.get_submodule(path), Conv1D)
-        return partial(layerwise.read_weight, places[f"{path}.weight"], dtype, transposed)
+        return [partial(layerwise.read_weight, contents.places[f"{path}.weight"], dtype, transposed)]
 
     try:
         return packed_folder.fill(model, where, packed, dtype, source)

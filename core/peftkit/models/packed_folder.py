@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from peftkit import files
 from peftkit.errors import PeftkitError
+from peftkit.layout import Layout
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import Quantizer
+from peftkit.quantization.stack import PackedStack, put_packed
 from peftkit.quantization.weight import shape
 from peftkit.tensor_file import TensorFile, write_tensors
 
@@ -63,12 +65,12 @@ def fill(
     where: Path,
     packed: Mapping[str, Quantizer],
     dtype: torch.dtype,
-    source: Callable[[str], Callable[[], Tensor]] | None = None,
+    source: Callable[[str], list[Callable[[], Tensor]]] | None = None,
 ) -> str | None:
     """Fill a model made without weights from what `write` left in `where`; return the fingerprint written there.
 
-    `packed` names the layers that are packed, `dtype` what their weights are unpacked to and other weights are cast to.
-    `source(path)` gives what reads the weight of a layer as it was before, where that is still to be had. Raises
+    `packed` names what is packed, `dtype` what those weights are unpacked to and others are cast to. `source(path)`
+    gives what reads the weight of a layer, or each of a stack, as it was before, where that is still to be had. Raises
     PeftkitError for files that are damaged or belong to another model: `model` is then unusable, but for a checksum
     that differs, which is found before anything is changed.
     """
@@ -76,21 +78,32 @@ def fill(
     if files.checksum(where / WEIGHTS) != known["sha256"]:
         raise PeftkitError(f"{where / WEIGHTS} is damaged: its checksum differs.")
     wanted = {name for name, tensor in model.named_parameters() if tensor.is_meta}
-    parts: dict[str, dict[str, Tensor]] = {path: {} for path in packed}
+    # A folder of an earlier version may hold stacks that were not packed yet.
+    stacks = {site.id: site for site in Layout(model).stacks if site.id in packed and site.id not in file.names}
+    linears = {path: quantizer for path, quantizer in packed.items() if path in dict(model.named_modules())}
+    inside = [f"{key}.{index}" for key, site in stacks.items() for index in range(site.experts)]
+    parts: dict[str, dict[str, Tensor]] = {path: {} for path in [*linears, *inside]}
     for name in file.names:
         path, _, key = name.rpartition(".")
         if path in parts and key != "bias":
             parts[path][key] = file.read(name)
-            wanted.discard(f"{path}.weight")
+            wanted -= {f"{path}.weight", path.rpartition(".")[0]}
         else:
             _place(model, name, file.read(name), dtype)
             wanted.discard(name)
-    for path, quantizer in packed.items():
+    wanted |= {path.rpartition(".")[0] for path in inside if not parts[path]}
+    for path, quantizer in linears.items():
         module = cast(Any, model.get_submodule(path))
         layer = PackedLinear(parts[path], cast("tuple[int, int]", shape(module)), dtype, quantizer)
         layer.bias = module.bias
-        layer.source = None if source is None else source(path)
+        layer.source = None if source is None else source(path)[0]
         model.set_submodule(path, layer)
+    for key, site in stacks.items():
+        sizes = (site.outputs, site.inputs)
+        layers = [PackedLinear(parts[f"{key}.{i}"], sizes, dtype, packed[key]) for i in range(site.experts)]
+        for layer, read in zip(layers, [None] * len(layers) if source is None else source(key), strict=True):
+            layer.source = read
+        put_packed(site.module, str(site.stack), PackedStack(layers, site.transposed))
     if wanted - _tied(model):
         raise PeftkitError(f"{where / WEIGHTS} lacks {min(wanted)}: it belongs to another model than its config.json.")
     cast(Any, model).tie_weights()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -10,9 +10,10 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.layout import GROUPS, Layout
+from peftkit.layout import GROUPS, Layout, Site, names_module
 from peftkit.quantization.packed import PackedLinear, StoredLinear
 from peftkit.quantization.quantizer import QUANTIZERS, Quantizer
+from peftkit.quantization.stack import PackedStack, matrix, put_dense, put_packed
 from peftkit.quantization.storage import in_words
 from peftkit.quantization.weight import dense, store
 from peftkit.recipe import QuantizationSection
@@ -23,9 +24,10 @@ DENSE = "none"
 
 @dataclass(frozen=True)
 class Quantization:
-    """A format for every linear layer of the blocks, and others for modules named by pattern; None leaves one dense.
+    """A format for every linear layer of the blocks and every stack of experts, and others for those named by pattern.
 
-    Modules are named as `targets` of methods are: by role, group of roles, or pattern; the last that matches decides.
+    They are named as `targets` of methods are: by role, group of roles, or pattern, which names stacks beside linear
+    layers; the last that matches decides. None leaves one dense.
     """
 
     default: Quantizer | None = None
@@ -57,37 +59,49 @@ class Quantization:
         return any(quantizer is not None for quantizer in (self.default, *self.modules.values()))
 
     def choose(self, layout: Layout) -> dict[str, Quantizer]:
-        """Return the format of each module that is packed, by module path.
+        """Return the format of each module that is packed, by module path, and of each stack, by its site's name.
 
-        Raises PeftkitError for a pattern that matches no linear layer, and for a layer that shares its weight.
+        Raises PeftkitError for a pattern that matches nothing, and for a layer that shares its weight.
         """
         sites = {site.path: site for site in layout.linears}
         # Layers that share one weight would each have a packed one of their own.
         blocks = (path for path, site in sites.items() if site.role in GROUPS["linear"] and not site.tied)
-        chosen: dict[str, Quantizer | None] = dict.fromkeys(blocks, self.default)
+        stacks = {site.id: site for site in layout.stacks}
+        chosen: dict[str, Quantizer | None] = dict.fromkeys([*blocks, *stacks], self.default)
         for pattern, quantizer in self.modules.items():
             try:
-                matches = {site.path: site for site in layout.resolve(pattern)}
+                named = layout.resolve(pattern)
             except PeftkitError as error:
                 raise PeftkitError(f"quantization: {error}") from None
+            matches = {site.path: site for site in named if site.stack is None}
             sites |= matches
-            chosen |= dict.fromkeys(matches, quantizer)
+            beside = [key for key in stacks if names_module(pattern, key) or names_module(pattern, stacks[key].path)]
+            beside += [site.id for site in named if site.stack is not None]
+            chosen |= dict.fromkeys([*matches, *beside], quantizer)
         packed = {path: quantizer for path, quantizer in chosen.items() if quantizer is not None}
-        tied = next((path for path in packed if sites[path].tied), None)
+        tied = next((path for path in packed if path in sites and sites[path].tied), None)
         if tied is not None:
             raise PeftkitError(f"quantization: {tied} shares its weight with another module: leave it at none.")
         return packed
 
 
 def quantize(model: nn.Module, quantization: Quantization) -> None:
-    """Put packed layers in the place of the linear ones that are chosen, one by one.
+    """Put packed layers in the place of the linear ones that are chosen, and packed stacks, one by one.
 
     Each keeps its dense weight for starts that are computed from it, until `forget_originals`. Raises PeftkitError with
     the layer whose weight cannot be packed; the layers before it are packed then.
     """
-    for path, quantizer in quantization.choose(Layout(model)).items():
-        weight = dense(model.get_submodule(path)).detach()
-        replace(model, path, quantizer, partial(_itself, weight))
+    layout = Layout(model)
+    stacks = {site.id: site for site in layout.stacks}
+    for path, quantizer in quantization.choose(layout).items():
+        if path in stacks:
+            stack = cast(Tensor, stacks[path].held).detach()
+            turned = stacks[path].transposed
+            readers = [partial(matrix, stack, index, turned) for index in range(len(stack))]
+            replace_stack(stacks[path], quantizer, readers)
+        else:
+            weight = dense(model.get_submodule(path)).detach()
+            replace(model, path, quantizer, partial(_itself, weight))
 
 
 def replace(model: nn.Module, path: str, quantizer: Quantizer, source: Callable[[], Tensor] | None = None) -> None:
@@ -99,12 +113,36 @@ def replace(model: nn.Module, path: str, quantizer: Quantizer, source: Callable[
     model.set_submodule(path, layer.train(module.training))
 
 
+def replace_stack(
+    site: Site,
+    quantizer: Quantizer,
+    readers: Sequence[Callable[[], Tensor]],
+    seen: Callable[[int, Tensor], None] | None = None,
+) -> None:
+    """Put a packed stack in the place of the one at a site, each weight [out, in] packed as its reader gives it.
+
+    `seen` is shown each weight, with its number, as it is read.
+    """
+    layers = []
+    for index, read in enumerate(readers):
+        weight = read()
+        if seen is not None:
+            seen(index, weight)
+        layers.append(PackedLinear.of(weight, None, quantizer, f"{site.id}[{index}]"))
+        layers[-1].source = read
+    put_packed(site.module, str(site.stack), PackedStack(layers, site.transposed))
+
+
 def unpack(model: nn.Module, like: nn.Module) -> list[str]:
     """Put plain layers, of the classes they have in `like`, in the place of packed ones, with what these stand for.
 
     It is the same whoever packed them, and a merge that a packed layer holds is kept. `like` is the model without
-    weights, on the meta device; its layers are taken. Returns the paths, in their order.
+    weights, on the meta device; its layers are taken. Returns the paths.
     """
+    stacks = [path for path, module in model.named_modules() if isinstance(module, PackedStack)]
+    for path in stacks:
+        owner, _, name = path.rpartition(".")
+        put_dense(model.get_submodule(owner), name)
     packed = {path: module for path, module in model.named_modules() if isinstance(module, StoredLinear)}
     for path, module in packed.items():
         weight = dense(module)
@@ -112,7 +150,7 @@ def unpack(model: nn.Module, like: nn.Module) -> list[str]:
         store(plain, weight)
         plain.bias = module.bias
         model.set_submodule(path, plain)
-    return list(packed)
+    return [*stacks, *packed]
 
 
 def forget_originals(model: nn.Module) -> None:

@@ -50,16 +50,27 @@ class Routing:
     def dimension(self, x: Tensor) -> int:
         """Return the dimension of x along which the portions stand; PeftkitError where there is none."""
         count = sum(self.sizes)
-        if self.rows is None and x.ndim > 1 and tuple(x.shape[:2]) == (1, count):
+        hidden = x.ndim > 2 or (x.ndim == 2 and not x.is_floating_point())
+        if self.rows is None and hidden and tuple(x.shape[:2]) == (1, count):
             return 1
         if x.shape[0] == count:
             return 0
         if self.rows is not None:
             raise PeftkitError(f"the batch has {x.shape[0]} rows and adapters are named for {count} of them.")
-        raise PeftkitError(
-            f"an adapter sits on a module that is given {list(x.shape)} instead of all {count} tokens: it cannot "
-            "share a batch with others."
-        )
+        raise _apart(x, count)
+
+    def length(self, x: Tensor, shape: tuple[int, int] | None) -> int:
+        """Return how many tokens a row has among x [B * T, width], in a pass over `shape` (B, T) where that is known.
+
+        Raises PeftkitError for other tokens than all of them, whose rows cannot be told.
+        """
+        count = sum(self.sizes)
+        rows, length = shape or (count, len(x) // count)
+        if rows != count:
+            raise PeftkitError(f"the batch has {rows} rows and adapters are named for {count} of them.")
+        if len(x) != rows * length:
+            raise _apart(x, rows * length)
+        return length
 
     def order(self, x: Tensor, dimension: int = 0) -> Tensor:
         """Return x with the portions one after the other."""
@@ -70,6 +81,13 @@ class Routing:
     def restore(self, x: Tensor, dimension: int = 0) -> Tensor:
         """Return the portions of x in the order of the batch."""
         return x if self.rows is None else x.index_select(dimension, self.places.to(x.device))
+
+
+def _apart(x: Tensor, count: int) -> PeftkitError:
+    return PeftkitError(
+        f"an adapter sits on a module that is given {list(x.shape)} instead of all {count} tokens: it cannot share a "
+        "batch with others."
+    )
 
 
 @dataclass
@@ -85,6 +103,8 @@ class Context:
     """Along which attention runs over flat tokens; of several each has the tokens of one portion."""
     step: int = 0
     """How many optimizer steps are done."""
+    shape: tuple[int, int] | None = None
+    """The rows and the tokens of each in the pass that the whole model is in; None where its body alone runs."""
     tape: dict[Any, Any] = field(default_factory=dict)
     """What adapters leave for others in a pass; empty when one begins."""
     own_attention: str | None = None
@@ -124,12 +144,12 @@ class Context:
     @contextmanager
     def routed(self, routing: Routing) -> Iterator[None]:
         """Run each token inside through its own adaptation."""
-        self.routing, before = routing, self.routing
+        self.routing, self.shape, before = routing, None, self.routing
         self.notify()
         try:
             yield
         finally:
-            self.routing = before
+            self.routing, self.shape = before, None
             self.tape.clear()
             self.notify()
 
@@ -151,9 +171,12 @@ def context_of(model: nn.Module) -> Context:
         context = Context()
         for module in model.modules():
             module.__dict__[LINK] = context
-        model.register_forward_pre_hook(_clear_tape)
+        model.register_forward_pre_hook(_begin, with_kwargs=True)
     return context
 
 
-def _clear_tape(model: nn.Module, args: Any) -> None:
-    model.__dict__[LINK].tape.clear()
+def _begin(model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    context: Context = model.__dict__[LINK]
+    context.tape.clear()
+    given = [named.get("input_ids"), named.get("inputs_embeds"), *args[:1]]
+    context.shape = next((tuple(x.shape[:2]) for x in given if x is not None), None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,6 +18,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 class LinearAdapter(Adapter):
     """An adapter of a linear site. Law: `forward(call, x) == F.linear(x, *merge(W, b))`."""
+
+    batched: ClassVar[bool] = False
+    """Whether `merge` also takes a stack of weights [n, out, in], with its own tensors stacked alike."""
 
     def weight(self) -> Tensor:
         """Return the frozen weight of the site [out, in], whatever its format."""

@@ -7,7 +7,7 @@ kernel, GPT-2's Conv1D, a whole feed-forward block.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, Protocol, cast
@@ -15,10 +15,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from peftkit.errors import PeftkitError
 from peftkit.kernels.low_rank import Linear, Pair, add_pair, linears_with_pairs
-from peftkit.layout import Rows
 from peftkit.ports.adapter import Adapter, Call
+from peftkit.ports.around import around, known, may_be_pair, settle
 from peftkit.ports.context import CALL, LINK, Context, Routing
 from peftkit.ports.own_attention import attend_own, bound
 
@@ -82,6 +81,9 @@ class Seat(nn.Module):
         whole = bool(rest or kwargs)
         if routing is None:
             y = self._chain(frozen, context.active, None if whole else self.frozen_linear())(x)
+        elif (rows := self._by_row(x, routing)) is not x:
+            flat = self._route(lambda v: frozen(v.flatten(0, 1)).unflatten(0, v.shape[:2]), rows, routing, whole)
+            y = flat.flatten(0, 1)
         else:
             y = self._route(frozen, x, routing, whole)
         for read in (*((self, (self, CALL)) if taped else ()), *self.entries):
@@ -93,7 +95,7 @@ class Seat(nn.Module):
         seated = (self.seated[name] for name in names if name is not None and name in self.seated)
         return [adapter for adapters in seated for adapter in cast(list[Adapter], adapters) if adapter.enabled]
 
-    def adapters_around(self, names: Sequence[str | None]) -> list[Adapter]:
+    def adaptersaround(self, names: Sequence[str | None]) -> list[Adapter]:
         """Return those of them that run around the module and are not merged."""
         merged = self.peftkit_context.merged
         return [a for a in self.running([name for name in names if name not in merged]) if not a.inside]
@@ -117,14 +119,20 @@ class Seat(nn.Module):
 
         Hooks, as those of a profile, want to see it run.
         """
-        adapters = self.adapters_around(names)
+        adapters = self.adaptersaround(names)
         return adapters[0] if len(adapters) == 1 and may_be_pair(adapters[0]) else None
 
     def _chain(self, call: Call, names: Sequence[str | None], linear: Linear | None) -> Call:
         """Return `call`, which is the frozen `linear` where one is given, inside the chain of its adapters."""
-        for adapter in self.adapters_around(names):
-            call, linear = _around(adapter, call, linear), None
+        for adapter in self.adaptersaround(names):
+            call, linear = around(adapter, call, linear), None
         return call
+
+    def _by_row(self, x: Tensor, routing: Routing) -> Tensor:
+        """Return x with rows [B, T, width], which some models give to their feed-forward parts as [B * T, width]."""
+        if routing.rows is None or x.dim() != 2 or not x.is_floating_point():
+            return x
+        return x.unflatten(0, (-1, routing.length(x, self.peftkit_context.shape)))
 
     def _route(self, frozen: Call, x: Tensor, routing: Routing, whole: bool) -> Tensor:
         """Send each portion through its own chain, around one frozen product of them all where that can be.
@@ -141,7 +149,7 @@ class Seat(nn.Module):
         if whole or x.is_floating_point():
             linear = None if whole else self.frozen_linear()
             calls = [
-                _known(mine, lambda place=place: product()[place], None if whole else call)
+                known(mine, lambda place=place: product()[place], None if whole else call)
                 for place, (mine, call) in enumerate(zip(pieces, calls, strict=True))
             ]
         parts = []
@@ -154,12 +162,12 @@ class Seat(nn.Module):
             tokens = [mine.numel() // mine.shape[-1] for mine in pieces]
             (y,) = linears_with_pairs(ordered, [linear], [cast(list[Pair | None], parts)], tokens)
             return routing.restore(y, dimension)
-        done = [_settle(part, call, mine) for part, call, mine in zip(parts, calls, pieces, strict=True)]
+        done = [settle(part, call, mine) for part, call, mine in zip(parts, calls, pieces, strict=True)]
         return routing.restore(torch.cat(done, dimension), dimension)
 
     def _portion(self, name: str | None, call: Call, x: Tensor, paired: bool) -> Tensor | Pair | None:
         """Return what the chain of a portion computes, or the pair that it adds to `call(x)`, or None for none."""
-        adapters = self.adapters_around((name,))
+        adapters = self.adaptersaround((name,))
         if not adapters:
             return None
         only = self.only_adapter((name,)) if paired else None
@@ -174,7 +182,8 @@ class Seat(nn.Module):
         tape = self.peftkit_context.tape
         whole = {entry: tape[entry] for entry in self.entries if entry in tape}
         tape |= {
-            entry: routing.order(x, dimension).split(routing.sizes, dimension)[place] for entry, x in whole.items()
+            entry: routing.order(self._by_row(x, routing), dimension).split(routing.sizes, dimension)[place]
+            for entry, x in whole.items()
         }
         yield
         tape |= whole
@@ -182,60 +191,6 @@ class Seat(nn.Module):
     def _alone(self, frozen: Call, name: str | None, x: Tensor) -> Tensor:
         with self.peftkit_context.only(name):
             return frozen(x)
-
-
-def _settle(part: Tensor | Pair | None, call: Call, x: Tensor) -> Tensor:
-    """Return the output of a portion from what `Seat._portion` returned for it."""
-    if isinstance(part, Pair):
-        return add_pair(call(x), part)
-    return call(x) if part is None else part
-
-
-def _known(x: Tensor, y: Callable[[], Tensor], otherwise: Call | None = None) -> Call:
-    def call(value: Tensor) -> Tensor:
-        if value is not x and otherwise is not None:
-            return otherwise(value)
-        if value is not x:
-            raise PeftkitError("an adapter that changes the input of a whole block cannot share a batch with others.")
-        return y()
-
-    return call
-
-
-def _around(adapter: Adapter, call: Call, linear: Linear | None) -> Call:
-    rows = adapter.site.rows
-    if adapter.site.entry is not None:
-        return partial(_on_span, adapter, call)
-    if rows is not None:
-        return partial(_on_rows, adapter, call, rows)
-    if linear is None or torch.compiler.is_compiling() or not may_be_pair(adapter):
-        return partial(adapter, call)
-    return partial(_on_linear, adapter, call, linear)
-
-
-def may_be_pair(adapter: Adapter) -> bool:
-    """Say whether an adapter of a whole module may add a pair and nothing else, which no hook wants to see."""
-    return type(adapter).pair is not Adapter.pair and adapter.site.rows is None and not adapter._forward_pre_hooks
-
-
-def _on_linear(adapter: Adapter, call: Call, linear: Linear, x: Tensor) -> Tensor:
-    pair = adapter.pair(x)
-    if pair is None:
-        return adapter(call, x)
-    if pair.inside is not x:
-        return add_pair(call(x), pair)
-    return linears_with_pairs(x, [linear], [[pair]])[0]
-
-
-def _on_rows(adapter: Adapter, call: Call, rows: Rows, x: Tensor) -> Tensor:
-    whole = call(x)
-    return rows.put(whole, adapter(lambda value: rows.take(whole if value is x else call(value)), x))
-
-
-def _on_span(adapter: Adapter, call: Call, x: Tensor) -> Tensor:
-    """Run an adapter around modules one after the other, of which `call` is the last and x what that is given."""
-    read = adapter.context.tape[adapter.site.entry]
-    return adapter(_known(read, lambda: call(x)), read)
 
 
 def _listen_at_entries(seat: Seat) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from peftkit.kernels.low_rank import Linear, Pair, add_pair, linears_with_pairs
 from peftkit.layout import Layout
-from peftkit.ports.seat import Seat, may_be_pair
+from peftkit.ports.around import may_be_pair
+from peftkit.ports.seat import Seat
 
 ROLES = (("q", "k", "v"), ("gate", "up"))
 """The roles in a layer that read one input, in the order in which models call them."""

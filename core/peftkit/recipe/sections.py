@@ -42,6 +42,9 @@ class DatasetSection(Section):
     """How turns become one text; `auto` takes the model's chat template where it has one."""
     system: Literal["keep", "fold"] = "keep"
     """`fold` puts a system turn in front of the first user's, for chat templates that know none."""
+    special: Literal["keep", "escape", "refuse"] = "keep"
+    """Special tokens that stand in texts of the data, such as `<|im_end|>`: `keep` reads them as such, and tells it;
+    `escape` reads them as plain text; `refuse` ends at the first one."""
     columns: dict[Text, Text] | None = None
     """For your own files, the keys they have: `{prompt: question, completion: answer}`."""
     ignore: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] | None = None

@@ -43,6 +43,7 @@ BASE = "-base"
 def evaluate(
     target: Path | Recipe,
     suite: str,
+    overrides: Sequence[str] = (),
     *,
     folder: Path | None = None,
     limit: int | None = None,
@@ -50,15 +51,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run the tasks of `suite` (`lm-eval:NAME,NAME,…`) on a run, its base (`base`) or the model of a recipe.
 
-    `folder` holds task files of one's own, and `limit` is the most inputs of a task. Returns the facts and `scores`, a
-    list of {task, metric, filter, value, stderr, shots, inputs, version}. Each task's part is written to
-    `eval/lm-eval-NAME.json` of the run, or of a recipe's `output`, once it is done. Raises PeftkitError where lm-eval
-    is not installed, for a name that it does not have, and for data that cannot be loaded.
+    `overrides` are `key=value` texts of a run's `eval` and `generation`; `folder` holds task files of one's own, and
+    `limit` is the most inputs of a task. Returns the facts and `scores`, a list of {task, metric, filter, value,
+    stderr, shots, inputs, version}. Each task's part is written to `eval/lm-eval-NAME.json` of the run, or of a
+    recipe's `output`, once it is done. Raises PeftkitError where lm-eval is not installed, for a name that it does not
+    have, and for data that cannot be loaded.
     """
     names = chosen(suite)
     if limit is not None and limit < 1:
         raise PeftkitError(f"the limit is {limit}, and at least one input of a task is scored.")
-    recipe, output, adapter = places(target, base)
+    recipe, output, adapter = places(target, base, overrides)
     check_installed()
     tasks = harness.load(names, folder)
     subject = prepare(recipe, adapter)

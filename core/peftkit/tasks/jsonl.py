@@ -11,6 +11,7 @@ from typing import Any
 
 from peftkit.data.example import LABEL, Example, Role, Turn
 from peftkit.data.examples import Examples, Item
+from peftkit.data.messages import NAMES as MESSAGE
 from peftkit.data.messages import conversation, opening
 from peftkit.data.records import keys, kind, text
 from peftkit.data.tables import Columns, Record, read_records
@@ -29,6 +30,7 @@ FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 NAMES = ("id", "idx")
 """Keys that name a record and change nothing of what is learnt."""
 WORD = re.compile("[A-Za-z0-9 ]{2,}")
+TEXTS = tuple(text for _, text in MESSAGE)
 EXCHANGE: tuple[Role, Role] = ("user", "assistant")
 LABELLED = (
     ("prompt",),
@@ -174,15 +176,11 @@ def _history(history: Any, place: str) -> list[Turn]:
 
 
 def _without(messages: Any, columns: Columns) -> Any:
-    """Leave out of messages the keys that the recipe says to ignore."""
-    if not isinstance(messages, list) or not columns.ignored:
-        return messages
-    return [
-        {key: value for key, value in message.items() if key not in columns.ignored}
-        if isinstance(message, Mapping)
-        else message
-        for message in messages
-    ]
+    """Leave out of messages, and of the parts of their content, the keys that the recipe says to ignore."""
+    if isinstance(messages, Mapping):
+        kept = {key: value for key, value in messages.items() if key not in columns.ignored}
+        return kept | {key: _without(kept[key], columns) for key in TEXTS if isinstance(kept.get(key), list)}
+    return [_without(each, columns) for each in messages] if isinstance(messages, list) else messages
 
 
 def _check(values: Mapping[str, Any], allowed: tuple[str, ...], place: str) -> None:

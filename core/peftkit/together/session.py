@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,20 +19,20 @@ from peftkit.together.rounds import Done, Member, backward_together
 from peftkit.training import events, folder, lock, summary
 from peftkit.training.observer import Observer, Silent
 from peftkit.training.session import Session
-from peftkit.training.signals import Deferred
+from peftkit.training.signals import Cause, Deferred, told
 from peftkit.training.summary import Summary
 
 
 class Stopped(PeftkitError):  # noqa: N818
-    """Runs stopped by a signal after each wrote its checkpoint; the exit code is 128 + the signal's number."""
+    """Runs stopped by a signal, or as their output was lost, after each wrote its checkpoint."""
 
-    def __init__(self, number: int, checkpoints: Sequence[Path]):
+    def __init__(self, cause: Cause, checkpoints: Sequence[Path]):
+        stopped, self.exit_code = told(cause)
         super().__init__(
-            f"stopped by {signal.Signals(number).name}; the checkpoints are {', '.join(map(str, checkpoints))}. "
+            f"{stopped.rstrip(',')}; the checkpoints are {', '.join(map(str, checkpoints))}. "
             "Continue with the same command and --resume, or any run by itself."
         )
         self.checkpoints = list(checkpoints)
-        self.exit_code = 128 + number
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,10 @@ class _Together:
                     with self._guarded(run):
                         self._end(run)
                 while self.running:
-                    if deferred.received is not None:
-                        raise Stopped(deferred.received, self._save())
+                    lost = next((run.session.observer.lost for run in self.running if run.session.observer.lost), None)
+                    cause = deferred.received or lost
+                    if cause is not None and all(run.session.loop.step for run in self.running):
+                        raise Stopped(cause, self._save())
                     self._round()
         finally:
             for run in opened:

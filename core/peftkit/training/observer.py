@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+
+from peftkit.errors import OutputLost
 
 
 class Observer(Protocol):
@@ -38,3 +42,23 @@ class Observer(Protocol):
 
 class Silent(Observer):
     """An observer that says nothing."""
+
+
+class Heeded:
+    """An observer whose lost output does not end what it watches: it is kept in `lost`, and nothing more is told."""
+
+    def __init__(self, observer: Any):
+        self._observer = observer
+        self.lost: OutputLost | None = None
+
+    def __getattr__(self, event: str) -> Callable[..., None]:
+        return partial(self._tell, getattr(self._observer, event))
+
+    def _tell(self, event: Callable[..., None], *told: Any) -> None:
+        if self.lost is None:
+            try:
+                event(*told)
+            except OutputLost as lost:
+                self.lost = lost
+            except OSError as error:
+                self.lost = OutputLost("what is told of the run", error)

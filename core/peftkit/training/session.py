@@ -19,7 +19,7 @@ from peftkit.recipe import Recipe
 from peftkit.training import checkpoint, events, folder, lock, log, origin, scoring, summary
 from peftkit.training.best import Best
 from peftkit.training.log import Log
-from peftkit.training.observer import Observer, Silent
+from peftkit.training.observer import Heeded, Observer, Silent
 from peftkit.training.parts import memory_parts
 from peftkit.training.preparation import Prepared, prepare
 from peftkit.training.signals import Deferred, Interrupted
@@ -34,7 +34,8 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, observer: Observer
     """Train as `recipe` says into the folder `run`, or continue there with `resume`.
 
     Raises PeftkitError for anything wrong in the recipe, the data or the folder, and Interrupted, after a checkpoint,
-    on SIGINT or SIGTERM. A run that is finished is not trained once more: its summary is returned.
+    on SIGINT, SIGTERM or SIGHUP and where the observer's output is lost. A run that is finished is not trained once
+    more: its summary is returned.
     """
     observer = observer or Silent()
     _, finished = folder.check(run, recipe, resume)
@@ -64,11 +65,11 @@ class Session:
         base: Assembled | None = None,
         name: str = "default",
     ):
-        self.run, self.observer, self.resume = run, observer, resume
+        self.run, self.observer, self.resume = run, Heeded(observer), resume
         self.checkpoints = run / "checkpoints"
         resumed = resume and bool(checkpoint.listed(self.checkpoints))
         self.prepared: Prepared = prepare(
-            recipe, resumed=resumed, base=base, name=name, notice=observer.notice, working=observer.working
+            recipe, resumed=resumed, base=base, name=name, notice=self.observer.notice, working=self.observer.working
         )
         self.loop = self.prepared.loop
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
@@ -81,8 +82,10 @@ class Session:
         try:
             with Deferred() as deferred:
                 while not self.done:
-                    if deferred.received is not None:
-                        raise Interrupted(deferred.received, self.save(), self.loop.step)
+                    cause = deferred.received or self.observer.lost
+                    # Before its first step a run has nothing that a checkpoint could hold.
+                    if cause is not None and self.loop.step:
+                        raise Interrupted(cause, self.save(), self.loop.step)
                     self.take(self.loop.run_step())
         finally:
             self.close()

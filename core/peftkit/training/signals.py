@@ -1,4 +1,4 @@
-"""Interrupts that wait for the end of an optimizer step, so that a stopped run can be continued."""
+"""What ends a run early, a signal or a lost output, waits for the end of an optimizer step, so that it can go on."""
 
 from __future__ import annotations
 
@@ -9,30 +9,40 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from peftkit.errors import PeftkitError
+from peftkit.errors import OutputLost, PeftkitError
 
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)
+"""What the end of a terminal sends, where the system has it."""
+HANDLED = (signal.SIGINT, signal.SIGTERM, *([] if HANGUP is None else [HANGUP]))
+Cause = int | OutputLost
+"""The number of a signal, or what became of the output."""
+
+
+def told(cause: Cause) -> tuple[str, int]:
+    """Return how a run was stopped, as words, and its exit code: 128 + the signal's number, or that of the output."""
+    if isinstance(cause, OutputLost):
+        return f"stopped, since {cause.reason},", cause.exit_code
+    return f"stopped by {signal.Signals(cause).name}", 128 + cause
 
 
 class Interrupted(PeftkitError):  # noqa: N818
-    """A run stopped by a signal after its checkpoint was written; the exit code is 128 + the signal's number."""
+    """A run stopped by a signal, or as its output was lost, after its checkpoint was written."""
 
-    def __init__(self, number: int, checkpoint: Path, step: int):
-        name = signal.Signals(number).name
+    def __init__(self, cause: Cause, checkpoint: Path, step: int):
+        stopped, self.exit_code = told(cause)
         super().__init__(
-            f"stopped by {name} after step {step}; the checkpoint is {checkpoint}. "
-            "Continue with the same command and --resume."
+            f"{stopped} after step {step}; the checkpoint is {checkpoint}. Continue with the same command and --resume."
         )
-        self.signal = number
+        self.cause = cause
         self.checkpoint = checkpoint
         self.step = step
-        self.exit_code = 128 + number
 
 
 class Deferred:
-    """Holds back SIGINT and SIGTERM while entered: the first is kept in `received`, a second ends the process at once.
+    """Holds back SIGINT, SIGTERM and SIGHUP while entered: the first is kept, a second ends the process at once.
 
-    Handlers belong to the main thread; elsewhere nothing is held back. The earlier handlers come back at the exit.
+    Handlers belong to the main thread; elsewhere nothing is held back. The earlier handlers come back at the exit, and
+    a SIGHUP that is ignored, as under nohup, stays so.
     """
 
     def __init__(self) -> None:
@@ -41,7 +51,8 @@ class Deferred:
 
     def __enter__(self) -> Deferred:
         if threading.current_thread() is threading.main_thread():
-            self._earlier = {number: signal.signal(number, self._receive) for number in HANDLED}
+            chosen = [number for number in HANDLED if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN]
+            self._earlier = {number: signal.signal(number, self._receive) for number in chosen}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,8 +11,11 @@ from typing import Any, NoReturn
 from peftkit.data.encode import Piece, closing
 from peftkit.data.example import Turn
 from peftkit.data.template import TEMPLATES, Rendering, Template
+from peftkit.data.time_limit import limited
 from peftkit.errors import PeftkitError
 
+SECONDS = 5.0
+"""Of the processor, for one conversation: a template with loops in loops would take hours."""
 ADVICE = "Write `dataset.template: plain`, or give the tokenizer another chat template."
 
 
@@ -41,6 +44,12 @@ class Chat(Template):
 
     def render_prompt(self, turns: Sequence[Turn], tokenizer: Any) -> Rendering:
         return Rendering([], [Piece(_rendered(turns, tokenizer, prompt=True), trained=False)])
+
+    def takes_system(self, tokenizer: Any) -> bool:
+        try:
+            return bool(_literals(tokenizer, tokenizer.chat_template, ("system", "user"), prompt=True))
+        except PeftkitError:
+            return False
 
     def stop_ids(self, tokenizer: Any) -> list[int]:
         """Return the end-of-sequence id and that of the token which ends an assistant turn."""
@@ -147,11 +156,9 @@ def _rendered(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool) -> str:
 
 
 def _render(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool, in_parts: bool) -> str:
-    import jinja2
-
-    tools = next((json.loads(turn.text) for turn in turns if turn.role == "tools"), None)
-    messages = [_message(turn, in_parts) for turn in turns if turn.role != "tools"]
     try:
+        tools = next((json.loads(turn.text) for turn in turns if turn.role == "tools"), None)
+        messages = [_message(turn, in_parts) for turn in turns if turn.role != "tools"]
         render = partial(
             tokenizer.apply_chat_template,
             messages,
@@ -159,9 +166,11 @@ def _render(turns: Sequence[Turn], tokenizer: Any, *, prompt: bool, in_parts: bo
             add_generation_prompt=prompt,
             enable_thinking=False,
         )
-        text = render(tools=tools)
-        ignored = tools is not None and text == render()
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+        with limited(SECONDS):
+            text = render(tools=tools)
+            ignored = tools is not None and text == render()
+    # A template is a program of its own, which may raise anything.
+    except Exception as error:
         roles = ", ".join(turn.role for turn in turns) or "none"
         raise PeftkitError(
             f"the chat template cannot render a conversation with the roles {roles}: {error}. {ADVICE}"
