@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from profiles import Work, draw
 from torch import Tensor, nn
 
 from peftkit.adaptation import Adaptation, attach
-from peftkit.data.batches import Batches
+from peftkit.data.batches import Batches, EpochPlan
 from peftkit.layout import GROUPS, Layout
 from peftkit.method import METHODS, Method
 from peftkit.models.layerwise import without_weights
@@ -176,8 +177,6 @@ def started(case: Case, model: nn.Module, *, keep_base: bool) -> Adaptation:
 class Planned(Batches):
     """Batches in the order in which they are given."""
 
-    def plan(self, epoch: int) -> list[list[int]]:
+    def plan(self, epoch: int) -> EpochPlan:
         """Return each run of `batch_examples` rows."""
-        assert self.batch_examples is not None
-        rows = list(range(len(self)))
-        return [rows[start : start + self.batch_examples] for start in rows[:: self.batch_examples]]
+        return EpochPlan(np.arange(len(self)), self._cut(self.lengths))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# What tests encode and pack is not kept among a person's own.
+os.environ.setdefault("PEFTKIT_CACHE", tempfile.mkdtemp(prefix="peftkit-cache-"))
 # METEOR's program reads its tables for ten seconds; the tests of METEOR switch it on.
 os.environ.setdefault("PEFTKIT_METEOR", "off")
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LINES = 40
 """About how many lines a whole run writes into a pipe."""
+PAUSE = 10.0
+"""Seconds between two lines of what a run does before its first step."""
 SCORES = 4
 """So many scores are shown of those that a run measures; the log has them all."""
 
@@ -139,6 +141,12 @@ class Lines:
     def __init__(self, prefix: str = "", count: int = LINES) -> None:
         self.progress = Progress()
         self.prefix, self.count = prefix, count
+        self.told = float("-inf")
+
+    def working(self, text: str) -> None:
+        if time.monotonic() - self.told > PAUSE:
+            self.told = time.monotonic()
+            self._write(f"{text} …")
 
     def start(self, info: dict[str, Any]) -> None:
         self.progress.begin(info)
@@ -186,6 +194,9 @@ class Live:
         self.loading = screen.status("loading the model and the data …")
         self.loading.start()
         self.screen = Screen(get_renderable=self.picture, console=screen, refresh_per_second=4)
+
+    def working(self, text: str) -> None:
+        self.loading.update(f"{visible(text)} …")
 
     def start(self, info: dict[str, Any]) -> None:
         self.progress.begin(info)

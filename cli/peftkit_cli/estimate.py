@@ -9,7 +9,7 @@ import typer
 from peftkit_cli import figures
 from peftkit_cli.arguments import OverrideArgument, RecipeArgument
 from peftkit_cli.planned import memory_plan
-from peftkit_cli.terminal import print_json, say, table
+from peftkit_cli.terminal import print_json, say, table, working
 
 if TYPE_CHECKING:
     from peftkit.estimation.estimate import Estimate
@@ -24,7 +24,8 @@ def estimate(
     from peftkit.plan import plan
     from peftkit.recipe import load
 
-    planned = plan(load(recipe, overrides or ()))
+    with working() as tell:
+        planned = plan(load(recipe, overrides or ()), tell)
     if as_json:
         print_json(planned.memory.as_dict())
     else:

@@ -82,6 +82,18 @@ def progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+@contextmanager
+def working() -> Iterator[Callable[[str], None]]:
+    """Show on stderr what is being done while inside; yields what takes it in a few words."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("reading the recipe, the model and the data …") as status:
+        yield lambda text: status.update(f"{visible(text)} …")
+
+
 def tell_warnings() -> None:
     """Print what the core logs as a warning, on whatever stderr is at that moment."""
 

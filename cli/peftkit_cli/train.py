@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftkit_cli.arguments import RecipeArgument, TrustOption, agree
+from peftkit_cli.terminal import working
 
 if TYPE_CHECKING:
     from peftkit.recipe import Recipe
@@ -48,7 +49,9 @@ def train(
         from peftkit_cli.planned import show
 
         for job in jobs:
-            show(plan(job.recipe), job.run)
+            with working() as tell:
+                planned = plan(job.recipe, tell)
+            show(planned, job.run)
         return 0
     agree([job.run for job in jobs] if resume else [], trust)
     if together or len(jobs) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from peftkit_cli.arguments import OverrideArgument, RecipeArgument
+from peftkit_cli.terminal import working
 
 
 def validate(recipe: RecipeArgument, overrides: OverrideArgument = None) -> None:
@@ -12,4 +13,6 @@ def validate(recipe: RecipeArgument, overrides: OverrideArgument = None) -> None
     from peftkit_cli.together import jobs_of
 
     for job in jobs_of([recipe], overrides or (), None):
-        show(plan(job.recipe), job.run)
+        with working() as tell:
+            planned = plan(job.recipe, tell)
+        show(planned, job.run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -235,9 +236,27 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise PeftkitError(
-            f"{path}, line {line}: not UTF-8 text (byte {error.start}). Save the file as UTF-8."
-        ) from None
+        raise not_utf8(path, line, error.start) from None
+
+
+def not_utf8(path: Path, line: int, byte: int) -> PeftkitError:
+    """Return the error of a text in another encoding."""
+    return PeftkitError(f"{path}, line {line}: not UTF-8 text (byte {byte}). Save the file as UTF-8.")
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    state = hashlib.sha256()
+    with explained("read", path), path.open("rb") as file:
+        while piece := file.read(1 << 24):
+            state.update(piece)
+    return state.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return where what can be made again is kept: `PEFTKIT_CACHE`, or else `peftkit` in the user's cache folder."""
+    own = os.environ.get("PEFTKIT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftkit"
 
 
 def read_lines(path: Path) -> list[str]:

@@ -12,13 +12,13 @@ from peftkit.adaptation import Adaptation
 from peftkit.adaptation import notices as told
 from peftkit.assembly import assemble
 from peftkit.data.encode import IGNORED, Encoded
-from peftkit.errors import PeftkitError
 from peftkit.estimation.asked import objective_of
 from peftkit.estimation.estimate import Estimate, estimate
 from peftkit.estimation.step import foretell
 from peftkit.recipe import Recipe
 from peftkit.tasks.source import load as load_data
-from peftkit.training.preparation import add_module, batched, check_length, nothing_left
+from peftkit.training.encoded import Encoder, Working
+from peftkit.training.preparation import add_module, check_length
 from peftkit.training.scoring import check
 from peftkit.training.windows import count_steps
 
@@ -52,20 +52,19 @@ class Plan:
     notices: list[str] = field(default_factory=list)
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Plan a recipe on the meta device; what would stop the run at its start is raised as a PeftkitError."""
+def plan(recipe: Recipe, working: Working = lambda text: None) -> Plan:
+    """Plan a recipe on the meta device; what would stop the run at its start is raised as a PeftkitError.
+
+    `working` receives how far the reading of data is.
+    """
     section = recipe.train
     check(recipe)
     assembled = assemble(recipe, weights=False)
     adaptation, template = assembled.adaptation, assembled.template
-    data = load_data(recipe.dataset, "train")
-    objective = objective_of(section, recipe.objective).settle(data.examples)
+    data, encoder = load_data(recipe.dataset, "train"), Encoder(recipe, template, assembled.tokenizer, working)
+    encoded, objective, batches = encoder.train(data, objective_of(section, recipe.objective))
     add_module(adaptation, objective, section.seed, torch.device("meta"), recipe.start_folder)
-    encoded = objective.encode(data.examples, template, assembled.tokenizer, section.max_length)
-    if not encoded.rows:
-        raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
     check_length(assembled.model, encoded.rows)
-    batches = batched(encoded.rows, section, objective)
     steps = count_steps(batches, section.accumulation, section.epochs, section.max_steps)
     per_epoch = -(-len(batches.plan(0)) // section.accumulation)
     epochs = steps / per_epoch
@@ -90,7 +89,7 @@ def plan(recipe: Recipe) -> Plan:
         dropped=encoded.dropped,
         steps=steps,
         epochs=epochs,
-        tokens=round(epochs * sum(len(row.ids) for row in encoded.rows)),
+        tokens=round(epochs * int(batches.lengths.sum())),
         example=pieces(encoded.rows[0], assembled.tokenizer),
         memory=memory,
         rates=adaptation.rates(section.learning_rate),

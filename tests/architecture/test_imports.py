@@ -61,7 +61,7 @@ ALLOWED = {
         "schemas tasks versions",
         "training": "adaptation assembly data device engine errors estimation evaluation files layout lock metrics "
         "models objectives optim plot recipe schemas strategies tasks tensor_file versions",
-        "plan": "adaptation assembly data errors estimation recipe tasks training",
+        "plan": "adaptation assembly data estimation recipe tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",
         "together": "adaptation assembly data device engine errors files lock method models objectives ports "
         "recipe strategies training",

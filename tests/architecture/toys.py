@@ -346,7 +346,7 @@ TASK = '''"""A toy."""
 from pathlib import Path
 
 from peftkit.data.example import Example, question
-from peftkit.data.records import find_file, read_csv, text
+from peftkit.data.records import read_csv, text
 from peftkit.tasks.task import TASKS, Task
 
 
@@ -355,9 +355,6 @@ class Capitals(Task):
 
     name, metrics, max_new_tokens = "TOY", ("rouge_l",), 16
     files = {split: (f"{split}.csv",) for split in ("train", "validation", "test")}
-
-    def read(self, folder: Path, split: str) -> list[Example]:
-        return self.read_file(find_file(folder, self.files[split]))
 
     def read_file(self, path: Path) -> list[Example]:
         examples = []

@@ -12,6 +12,7 @@ from gguf_files import SPECIAL, VOCABULARY, write_gguf
 from model_folders import section
 from transformers import AutoModelForCausalLM
 
+from peftkit import files
 from peftkit.errors import PeftkitError
 from peftkit.models import gguf_folder, layerwise
 from peftkit.models.load import load
@@ -117,7 +118,7 @@ def test_the_vocabulary_is_read_once(file, monkeypatch, caplog):
     with monkeypatch.context() as patched:
         patched.setattr(gguf_folder, "read_header", fail)
         assert torch.equal(logits(load(section(file))), expected)
-    (kept,) = (Path(gguf_folder.packed_cache.root()) / "opened").glob(f"*/{gguf_folder.HEADER}")
+    (kept,) = (Path(files.cache_folder()) / "opened").glob(f"*/{gguf_folder.HEADER}")
     kept.write_text('["llama", true]')
     with caplog.at_level(logging.WARNING, "peftkit"):
         assert torch.equal(logits(load(section(file))), expected)

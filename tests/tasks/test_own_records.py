@@ -189,11 +189,11 @@ def test_keys_of_other_names_and_keys_to_ignore(tmp_path):
     (example,) = load_data(section(path, columns=columns, ignore=["topic"]), "train").examples
     assert [turn.text for turn in example.turns] == ["q", "a"]
     with pytest.raises(PeftkitError, match=r"line 2: the record has 'topic', which is not read"):
-        load_data(section(path, columns=columns), "train")
+        list(load_data(section(path, columns=columns), "train").examples)
     with pytest.raises(PeftkitError, match=r"reads 'prompt' from 'question', .*Did you mean 'Question'"):
-        load_data(section(path, columns={"prompt": "question"}), "train")
+        list(load_data(section(path, columns={"prompt": "question"}), "train").examples)
     with pytest.raises(PeftkitError, match="from 'topic', and there is a 'answer' too"):
-        load_data(section(path, columns={"answer": "topic"}), "train")
+        list(load_data(section(path, columns={"answer": "topic"}), "train").examples)
     with pytest.raises(PeftkitError, match="e2e reads official files"):
         load_data(section(path, name="e2e", columns=columns), "train")
 
@@ -211,7 +211,7 @@ def test_a_validation_part_is_held_out_by_inputs(tmp_path):
     assert len(load_data(section(path, validation=0.1, limit=5), "validation").examples) == 4
     path.write_text('{"prompt": "p", "completion": "c"}')
     with pytest.raises(PeftkitError, match="nothing is left to train on"):
-        load_data(keys, "train")
+        list(load_data(keys, "train").examples)
 
 
 def test_a_system_turn_is_folded_into_the_first_question(tmp_path):

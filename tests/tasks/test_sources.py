@@ -104,7 +104,7 @@ def test_what_cannot_be_read_is_explained(section, split, message, monkeypatch, 
 def test_an_empty_split_is_an_error(tmp_path):
     (tmp_path / "trainset.csv").write_text("mr,ref\n")
     with pytest.raises(PeftkitError, match=r"the split 'train' is empty"):
-        source.load(Section(path=str(tmp_path)), "train")
+        list(source.load(Section(path=str(tmp_path)), "train").examples)
 
 
 def test_without_network_the_bundled_set_is_read_with_a_notice(folder, tmp_path, monkeypatch, caplog):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from peftkit.data.encode import IGNORED, Encoded
+from peftkit.data.rows import lengths_of
 from peftkit.errors import PeftkitError
 from peftkit.kernels.tree import SHARED
 
 WINDOW = 16
 """Micro-batches' worth of shuffled examples that are sorted by length together: little padding, yet random company."""
+KEPT = 4
+"""Plans of epochs that are held, since a run looks at the first ones several times before it begins."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,40 @@ class Batch:
         return replace(self, input_ids=ids, attention_mask=mask, labels=labels, extras=extras)
 
 
+class EpochPlan(Sequence[list[int]]):
+    """The micro-batches of an epoch, each a list of positions of rows."""
+
+    def __init__(self, order: np.ndarray, bounds: np.ndarray):
+        self.order, self.bounds = order, bounds
+        """The rows in order, and where each micro-batch begins among them, with the end of the last one behind."""
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[list[int]]: ...
+    def __getitem__(self, at: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
+        return self.order[self.bounds[at] : self.bounds[at + 1]].tolist()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def moved(self, to: np.ndarray) -> EpochPlan:
+        """Return the same micro-batches in another order, `to` [micro-batches]."""
+        sizes = np.diff(self.bounds)[to]
+        bounds = np.concatenate([[0], np.cumsum(sizes)])
+        return EpochPlan(
+            self.order[np.repeat(self.bounds[to] - bounds[:-1], sizes) + np.arange(len(self.order))], bounds
+        )
+
+
 class Batches:
     """Cuts encoded examples into micro-batches by padded tokens (`batch_tokens`) or by number (`batch_examples`).
 
@@ -66,64 +105,78 @@ class Batches:
         limit = batch_examples if batch_tokens is None else batch_tokens
         if limit is None or limit < 1:
             raise PeftkitError(f"batch_tokens and batch_examples are at least 1, found {limit}.")
-        if not encoded:
+        if not len(encoded):
             raise PeftkitError("the data set is empty: no example is left to make a batch of.")
         self.encoded = encoded
         self.batch_tokens = batch_tokens
         self.batch_examples = batch_examples
         self.seed, self.group_prompts = seed, group_prompts
         self.together = collate or _collate
-        self.lengths = [len(row.ids) for row in encoded]
-        self.groups = by_prompt(encoded) if group_prompts else [[index] for index in range(len(encoded))]
-        """Positions of the examples that follow each other."""
+        self.lengths = lengths_of(encoded)
+        """Tokens of each row, [N] int64."""
+        self.groups = by_prompt(encoded) if group_prompts else None
+        """Positions of the examples that follow each other, where they are grouped."""
+        self._plans: dict[int, EpochPlan] = {}
 
     def __len__(self) -> int:
         return len(self.encoded)
 
     def notices(self) -> list[str]:
         """Say in a sentence where nothing is grouped although it is asked for."""
-        if not self.group_prompts or len(self.groups) < len(self):
+        if self.groups is None or len(self.groups) < len(self):
             return []
         return [
             "train.group_prompts changes nothing here: no prompt has several examples (prompts below "
             f"{SHARED} tokens, and one prompt for all, do not count)."
         ]
 
-    def plan(self, epoch: int) -> list[list[int]]:
+    def plan(self, epoch: int) -> EpochPlan:
         """Return the micro-batches of an epoch as lists of example positions, each position exactly once.
 
         A pure function of the examples' lengths and groups, the limits, seed and epoch. An example longer than
         `batch_tokens` is alone.
         """
+        if epoch not in self._plans:
+            while len(self._plans) >= KEPT:
+                del self._plans[next(iter(self._plans))]
+            self._plans[epoch] = self._plan(epoch)
+        return self._plans[epoch]
+
+    def _plan(self, epoch: int) -> EpochPlan:
         generator = torch.Generator().manual_seed(_seed(self.seed, epoch))
-        order = torch.randperm(len(self.groups), generator=generator).tolist()
-        longest = [max(self.lengths[index] for index in group) for group in self.groups]
-        per_batch = self.batch_examples or max(1, (self.batch_tokens or 1) * len(self) // max(1, sum(self.lengths)))
-        window = max(1, WINDOW * per_batch * len(order) // len(self))
-        in_windows: list[int] = []
-        for number, start in enumerate(range(0, len(order), window)):
-            # Every second window runs from long to short, so that a micro-batch over a border still holds like lengths.
-            for at in sorted(order[start : start + window], key=longest.__getitem__, reverse=number % 2 == 1):
-                in_windows += _shuffled(self.groups[at], generator)
-        batches = self._cut(in_windows)
-        return [batches[at] for at in torch.randperm(len(batches), generator=generator).tolist()]
+        groups, lengths = self.groups, self.lengths
+        count = len(self) if groups is None else len(groups)
+        order = torch.randperm(count, generator=generator).numpy()
+        longest = lengths if groups is None else np.array([lengths[group].max() for group in groups])
+        per_batch = self.batch_examples or max(1, (self.batch_tokens or 1) * len(self) // max(1, int(lengths.sum())))
+        number = np.arange(count) // max(1, WINDOW * per_batch * count // len(self))
+        # Every second window runs from long to short, so that a micro-batch over a border still holds like lengths.
+        order = order[np.lexsort((np.where(number % 2, -longest[order], longest[order]), number))]
+        if groups is not None:
+            order = np.array([index for at in order for index in _shuffled(groups[at], generator)])
+        plan = EpochPlan(order, self._cut(lengths[order]))
+        return plan.moved(torch.randperm(len(plan), generator=generator).numpy())
 
-    def _cut(self, order: Sequence[int]) -> list[list[int]]:
-        """Cut an order of examples into micro-batches that keep within the limit."""
-        batches: list[list[int]] = []
-        longest = 0
-        for index in order:
-            longest = max(longest, self.lengths[index])
-            if not batches or not self._fits(longest, len(batches[-1]) + 1):
-                batches.append([])
-                longest = self.lengths[index]
-            batches[-1].append(index)
-        return batches
-
-    def _fits(self, longest: int, examples: int) -> bool:
+    def _cut(self, lengths: np.ndarray) -> np.ndarray:
+        """Return where micro-batches begin that keep within the limit, with the end behind; `lengths` are in order."""
+        count = len(lengths)
         if self.batch_examples is not None:
-            return examples <= self.batch_examples
-        return longest * examples <= (self.batch_tokens or 0)
+            return np.append(np.arange(0, count, self.batch_examples), count)
+        limit, at, bounds = self.batch_tokens or 0, 0, [0]
+        while at < count:
+            some = lengths[at : at + 1 + limit // max(1, int(lengths[at]))]
+            within = np.maximum.accumulate(some) * np.arange(1, len(some) + 1) <= limit
+            at += max(1, len(some) if within.all() else int(within.argmin()))
+            bounds.append(at)
+        return np.array(bounds)
+
+    def padded(self, plan: EpochPlan) -> np.ndarray:
+        """Return the padded tokens of each micro-batch of a plan, [micro-batches]."""
+        return np.maximum.reduceat(self.lengths[plan.order], plan.bounds[:-1]) * np.diff(plan.bounds)
+
+    def tokens(self, plan: EpochPlan) -> np.ndarray:
+        """Return the tokens of each micro-batch of a plan that are not padding, [micro-batches]."""
+        return np.add.reduceat(self.lengths[plan.order], plan.bounds[:-1])
 
     def collate(self, indices: Sequence[int], pad_id: int) -> Batch:
         """Pad the examples at `indices` into one batch, on the right."""

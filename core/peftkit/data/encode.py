@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from peftkit.data import special
+from peftkit.data.encoded import IGNORED, Encoded, EncodedExamples
 from peftkit.data.example import LABEL, Example, Turn
+from peftkit.data.long_texts import LONG, shorten, tokenize_long
 from peftkit.errors import PeftkitError
 
 if TYPE_CHECKING:
     from peftkit.data.template import Rendering, Template
-
-IGNORED = -100
-"""The label of a token without loss, torch's own default in cross-entropy."""
 
 
 @dataclass(frozen=True)
@@ -38,55 +38,15 @@ def join(pieces: Sequence[Piece]) -> list[Piece]:
     return joined
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids [T] and labels [T]: `labels[i]` is `ids[i]` where trained on and -100 elsewhere (not shifted)."""
-
-    ids: list[int]
-    labels: list[int]
-    label: int | None = None
-    """The number of the class of the whole row, where an objective gave it one."""
-
-    @property
-    def trained(self) -> int:
-        """The number of labels that a next-token loss uses: the first token is never predicted."""
-        return sum(label != IGNORED for label in self.labels[1:])
-
-
-@dataclass(frozen=True)
-class EncodedExamples:
-    """The rows of a data set, and what its length limit cost."""
-
-    rows: list[Encoded]
-    sources: list[int]
-    """For each row, the position of its example; a long document gives several rows."""
-    dropped: int
-    """Examples with an empty target, or with no room for one."""
-    prompts_cut: int
-    """Examples whose prompt lost tokens on its left."""
-    targets_cut: int
-    """Examples whose target lost tokens on its right, its end-of-sequence included."""
-    special: Sequence[str] = ()
-    """The examples, by id, in whose texts special tokens are read as such."""
-
-    def notices(self, max_length: int) -> list[str]:
-        """Say in sentences what was dropped or cut; empty when nothing was."""
-        total = self.dropped + len(set(self.sources))
-        causes = (
-            (self.dropped, "dropped: the target is empty, or max_length leaves no room for it"),
-            (self.targets_cut, "trained on a shortened target, which alone is longer than max_length"),
-            (self.prompts_cut, "trained with a prompt shortened on its left"),
-        )
-        told = [special.notice(len(self.special), self.special[0])] if self.special else []
-        return told + [
-            f"{count} of {total} examples {what} (max_length {max_length})." for count, what in causes if count
-        ]
-
-
 def opening(tokenizer: Any) -> list[int]:
     """Return the beginning-of-sequence id in a list where the tokenizer itself puts one in front, else nothing."""
     first = tokenizer.bos_token_id
-    return [first] if first is not None and tokenizer("a")["input_ids"][:1] == [first] else []
+    return [first] if first is not None and _puts(first, tokenizer) else []
+
+
+@lru_cache(maxsize=64)
+def _puts(first: int, tokenizer: Any) -> bool:
+    return tokenizer("a")["input_ids"][:1] == [first]
 
 
 def closing(tokenizer: Any) -> int:
@@ -101,10 +61,10 @@ def closing(tokenizer: Any) -> int:
 
 def tokenize(texts: Iterable[str], tokenizer: Any) -> dict[str, list[int]]:
     """Return the ids of each distinct text, without special tokens around it."""
-    distinct = list(dict.fromkeys(texts))
-    if not distinct:
-        return {}
-    return dict(zip(distinct, special.tokenized(distinct, tokenizer), strict=True))
+    distinct = dict.fromkeys(texts)
+    long = {text: tokenize_long(text, tokenizer) for text in distinct if len(text) > LONG}
+    short = [text for text in distinct if text not in long]
+    return long | dict(zip(short, special.tokenized(short, tokenizer), strict=True))
 
 
 def _prefixes(pieces: Sequence[Piece]) -> list[str]:
@@ -184,7 +144,7 @@ def fit(row: Encoded, max_length: int, first: int | None) -> Encoded | None:
 
 def _teaches(row: Encoded) -> bool:
     """Return whether a next-token loss uses any label of the row."""
-    return any(label != IGNORED for label in row.labels[1:])
+    return len(row.labels) - 1 > row.labels.count(IGNORED) - (row.labels[:1] == [IGNORED])
 
 
 def windows(row: Encoded, max_length: int) -> list[Encoded]:
@@ -213,7 +173,10 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
         for at, turns in _taught(examples)
         for rendering in _render(examples[at], turns, template, tokenizer)
     ]
-    runs = tokenize_pieces([rendering.pieces for _, rendering in rendered], tokenizer)
+    # A document is trained whole, in several rows.
+    wanted = [None if examples[at].turns[-1].role == "text" else max_length for at, _ in rendered]
+    texts = [shorten(one.pieces, tokenizer, most) for (_, one), most in zip(rendered, wanted, strict=True)]
+    runs = tokenize_pieces(texts, tokenizer)
     rows: list[Encoded] = []
     sources: list[int] = []
     prompts_cut: set[int] = set()
@@ -265,7 +228,7 @@ def encode_prompts(examples: Sequence[Example], template: Template, tokenizer: A
     """Encode what a model is given of each example, nothing of it to predict; longer texts are cut on their left."""
     max_length -= len(template.soft)
     renderings = [template.prompt(example, tokenizer) for example in examples]
-    runs = tokenize_pieces([rendering.pieces for rendering in renderings], tokenizer)
+    runs = tokenize_pieces([shorten(rendering.pieces, tokenizer, max_length) for rendering in renderings], tokenizer)
     rows: list[Encoded] = []
     cut = 0
     for rendering, parts in zip(renderings, runs, strict=True):

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftkit.data.lines import Line, each_line
 from peftkit.errors import PeftkitError
-from peftkit.files import parse_json, read_text
+from peftkit.files import parse_json
 
 LONGEST_FIELD = 1 << 24
 """Characters of one CSV field; Python's own limit of 131,072 is short for documents."""
@@ -105,7 +106,7 @@ def read_csv(path: Path, columns: Sequence[str], *, lower: bool = True) -> Itera
     Quoted fields may hold line breaks. Column names are made `lower` case; other columns than `columns` are kept too.
     """
     csv.field_size_limit(LONGEST_FIELD)
-    rows = csv.reader(_lines(read_text(path)), strict=True)
+    rows = csv.reader((row.text for row in each_line(path)), strict=True)
     header: list[str] | None = None
     line = 1
     while True:
@@ -139,13 +140,18 @@ def read_csv(path: Path, columns: Sequence[str], *, lower: bool = True) -> Itera
         raise PeftkitError(f"{path} is empty; a CSV file with {wanted} is wanted.")
 
 
-def _lines(content: str) -> Iterator[str]:
-    """Yield the lines with their ends (LF or CR LF), as a CSV reader wants them."""
-    start = 0
-    while start < len(content):
-        end = content.find("\n", start) + 1 or len(content)
-        yield content[start:end]
-        start = end
+def json_lines(path: Path) -> Iterator[Line]:
+    """Yield the lines of a JSON-lines file that are not blank."""
+    return (line for line in each_line(path) if not line.blank)
+
+
+def parse_line(line: Line) -> dict[str, Any]:
+    """Return the object of a line of a JSON-lines file; anything else is a PeftkitError."""
+    place = f"{line.path}, line {line.number}"
+    value = parse_json(line.text.removesuffix("\n"), place, "; each line is one JSON object")
+    if not isinstance(value, dict):
+        raise PeftkitError(f"{place}: the line is {kind(value)}, and a JSON object is wanted.")
+    return value
 
 
 def check_apart(names: Sequence[str], place: str) -> None:
@@ -157,10 +163,4 @@ def check_apart(names: Sequence[str], place: str) -> None:
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line, object) for each line of a JSON-lines file; blank lines are passed over."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        value = parse_json(line, f"{path}, line {number}", "; each line is one JSON object")
-        if not isinstance(value, dict):
-            raise PeftkitError(f"{path}, line {number}: the line is {kind(value)}, and a JSON object is wanted.")
-        yield number, value
+    return ((line.number, parse_line(line)) for line in json_lines(path))

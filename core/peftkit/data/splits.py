@@ -22,7 +22,7 @@ def split_files(path: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     Raises PeftkitError that says what is allowed where the split is not there.
     """
     wanted = " or ".join(f"{split}{suffix}" for suffix in suffixes)
-    if path.is_file():
+    if path.is_file() or path.is_fifo():
         if path.suffix not in suffixes:
             raise PeftkitError(f"{path} ends in '{path.suffix}'; allowed: {', '.join(suffixes)}.")
         if split_of(path) != split:

@@ -12,7 +12,12 @@ Item = TypeVar("Item")
 
 
 def subset(items: Sequence[Item], fraction: float, limit: int | None, seed: int) -> list[Item]:
-    """Return the first part of a seeded permutation, in the items' own order: smaller parts lie within larger ones.
+    """Return the items at the positions that `chosen` returns."""
+    return [items[index] for index in chosen(len(items), fraction, limit, seed)]
+
+
+def chosen(total: int, fraction: float, limit: int | None, seed: int) -> Sequence[int]:
+    """Return the first part of a seeded permutation of 0 … total−1, rising: smaller parts lie within larger ones.
 
     `fraction` (0 to 1) is rounded to the nearest whole number of items, at least one; `limit` is a number of items.
     """
@@ -20,10 +25,8 @@ def subset(items: Sequence[Item], fraction: float, limit: int | None, seed: int)
         raise PeftkitError(f"dataset.fraction is {fraction}; allowed is more than 0 and at most 1.")
     if limit is not None and limit < 1:
         raise PeftkitError(f"dataset.limit is {limit}; allowed is 1 or more.")
-    count = min(max(1, round(fraction * len(items))), limit or len(items), len(items))
-    if count == len(items):
-        return list(items)
-    return [items[index] for index in sorted(permutation(len(items), seed)[:count])]
+    count = min(max(1, round(fraction * total)), limit or total, total)
+    return range(total) if count == total else sorted(permutation(total, seed)[:count])
 
 
 def permutation(count: int, seed: int) -> list[int]:

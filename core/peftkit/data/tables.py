@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from peftkit.data.records import check_apart, keys, kind, read_csv, read_json_lines
+from peftkit.data.lines import Line
+from peftkit.data.records import check_apart, json_lines, keys, kind, parse_line, read_csv
 from peftkit.errors import PeftkitError, hint
 from peftkit.files import parse_json, read_text
 
@@ -16,11 +19,35 @@ from peftkit.files import parse_json, read_text
 class Record:
     """One record of a file."""
 
-    values: dict[str, Any]
-    identity: str
-    """The file's name and the number of the record or line."""
-    place: str
-    """The same with the whole path, for errors."""
+    path: Path
+    number: int
+    word: str
+    """What is numbered in a file of its kind."""
+    content: dict[str, Any] | Line
+    """A line is parsed when its values are asked for."""
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The values by their keys; PeftkitError with the place of what cannot be read."""
+        return parse_line(self.content) if isinstance(self.content, Line) else self.content
+
+    @property
+    def identity(self) -> str:
+        """The file's name and the number of the record or line."""
+        return f"{self.path.name}:{self.number}"
+
+    @property
+    def place(self) -> str:
+        """The same with the whole path, for errors."""
+        return f"{self.path}, {self.word} {self.number}"
+
+    def lacks(self, words: re.Pattern[bytes]) -> bool:
+        """Say whether it is sure without parsing that no text of it holds one of the `words`, ASCII letters all."""
+        line = self.content
+        if not isinstance(line, Line) or words.search(line.content):
+            return False
+        # A letter can be escaped, and a text be in parts.
+        return b"\\u00" not in line.content and b'"type"' not in line.content
 
 
 @dataclass(frozen=True)
@@ -36,6 +63,8 @@ class Columns:
 
         Raises PeftkitError where the record lacks a named key, or has a wanted name for something else.
         """
+        if not self.names and not self.ignored:
+            return record.values
         values = {key: value for key, value in record.values.items() if key not in self.ignored}
         for wanted, given in self.names.items():
             if given not in values:
@@ -54,15 +83,14 @@ class Columns:
 
 def read_records(path: Path) -> Iterator[Record]:
     """Yield the records of a file in one of `SUFFIXES`; PeftkitError with the place of what cannot be read."""
-    for number, place, values in READERS[path.suffix](path):
-        yield Record(values, f"{path.name}:{number}", f"{path}, {place} {number}")
+    return (Record(path, number, word, content) for number, word, content in READERS[path.suffix](path))
 
 
-Numbered = Iterator[tuple[int, str, dict[str, Any]]]
+Numbered = Iterator[tuple[int, str, dict[str, Any] | Line]]
 
 
 def _json_lines(path: Path) -> Numbered:
-    return ((line, "line", record) for line, record in read_json_lines(path))
+    return ((line.number, "line", line) for line in json_lines(path))
 
 
 def _json(path: Path) -> Numbered:

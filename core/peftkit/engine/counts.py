@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
+
 from peftkit.data.batches import Batch, Batches
 from peftkit.engine.engine import Engine
 from peftkit.engine.packed_batch import PackedBatch
@@ -57,15 +59,11 @@ def largest_batch(batches: Batches, engine: Engine, pad_id: int, accumulation: i
 
     At most SAMPLED micro-batches are packed: those with the most tokens before shared ones are left out.
     """
-    plan = batches.plan(0)[: steps * accumulation]
-
-    def bound(at: int) -> int:
-        lengths = [batches.lengths[index] for index in plan[at]]
-        return sum(lengths) if engine.arrangement.flat else max(lengths) * len(lengths)
-
+    plan = batches.plan(0)
+    bounds = (batches.tokens if engine.arrangement.flat else batches.padded)(plan)[: steps * accumulation]
     tokens = place = 0
-    for at in sorted(range(len(plan)), key=bound, reverse=True)[:SAMPLED]:
-        if bound(at) <= tokens:
+    for at in np.argsort(-bounds, kind="stable")[:SAMPLED].tolist():
+        if bounds[at] <= tokens:
             break
         batch = batches.collate(plan[at], pad_id)
         computed = counts(batch, engine.pack(batch)).computed

@@ -74,8 +74,7 @@ def memory_plans(model: nn.Module, batches: Batches, device: torch.device, *, ch
 
 def _halves(batches: Batches) -> list[int]:
     """List a half, a quarter, and so on, of the padded tokens of the largest micro-batch, down to its longest row."""
-    longest = max(batches.lengths)
-    size = max(len(indices) * max(batches.lengths[index] for index in indices) for indices in batches.plan(0))
+    longest, size = int(batches.lengths.max()), int(batches.padded(batches.plan(0)).max())
     sizes = []
     while size > longest:
         size = max(size // 2, longest)

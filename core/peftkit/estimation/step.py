@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -162,11 +162,9 @@ def largest(batches: Batches, model: nn.Module, pad_id: int) -> Batch:
     config: Any = getattr(model, "config").get_text_config()  # noqa: B009
     hidden = 16 * config.hidden_size * max(1, len(Layout(model).blocks))
 
-    def tokens(indices: Sequence[int]) -> int:
-        return len(indices) * max(batches.lengths[index] for index in indices)
-
     def weight(batch: Batch) -> int:
         return batch.tokens * hidden + 3 * min(batch.trained, CHUNK) * config.vocab_size
 
-    first = sorted(batches.plan(0), key=tokens, reverse=True)[:LARGEST]
-    return max((batches.collate(indices, pad_id) for indices in first), key=weight)
+    plan = batches.plan(0)
+    first = np.argsort(-batches.padded(plan), kind="stable")[:LARGEST].tolist()
+    return max((batches.collate(plan[at], pad_id) for at in first), key=weight)

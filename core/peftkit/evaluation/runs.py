@@ -66,8 +66,8 @@ def evaluate(
             result, predictions = predict(recipe, folder, split, limit, on_progress)
             _write(folder / "eval", f"{result['dataset'].replace('/', '-')}-{split}", predictions, result)
         return result
-    data = source.load(recipe.dataset, split, grouped=True)
-    examples = data.examples[:limit]
+    data = source.load(recipe.dataset, split, grouped=True, limit=limit)
+    examples = data.examples
     check_examples(data.task, examples, data.name)
     name = f"{data.name.replace('/', '-')}-{split}{'' if adapter else '-base'}"
     facts = {"dataset": data.name, "origin": data.origin, "split": split, "limit": limit, "examples": len(examples)}

@@ -129,7 +129,7 @@ def _batches(trained: Trained) -> Batches:
     recipe, words = trained.recipe, trained.tokenizer
     data = load_data(recipe.dataset, "train")
     every = max(1, len(data.examples) // (STEPS * EXAMPLES))
-    chosen = data.examples[::every][: STEPS * EXAMPLES]
+    chosen = data.examples[: every * STEPS * EXAMPLES : every]
     template = choose(recipe.dataset.template, words, recipe.dataset.special)
     rows = encode(chosen, template, words, min(LENGTH, recipe.train.max_length)).rows
     return Batches(rows, batch_examples=EXAMPLES, seed=recipe.train.seed)

@@ -58,7 +58,7 @@ def open_file(path: Path) -> GgufFolder:
         stat = path.stat()
     libraries = [metadata.version(name) for name in ("transformers", "tokenizers", "gguf")]
     facts = [VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns, *libraries]
-    where = packed_cache.root() / "opened" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    where = files.cache_folder() / "opened" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     header = _kept(where)
     if header is not None:
         return GgufFolder(path, where, header)

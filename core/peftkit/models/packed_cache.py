@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -42,13 +41,7 @@ def folder(paths: list[Path], description: Mapping[str, Any]) -> Path | None:
     if sum(size for _, size, _ in stats) < SMALLEST:
         return None
     key = hashlib.sha256(json.dumps([VERSION, stats, description], sort_keys=True, default=str).encode()).hexdigest()
-    return root() / "packed" / key[:32]
-
-
-def root() -> Path:
-    """Return the folder of what is kept for the next start: `PEFTKIT_CACHE`, or `peftkit` in the user's cache."""
-    own = os.environ.get("PEFTKIT_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftkit"
+    return files.cache_folder() / "packed" / key[:32]
 
 
 def keep_choice(where: Path, storage: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -50,7 +49,8 @@ def write(where: Path, model: nn.Module, fingerprint: str | None, storage: Mappi
             tensors[name] = tensor
         seen.add(tensor.data_ptr())
     write_tensors(where / WEIGHTS, tensors)
-    facts = {"version": VERSION, "fingerprint": fingerprint, "sha256": checksum(where / WEIGHTS), "storage": storage}
+    sha256 = files.checksum(where / WEIGHTS)
+    facts = {"version": VERSION, "fingerprint": fingerprint, "sha256": sha256, "storage": storage}
     files.write_json(where / FACTS, facts)
 
 
@@ -83,7 +83,7 @@ def fill(
     that differs, which is found before anything is changed.
     """
     known, file = facts(where), TensorFile(where / WEIGHTS)
-    if checksum(where / WEIGHTS) != known["sha256"]:
+    if files.checksum(where / WEIGHTS) != known["sha256"]:
         raise PeftkitError(f"{where / WEIGHTS} is damaged: its checksum differs.")
     wanted = {name for name, tensor in model.named_parameters() if tensor.is_meta}
     # A folder of an earlier version may hold stacks that were not packed yet.
@@ -137,12 +137,3 @@ def _place(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype) -> N
 def _tied(model: nn.Module) -> set[str]:
     """Return the names of weights that follow from others."""
     return set(getattr(model, "all_tied_weights_keys", None) or {})
-
-
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    state = hashlib.sha256()
-    with files.explained("read", path), path.open("rb") as file:
-        while piece := file.read(1 << 24):
-            state.update(piece)
-    return state.hexdigest()

@@ -52,6 +52,12 @@ class DatasetSection(Section):
     validation: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The part of the training split's inputs that is held out as the validation split, drawn by `seed`."""
 
+    streaming: bool = False
+    """Read the training data on and on instead of encoding all of them first, in the order of their files and from the
+    front again behind the last example; for what never ends or is too large for the disk, with `train.max_steps`."""
+    buffer: Count | None = None
+    """For streamed data, shuffle each so many neighbouring examples; null keeps the order."""
+
     @model_validator(mode="after")
     def _path_where_read(self) -> DatasetSection:
         if self.source == "path" and self.path is None:
@@ -210,6 +216,29 @@ class Recipe(Section):
     """Keys, each with a list of values: `peft train` trains every combination of them, all together on one base."""
     output: PathText | None = None
     """The run folder; null is `runs/` and the name of the recipe's file."""
+
+    @model_validator(mode="after")
+    def _streamed(self) -> Recipe:
+        data, train = self.dataset, self.train
+        if not data.streaming:
+            if data.buffer is not None:
+                raise ValueError(f"found dataset.buffer {data.buffer} without dataset.streaming, which it is for")
+            return self
+        if train.max_steps is None:
+            raise ValueError("found dataset.streaming without train.max_steps; allowed: say how many steps are taken")
+        given = {
+            "train.epochs": train.epochs,
+            "train.group_prompts": train.group_prompts,
+            "dataset.fraction": data.fraction if data.fraction < 1 else None,
+            "dataset.limit": data.limit,
+            "dataset.validation": data.validation,
+        }
+        whole = [key for key, value in given.items() if value]
+        if whole:
+            raise ValueError(f"found dataset.streaming and {whole[0]}, which takes all data; allowed: one of them")
+        if data.source == "hub":
+            raise ValueError("found dataset.streaming and source 'hub'; allowed: files of your own, in dataset.path")
+        return self
 
     def methods(self) -> list[Method]:
         """Build the chosen methods, in order; raises PeftkitError for an unknown name or a wrong option."""

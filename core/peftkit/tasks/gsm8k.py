@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from peftkit.data.example import Example, question
+from peftkit.data.examples import Examples
 from peftkit.data.hub import HubDataset
-from peftkit.data.records import find_file, member, read_json_lines, text
+from peftkit.data.records import member, read_json_lines, text
 from peftkit.data.subset import permutation
 from peftkit.metrics import Scores
 from peftkit.metrics.files import read_predictions
@@ -35,9 +36,8 @@ class GSM8K(Task):
         "test": ("test.jsonl",),
     }
 
-    def read(self, folder: Path, split: str) -> list[Example]:
-        """Read `train.jsonl` or `test.jsonl`."""
-        return part(self.read_file(find_file(folder, self.files[split])), split)
+    def examples(self, paths: Sequence[Path], split: str) -> Examples:
+        return Examples.at_once(lambda: part([example for path in paths for example in self.read_file(path)], split))
 
     def read_file(self, path: Path) -> list[Example]:
         """Read JSON lines with `question` and `answer`."""

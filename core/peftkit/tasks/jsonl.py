@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from peftkit.data.example import LABEL, Example, Role, Turn
+from peftkit.data.examples import Examples, Item
 from peftkit.data.messages import NAMES as MESSAGE
 from peftkit.data.messages import conversation, opening
 from peftkit.data.records import keys, kind, text
@@ -25,6 +29,7 @@ FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """The forms of a record: the keys that tell each, and those that may stand beside them."""
 NAMES = ("id", "idx")
 """Keys that name a record and change nothing of what is learnt."""
+WORD = re.compile("[A-Za-z0-9 ]{2,}")
 TEXTS = tuple(text for _, text in MESSAGE)
 EXCHANGE: tuple[Role, Role] = ("user", "assistant")
 LABELLED = (
@@ -53,26 +58,61 @@ class JSONLines(OwnFiles):
     headline = "BLEU-4"
     max_new_tokens = 256
 
-    def read_file(self, path: Path) -> list[Example]:
-        """Read one file; which form a record has is told by its keys, one by one."""
-        examples = [_example(record, self.columns) for record in read_records(path)]
-        if not examples:
+    def items(self, path: Path) -> Iterator[Item]:
+        """Yield the records of a file; which form one has is told by its keys, one by one."""
+        item = None
+        for record in read_records(path):
+            item = _Item(record, self.columns)
+            yield item
+        if item is None:
             raise PeftkitError(f"{path} is empty; records are wanted, each of one of the forms {'; '.join(FORMS)}.")
-        return examples
 
-    def group(self, examples: Iterable[Example]) -> list[Example]:
+    def group(self, examples: Iterable[Example], limit: int | None = None) -> list[Example]:
         """Return one example per distinct input; a document, which has no answer to compare, is refused."""
-        examples = list(examples)
-        document = next((example for example in examples if example.turns[-1].role == "text"), None)
-        if document is not None:
-            raise PeftkitError(f"{document.id} is a document, and only records with an answer can be scored.")
-        return super().group(examples)
+        first = examples if limit is None or not isinstance(examples, Examples) else self._first(examples, limit)
+        return super().group(map(_answering, first), limit)
+
+    def _first(self, examples: Examples, limit: int) -> Iterator[Example]:
+        """Yield the examples of the first `limit` inputs, all of them, and few of the others."""
+        inputs: set[Hashable] = set()
+        words: re.Pattern[bytes] | None = None
+        for item in examples.items():
+            if words is not None and isinstance(item, _Item) and item.record.lacks(words):
+                continue
+            example = item()
+            inputs.add(self.key(example))
+            if words is None and len(inputs) == limit:
+                words = _words(inputs)
+            yield example
+
+
+@dataclass(frozen=True)
+class _Item:
+    """The example of a record, still to be made."""
+
+    record: Record
+    columns: Columns
+
+    def __call__(self) -> Example:
+        return _example(self.record, self.columns)
+
+
+def _words(inputs: Iterable[Any]) -> re.Pattern[bytes] | None:
+    """Return what finds the longest run of plain letters of each input; None where one has none."""
+    found = [max((word for turn in turns for word in WORD.findall(turn.text)), key=len, default="") for turns in inputs]
+    return re.compile("|".join(found).encode()) if all(found) else None
+
+
+def _answering(example: Example) -> Example:
+    if example.turns[-1].role == "text":
+        raise PeftkitError(f"{example.id} is a document, and only records with an answer can be scored.")
+    return example
 
 
 def _example(record: Record, columns: Columns) -> Example:
     """Turn a record of any form into an example."""
     values, place = columns.of(record), record.place
-    forms = [form for form, (wanted, _) in FORMS.items() if all(key in values for key in wanted)]
+    forms = _forms(tuple(values))
     if LABEL in values and forms in ([], ["document (text)"]):
         return _labelled(values, record.identity, place)
     if len(forms) != 1:
@@ -91,6 +131,12 @@ def _example(record: Record, columns: Columns) -> Example:
     else:
         turns = _answered(values, first, second, columns, place)
     return Example(record.identity, turns, (turns[-1].text,))
+
+
+@lru_cache(maxsize=64)
+def _forms(names: tuple[str, ...]) -> list[str]:
+    """List the forms of records with these keys."""
+    return [form for form, (wanted, _) in FORMS.items() if all(key in names for key in wanted)]
 
 
 def _answered(values: Mapping[str, Any], asked: str, said: str, columns: Columns, place: str) -> tuple[Turn, ...]:

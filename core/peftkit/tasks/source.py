@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from peftkit import files
 from peftkit.data.example import Example, Turn
+from peftkit.data.examples import Examples, Item
 from peftkit.data.hub import HubUnreachableError
-from peftkit.data.subset import permutation, subset
+from peftkit.data.subset import chosen, permutation
 from peftkit.data.tables import Columns
 from peftkit.errors import PeftkitError, unknown
 from peftkit.tasks.task import TASKS, Task
@@ -52,12 +54,15 @@ class DataSource(Protocol):
 class Loaded:
     """The examples of one split, and where they are from."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
+    """Read when they are asked for; a fault in a file shows then."""
     task: Task
     name: str
     """What was read: the task's name, with `bundled/` in front for the set that ships in the package."""
     origin: str
     """`path`, `hub` or `bundled`."""
+    paths: Sequence[Path] | None
+    """The files that hold the split; None for a set from the hub."""
 
 
 def bundled() -> list[str]:
@@ -70,15 +75,16 @@ def names() -> list[str]:
     return [*TASKS.names(), *(PREFIX + name for name in bundled())]
 
 
-def load(section: DataSource, split: str, *, grouped: bool = False) -> Loaded:
-    """Read a split (`train`, `validation` or `test`).
+def load(section: DataSource, split: str, *, grouped: bool = False, limit: int | None = None) -> Loaded:
+    """Find a split (`train`, `validation` or `test`).
 
-    With `grouped`, one example per distinct input that holds all of its references, in the order of the file; else
-    one per reference. `fraction` and `limit` pick a subset of the training split only, seeded and nested: 5 % lies
-    within 10 %. The source `auto` is the folder `path` where one is given, else the hub where it answers, else the
-    bundled set, with a notice. With `validation`, that part of the training split's distinct inputs is the validation
-    split, and training goes without it. Raises PeftkitError for an unknown name, a file that is missing or malformed,
-    and an empty split.
+    With `grouped`, one example per distinct input that holds all of its references, in the order of the file, at most
+    `limit` of them, and those are read at once; else one per reference. The section's `fraction` and `limit` pick a
+    subset of the training split only, seeded and nested: 5 % lies within 10 %. The source `auto` is the folder `path`
+    where one is given, else the hub where it answers, else the bundled set, with a notice. With `validation`, that
+    part of the training split's distinct inputs is the validation split, and training goes without it. Raises
+    PeftkitError for an unknown name and a file that is missing; a malformed one and an empty split raise it when
+    examples are asked for.
     """
     if split not in SPLITS:
         raise PeftkitError(unknown("split", split, SPLITS))
@@ -86,31 +92,39 @@ def load(section: DataSource, split: str, *, grouped: bool = False) -> Loaded:
     if section.columns or section.ignore:
         task = task.with_columns(Columns(section.columns or {}, section.ignore or ()))
     held_out = section.validation is not None and split != "test"
-    examples, origin = _read(task, source, section, "train" if held_out else split)
+    examples, origin, paths = _find(task, source, section, "train" if held_out else split)
+    examples.empty = f"{_place(task, origin, section)}: the split '{split}' is empty."
     if held_out:
         examples = _held_out(task, examples, section, split)
-    if not examples:
-        raise PeftkitError(f"{_place(task, origin, section)}: the split '{split}' is empty.")
     if section.system == FOLD:
-        examples = [replace(example, turns=folded(example)) for example in examples]
-    if split == "train":
-        examples = subset(examples, section.fraction, section.limit, section.seed)
-    if grouped:
-        examples = task.group(examples)
-    return Loaded(examples, task, (PREFIX if origin == "bundled" else "") + task.name, origin)
+        examples = examples.changed(lambda example: replace(example, turns=folded(example)))
+    if split == "train" and (section.fraction < 1 or section.limit is not None):
+        examples = examples.picked(chosen(len(examples), section.fraction, section.limit, section.seed))
+    found = task.group(examples, limit) if grouped else examples
+    return Loaded(found, task, (PREFIX if origin == "bundled" else "") + task.name, origin, paths)
 
 
-def _held_out(task: Task, examples: Sequence[Example], section: DataSource, split: str) -> list[Example]:
+def _held_out(task: Task, examples: Examples, section: DataSource, split: str) -> Examples:
     """Return those of the training examples that make a split, when a part of their inputs is held out."""
-    inputs = list(dict.fromkeys(map(task.key, examples)))
-    count = max(1, round((section.validation or 0.0) * len(inputs)))
-    if count >= len(inputs):
-        raise PeftkitError(
-            f"dataset.validation is {section.validation:g}, and there are {len(inputs)} different inputs: nothing is "
-            "left to train on."
+
+    def items() -> Iterator[Item]:
+        # Marks in the place of keys, which for a large set are its whole text.
+        marks = [hashlib.blake2b(repr(task.key(example)).encode(), digest_size=16).digest() for example in examples]
+        inputs = list(dict.fromkeys(marks))
+        count = max(1, round((section.validation or 0.0) * len(inputs)))
+        if count >= len(inputs):
+            raise PeftkitError(
+                f"dataset.validation is {section.validation:g}, and there are {len(inputs)} different inputs: nothing "
+                "is left to train on."
+            )
+        held = {inputs[index] for index in permutation(len(inputs), section.seed)[:count]}
+        return (
+            item
+            for item, mark in zip(examples.items(), marks, strict=True)
+            if (mark in held) == (split == "validation")
         )
-    held = {inputs[index] for index in permutation(len(inputs), section.seed)[:count]}
-    return [example for example in examples if (task.key(example) in held) == (split == "validation")]
+
+    return Examples(items, examples.empty)
 
 
 def folded(example: Example) -> tuple[Turn, ...]:
@@ -151,25 +165,26 @@ def _resolve(section: DataSource) -> tuple[Task, str]:
     return TASKS[name], source
 
 
-def _read(task: Task, source: str, section: DataSource, split: str) -> tuple[list[Example], str]:
-    """Read the split from the source; `auto` tries the hub, then the package."""
+def _find(task: Task, source: str, section: DataSource, split: str) -> tuple[Examples, str, list[Path] | None]:
+    """Find the split in the source, and the files that hold it; `auto` tries the hub, then the package."""
     if source == "path":
-        return task.read(files.expanded(section.path or ""), split), "path"
-    if source == "hub":
-        if task.hub is None:
-            raise PeftkitError(f"dataset: {task.name} is not on the hub; name your own files in `dataset.path`.")
-        return task.from_hub(split), "hub"
-    if source == "auto" and task.hub is not None:
+        paths = task.paths(files.expanded(section.path or ""), split)
+        return task.examples(paths, split), "path", paths
+    if source == "hub" and task.hub is None:
+        raise PeftkitError(f"dataset: {task.name} is not on the hub; name your own files in `dataset.path`.")
+    if source in ("auto", "hub") and task.hub is not None:
         try:
-            return task.from_hub(split), "hub"
+            found = task.from_hub(split)
+            return Examples.at_once(lambda: found), "hub", None
         except HubUnreachableError as error:
-            if task.name not in bundled():
+            if source == "hub" or task.name not in bundled():
                 raise
             notice = "%s Reading the small synthetic data set %s instead."
             logging.getLogger("peftkit").warning(notice, error, PREFIX + task.name)
     if task.name not in bundled():
         raise PeftkitError(f"dataset: {task.name} reads your own files; name them in `dataset.path`.")
-    return task.read(BUNDLED / task.name, split), "bundled"
+    paths = task.paths(BUNDLED / task.name, split)
+    return task.examples(paths, split), "bundled", paths
 
 
 def _place(task: Task, origin: str, section: DataSource) -> str:

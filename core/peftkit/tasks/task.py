@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from typing_extensions import Self
 
 from peftkit.data.example import Example
+from peftkit.data.examples import Examples
 from peftkit.data.hub import HubDataset
 from peftkit.data.records import find_file
 from peftkit.data.tables import Columns
@@ -43,7 +44,15 @@ class Task(ABC):
 
         Raises PeftkitError that names file and line for a file that is missing or malformed.
         """
-        return self.read_file(find_file(folder, self.files[split]))
+        return list(self.examples(self.paths(folder, split), split))
+
+    def paths(self, folder: Path, split: str) -> list[Path]:
+        """Return the files that hold a split; PeftkitError where one is missing."""
+        return [find_file(folder, self.files[split])]
+
+    def examples(self, paths: Sequence[Path], split: str) -> Examples:
+        """Return the examples of a split, which are in these files; by default all are read when one is asked for."""
+        return Examples.at_once(lambda: [example for path in paths for example in self.read_file(path)])
 
     @abstractmethod
     def read_file(self, path: Path) -> list[Example]:
@@ -68,11 +77,18 @@ class Task(ABC):
         """Return what examples of the same input share."""
         return example.prompt
 
-    def group(self, examples: Iterable[Example]) -> list[Example]:
-        """Return one example per distinct input, in order of first appearance, with all references of that input."""
+    def group(self, examples: Iterable[Example], limit: int | None = None) -> list[Example]:
+        """Return one example per distinct input, in order of first appearance, with all references of that input.
+
+        With a `limit`, of the first so many inputs; no others are held.
+        """
         groups: dict[Hashable, list[Example]] = {}
         for example in examples:
-            groups.setdefault(self.key(example), []).append(example)
+            key = self.key(example)
+            if key in groups:
+                groups[key].append(example)
+            elif limit is None or len(groups) < limit:
+                groups[key] = [example]
         return [
             replace(members[0], references=tuple(reference for member in members for reference in member.references))
             for members in groups.values()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from peftkit.data.example import Example, Turn
+from peftkit.data.examples import Item
 from peftkit.data.records import member, text
-from peftkit.data.tables import SUFFIXES, read_records
+from peftkit.data.tables import SUFFIXES, Columns, Record, read_records
 from peftkit.errors import PeftkitError
 from peftkit.files import read_text
 from peftkit.tasks.own_files import OwnFiles
@@ -24,24 +27,24 @@ class Documents(OwnFiles):
     suffixes = (".txt", *SUFFIXES)
     max_new_tokens = 128
 
-    def read_file(self, path: Path) -> list[Example]:
-        """Read one file of documents."""
+    def items(self, path: Path) -> Iterator[Item]:
+        """Yield the documents of a file that are not blank."""
         if path.suffix == ".txt":
-            documents = [(path.name, read_text(path))]
-        else:
-            documents = [
-                (
-                    record.identity,
-                    text(member(self.columns.of(record), record.place, "text", str), record.place, "text"),
-                )
-                for record in read_records(path)
-            ]
-        examples = [
-            Example(identity, (Turn("text", document),)) for identity, document in documents if document.strip()
-        ]
-        if not examples:
+            document = read_text(path)
+            if not document.strip():
+                raise PeftkitError(f"{path} is empty; documents are wanted.")
+            yield partial(Example, path.name, (Turn("text", document),))
+            return
+        record = None
+        for record in read_records(path):
+            yield partial(_example, record, self.columns)
+        if record is None:
             raise PeftkitError(f"{path} is empty; documents are wanted.")
-        return examples
+
+
+def _example(record: Record, columns: Columns) -> Example:
+    document = text(member(columns.of(record), record.place, "text", str), record.place, "text")
+    return Example(record.identity, (Turn("text", document),))
 
 
 TASKS.add(Documents.name, Documents())

@@ -40,20 +40,17 @@ class WebNLG(Task):
     suffix = ".xml"
     files = {"train": ("train",), "validation": ("dev",), "test": ("testdata_with_lex.xml",)}
 
-    def read(self, folder: Path, split: str) -> list[Example]:
-        """Read `train/<n>triples/*.xml`, `dev/<n>triples/*.xml` or `test/testdata_with_lex.xml`.
-
-        Entries without a text give no example.
-        """
+    def paths(self, folder: Path, split: str) -> list[Path]:
+        """Return `train/<n>triples/*.xml`, `dev/<n>triples/*.xml` or `test/testdata_with_lex.xml`."""
         (wanted,) = self.files[split]
         require_folder(folder, f"train/, dev/ and test/{self.files['test'][0]}")
         if split == "test":
             inside = folder / "test"
-            return self.read_file(find_file(inside if inside.is_dir() else folder, (wanted,)))
+            return [find_file(inside if inside.is_dir() else folder, (wanted,))]
         paths = sorted((folder / wanted).rglob("*.xml"))
         if not paths:
             raise missing(folder, f"{wanted}/<n>triples/*.xml")
-        return [example for path in paths for example in self.read_file(path)]
+        return paths
 
     def read_file(self, path: Path) -> list[Example]:
         """Read one XML file, one example per text; entries without text give none."""

@@ -21,6 +21,9 @@ class Observer(Protocol):
         epoch and the `step` that computes it; None where `train.memory` has tried it already.
         """
 
+    def working(self, text: str) -> None:
+        """What is done before the run is set up, and how far it is, where it takes longer than two seconds."""
+
     def step(self, record: dict[str, Any]) -> None:
         """An optimizer step is done: the record that goes to log.jsonl."""
 

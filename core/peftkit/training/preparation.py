@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from peftkit.adaptation import OBJECTIVE, Adaptation, load_module
 from peftkit.assembly import Assembled, assemble, attach_methods
 from peftkit.data.batches import Batches, Epoch
 from peftkit.data.encode import Encoded, EncodedExamples
+from peftkit.data.rows import EncodedRows, lengths_of
 from peftkit.engine.engine import choose as choose_engine
 from peftkit.engine.memory_plan import checkpoint_gradients
 from peftkit.engine.passes import Phase
@@ -25,6 +24,7 @@ from peftkit.models.layerwise import release_memory
 from peftkit.objectives import Objective
 from peftkit.recipe import Recipe, TrainSection
 from peftkit.tasks.source import load as load_data
+from peftkit.training.encoded import Encoder, Working, options
 from peftkit.training.loop import Loop
 from peftkit.training.nesting import make_loop
 from peftkit.training.scoring import Slice, check, load_slice
@@ -61,13 +61,14 @@ def prepare(
     name: str = "default",
     notice: Callable[[str], None] = lambda text: None,
     phase: Phase = lambda name: None,
+    working: Working = lambda text: None,
 ) -> Prepared:
     """Assemble the model, read the data and build the loop; every fault is a PeftkitError.
 
     Of a `resumed` run the loop's saved state has to be loaded before anything else: it holds what the methods measured
     on the data before the first step, once. On a `base` that is there already the methods are
     attached under `name`, beside those of other runs, and packed weights keep what they were packed from. `notice` and
-    `phase` are the loop's.
+    `phase` are the loop's; `working` receives how far the reading of data is.
     """
     section = recipe.train
     check(recipe)
@@ -76,17 +77,14 @@ def prepare(
     else:
         loaded = attach_methods(base, recipe, name, loading=resumed)
     adaptation, template = loaded.adaptation, loaded.template
-    data = load_data(recipe.dataset, "train")
-    objective = objective_of(section, recipe.objective).settle(data.examples)
+    data, encoder = load_data(recipe.dataset, "train"), Encoder(recipe, template, loaded.tokenizer, working)
+    encoded, objective, batches = encoder.train(data, objective_of(section, recipe.objective))
     add_module(adaptation, objective, section.seed, loaded.device, None if resumed else recipe.start_folder)
-    encoded = objective.encode(data.examples, template, loaded.tokenizer, section.max_length)
-    if not encoded.rows:
-        raise PeftkitError(nothing_left(data.name, len(data.examples), section.max_length))
     check_length(loaded.model, encoded.rows)
-    batches, pad_id = batched(encoded.rows, section, objective), loaded.tokenizer.pad_token_id
+    pad_id = loaded.tokenizer.pad_token_id
     went_on = [] if recipe.adapter is None else [f"the run goes on from the adapter in {recipe.adapter}."]
     notices = [*loaded.told, *went_on, *encoded.notices(section.max_length), *batches.notices(), *adaptation.notices()]
-    measured = _validation_or_notice(recipe, data.name, template, loaded.tokenizer, objective, notices)
+    measured = _validation_or_notice(encoder, data.name, objective, notices)
     # A trained adapter holds what its methods measured before their first step.
     if not resumed and recipe.adapter is None:
         torch.manual_seed(section.seed)
@@ -157,35 +155,20 @@ def _loop(
     )
 
 
-def batched(encoded: Sequence[Encoded], section: TrainSection, objective: Objective | None = None) -> Batches:
-    """Batch encoded examples as the recipe says, by padded tokens or by examples."""
-    return Batches(
-        encoded,
-        batch_tokens=section.batch_tokens,
-        batch_examples=section.batch_examples,
-        seed=section.seed,
-        group_prompts=section.group_prompts,
-        collate=None if objective is None else objective.collate,
-    )
-
-
-def validation(recipe: Recipe, dataset: str, template: Any, tokenizer: Any, objective: Objective) -> Batches | None:
+def validation(encoder: Encoder, dataset: str, objective: Objective) -> Batches | None:
     """Batch at most 256 examples spread evenly over the validation split of `dataset`; None if none is left of them."""
+    recipe = encoder.recipe
     data = load_data(recipe.dataset.model_copy(update={"name": dataset}), "validation")
-    every = max(1, len(data.examples) // VALIDATION_EXAMPLES)
-    chosen = data.examples[::every][:VALIDATION_EXAMPLES]
-    rows = objective.encode(chosen, template, tokenizer, recipe.train.max_length).rows
-    return batched(rows, recipe.train, objective) if rows else None
+    rows = encoder.encode(data, "validation", objective, VALIDATION_EXAMPLES)[0].rows
+    return Batches(rows, **options(recipe.train, objective)) if rows else None
 
 
-def _validation_or_notice(
-    recipe: Recipe, dataset: str, template: Any, tokenizer: Any, objective: Objective, notices: list[str]
-) -> Batches | None:
+def _validation_or_notice(encoder: Encoder, dataset: str, objective: Objective, notices: list[str]) -> Batches | None:
     """Batch the validation split; where it is not there and the recipe does not ask for it, that is a notice."""
     try:
-        return validation(recipe, dataset, template, tokenizer, objective)
+        return validation(encoder, dataset, objective)
     except PeftkitError as error:
-        if recipe.train.evaluate_every is not None:
+        if encoder.recipe.train.evaluate_every is not None:
             raise
         notices.append(f"the validation loss is left out: {error}")
         return None
@@ -195,7 +178,7 @@ def check_length(model: Any, encoded: Sequence[Encoded]) -> None:
     """Refuse rows that are longer than the positions which the model has."""
     config = getattr(model, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
-    longest = max(len(item.ids) for item in encoded)
+    longest = int(lengths_of(encoded).max())
     if positions is not None and 0 < positions < longest:
         raise PeftkitError(
             f"the longest training example has {longest} tokens, and the model has positions for {positions}: "
@@ -203,21 +186,6 @@ def check_length(model: Any, encoded: Sequence[Encoded]) -> None:
         )
 
 
-def nothing_left(dataset: str, count: int, max_length: int) -> str:
-    """Say why there is nothing to train on."""
-    if count == 0:
-        return f"the training split of {dataset} holds no examples: check dataset.path, .limit and .fraction."
-    return (
-        f"none of the {count} training examples of {dataset} keeps a token to train on within train.max_length "
-        f"{max_length}: raise train.max_length, or check that the examples have answers."
-    )
-
-
 def digest(encoded: Sequence[Encoded]) -> str:
     """Return the SHA-256 of the token ids and labels in order, and of the rows' classes where they have one."""
-    state = hashlib.sha256()
-    for item in encoded:
-        classes = [] if item.label is None else [[item.label]]
-        for values in (item.ids, item.labels, *classes):
-            state.update(array("q", [len(values), *values]).tobytes())
-    return state.hexdigest()
+    return EncodedRows.of(encoded).digest()

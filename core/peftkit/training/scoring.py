@@ -75,7 +75,7 @@ def load_slice(recipe: Recipe, dataset: str) -> Slice | None:
         return None
     data = load_data(recipe.dataset.model_copy(update={"name": dataset}), "validation", grouped=True)
     every = max(1, len(data.examples) // section.score_inputs)
-    chosen = data.examples[::every][: section.score_inputs]
+    chosen = list(data.examples[::every][: section.score_inputs])
     check_examples(data.task, chosen, data.name)
     return Slice(data.task, chosen)
 

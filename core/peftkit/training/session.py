@@ -73,7 +73,9 @@ class Session:
         trust.remember(recipe.model)
         resumed = resume and bool(checkpoint.listed(self.checkpoints))
         begun = folder.as_begun(recipe, self.checkpoints) if resumed else recipe
-        self.prepared: Prepared = prepare(begun, resumed=resumed, base=base, name=name, notice=self.observer.notice)
+        self.prepared: Prepared = prepare(
+            begun, resumed=resumed, base=base, name=name, notice=self.observer.notice, working=self.observer.working
+        )
         self.loop = self.prepared.loop
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)
         wanted = recipe.train.keep_best
@@ -228,7 +230,7 @@ class Session:
             "model": prepared.loaded.name,
             "methods": [method.name for method in prepared.adaptation.chosen],
             "dataset": prepared.dataset,
-            "examples": len(set(prepared.encoded.sources)),
+            "examples": prepared.encoded.examples,
             "dropped_examples": prepared.encoded.dropped,
             "trainable_parameters": prepared.adaptation.trainable,
             "total_parameters": prepared.adaptation.total,
