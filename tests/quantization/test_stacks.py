@@ -246,7 +246,7 @@ def test_a_folder_that_lacks_a_weight_of_a_stack_is_refused(tmp_path):
     lacking = "model.layers.1.mlp.experts.down_proj.2."
     write_tensors(path, {key: value for key, value in read_tensors(path).items() if not key.startswith(lacking)})
     facts = json.loads((path.parent / packed_folder.FACTS).read_text())
-    facts["sha256"] = packed_folder.checksum(path)
+    facts["sha256"] = files.checksum(path)
     (path.parent / packed_folder.FACTS).write_text(json.dumps(facts))
     with pytest.raises(PeftkitError, match=r"lacks model.layers.1.mlp.experts.down_proj"):
         load(ModelSection(name=str(path.parent)))

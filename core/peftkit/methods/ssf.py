@@ -57,8 +57,9 @@ class ScaleAndShift(LinearAdapter):
         self.gamma = nn.Parameter(torch.ones(site.outputs))
         self.beta = nn.Parameter(torch.zeros(site.outputs)) if method.shifts(site) else None
         if method.variant == "official":
-            for parameter in self.parameters():
-                nn.init.normal_(parameter, mean=float(parameter[0].detach()), std=0.02)
+            nn.init.normal_(self.gamma, mean=1.0, std=0.02)
+            if self.beta is not None:
+                nn.init.normal_(self.beta, mean=0.0, std=0.02)
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         y = call(x)
