@@ -17,10 +17,10 @@ Item = Callable[[], Example]
 class Examples(Sequence[Example]):
     """The examples that `items` yields, anew for each pass; as many are made as are asked for.
 
-    A pass over no example is a PeftkitError with the text `empty`.
+    A pass over no example is a PeftkitError with the text `empty`, where one is given.
     """
 
-    def __init__(self, items: Callable[[], Iterable[Item]], empty: str = "there is no example."):
+    def __init__(self, items: Callable[[], Iterable[Item]], empty: str | None = None):
         self._items, self.empty = items, empty
         self._count: int | None = None
 
@@ -41,7 +41,7 @@ class Examples(Sequence[Example]):
         item = None
         for item in self._items():
             yield item
-        if item is None:
+        if item is None and self.empty is not None:
             raise PeftkitError(self.empty)
 
     def __iter__(self) -> Iterator[Example]:
