@@ -14,6 +14,7 @@ from draw import marked, some
 from storages import small
 
 import zoo
+from peftkit import files
 from peftkit.errors import PeftkitError
 from peftkit.export.packed import quantize as quantize_folder
 from peftkit.layout import Layout
