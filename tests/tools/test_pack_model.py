@@ -15,6 +15,7 @@ from peftkit import recipe as recipes
 from peftkit.adaptation import attach, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.models.load import load
+from peftkit.training.summary import Summary
 
 IDS = torch.arange(3, 40)[None]
 INIT = {"architecture": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1} | {
@@ -29,9 +30,27 @@ def pretraining(folder: Path, model: dict[str, object]) -> torch.Tensor:
     recipe = recipes.load({"model": model, "method": "full", "dataset": "e2e"})
     files.write_text(folder / "recipe.yaml", recipe.to_yaml())
     losses = {"first": 5.0, "last": 1.25, "best": 1.2, "validation": None}
-    files.write_json(
-        folder / "summary.json", {"dataset": "made", "steps": 7000, "tokens": 10**7, "epochs": 1.0, "losses": losses}
+    summary = Summary(
+        model="made",
+        methods=["full"],
+        dataset="made",
+        trainable_parameters=1,
+        total_parameters=1,
+        examples=1,
+        dropped_examples=0,
+        steps=7000,
+        epochs=1.0,
+        tokens=10**7,
+        trained_tokens=10**7,
+        tokens_per_second=1.0,
+        peak_memory_bytes=1,
+        wall_s=1.0,
+        losses=losses,
+        device="cpu",
+        precision="fp32",
+        versions={},
     )
+    files.write_json(folder / "summary.json", summary.as_dict())
     base = load(recipe.model)
     adaptation = attach(base.model, recipe.methods())
     with torch.no_grad():
