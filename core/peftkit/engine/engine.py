@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from peftkit.data.batches import Batch, collate
 from peftkit.data.encode import Encoded
+from peftkit.data.rows import lengths_of
 from peftkit.engine import packed_batch
 from peftkit.engine.calls import check_calls
 from peftkit.engine.fused_modules import FusedModules
@@ -186,7 +187,7 @@ def _nearest(
 ) -> tuple[Engine, list[str]]:
     if not wanted.apart:
         return Engine(model, wanted), []
-    some, lengths = _cut(rows), [len(row.ids) for row in rows]
+    some, lengths = _cut(rows), lengths_of(rows).tolist()
     batch = collate([Encoded(ids, ids) for ids in some], pad_id)
     training = model.training
     model.eval()
