@@ -83,6 +83,7 @@ def _of_cpu(model: nn.Module) -> Precision:
     if sum(site.inputs * site.outputs for site in sites) < SMALL:
         return Precision("fp32")
     inputs, outputs = max(((site.inputs, site.outputs) for site in sites), key=lambda sizes: sizes[0] * sizes[1])
+    inputs, outputs = min(inputs, WIDEST), min(outputs, WIDEST)
     full, half = product_seconds(inputs, outputs, torch.get_num_threads())
     name = "bf16" if half < MARGIN * full else "fp32"
     times = f"{1000 * half:.2g} ms in bf16 and {1000 * full:.2g} ms in fp32"
@@ -133,6 +134,8 @@ SMALL = 50_000_000
 are the same on every machine are worth more."""
 ROWS, MARGIN = 512, 0.8
 """Tokens of the product that is measured, and the share of the time in fp32 that bf16 has to stay below."""
+WIDEST = 8192
+"""The most inputs and outputs of the product: a larger one takes memory and says no more."""
 SLOW = (
     "precision bf16: this processor has no instructions for bfloat16 (AMX, AVX512-BF16), and a step may take many "
     "times as long as in fp32: set train.precision=fp32"

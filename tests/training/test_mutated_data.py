@@ -21,9 +21,9 @@ from mutations import inside
 from small_data import FORMS, Form, write
 from small_runs import make_recipe
 
-from peftkit import files
+from peftkit import files, lock
 from peftkit.tasks import TASKS
-from peftkit.training import lock, session
+from peftkit.training import session
 
 CASES = 500
 PORTIONS = [range(start, start + 25) for start in range(0, CASES, 25)]

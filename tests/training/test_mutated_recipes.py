@@ -20,12 +20,12 @@ from draw import thorough
 from plausible import SCHEMA, SECTIONS, WORDS, plausible
 from small_runs import make_recipe
 
-from peftkit import files
+from peftkit import files, lock
 from peftkit.errors import PeftkitError
 from peftkit.recipe import Recipe, load, shipped
 from peftkit.recipe.compose import KEYS
 from peftkit.recipe.tree import Loader
-from peftkit.training import lock, session
+from peftkit.training import session
 
 CASES = 500
 PORTIONS = [range(start, start + 25) for start in range(0, CASES, 25)]
