@@ -18,8 +18,9 @@ TINY := build/tiny
 # AdapterHub's adapters takes an older transformers than peftkit and stays apart.
 HUB := .venv-adapters
 
-# Each pytest worker computes on one core; more threads than cores make every test slower.
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+# Each pytest worker computes on one core; more threads than cores make every test slower. Tests start many processes,
+# which compile all that they import anew where the shell forbids bytecode.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .PHONY: setup quickstart real test test-all test-processors parity lint format pages tiny clean
 
