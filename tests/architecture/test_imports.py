@@ -41,7 +41,7 @@ ALLOWED = {
         "budget": "adaptation errors layout method",
         # Text: data, metrics, and the tasks that are made of both.
         "metrics": "errors files registry schemas",
-        "data": "errors files kernels registry",
+        "data": "errors files kernels registry schemas",
         "tasks": "data errors files metrics registry",
         # How gradients are computed, and how a step is made of them.
         "objectives": "data errors kernels layout metrics options registry",

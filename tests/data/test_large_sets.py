@@ -238,7 +238,7 @@ def test_what_is_damaged_or_of_another_version_is_made_again_with_a_notice(
         told = json.loads(facts.read_text())
         told["versions"]["tokenizers"] = "0.0.1"
         facts.write_text(json.dumps(told))
-    said = {"flip": "damaged", "cut": "damaged", "facts": "does not describe", "version": "encoded by tokenizers 0.0.1"}
+    said = {"flip": "damaged", "cut": "damaged", "facts": "rows is missing", "version": "encoded by tokenizers 0.0.1"}
     with caplog.at_level(logging.WARNING, logger="peftkit"):
         again = encoded(path, tokenizer)
     assert said[fault] in caplog.text

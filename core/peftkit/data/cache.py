@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from peftkit import files
+from peftkit import files, schemas
 from peftkit.data.encode import EncodedExamples
 from peftkit.data.encoding import EncodedPart, joined
 from peftkit.data.rows import EncodedRows, RowBlock
 from peftkit.errors import PeftkitError
+from peftkit.schemas import Count, Stored
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,19 +28,17 @@ VERSION = 1
 ROWS, FACTS = "rows.arrow", "facts.json"
 
 
-class CacheFacts(BaseModel):
+class CacheFacts(Stored):
     """What is told of encoded rows beside them."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     sha256: str
     """Of the rows' file."""
     digest: str
     """Of the rows themselves, as `EncodedRows.digest` returns it."""
-    rows: int = Field(ge=0)
-    dropped: int = Field(ge=0)
-    prompts_cut: int = Field(ge=0)
-    targets_cut: int = Field(ge=0)
+    rows: Count
+    dropped: Count
+    prompts_cut: Count
+    targets_cut: Count
     special: list[str]
     versions: dict[str, str]
     """Of the libraries that made the ids."""
@@ -83,11 +81,7 @@ class Cache:
         return encoded, facts.options
 
     def _facts(self) -> CacheFacts:
-        path = self.folder / FACTS
-        try:
-            facts = CacheFacts.model_validate(files.read_json(path))
-        except ValidationError:
-            raise PeftkitError(f"{path} does not describe encoded data.") from None
+        facts = CacheFacts.model_validate(schemas.read(self.folder / FACTS, CacheFacts))
         changed = [name for name, version in self.versions.items() if facts.versions.get(name) != version]
         if changed:
             told = ", ".join(f"{name} {facts.versions.get(name)}, not {self.versions[name]}" for name in changed)

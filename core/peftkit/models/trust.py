@@ -54,7 +54,7 @@ def code_of(section: ModelSection) -> Code | None:
     named = [(name, revision) for name, revision in pending.items() if name]
     for name, revision in named:
         folder = folders.find(name, revision, weights=False, code=True)
-        local = folder.resolve() if Path(name).expanduser().is_dir() else None
+        local = folder.resolve() if files.expanded(name).is_dir() else None
         sources = {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(folder.rglob("*.py"))

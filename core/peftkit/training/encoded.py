@@ -22,8 +22,8 @@ from peftkit.recipe import Recipe, TrainSection
 from peftkit.tasks.source import Loaded
 from peftkit.versions import versions
 
-LIBRARIES = ("tokenizers", "transformers")
-"""Those that make the ids."""
+LIBRARIES = ("peftkit", "tokenizers", "transformers")
+"""Those that make the ids: templates and rules for targets are our own."""
 PATIENCE = 2.0
 """Seconds of encoding after which it is told how far it is, and again every second."""
 Working = Callable[[str], None]
