@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
+import torch
+
 from peftkit.method import METHODS
-from peftkit.models.quantize import Quantization, quantize
+from peftkit.models.quantize import Quantization, quantize, unpack
 from peftkit.models.tiny import tiny
 from peftkit.quantization.quantizer import QUANTIZERS, Quantizer
 
@@ -51,3 +54,12 @@ def stored(names: Iterable[str], architecture: str = "llama", **changes: Any) ->
     if quantizer is not None:
         quantize(model, Quantization(quantizer))
     return model
+
+
+def dequantized(model: Any) -> Any:
+    """Return a copy of a model in which packed weights are plain ones."""
+    twin = copy.deepcopy(model)
+    with torch.device("meta"):
+        outline = type(model)(model.config)
+    unpack(twin, outline)
+    return twin

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from draw import marked, some
-from storages import small
+from storages import dequantized, small
 
 import zoo
 from peftkit.adaptation import attach, check_methods, count_stored, count_trained
@@ -16,7 +16,7 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS
 from peftkit.methods.inits import INITS, splits
-from peftkit.models.quantize import Quantization, forget_originals, quantize, unpack
+from peftkit.models.quantize import Quantization, forget_originals, quantize
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.quantization.stack import PackedStack
 from peftkit.quantization.weight import dense
@@ -46,14 +46,6 @@ def base(family: str, form: str | None = None, **changes: Any) -> Any:
     if form is not None:
         quantize(model, Quantization(None, {"experts": small(form)}))
     return model
-
-
-def dequantized(model: Any) -> Any:
-    twin = copy.deepcopy(model)
-    with torch.device("meta"):
-        outline = type(model)(model.config)
-    unpack(twin, outline)
-    return twin
 
 
 def randomise(adaptation: Any) -> None:

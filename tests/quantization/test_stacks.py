@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import weakref
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from draw import marked, some
-from storages import small
+from storages import dequantized, small
 
 import zoo
 from peftkit import files
@@ -20,7 +19,7 @@ from peftkit.export.packed import quantize as quantize_folder
 from peftkit.layout import Layout
 from peftkit.models import allocation, build, packed_cache, packed_folder
 from peftkit.models.load import load
-from peftkit.models.quantize import Quantization, quantize, unpack
+from peftkit.models.quantize import Quantization, quantize
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.quantization.stack import PackedStack
@@ -44,16 +43,6 @@ def packed(family: str, format_name: str = "nf4") -> Any:
     model = zoo.build(family)
     quantize(model, Quantization(None, {"experts": small(format_name)}))
     return model
-
-
-def dequantized(model: Any) -> Any:
-    """Return a copy of the model in which packed weights are plain ones."""
-    twin = copy.deepcopy(model)
-    with torch.device("meta"):
-        outline = type(model)(model.config)
-    unpack(twin, outline)
-    assert not stacks(twin)
-    return twin
 
 
 def stacks(model: Any) -> dict[str, PackedStack]:
@@ -94,8 +83,10 @@ def test_each_weight_of_a_stack_is_packed_as_it_is_alone(family, format_name):
 @pytest.mark.parametrize(("family", "format_name"), marked(CROSS, DRAWN))
 def test_logits_and_gradients_are_those_of_the_dequantized_stacks(family, format_name):
     model = packed(family, format_name)
+    twin = dequantized(model)
     assert stacks(model)
-    for one, other in zip(run(model), run(dequantized(model)), strict=True):
+    assert not stacks(twin)
+    for one, other in zip(run(model), run(twin), strict=True):
         assert torch.equal(one, other)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,15 @@ from attempts import held, limited
 from draw import thorough
 from mutated_files import HELD, PORTIONS, mutate_one
 from small_runs import make_recipe
+from test_session import Stops
 
 from peftkit import recipe
 from peftkit.recipe import Recipe
-from peftkit.training import Interrupted, Silent, checkpoint, session, train
+from peftkit.training import Interrupted, checkpoint, session, train
 from peftkit_cli.main import guarded
 
 METHODS: list[Any] = ["lora", {"adalora": {"rank": 2, "initial_rank": 3}}, "full"]
 KEPT = {"keep_best": "validation_loss", "evaluate_every": 1}
-
-
-class Stops(Silent):
-    """Interrupts the run after its third step."""
-
-    def step(self, record: dict[str, object]) -> None:
-        if record["step"] == 3:
-            os.kill(os.getpid(), 2)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +38,7 @@ def stopped(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tupl
         train_section = {"max_steps": 4, "memory": "1GB", **(KEPT if number == 0 else {})}
         chosen = recipe.load(make_recipe(source, method, **train_section))
         with pytest.raises(Interrupted):
-            train(chosen, place / str(number), observer=Stops())
+            train(chosen, place / str(number), observer=Stops(3, signal.SIGINT))
         made.append((chosen, place / str(number)))
     return made
 

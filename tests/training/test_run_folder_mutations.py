@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -12,19 +12,12 @@ import pytest
 from draw import thorough
 from mutations import DAMAGES, HELD, PORTIONS, SECONDS, content, mutate
 from small_runs import make_recipe
+from test_session import Stops
 
 from peftkit import recipe
 from peftkit.errors import PeftkitError
 from peftkit.recipe import Recipe
-from peftkit.training import Interrupted, Silent, session, train
-
-
-class Stops(Silent):
-    """Interrupts the run after its fifth step."""
-
-    def step(self, record: dict[str, object]) -> None:
-        if record["step"] == 5:
-            os.kill(os.getpid(), 2)
+from peftkit.training import Interrupted, session, train
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +40,7 @@ def made(chosen: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(session.plot, "draw_loss", lambda *_: None)
         train(chosen, place / "whole")
         with pytest.raises(Interrupted):
-            train(chosen, place / "stopped", observer=Stops())
+            train(chosen, place / "stopped", observer=Stops(5, signal.SIGINT))
     return place
 
 
