@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftkit.data.batches import Batch, collate
 from peftkit.data.encode import Encoded
+from peftkit.data.rows import lengths_of
 from peftkit.engine.head import logits_of
 from peftkit.engine.packed_batch import PackedBatch, padded
 from peftkit.engine.proof import FAULTS
@@ -61,7 +62,7 @@ def moved_by_padding(engine: Any, rows: Sequence[Encoded], pad_id: int, device: 
     It is tried on the longest of `rows` and the first half of it, as some models do otherwise in long rows alone. Top-k
     over what grows with a row counts whatever its scores are: of equal ones, those it takes change with the width.
     """
-    ids = max((row.ids for row in rows), key=len)
+    ids = rows[int(lengths_of(rows).argmax())].ids
     ids = ids if len(ids) > 1 else ids * 2
     short, kind = ids[: (len(ids) + 1) // 2], type(engine.model).__name__
     alone, both = (collate([Encoded(row, row) for row in chosen], pad_id) for chosen in ([short], [short, ids]))
