@@ -122,7 +122,7 @@ def test_the_vocabulary_is_read_once(file, monkeypatch, caplog):
     kept.write_text('["llama", true]')
     with caplog.at_level(logging.WARNING, "peftkit"):
         assert torch.equal(logits(load(section(file))), expected)
-    assert "is damaged and is made again" in caplog.text
+    assert f"{kept}: 2 is missing. It is made again." in caplog.text
 
 
 def test_a_disk_that_keeps_nothing_is_told_and_does_not_stop(file, monkeypatch, caplog, tmp_path):

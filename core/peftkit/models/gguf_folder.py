@@ -10,17 +10,22 @@ import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
-from peftkit import families, files
+from peftkit import families, files, schemas
 from peftkit.errors import PeftkitError, hint
 from peftkit.models import configuration, packed_cache
 from peftkit.models.gguf_file import Header, TensorPlace, read_header
+from peftkit.schemas import Count, Text
 
 VERSION = 1
 HEADER = "tensors.json"
+PLACE = Annotated[tuple[Count, list[Count], Count, Count], Field(strict=False)]
+KEPT = Annotated[tuple[Text, bool, dict[str, PLACE]], Field(strict=False)]
+"""What is kept of a header: the architecture, whether there is a tokenizer, and `TensorPlace` of each tensor."""
 ADVICE = "pip install 'peftkit[gguf]'"
 
 
@@ -80,18 +85,16 @@ def open_file(path: Path) -> GgufFolder:
 
 def _kept(where: Path) -> Header | None:
     """Read what an earlier start kept; None where there is nothing, or it is damaged and has to be made again."""
-    try:
-        kept = files.read_json(where / HEADER) if (where / HEADER).is_file() else None
-        if kept is None or not (where / "config.json").is_file():
-            return None
-        files.read_json(where / "config.json")
-        places = {
-            name: TensorPlace(kind, tuple(shape), offset, size) for name, (kind, shape, offset, size) in kept[2].items()
-        }
-        return Header(kept[0], kept[1], places)
-    except (PeftkitError, TypeError, ValueError, KeyError, IndexError, AttributeError):
-        logging.getLogger("peftkit").warning("%s is damaged and is made again.", where)
+    if not (where / HEADER).is_file() or not (where / "config.json").is_file():
         return None
+    try:
+        architecture, has_tokenizer, places = schemas.read(where / HEADER, KEPT)
+        files.read_json(where / "config.json")
+    except PeftkitError as error:
+        logging.getLogger("peftkit").warning("%s It is made again.", error)
+        return None
+    held = {name: TensorPlace(kind, tuple(shape), offset, size) for name, (kind, shape, offset, size) in places.items()}
+    return Header(architecture, has_tokenizer, held)
 
 
 def _write(path: Path, header: Header, folder: Path) -> None:
