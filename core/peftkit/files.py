@@ -138,8 +138,10 @@ def _sweep(path: Path, kind: str) -> None:
         with suppress(OSError):
             descriptor = _hold(left)
             if descriptor is not None and descriptor != UNLOCKED:
-                remove(left)
-                os.close(descriptor)
+                try:
+                    remove(left)
+                finally:
+                    os.close(descriptor)
 
 
 def _set_mode(path: Path, mode: int) -> None:
