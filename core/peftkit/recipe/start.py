@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
+from peftkit import files
 from peftkit.errors import PeftkitError
 from peftkit.recipe.choices import described_methods, methods
 from peftkit.recipe.mistakes import Mistakes
@@ -23,7 +22,7 @@ def complete_start(tree: Node, mistakes: Mistakes) -> Node:
     if node is None or not isinstance(node.value, str) or not node.value:
         return tree
     try:
-        described = described_methods(Path(os.path.expanduser(node.value)))
+        described = described_methods(files.expanded(node.value))
     except PeftkitError as error:
         mistakes.add(node.place, "adapter", str(error), final="method" not in tree.value)
         return tree
