@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peftkit.data import special
+from peftkit.data import borders, special
 from peftkit.data.encoded import IGNORED, Encoded, EncodedExamples
 from peftkit.data.example import LABEL, Example, Turn
 from peftkit.data.long_texts import LONG, shorten, tokenize_long
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from peftkit.data.template import Rendering, Template
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A run of text that is trained on as a whole or not at all."""
 
     text: str
@@ -67,12 +65,17 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> dict[str, list[int]]:
     return long | dict(zip(short, special.tokenized(short, tokenizer), strict=True))
 
 
-def _prefixes(pieces: Sequence[Piece]) -> list[str]:
-    """Return for each piece the text from the last end-of-sequence up to and with the piece."""
+def _prefixes(pieces: Sequence[Piece], splits: bool) -> list[tuple[str, bool]]:
+    """Return for each piece the text up to and with it, and whether that begins with the piece.
+
+    It goes back to the last end-of-sequence, or where the tokenizer `splits` at borders, to the last one of them.
+    """
+    splits = splits and not any(special.MARK in piece.text for piece in pieces)
     texts, running = [], ""
     for piece in pieces:
-        running += piece.text
-        texts.append(running)
+        begins = not running or (splits and borders.between(running, piece.text))
+        running = piece.text if begins else running + piece.text
+        texts.append((running, begins))
         if piece.ends:
             running = ""
     return texts
@@ -83,22 +86,27 @@ def tokenize_pieces(rows: Sequence[Sequence[Piece]], tokenizer: Any) -> list[lis
 
     A run is tokenized in the context of what precedes it as long as that leaves the ids before it as they are, which
     is what generation from the prompt alone will see; where the tokenizer would merge over the border, the run is
-    tokenized alone.
+    tokenized alone, and those after it are.
     """
-    prefixes = [_prefixes(pieces) for pieces in rows]
+    splits = borders.known(tokenizer)
+    prefixes = [_prefixes(pieces, splits) for pieces in rows]
     end = closing(tokenizer) if any(piece.ends for pieces in rows for piece in pieces) else None
-    table = tokenize((text for texts in prefixes for text in texts), tokenizer)
+    table = tokenize((text for texts in prefixes for text, _ in texts), tokenizer)
     split = []
     for pieces, texts in zip(rows, prefixes, strict=True):
         runs: list[tuple[list[int], bool]] = []
         before: list[int] = []
-        for piece, text in zip(pieces, texts, strict=True):
+        merged = alone = False
+        for piece, (text, begins) in zip(pieces, texts, strict=True):
+            if begins:
+                before, alone = [], merged
             ids = table[text]
-            if ids[: len(before)] == before:
+            if not alone and ids[: len(before)] == before:
                 ids = ids[len(before) :]
             else:
+                merged = True
                 (ids,) = special.tokenized([piece.text], tokenizer)
-            before = [] if piece.ends else before + ids
+            before, merged = ([], False) if piece.ends else (before + ids, merged)
             runs.append((ids + [end] if end is not None and piece.ends else ids, piece.trained))
         split.append(runs)
     return split
@@ -168,10 +176,9 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
             f"{labelled} has a label and no answer to learn: name an objective that reads labels, such as "
             "'objective: classification', or give rows with a completion."
         )
+    taught = list(_taught(examples))
     rendered = [
-        (at, rendering)
-        for at, turns in _taught(examples)
-        for rendering in _render(examples[at], turns, template, tokenizer)
+        (at, rendering) for at, turns in taught for rendering in _render(examples[at], turns, template, tokenizer)
     ]
     # A document is trained whole, in several rows.
     wanted = [None if examples[at].turns[-1].role == "text" else max_length for at, _ in rendered]
@@ -194,7 +201,7 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
         rows += [insert(row, template.soft, len(rendering.opening)) for row in fitted]
         sources += [at] * len(fitted)
     prompts_cut -= targets_cut
-    held = [examples[at].id for at, turns in _taught(examples) if template.reads_special(turns, tokenizer)]
+    held = [examples[at].id for at, turns in taught if template.reads_special(turns, tokenizer)]
     return EncodedExamples(rows, sources, len(examples) - len(set(sources)), len(prompts_cut), len(targets_cut), held)
 
 
@@ -211,8 +218,10 @@ def _taught(examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Turn]]]
 
 
 def _render(example: Example, turns: Sequence[Turn], template: Template, tokenizer: Any) -> list[Rendering]:
-    with placed(example):
+    try:
         return template.render(turns, tokenizer)
+    except PeftkitError as error:
+        raise _placed(example, error) from None
 
 
 @contextmanager
@@ -221,7 +230,11 @@ def placed(example: Example) -> Iterator[None]:
     try:
         yield
     except PeftkitError as error:
-        raise PeftkitError(f"{example.id}: {error}") from None
+        raise _placed(example, error) from None
+
+
+def _placed(example: Example, error: PeftkitError) -> PeftkitError:
+    return PeftkitError(f"{example.id}: {error}")
 
 
 def encode_prompts(examples: Sequence[Example], template: Template, tokenizer: Any, max_length: int) -> EncodedExamples:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from peftkit.files import explained, not_utf8
 
 BOM = codecs.BOM_UTF8
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A line of a UTF-8 text, still to be decoded."""
 
     path: Path
@@ -26,6 +25,8 @@ class Line:
     @property
     def blank(self) -> bool:
         """Whether it holds white space alone."""
+        if 32 < self.content[0] < 127:
+            return False
         rest = self.content.lstrip()
         return not rest or (not 32 < rest[0] < 127 and not rest.decode(errors="replace").strip())
 

@@ -7,14 +7,12 @@ tried in the text around it. Texts of other tokenizers are tokenized whole.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from peftkit.data import special
+from peftkit.data import borders, special
 
 if TYPE_CHECKING:
     from peftkit.data.encode import Piece
@@ -28,8 +26,6 @@ SEARCHED, AROUND = 1 << 14, 256
 BETWEEN = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 SPLITTING = {"ByteLevel", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit", "BertPreTokenizer"}
 """Kinds of pre-tokenizers that look at a character and its neighbour."""
-NORMALIZING = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase"}
-"""Kinds of normalizers that leave the border between an ASCII letter and a space as it is."""
 
 
 def tokenize_long(text: str, tokenizer: Any) -> list[int]:
@@ -55,9 +51,9 @@ def shorten(pieces: Sequence[Piece], tokenizer: Any, max_length: int | None) -> 
         return pieces
     shortened = list(pieces)
     if len(shortened[0].text) > LONG and not shortened[0].trained:
-        shortened[0] = replace(shortened[0], text=_without_middle(shortened[0].text, tokenizer, max_length))
+        shortened[0] = shortened[0]._replace(text=_without_middle(shortened[0].text, tokenizer, max_length))
     if len(shortened[-1].text) > LONG and shortened[-1].trained:
-        shortened[-1] = replace(shortened[-1], text=_begun(shortened[-1].text, tokenizer, max_length))
+        shortened[-1] = shortened[-1]._replace(text=_begun(shortened[-1].text, tokenizer, max_length))
     return shortened
 
 
@@ -111,14 +107,8 @@ def _splits(tokenizer: Any) -> bool:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.pre_tokenizer is None:
         return False
-    steps = _steps(backend.pre_tokenizer, "pretokenizers")
-    normalizers = [] if backend.normalizer is None else _steps(backend.normalizer, "normalizers")
-    return all(_splits_here(step) for step in steps) and {step["type"] for step in normalizers} <= NORMALIZING
-
-
-def _steps(whole: Any, key: str) -> list[dict[str, Any]]:
-    described = json.loads(whole.__getstate__())
-    return described[key] if described["type"] == "Sequence" else [described]
+    steps = borders.steps(backend.pre_tokenizer, "pretokenizers")
+    return all(map(_splits_here, steps)) and borders.normalizes_plainly(backend)
 
 
 def _splits_here(step: dict[str, Any]) -> bool:

@@ -82,8 +82,31 @@ def tokenized(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 
 def _ids(texts: list[str], tokenizer: Any, **rest: Any) -> list[list[int]]:
+    backend = None if rest else _backend(tokenizer)
+    if backend is not None and _plain(backend, tokenizer):
+        return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
     quiet = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
     return tokenizer(texts, add_special_tokens=False, **quiet, **rest)["input_ids"]
+
+
+@lru_cache(maxsize=64)
+def _backend(tokenizer: Any) -> Any:
+    """Return the tokenizer of `tokenizers` behind one whose class makes its ids of nothing else, ready for texts.
+
+    None for another. It takes half the time of a call of transformers, which makes more than the ids.
+    """
+    made = [getattr(type(tokenizer), name, None) for name in ("__call__", "_encode_plus")]
+    if not all(getattr(each, "__module__", "").startswith("transformers.tokenization_utils") for each in made):
+        return None
+    # A first call sets the backend up as the tokenizer is.
+    tokenizer(["a"], add_special_tokens=False)
+    return getattr(tokenizer, "backend_tokenizer", None)
+
+
+def _plain(backend: Any, tokenizer: Any) -> bool:
+    """Say whether no call left a backend with limits, padding or a way to read special tokens that is not its own."""
+    split = backend.encode_special_tokens
+    return backend.truncation is None and backend.padding is None and split == tokenizer.split_special_tokens
 
 
 def _escaped(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:

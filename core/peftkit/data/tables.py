@@ -15,7 +15,7 @@ from peftkit.errors import PeftkitError, hint
 from peftkit.files import parse_json, read_text
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Record:
     """One record of a file."""
 

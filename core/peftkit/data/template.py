@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from typing_extensions import Self
 
@@ -19,8 +18,7 @@ from peftkit.registry import Registry
 AUTOMATIC = "auto"
 
 
-@dataclass(frozen=True)
-class Rendering:
+class Rendering(NamedTuple):
     """The ids in front, and the pieces of text after them."""
 
     opening: list[int]

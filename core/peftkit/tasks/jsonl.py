@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peftkit.data.example import LABEL, Example, Role, Turn
 from peftkit.data.examples import Examples, Item
@@ -86,8 +85,7 @@ class JSONLines(OwnFiles):
             yield example
 
 
-@dataclass(frozen=True)
-class _Item:
+class _Item(NamedTuple):
     """The example of a record, still to be made."""
 
     record: Record
