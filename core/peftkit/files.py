@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from peftkit import strict_json
 from peftkit.errors import PeftkitError
 
 try:
@@ -271,7 +272,9 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; a fault is a PeftkitError that names the line."""
     text = read_text(path)
     try:
-        return json.loads(text)
+        return strict_json.loads(text)
+    except strict_json.TwiceError as error:
+        raise PeftkitError(f"{path}, line {error.line}: {error}.") from None
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise PeftkitError(f"{path}, line {line}: not valid JSON ({error}).") from None
@@ -280,7 +283,10 @@ def read_json(path: Path) -> Any:
 def parse_json(text: str | bytes, place: str, wanted: str = "") -> Any:
     """Return the value of a JSON text; a fault is a PeftkitError that names its place, and what is wanted if given."""
     try:
-        return json.loads(text)
+        return strict_json.loads(text)
+    except strict_json.TwiceError as error:
+        line = f", line {error.line}" if error.several else ""
+        raise PeftkitError(f"{place}{line}: {error}.") from None
     except RecursionError:
         raise PeftkitError(f"{place}: JSON nested too deeply to read{wanted}.") from None
     except ValueError as error:

@@ -19,7 +19,8 @@ ALLOWED = {
         "versions": "__version__",
         "registry": "errors",
         "options": "errors registry",
-        "files": "errors",
+        "strict_json": "",
+        "files": "errors strict_json",
         "schemas": "errors files",
         "free_memory": "errors",
         "lock": "errors files",
@@ -41,7 +42,7 @@ ALLOWED = {
         "budget": "adaptation errors layout method",
         # Text: data, metrics, and the tasks that are made of both.
         "metrics": "errors files registry schemas",
-        "data": "errors files kernels registry schemas",
+        "data": "errors files kernels registry schemas strict_json",
         "tasks": "data errors files metrics registry",
         # How gradients are computed, and how a step is made of them.
         "objectives": "data errors kernels layout metrics options registry",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peftkit import strict_json
 from peftkit.data.example import Role, Turn
 from peftkit.data.records import keys, kind, member, shown, text
 from peftkit.errors import PeftkitError, hint
@@ -166,6 +167,8 @@ def _function(entry: Any, place: str, what: str) -> tuple[Mapping[str, Any], str
 def _parsed(value: Any, place: str) -> Any:
     """Return what a text that holds JSON says."""
     try:
-        return json.loads(value)
+        return strict_json.loads(value if isinstance(value, str) else "")
+    except strict_json.TwiceError as error:
+        raise PeftkitError(f"{place}: {error}.") from None
     except (TypeError, ValueError, RecursionError):
         raise PeftkitError(f"{place}: '{shown(value)}' is not JSON.") from None
