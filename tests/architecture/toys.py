@@ -285,6 +285,10 @@ class Toy(torch.optim.Optimizer):
     @staticmethod
     def state_bytes(group: Mapping[str, Any], device: torch.device) -> int:
         return sum(parameter.numel() * parameter.element_size() for parameter in group["params"])
+
+    @staticmethod
+    def state_shapes(group: Mapping[str, Any], parameter: torch.Tensor) -> dict[str, Sequence[int]]:
+        return {"speed": parameter.shape}
 '''
 FAMILY = '''"""A toy: small encoders."""
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from peftkit.errors import PeftkitError
 from peftkit.optim import OPTIMIZERS
 from peftkit.optim.build import Optimizers
 
@@ -47,6 +48,29 @@ def test_a_rate_of_zero_changes_nothing(name):
     slope(parameters)
     optimizer.step()
     assert all(torch.equal(*pair) for pair in zip(parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_of_another_shape_or_name_is_refused(name):
+    parameters, optimizer = made(name)
+    slope(parameters)
+    optimizer.step()
+    state = optimizer.state()
+    (part,) = optimizer.parts
+    groups = [group for group in part.param_groups for _ in group["params"]]
+    told = {
+        f"{key}/{state}": torch.Size(shape)
+        for key, group, parameter in zip("012", groups, parameters, strict=True)
+        for state, shape in OPTIMIZERS[name].state_shapes(group, parameter).items()
+    }
+    assert {path: torch.as_tensor(value).shape for path, value in state.items()} == told
+    for path, value in state.items():
+        for other in (torch.as_tensor(value)[None], torch.zeros((*told[path], 0)), -torch.ones(told[path])[..., None]):
+            with pytest.raises(PeftkitError, match=rf"state {path} has the shape .*; allowed: "):
+                made(name)[1].load_state({**state, path: other})
+        with pytest.raises(PeftkitError, match=rf"state of {path[0]} is .*; allowed: .*{path[2:]}"):
+            made(name)[1].load_state({key: held for key, held in state.items() if key != path})
+    made(name)[1].load_state(state)
 
 
 @pytest.mark.parametrize("name", NAMES)

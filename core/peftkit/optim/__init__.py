@@ -9,11 +9,12 @@ from peftkit.registry import Registry
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from torch.optim import Optimizer
 
 
 class Kind(Protocol):
-    """What an entry is: a class of torch optimizers that tells the size of its states beforehand.
+    """What an entry is: a class of torch optimizers that tells the sizes of its states beforehand.
 
     A group holds `params`, `keys`, `lr`, `weight_decay` and whatever options this optimizer has of its own.
     """
@@ -24,6 +25,10 @@ class Kind(Protocol):
 
     def state_bytes(self, group: Mapping[str, Any], device: torch.device) -> int:
         """Count the bytes on `device`, where the model is, of the states of a group's tensors; no counters of steps."""
+        ...
+
+    def state_shapes(self, group: Mapping[str, Any], parameter: Tensor) -> Mapping[str, Sequence[int]]:
+        """Return the shapes of a tensor's states after its first step, by name; a counter of steps is `()`."""
         ...
 
 

@@ -31,6 +31,11 @@ class AdamW(torch.optim.AdamW):
         """Count both moments of every tensor."""
         return sum(2 * parameter.numel() * parameter.element_size() for parameter in group["params"])
 
+    @staticmethod
+    def state_shapes(group: Mapping[str, Any], parameter: Tensor) -> dict[str, Sequence[int]]:
+        """Return those of the count of steps and of both moments."""
+        return {"step": (), **dict.fromkeys(MOMENTS, parameter.shape)}
+
 
 def take_step(
     parameter: Tensor, moments: Sequence[Tensor], step: Tensor, group: Mapping[str, Any], fused: bool

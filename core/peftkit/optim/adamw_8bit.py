@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peftkit.errors import PeftkitError
 from peftkit.optim import OPTIMIZERS
-from peftkit.optim.adamw import MOMENTS, take_step
+from peftkit.optim.adamw import MOMENTS, AdamW, take_step
 from peftkit.quantization.kernels import bitsandbytes
 
 BLOCK = 256
@@ -43,6 +43,13 @@ class AdamW8bit(torch.optim.Optimizer):
         _library()
         sizes = [parameter.numel() for parameter in group["params"]]
         return sum(8 * size if size < SMALLEST else 2 * (size + 4 * -(-size // BLOCK)) for size in sizes)
+
+    @staticmethod
+    def state_shapes(group: Mapping[str, Any], parameter: Tensor) -> dict[str, Sequence[int]]:
+        """Return those of AdamW, and of the scales of packed moments."""
+        small, blocks = parameter.numel() < SMALLEST, -(-parameter.numel() // BLOCK)
+        scales = {} if small else {f"{key}_scale": (blocks,) for key in MOMENTS}
+        return {**AdamW.state_shapes(group, parameter), **scales}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

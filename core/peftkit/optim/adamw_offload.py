@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from peftkit.optim import OPTIMIZERS
-from peftkit.optim.adamw import MOMENTS, take_step
+from peftkit.optim.adamw import MOMENTS, AdamW, take_step
 
 
 @OPTIMIZERS.register("adamw-offload")
@@ -30,6 +30,11 @@ class AdamWOffload(torch.optim.Optimizer):
             (2 * parameter.numel() * parameter.element_size() for parameter in group["params"]), reverse=True
         )
         return sum(sizes if device.type == "cpu" else sizes[:2])
+
+    @staticmethod
+    def state_shapes(group: Mapping[str, Any], parameter: Tensor) -> Mapping[str, Sequence[int]]:
+        """Return those of AdamW."""
+        return AdamW.state_shapes(group, parameter)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,10 @@ class Optimizers:
         default: str = DEFAULT,
     ):
         named = _by_name(groups, default)
-        self.parts = [OPTIMIZERS[name](members, betas=betas, eps=eps) for name, members in named.items()]
+        self.kinds = [OPTIMIZERS[name] for name in named]
+        self.parts = [
+            kind(members, betas=betas, eps=eps) for kind, members in zip(self.kinds, named.values(), strict=True)
+        ]
         self.keys = [[key for group in members for key in group["keys"]] for members in named.values()]
 
     @property
@@ -54,7 +58,7 @@ class Optimizers:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned; a key that is not trained here is a PeftkitError."""
+        """Continue from what `state` returned; what is not the state of what is trained here is a PeftkitError."""
         places = {key: (part, index) for part, keys in enumerate(self.keys) for index, key in enumerate(keys)}
         states: list[dict[int, dict[str, Any]]] = [{} for _ in self.parts]
         for path, value in state.items():
@@ -66,8 +70,27 @@ class Optimizers:
                 )
             part, index = places[key]
             states[part].setdefault(index, {})[name] = value
-        for part, values in zip(self.parts, states, strict=True):
+        for kind, part, keys, values in zip(self.kinds, self.parts, self.keys, states, strict=True):
+            owners = [(group, parameter) for group in part.param_groups for parameter in group["params"]]
+            for index, found in values.items():
+                _check(keys[index], found, kind.state_shapes(*owners[index]))
             part.load_state_dict({"state": values, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _check(key: str, found: Mapping[str, Any], wanted: Mapping[str, Sequence[int]]) -> None:
+    """Refuse states of a tensor that are not those which its optimizer keeps."""
+    if found.keys() != wanted.keys():
+        raise PeftkitError(
+            f"the optimizer's state of {key} is {', '.join(sorted(found))}; allowed: {', '.join(sorted(wanted))}."
+        )
+    for name, shape in wanted.items():
+        value = torch.as_tensor(found[name])
+        if value.shape != torch.Size(shape):
+            raise PeftkitError(
+                f"the optimizer's state {key}/{name} has the shape {list(value.shape)}; allowed: {list(shape)}."
+            )
+        if not shape and not 0 <= value.item() < math.inf:
+            raise PeftkitError(f"the optimizer's state {key}/{name} is {value.item()}; allowed: a count of steps.")
 
 
 def state_bytes(

@@ -38,6 +38,14 @@ class GaLoreAdam(torch.optim.Optimizer):
             count += min(group["rank"], small) * (2 * large + small) * parameter.element_size()
         return count
 
+    @staticmethod
+    def state_shapes(group: Mapping[str, Any], parameter: Tensor) -> dict[str, Sequence[int]]:
+        """Return those of P and of both moments of R."""
+        rows, columns = parameter.shape
+        rank = min(group["rank"], rows, columns)
+        basis, low = ((rank, columns), (rows, rank)) if rows >= columns else ((rows, rank), (rank, columns))
+        return {"step": (), "projection": basis, "exp_avg": low, "exp_avg_sq": low}
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take one step along the gradients."""
