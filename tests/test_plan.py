@@ -8,6 +8,7 @@ import pytest
 from model_folders import write_model
 
 from peftkit import recipe as recipes
+from peftkit.data import encoding, records, tables
 from peftkit.errors import PeftkitError
 from peftkit.plan import plan
 from peftkit.training import train
@@ -52,6 +53,24 @@ def test_the_estimate_asks_the_optimizer_for_its_states(given):
     parts = plan(recipes.load(given)).memory.parts
     assert parts["gradients"] == 2 * 4 * (32 * 32 + 3 * 32 * 64)
     assert parts["optimizer"] == 2 * 4 * 4 * ((2 * 32 + 32) + 3 * (2 * 64 + 32))
+
+
+def test_of_a_large_set_that_no_run_has_encoded_a_part_is_read(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "CHUNK", 3)
+    monkeypatch.setattr(encoding, "processes", lambda: 1)
+    monkeypatch.setenv("PEFTKIT_CACHE", str(tmp_path / "cache"))
+    made = []
+    monkeypatch.setattr(tables, "parse_line", lambda line: made.append(line.number) or records.parse_line(line))
+    monkeypatch.setattr("peftkit.plan.READ", 6)
+    about = plan(recipes.load(given))
+    assert set(made) == {1, 3, 5, 7, 9, 11}
+    assert any("planned from 6 of 12 examples" in notice for notice in about.notices)
+    assert (about.steps, about.epochs, about.examples) == (4, 2.0, 12)
+    summary = train(recipes.load(given), tmp_path / "run")
+    assert 0.8 * summary.tokens < about.tokens < summary.tokens
+    exact = plan(recipes.load(given))
+    assert (exact.steps, exact.tokens) == (summary.steps, summary.tokens)
+    assert not any("planned from" in notice for notice in exact.notices)
 
 
 def test_no_weight_is_read(given, tmp_path):

@@ -20,6 +20,10 @@ NAME = ".lock"
 """The file in the run folder that is locked; it holds the number of the process. Killed, a process leaves it there."""
 
 
+class BusyError(PeftkitError):
+    """Another process has the folder."""
+
+
 class Lock:
     """The lock that this process has on a run folder, by its open file."""
 
@@ -45,7 +49,7 @@ BUSY = (
 
 @contextmanager
 def held(run: Path, notice: Callable[[str], None], name: str = NAME, busy: str = BUSY) -> Iterator[Lock]:
-    """Lock a run folder, which is made where there is none; PeftkitError where another process has it.
+    """Lock a run folder, which is made where there is none; BusyError where another process has it.
 
     `name` locks a part of the folder alone, and `busy` says of it and its holder that it is in use. Folders that were
     made and hold nothing in the end are removed again. `notice` is told where there are no locks.
@@ -95,7 +99,7 @@ def _lock(path: Path, descriptor: int, notice: Callable[[str], None], busy: str)
     except BlockingIOError:
         number = re.fullmatch(rb"(\d{1,10})\n", os.pread(descriptor, 16, 0))
         who = f"process {number[1].decode()}" if number else "another process"
-        raise PeftkitError(busy.format(path.parent, who)) from None
+        raise BusyError(busy.format(path.parent, who)) from None
     except OSError as error:
         notice(UNLOCKED.format(path.parent, error.strerror))
 

@@ -20,7 +20,10 @@ from peftkit.tasks.source import load as load_data
 from peftkit.training.encoded import Encoder, Working
 from peftkit.training.preparation import add_module, check_length
 from peftkit.training.scoring import check
-from peftkit.training.windows import count_steps
+from peftkit.training.windows import count_steps, steps_of
+
+READ = 1 << 16
+"""Examples of a set that no run has encoded yet from which its plan follows, where it has more."""
 
 
 @dataclass
@@ -62,14 +65,20 @@ def plan(recipe: Recipe, working: Working = lambda text: None) -> Plan:
     assembled = assemble(recipe, weights=False)
     adaptation, template = assembled.adaptation, assembled.template
     data, encoder = load_data(recipe.dataset, "train"), Encoder(recipe, template, assembled.tokenizer, working)
-    encoded, objective, batches = encoder.train(data, objective_of(section, recipe.objective))
+    encoded, objective, batches = encoder.train(data, objective_of(section, recipe.objective), most=READ)
+    factor = encoded.factor
     add_module(adaptation, objective, section.seed, torch.device("meta"), recipe.start_folder)
     check_length(assembled.model, encoded.rows)
-    steps = count_steps(batches, section.accumulation, section.epochs, section.max_steps)
-    per_epoch = -(-len(batches.plan(0)) // section.accumulation)
-    epochs = steps / per_epoch
+    steps = count_steps(batches, section.accumulation, section.epochs, section.max_steps, factor)
+    epochs = steps / steps_of(batches.plan(0), section.accumulation, factor)
     memory = estimate(recipe, assembled, adaptation, batches, objective)
     notices = [] if data.name == recipe.dataset.name else [f"dataset: {data.name} is read ({data.origin})"]
+    if encoded.of is not None:
+        notices.append(
+            f"dataset: planned from {encoded.examples + encoded.dropped:,} of {encoded.of:,} examples, spread evenly: "
+            "what follows from all of them is estimated (examples that are dropped, steps, tokens, the longest row and "
+            "the largest micro-batch), and a fault in another example shows when the run encodes them."
+        )
     notices += [*assembled.told, *told(adaptation.chosen, assembled.layout), *adaptation.notices()]
     shown = batches.collate(batches.plan(0)[0], assembled.tokenizer.pad_token_id)
     notices += foretell(assembled.module, shown, section, assembled.device)
@@ -85,11 +94,11 @@ def plan(recipe: Recipe, working: Working = lambda text: None) -> Plan:
         trainable=adaptation.trainable,
         total=adaptation.total,
         dataset=data.name,
-        examples=len(encoded.rows),
-        dropped=encoded.dropped,
+        examples=round(len(encoded.rows) * factor),
+        dropped=round(encoded.dropped * factor),
         steps=steps,
         epochs=epochs,
-        tokens=round(epochs * int(batches.lengths.sum())),
+        tokens=round(epochs * factor * int(batches.lengths.sum())),
         example=pieces(encoded.rows[0], assembled.tokenizer),
         memory=memory,
         rates=adaptation.rates(section.learning_rate),

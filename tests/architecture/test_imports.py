@@ -71,8 +71,8 @@ ALLOWED = {
         "export": "__version__ adaptation assembly data errors families files free_memory layers layout method methods "
         "models ports quantization recipe registry schemas tasks tensor_file",
         "report": "errors evaluation files method metrics plot recipe resources suites tasks training visible",
-        "comparison": "adaptation assembly budget errors evaluation files layout method models recipe report tasks "
-        "tensor_file training",
+        "comparison": "adaptation assembly budget errors evaluation files layout lock method models recipe report "
+        "tasks tensor_file training",
     }.items()
 }
 """The packages and single files of the core, from the bottom up, each with those that it may import."""

@@ -174,3 +174,47 @@ def test_a_comparison_that_is_stopped_goes_on_where_it_was(server, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 143
     assert log.read_text().splitlines()[:steps] == begun
+
+
+def test_a_comparison_that_is_killed_goes_on_to_the_same_table(server, tmp_path):
+    """Its run ends with it; while it goes on a second one in the folder is refused."""
+    recipe = tmp_path / "killed.yaml"
+    content = keys(methods=["lora"])
+    content["train"]["max_steps"] = 60
+    recipe.write_text(json.dumps(content))
+
+    def start(name):
+        command = [sys.executable, "-m", "peftkit_cli", "compare", str(recipe), "--output", str(tmp_path / name)]
+        return server.start(command, stderr=(tmp_path / "told.txt").open("w"))
+
+    assert start("whole").wait() == 0
+    process = start("out")
+    log = tmp_path / "out/runs/lora/seed-42/log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+        time.sleep(0.02)
+    with pytest.raises(PeftkitError, match=f"out is in use: process {process.pid} is comparing in it"):
+        compare(load(content), tmp_path / "out", Recorder())
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (log.parent / "summary.json").exists()
+    assert start("out").wait() == 0, (tmp_path / "told.txt").read_text()
+    assert table(tmp_path / "out") == table(tmp_path / "whole")
+
+
+def table(folder):
+    """Return the figures of a comparison, without clocks and memory."""
+    with (folder / "comparison.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if not re.search("memory|second|time", key)} for row in rows]
+
+
+def test_of_two_processes_in_one_run_folder_one_is_refused(server, tmp_path):
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(json.dumps({key: value for key, value in keys().items() if key != "compare"}))
+    command = [sys.executable, "-m", "peftkit_cli", "train", str(recipe), "--output", str(run)]
+    said = [(tmp_path / f"{number}.txt").open("w") for number in (0, 1)]
+    codes = [process.wait() for process in [server.start(command, stderr=each) for each in said]]
+    assert sorted(codes) == [0, 2]
+    told = Path(said[codes.index(2)].name).read_text()
+    assert re.search(r"run is in use: process \d+ is training in it|already holds", told)
+    assert (run / "summary.json").is_file()

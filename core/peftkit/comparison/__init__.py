@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from peftkit import files
+from peftkit import files, lock
 from peftkit.comparison.entries import Entry, entries
 from peftkit.comparison.results import read
 from peftkit.comparison.runs import ComparisonStopped, ComparisonWatcher, EntryRun, go, plan
@@ -16,6 +17,12 @@ from peftkit.report.results import Comparison
 __all__ = ["ComparisonStopped", "ComparisonWatcher", "Entry", "EntryRun", "compare", "entries"]
 
 
+BUSY = (
+    "the folder {} is in use: {} is comparing in it. Wait for its end, stop it, or name another folder with --output. "
+    "Nothing in it was touched."
+)
+
+
 def compare(recipe: Recipe, folder: Path, watcher: ComparisonWatcher) -> Comparison:
     """Run what `recipe.compare` names into `folder` and write the report there; what is finished is kept.
 
@@ -25,11 +32,12 @@ def compare(recipe: Recipe, folder: Path, watcher: ComparisonWatcher) -> Compari
     """
     trust.remember(recipe.model)
     compared = entries(recipe)
-    runs = plan(recipe, compared, folder)
-    files.write_text(folder / "recipe.yaml", recipe.to_yaml())
-    try:
-        go(runs, folder, watcher)
-    finally:
-        result = read(recipe, compared, runs)
-        write(result, folder)
+    with lock.held(folder, logging.getLogger("peftkit").warning, busy=BUSY):
+        runs = plan(recipe, compared, folder)
+        files.write_text(folder / "recipe.yaml", recipe.to_yaml())
+        try:
+            go(runs, folder, watcher)
+        finally:
+            result = read(recipe, compared, runs)
+            write(result, folder)
     return result

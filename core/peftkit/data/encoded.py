@@ -43,11 +43,18 @@ class EncodedExamples:
     """Examples whose target lost tokens on its right, its end-of-sequence included."""
     special: Sequence[str] = ()
     """The examples, by id, in whose texts special tokens are read as such."""
+    of: int | None = None
+    """How many examples there are in all, where no more than a part of them was read."""
 
     @property
     def examples(self) -> int:
         """The examples that have a row; the rows of one stand together."""
         return int(np.count_nonzero(np.diff(self.sources, prepend=-1)))
+
+    @property
+    def factor(self) -> float:
+        """How many examples there are for each one that was read."""
+        return 1.0 if self.of is None else self.of / (self.examples + self.dropped)
 
     def notices(self, max_length: int) -> list[str]:
         """Say in sentences what was dropped or cut; empty when nothing was."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from peftkit import files
@@ -58,10 +58,13 @@ class Encoder:
     tokenizer: Any
     working: Working = lambda text: None
 
-    def train(self, data: Loaded, objective: Objective) -> tuple[EncodedExamples, Objective, Batches]:
+    def train(
+        self, data: Loaded, objective: Objective, most: int | None = None
+    ) -> tuple[EncodedExamples, Objective, Batches]:
         """Return the rows of the training split, the settled objective, and the rows in micro-batches.
 
-        Of streamed data the rows are those of the first block. Raises PeftkitError for what is wrong in the files, and
+        Of streamed data the rows are those of the first block. Where nothing is kept and there are more than `most`
+        examples, so many are read, spread evenly. Raises PeftkitError for what is wrong in the files, and
         where nothing is left to train on.
         """
         section, stream = self.recipe.train, None
@@ -69,7 +72,7 @@ class Encoder:
             stream = self._streamed(data, objective)
             encoded = stream.first
         else:
-            encoded, objective = self.encode(data, "train", objective)
+            encoded, objective = self.encode(data, "train", objective, most=most)
         if not encoded.rows:
             raise PeftkitError(nothing_left(data.name, encoded.dropped, section.max_length))
         return encoded, objective, stream or Batches(encoded.rows, **options(section, objective))
@@ -89,10 +92,11 @@ class Encoder:
         return Streamed(data.examples, encode, dataset.buffer, **options(section, objective))
 
     def encode(
-        self, data: Loaded, split: str, objective: Objective, count: int | None = None
+        self, data: Loaded, split: str, objective: Objective, count: int | None = None, most: int | None = None
     ) -> tuple[EncodedExamples, Objective]:
         """Return the rows of a split, at most `count` examples spread evenly over it, and the settled objective.
 
+        `most` is such a count for a split of which nothing is kept; `of` tells then how many examples there are.
         Files are read where nothing is kept; raises PeftkitError for what is wrong in them.
         """
         cache = self._place(data, split, objective, count)
@@ -100,6 +104,9 @@ class Encoder:
         if kept is not None:
             return kept[0], type(objective).from_options(kept[1])
         examples: Sequence[Example] = data.examples
+        if most is not None and len(examples) > most:
+            part, objective = self.encode(data, split, objective, most)
+            return replace(part, of=len(examples)), objective
         few = False
         if count is not None:
             few = len(examples) <= encoding.CHUNK

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from peftkit.data.batches import Batches
@@ -40,13 +40,23 @@ PLANNED = 100
 """Epochs whose batches are counted one by one; later ones count as their average."""
 
 
-def count_steps(batches: Batches, accumulation: int, epochs: float | None, max_steps: int | None) -> int:
-    """Count the optimizer steps of a run that ends at `epochs` (fractions count) or `max_steps`, whichever is first."""
+def steps_of(plan: Sequence[list[int]], accumulation: int, factor: float = 1.0) -> int:
+    """Count the optimizer steps of an epoch that has `factor` times the micro-batches of a plan."""
+    return math.ceil(len(plan) * factor / accumulation)
+
+
+def count_steps(
+    batches: Batches, accumulation: int, epochs: float | None, max_steps: int | None, factor: float = 1.0
+) -> int:
+    """Count the optimizer steps of a run that ends at `epochs` (fractions count) or `max_steps`, whichever is first.
+
+    An epoch has `factor` times the micro-batches that are there.
+    """
     if epochs is None and max_steps is not None:
         return max_steps
     wanted, steps = 3.0 if epochs is None else epochs, 0
     for epoch in range(min(PLANNED, math.ceil(wanted))):
-        steps += math.ceil(min(1.0, wanted - epoch) * math.ceil(len(batches.plan(epoch)) / accumulation))
+        steps += math.ceil(min(1.0, wanted - epoch) * steps_of(batches.plan(epoch), accumulation, factor))
         if max_steps is not None and steps >= max_steps:
             return max_steps
     if wanted > PLANNED:
