@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import signal
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from forked import Forking
 
-from peftkit import files, tensor_file
+from peftkit import files, lock, tensor_file
 from peftkit.comparison import compare, runs
 from peftkit.errors import PeftkitError
 from peftkit.recipe import load
@@ -192,10 +193,16 @@ def test_a_comparison_that_is_killed_goes_on_to_the_same_table(server, tmp_path)
     log = tmp_path / "out/runs/lora/seed-42/log.jsonl"
     while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 3):
         time.sleep(0.02)
+    training = int((log.parent / lock.NAME).read_text())
+    for number in (process.pid, training):
+        os.kill(number, signal.SIGSTOP)
     with pytest.raises(PeftkitError, match=f"out is in use: process {process.pid} is comparing in it"):
         compare(load(content), tmp_path / "out", Recorder())
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    os.kill(training, signal.SIGCONT)
+    while (log.parent / lock.NAME).exists():
+        time.sleep(0.05)
     assert not (log.parent / "summary.json").exists()
     assert start("out").wait() == 0, (tmp_path / "told.txt").read_text()
     assert table(tmp_path / "out") == table(tmp_path / "whole")

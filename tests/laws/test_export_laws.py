@@ -15,11 +15,15 @@ from peftkit import recipe as recipes
 from peftkit.adaptation import attach, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.export import FORMATS, export
+from peftkit.export.bitdelta import DESCRIPTION
 from peftkit.export.hf_peft import CONFIGURATION
 from peftkit.export.hf_peft import load as load_hf_peft
+from peftkit.export.packed import quantize
 from peftkit.models.load import load
 from peftkit.recipe import ModelSection
+from peftkit.tensor_file import TensorFile
 
+SHORT = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 IDS = torch.arange(3, 40)[None]
 METHODS: tuple[Any, ...] = ({"lora": {"targets": "attention"}}, "full")
 """Of whose runs each form takes the first that it can carry."""
@@ -28,8 +32,18 @@ METHODS: tuple[Any, ...] = ({"lora": {"targets": "attention"}}, "full")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, torch.Tensor]:
     """Run folders with an adapter of random values, and the logits of each adapted model."""
-    folder = tmp_path_factory.mktemp("runs")
-    name = str(write_model(folder / "base"))
+    return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, torch.Tensor]:
+    """The same over a base in bfloat16 that is stored in several files."""
+    return make_runs(tmp_path_factory.mktemp("sharded"), dtype=torch.bfloat16, max_shard_size="20KB")
+
+
+def make_runs(folder: Path, **storage: Any) -> dict[Path, torch.Tensor]:
+    """Write a base as told and runs on it; return their folders with the logits."""
+    name = str(write_model(folder / "base", **storage))
     made = {}
     for number, method in enumerate(METHODS):
         run = folder / str(number)
@@ -86,6 +100,44 @@ def test_what_is_written_opens_as_the_report_says(name, runs, tmp_path):
         bound = report.get("bound") or 4 * report["max_difference"]
         assert report["max_difference"] <= bound
         assert (logits - runs[run]).abs().max() <= bound * max(1.0, report["scale"])
+
+
+@pytest.mark.parametrize("name", FORMATS.names())
+def test_configuration_index_and_headers_agree(name, sharded, tmp_path):
+    written(name, sharded, tmp_path / "out")
+    agree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("storage", [{}, {"dtype": torch.float16, "max_shard_size": "20KB"}])
+def test_those_of_a_packed_model_agree(storage, tmp_path):
+    quantize(str(write_model(tmp_path / "base", **storage)), "int8", tmp_path / "out")
+    agree(tmp_path / "out")
+
+
+def agree(folder: Path) -> None:
+    """Hold whatever a folder's JSON files say of tensors to the headers of the files that hold them."""
+    headers = {path.name: TensorFile(path) for path in folder.glob("*.safetensors")}
+    tensors = {key: (name, file) for name, file in headers.items() for key in file.names}
+    assert sum(len(file.names) for file in headers.values()) == len(tensors), "a tensor is in two files"
+    said = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    if index := said.get("model.safetensors.index.json"):
+        assert index["weight_map"] == {key: name for key, (name, _) in tensors.items()}
+        sizes = [file.read(key).nbytes for key, (_, file) in tensors.items()]
+        assert index["metadata"]["total_size"] == sum(sizes)
+    else:
+        assert len(headers) <= 1
+    if configuration := said.get("config.json"):
+        # Packed weights are tensors of other names.
+        plain = {file.dtype(key) for key, (_, file) in tensors.items() if key.endswith((".weight", ".bias"))}
+        assert plain == {SHORT[configuration["dtype"]]}
+    if adapter := said.get(CONFIGURATION):
+        ranks = {file.shape(key)[0] for key, (_, file) in tensors.items() if ".lora_A." in key}
+        assert ranks == {adapter["r"], *adapter.get("rank_pattern", {}).values()}
+        paths = {key.removeprefix("base_model.model.").rsplit(".", 2)[0] for key in tensors}
+        assert paths == set(adapter["target_modules"])
+    for path, (rows, columns) in said.get(DESCRIPTION, {}).get("matrices", {}).items():
+        assert tensors[f"{path}.bits"][1].shape(f"{path}.bits") == [-(-rows * columns // 8)]
+        assert tensors[f"{path}.scale"][1].shape(f"{path}.scale") == []
 
 
 @pytest.mark.parametrize("name", FORMATS.names())

@@ -30,9 +30,9 @@ def compare(recipe: Recipe, folder: Path, watcher: ComparisonWatcher) -> Compari
     comparison that is stopped writes too, from what it has. Raises PeftkitError for what is wrong in the recipe, and
     ComparisonStopped on a signal, and where the output is lost.
     """
-    trust.remember(recipe.model)
-    compared = entries(recipe)
     with lock.held(folder, logging.getLogger("peftkit").warning, busy=BUSY):
+        trust.remember(recipe.model)
+        compared = entries(recipe)
         runs = plan(recipe, compared, folder)
         files.write_text(folder / "recipe.yaml", recipe.to_yaml())
         try:
