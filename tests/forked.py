@@ -130,7 +130,8 @@ class Parent:
                 os.dup2(stream, number)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-            sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+            # Closed with the objects of a process that was forked before, the numbers would be lost here.
+            sys.stdin, sys.stdout, sys.stderr = (open(n, "w" if n else "r", closefd=False) for n in range(3))  # noqa: SIM115
             # Torch makes its threads anew at the first call after a fork, and may fail if two threads make it at once.
             importlib.import_module("torch").set_num_threads(1)
             importlib.import_module("peftkit.comparison.runs").subprocess = Parent()  # type: ignore[attr-defined]

@@ -149,6 +149,7 @@ def test_files_of_every_kind_hold_the_same_records(tmp_path):
     [
         ("a.json", '{"prompt": "p"}', "the file is an object, and a JSON array of objects is wanted.*a.jsonl"),
         ("a.json", '[{"prompt": "p", "completion": "c"}, 3]', "a.json, record 2: it is a whole number"),
+        ("a.jsonl", "\ufeff", "a.jsonl is empty; records are wanted"),
         ("a.parquet", "no", "cannot be read as Parquet"),
         ("a.csv", "", "a.csv is empty; a CSV file with a header"),
         ("a.csv", "prompt,completion,prompt\np,c,q\n", "a.csv, line 1: two columns are called 'prompt'"),

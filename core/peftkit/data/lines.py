@@ -25,7 +25,7 @@ class Line(NamedTuple):
     @property
     def blank(self) -> bool:
         """Whether it holds white space alone."""
-        if 32 < self.content[0] < 127:
+        if self.content and 32 < self.content[0] < 127:
             return False
         rest = self.content.lstrip()
         return not rest or (not 32 < rest[0] < 127 and not rest.decode(errors="replace").strip())
