@@ -180,10 +180,7 @@ def compare(side: str, count: int, folder: Path, few: int) -> None:
     try:
         for start in ("cold", "warm"):
             seconds, busy, peak = measure(side, data, own)
-            beyond = f"{(peak - few) / 1e9:>10.2f}"
-            print(
-                f"{count:>10,}{side:>10}{start:>7}{seconds:>10.1f}{busy:>12.1f}{peak / 1e9:>10.2f}{beyond}", flush=True
-            )
+            show(count, side, start, seconds, busy, peak, peak - few)
     finally:
         shutil.rmtree(own)
 
