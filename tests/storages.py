@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,6 +46,19 @@ def section(names: Iterable[str]) -> dict[str, Any] | str:
     """Return what a recipe says of the storage that these methods need."""
     quantizer = needed(names)
     return "none" if quantizer is None else {"format": quantizer.name, **quantizer.options()}
+
+
+@cache
+def looked_at(trait: str | None, architecture: str, packed: bool = False) -> Any:
+    """Return a model for checks, which leave it as it is; methods that need one trait share it.
+
+    Where they need none it is dense, or `packed` in nf4.
+    """
+    model = tiny(architecture)
+    quantizer = needed([name for name, cls in METHODS.items() if cls.needs == trait][:1])
+    if quantizer is not None or packed:
+        quantize(model, Quantization(quantizer or QUANTIZERS["nf4"]()))
+    return model
 
 
 def stored(names: Iterable[str], architecture: str = "llama", **changes: Any) -> Any:

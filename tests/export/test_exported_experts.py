@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from draw import marked, some
 from test_hf_peft_families import opens_and_merges
 from transformers import AutoModelForCausalLM
 
@@ -33,10 +34,10 @@ def logits(folder: Path) -> torch.Tensor:
         return model(IDS).logits
 
 
-@pytest.mark.parametrize(
-    ("family", "method"),
-    [(family, BOTH) for family in [*FAMILIES, "llama4_text"]] + [("jetmoe", EXPERTS), ("mixtral", EXPERTS)],
-)
+CASES = [(family, BOTH) for family in [*FAMILIES, "llama4_text"]] + [("jetmoe", EXPERTS), ("mixtral", EXPERTS)]
+
+
+@pytest.mark.parametrize(("family", "method"), marked(CASES, some("experts", CASES, 3)))
 def test_peft_opens_and_merges_pairs_of_experts(family: str, method: Any, make_run: Any, tmp_path: Path):
     base = zoo.write(tmp_path / "base", family)
     run = make_run(family, method, base=base)
@@ -75,8 +76,14 @@ def test_a_run_on_the_original_weights_is_merged(family: str, make_run: Any, tmp
     torch.testing.assert_close(logits(tmp_path / "merged"), run.logits(), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("method", [BOTH, {"dora": {"rank": 2, "targets": ["o", "experts"]}}, "ia3"])
-@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+PACKED = [
+    (family, method)
+    for family in ("mixtral", "gpt_oss")
+    for method in (BOTH, {"dora": {"rank": 2, "targets": ["o", "experts"]}}, "ia3")
+]
+
+
+@pytest.mark.parametrize(("family", "method"), marked(PACKED, some("packed", PACKED, 2)))
 def test_a_run_on_packed_stacks_is_merged_every_way(family: str, method: Any, make_run: Any, tmp_path: Path):
     base = zoo.write(tmp_path / "base", family)
     run = make_run(family, method, base=base, quantization=NF4)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from draw import turn
 from facts import facts
-from storages import stored
+from storages import looked_at, stored
 from torch import Tensor
 
 from peftkit.adaptation import ATTRIBUTE, Adaptation, attach, check_methods
@@ -39,17 +39,16 @@ def tokens(rows: int = 2, length: int = 9, seed: int = 0) -> Tensor:
 
 
 @cache
-def looked_at(trait: str | None, architecture: str) -> tuple[Any, Layout]:
-    """Return a model for checks, which leave it as it is, and its layout; methods of one trait share it."""
-    model = stored([name for name, cls in METHODS.items() if cls.needs == trait][:1], architecture)
-    return model, Layout(model)
+def layout_of(trait: str | None, architecture: str) -> Layout:
+    """Return the layout of the model that methods of one trait are checked on."""
+    return Layout(looked_at(trait, architecture))
 
 
 def suits(name: str, position: int, architecture: str) -> bool:
     """Say whether the method takes the architecture; one that suits neither fails a law of its own."""
-    model, layout = looked_at(METHODS[name].needs, architecture)
+    needs = METHODS[name].needs
     try:
-        check_methods(model, [build(name, position)], layout)
+        check_methods(looked_at(needs, architecture), [build(name, position)], layout_of(needs, architecture))
     except PeftkitError:
         return False
     return True

@@ -93,6 +93,7 @@ def test_a_base_of_bf16_is_there_in_its_own_numbers(name, position, architecture
     assert torch.equal(logits(model), base)
 
 
+@pytest.mark.costly
 def test_where_it_is_not_kept_the_base_is_there_or_refused(name, position, architecture, tmp_path):
     model = stored([name], architecture)
     base = logits(model)

@@ -9,16 +9,15 @@ import pytest
 import torch
 from model_folders import section
 from quantized_checkpoints import write_bitsandbytes
+from storages import looked_at
 from subjects import build, hold_equal_to_dense, randomise, tokens
 
 from peftkit.adaptation import attach, check_methods, load_adapter, save_adapter
 from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.models.load import load
-from peftkit.models.quantize import Quantization, quantize
 from peftkit.models.tiny import tiny
 from peftkit.quantization.foreign import ForeignLinear
-from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.quantization.weight import dense, store
 
 FEW = ["lora", "ia3", "serial-adapter", "prefix-tuning", "bitfit"]
@@ -51,10 +50,8 @@ def pair(folder: Path, architecture: str):
 def taken(method: str) -> str | None:
     """Return the architecture whose packed form the method takes, or None."""
     for architecture in ("llama", "gpt2"):
-        model = tiny(architecture)
-        quantize(model, Quantization(QUANTIZERS["nf4"]()))
         try:
-            check_methods(model, [build(method, 0)])
+            check_methods(looked_at(None, architecture, packed=True), [build(method, 0)])
         except PeftkitError:
             continue
         return architecture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from storages import stored
 from subjects import build, logits, loss, tokens
@@ -28,6 +29,7 @@ def train(model, adaptation: Adaptation) -> None:
     model.eval()
 
 
+@pytest.mark.costly
 def test_what_was_saved_is_trained_further(name, position, architecture, tmp_path):
     model = stored([name], architecture)
     base = {"name": architecture, "fingerprint": None}

@@ -21,7 +21,7 @@ TRIALS = Path(__file__).resolve().parents[2] / "docs" / "results" / "tuning.csv"
 def found():
     """Return (loss, rate) of every trial, by method."""
     with TRIALS.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        rows = [row for row in csv.DictReader(file) if row["model"] == "bundled/tiny"]
     return {
         name: [(float(r["validation_loss"]), float(r["learning_rate"])) for r in rows if r["method"] == name]
         for name in dict.fromkeys(row["method"] for row in rows)
