@@ -146,12 +146,11 @@ KINDS = (
     kind("wm", rf"({WORD}){ENDING}"),
     kind("wm", rf"({SHORT}){NOT}"),
     kind("wm", WORD),
-    kind(
-        "wm",
-        rf"{APOSTROPHE}(?i:n){APOSTROPHE}?|[lLdDjJ]{APOSTROPHE}|(?i:dunkin|somethin|ol){APOSTROPHE}|{APOSTROPHE}(?i:em|till?|cause)"
-        rf"|[A-HJ-XZn]{QUOTE}{PURE}{{2,}}|{APOSTROPHE}[2-9]0(?i:s)|{PURE}*[aeiouyAEIOUY]{QUOTE}[aeiouA-Z]{PURE}*"
-        r"|(?i:cont'd\.?|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l|'twas)",
-    ),
+    kind("m", rf"{APOSTROPHE}(?:(?i:n){APOSTROPHE}?|(?i:em|till?|cause)|[2-9]0(?i:s))", as_it_stands),
+    kind("w", rf"(?:[lLdDjJ]|(?i:dunkin|somethin|ol)){APOSTROPHE}", as_it_stands),
+    kind("w", rf"[A-HJ-XZn]{QUOTE}{PURE}{{2,}}|(?i:o){QUOTE}(?i:o)", as_it_stands),
+    kind("w", rf"{PURE}+[aeiouyAEIOUY]{QUOTE}[aeiouA-Z]{PURE}*", as_it_stands),
+    kind("w", r"(?i:cont'd\.?|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l)", as_it_stands),
     kind("w", rf"((?i:y){APOSTROPHE}){PURE}"),
     # addresses
     kind("w", r"(?i:https?)://[^ \t\n\f\r\"<>|(){}]+[^ \t\n\f\r\"<>|.!?(){},-]", as_it_stands),
@@ -165,7 +164,7 @@ KINDS = (
     kind("w", NOT, quoted),
     # numbers, dates and sums of money
     kind("d", rf"{DIGIT}{{1,2}}[-/]{DIGIT}{{1,2}}[-/]{DIGIT}{{2,4}}|{DIGIT}{{4}}[-/]{DIGIT}{{1,2}}[-/]{DIGIT}{{1,2}}"),
-    kind("dm", NUMBER),
+    kind("wdm", NUMBER),
     kind("m", r"[⁺⁻₊₋]?(?:[⁰¹²³⁴-⁹]+|[₀-₉]+)"),
     kind("d", rf"(?:{DIGIT}{{1,4}}[- \u00a0])?{DIGIT}{{1,4}}(?:\\?/|⁄){DIGIT}{{1,4}}", bracketed),
     kind("m", r"[¼½¾⅓-⅞]"),
@@ -189,7 +188,7 @@ KINDS = (
     kind("m", r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", bracketed),
     kind("m", r"[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\)", bracketed),
     # files
-    kind("wdm", rf"({EITHER}+(?:\.{EITHER}+)*\.{SUFFIX})(?:{BLANK}|[.?!,])"),
+    kind("wdm", rf"({EITHER}+(?:\.{EITHER}+)*\.{SUFFIX})(?:{BLANK}|[.?!,])", as_it_stands),
     # signs
     kind("m", r"[()\[\]{}]"),
     kind("m", r"-+"),
