@@ -7,10 +7,14 @@ out: at every position the longest of the kinds of token below wins, the earlier
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import lru_cache
 
-from peftkit.metrics.ptb_kinds import BLANK, DIGIT, KINDS, LETTER, STARTER, WRITTEN
+from peftkit.metrics import UnavailableError, ptb_program
+from peftkit.metrics.ptb_kinds import BLANK, DIGIT, KINDS, LETTER, NAME, STARTER, TAG, WRITTEN
 
 # What the captioning tools drop. Brackets are already written in lower case by then, so they stay.
 PUNCTUATION = frozenset(("''", "'", "``", "`", '"', ".", "?", "!", ",", ":", "-", "--", "...", ";"))
@@ -20,13 +24,84 @@ FUSED = frozenset(("cannot", "gonna", "gotta", "wanna", "lemme", "gimme"))
 OPENING = re.compile(rf"{LETTER}|({DIGIT})")
 STARTING = {start: [kind for kind in KINDS if start in kind.starts] for start in "wdm"}
 SENTENCE = re.compile(rf"{BLANK}+{STARTER}|\n{DIGIT}")
+LINE_END = re.compile("[\r\x0b\x0c\u2028\u2029]")
+UNCLOSED = re.compile(rf"<{NAME} [^<>]*= *(?:'[^']*|\"[^\"]*)$")
 BLANKS = re.compile(rf"{BLANK}+")
 
 
+@dataclass
+class Source:
+    """Where treebank tokens come from, and whether any have."""
+
+    official: bool = False
+    used: bool = False
+
+    @property
+    def name(self) -> str | None:
+        """What a report says of the tokens; None where none were counted."""
+        return (ptb_program.NAME if self.official else "peftkit") if self.used else None
+
+
+_source: ContextVar[Source | None] = ContextVar("source of treebank tokens", default=None)
+
+
+@contextmanager
+def treebank_tokens(*, official: bool) -> Iterator[Source]:
+    """Take the treebank tokens of what is scored inside from the official program itself where `official` is true."""
+    source = Source(official)
+    before = _source.set(source)
+    try:
+        yield source
+    finally:
+        _source.reset(before)
+
+
 def tokenize_lines(lines: Sequence[str]) -> list[tuple[str, ...]]:
-    """Tokenize texts that the official program reads as lines of one file, beyond the ends of which it looks."""
+    """Tokenize predictions, which the official program reads as lines of one file, looking beyond their ends.
+
+    Raises UnavailableError for a text after which its lines fall out of step.
+    """
+    return tokenize_file(lines, [f"prediction {number}" for number in range(1, len(lines) + 1)])
+
+
+def tokenize_groups(groups: Sequence[Sequence[str]]) -> list[list[tuple[str, ...]]]:
+    """Tokenize the references of each input, which are lines of another file, one input's after the other's."""
+    names = [
+        f"reference {number} of input {index}"
+        for index, group in enumerate(groups, 1)
+        for number in range(1, len(group) + 1)
+    ]
+    found = iter(tokenize_file([line for group in groups for line in group], names))
+    return [[next(found) for _ in group] for group in groups]
+
+
+def tokenize_file(lines: Sequence[str], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Tokenize the lines of one file; `names` is what an error calls them."""
+    # The captioning tools themselves put a space in the place of this end of a line, and of no other.
     lines = [line.replace("\n", " ") for line in lines]
+    for index, (line, name) in enumerate(zip(lines, names, strict=True)):
+        check(line, lines[index + 1 :] if "<" in line else (), name)
+    source = _source.get() or Source()
+    source.used = True
+    if source.official:
+        return [tuple(token for token in line if token not in PUNCTUATION) for line in ptb_program.tokenize(lines)]
     return [tokenize(line, behind(lines, index)) for index, line in enumerate(lines)]
+
+
+def check(line: str, following: Sequence[str], name: str) -> None:
+    """Raise UnavailableError where the official program does not end the line where it ends, or only later."""
+    end = LINE_END.search(line)
+    if end:
+        raise UnavailableError(
+            f"{name} has the character U+{ord(end[0]):04X}, which ends a line for the official tokenizer: every text after "
+            "it would be scored as another input's; put a space in its place"
+        )
+    opened = UNCLOSED.search(line) if following else None
+    if opened and re.compile(TAG).match("\n".join((line, *following)), opened.start()):
+        raise UnavailableError(
+            f"{name} opens the tag '{opened[0][:40]}', which a later text closes: the official tokenizer reads all "
+            "between as one token; put a space after its '<'"
+        )
 
 
 def behind(lines: Sequence[str], index: int) -> str:
@@ -40,10 +115,9 @@ def behind(lines: Sequence[str], index: int) -> str:
     return sentence[0] if sentence else "\nx"
 
 
-def tokenize_groups(groups: Sequence[Sequence[str]]) -> list[list[tuple[str, ...]]]:
-    """Tokenize the references of each input, which the official program reads one after the other."""
-    lines = iter(tokenize_lines([line for group in groups for line in group]))
-    return [[next(lines) for _ in group] for group in groups]
+def separate(tokens: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of `tokens`: what counts n-grams in the captioning tools takes a token with blanks for several."""
+    return tuple(" ".join(tokens).split())
 
 
 @lru_cache(maxsize=1 << 16)

@@ -19,7 +19,7 @@ WRITTEN = {
     **{"(": "-LRB-", ")": "-RRB-", "[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"},
     **{"£": "#", "€": "$", "¤": "$", "₠": "$", "\x80": "$", "¢": "cents", "½": "1/2", "¼": "1/4", "¾": "3/4"},
     **{"⅓": "1/3", "⅔": "2/3", "…": "...", "---": "--", "----": "--", SOFT: "-"},
-    **{"&lt;": "<", "&gt;": ">", "&amp;": "&", "&quot;": '"', "&apos;": "'"},
+    **{"&lt;": "<", "&gt;": ">", "&amp;": "&", "&apos;": "'"},
     **dict.fromkeys(("–", "—", "―", "\x96", "\x97", "&mdash;", "&ndash;", "&md;"), "--"),
 }
 """Tokens that are written otherwise, by how they stand in lower case."""
@@ -41,7 +41,7 @@ def word(token: str) -> str:
 
 def quoted(token: str) -> str:
     """Write an ending or quotation marks with straight ones."""
-    return token.replace("&apos;", "'").translate(STRAIGHT)
+    return token.replace("&apos;", "'").replace("&quot;", '"').translate(STRAIGHT)
 
 
 def bracketed(token: str) -> str:
@@ -94,9 +94,8 @@ HYPHENED = rf"[A-Za-z0-9][A-Za-z0-9.,{SOFT}]*(?:-(?:{ACRONYM}\.|[A-Za-z0-9{SOFT}
 SLASHED = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}"
 NUMBER = rf"[-+]?(?:{DIGIT}*(?:[.:,{SOFT}\u066b\u066c]{DIGIT}+)+|{DIGIT}+)"
 NAME = r"[A-Za-z][A-Za-z0-9_:.-]*"
-TAG = (
-    rf"<(?:[!?][A-Za-z-][^>\r\n]*|/?{NAME}(?: +(?:{NAME}(?: *= *(?:'[^']*'|\"[^\"]*\"))?|/))* *)>"
-)
+VALUE = r" *= *(?:'[^']*'|\"[^\"]*\")"
+TAG = rf"<(?:[!?][A-Za-z-][^>\r\n]*|/{NAME} *|{NAME}(?: +{NAME}(?:{VALUE})?)* */? *)>"
 PATH = r"/[^ \t\n\f\r\"<>|()]+[^ \t\n\f\r\"<>|.!?(){},-]"
 PLACE = r"(?:[^ \t\n\f\r\"`'<>|.!?(){},-_$]+\.)+(?i:com|net|org|edu)"
 SITE = r"(?i:www)\.(?:[^ \t\n\f\r\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}"
@@ -163,7 +162,7 @@ KINDS = (
     kind("m", rf"({ENDING})[^A-Za-z]", quoted),
     kind("w", NOT, quoted),
     # numbers, dates and sums of money
-    kind("d", rf"{DIGIT}{{1,2}}[-/]{DIGIT}{{1,2}}[-/]{DIGIT}{{2,4}}|{DIGIT}{{4}}[-/]{DIGIT}{{1,2}}[-/]{DIGIT}{{1,2}}"),
+    kind("d", rf"{DIGIT}{{1,2}}[-/]{DIGIT}{{1,2}}[-/]{DIGIT}{{2,4}}"),
     kind("wdm", NUMBER),
     kind("m", r"[⁺⁻₊₋]?(?:[⁰¹²³⁴-⁹]+|[₀-₉]+)"),
     kind("d", rf"(?:{DIGIT}{{1,4}}[- \u00a0])?{DIGIT}{{1,4}}(?:\\?/|⁄){DIGIT}{{1,4}}", bracketed),
@@ -184,7 +183,7 @@ KINDS = (
     kind("wm", rf"({WORD}\.)[,;:\u3001]"),
     kind("dm", PHONE, bracketed),
     kind("dm", DOTTED_PHONE, bracketed),
-    kind("m", r"(?i:&quot;|&lt;|&gt;)|<<|>>|[\"<>]"),
+    kind("m", r"(?i:&quot;|&lt;|&gt;)|<<|>>|[\"<>]", quoted),
     kind("m", r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", bracketed),
     kind("m", r"[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\)", bracketed),
     # files
@@ -192,7 +191,7 @@ KINDS = (
     # signs
     kind("m", r"[()\[\]{}]"),
     kind("m", r"-+"),
-    kind("m", r"\.{3,5}|(?:\.[ \u00a0]){2,4}\.|…", dots),
+    kind("m", r"\.{3,5}|(?:\.[ \u00a0]){2,4}\.|[…\x85]", dots),
     kind("m", r"@+|#+|_+"),
     kind("m", r"\*+|(?:\\\*){1,3}"),
     kind("m", r"[,;:\u3001]|[?!]+|[.¡¿\u037e\u0589\u061f\u06d4\u0700-\u0702\u07fa\u3002]|=|/"),
