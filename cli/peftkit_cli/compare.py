@@ -32,13 +32,14 @@ def compare(
     ] = None,
 ) -> None:
     """Train and evaluate methods on the same data in the same order; running it again continues it."""
-    from peftkit.comparison import compare as compare_recipe
     from peftkit.errors import PeftkitError
     from peftkit.recipe import load
 
     given = {"methods": f"[{methods}]" if methods else None, "budget": budget, "seeds": seeds}
     options = [f"compare.{key}={value}" for key, value in given.items() if value is not None]
     loaded = load(recipe, [*(overrides or ()), *options])
+    from peftkit.comparison import compare as compare_recipe
+
     folder = output or Path(loaded.output or f"runs/compare-{Path(recipe).stem}")
     watcher = Watching()
     try:

@@ -21,11 +21,13 @@ def estimate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every size in bytes.")] = False,
 ) -> None:
     """Predict the memory of a recipe's run, part by part and at its peak; no weights are loaded."""
-    from peftkit.plan import plan
     from peftkit.recipe import load
 
+    loaded = load(recipe, overrides or ())
+    from peftkit.plan import plan
+
     with working() as tell:
-        planned = plan(load(recipe, overrides or ()), tell)
+        planned = plan(loaded, tell)
     if as_json:
         print_json(planned.memory.as_dict())
     else:

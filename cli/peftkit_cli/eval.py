@@ -40,7 +40,6 @@ def evaluate(
         raise PeftkitError(f"--suite-path is {suite_path} without --suite, which names the tasks in it to run.")
     if suite and split:
         raise PeftkitError(f"--split is '{split}', and a task of a suite has its own split: leave it out.")
-    from peftkit.evaluation import evaluate as evaluate_target
     from peftkit.recipe import load
 
     agree([run] if run else [], trust)
@@ -48,6 +47,8 @@ def evaluate(
     if suite:
         show_suite(subject, suite, suite_path, asked, limit=limit, base=base, as_json=as_json)
         return
+    from peftkit.evaluation import evaluate as evaluate_target
+
     with progress("answering") as on_progress:
         report = evaluate_target(subject, asked, split=split, limit=limit, base=base, on_progress=on_progress)
     if as_json:

@@ -30,10 +30,11 @@ def profile(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; times in seconds, sizes in bytes.")] = False,
 ) -> None:
     """Run a few training steps and say where time and memory go, by module; the run folder is left alone."""
-    from peftkit import profiling
     from peftkit.recipe import load
 
     loaded = load(recipe, overrides or ())
+    from peftkit import profiling
+
     folder = output or Path("profiles") / Path(recipe).stem
     profiling.check(folder)
     measured = profiling.profile(loaded, steps)

@@ -24,12 +24,14 @@ def jobs_of(sources: Sequence[str], overrides: Sequence[str], output: Path | Non
     A run goes to its recipe's own folder, within `output` where that is given; runs of a sweep go to folders in there.
     """
     from peftkit.recipe import load_sweep
+
+    loaded = [(source, load_sweep(source, overrides)) for source in sources]
     from peftkit.together import Job
 
     jobs = []
-    for source in sources:
+    for source, recipes in loaded:
         stem = Path(source).stem
-        for name, recipe in load_sweep(source, overrides).items():
+        for name, recipe in recipes.items():
             parent = output if output is not None and len(sources) == 1 else output and output / stem
             folder = run_folder(source, recipe, parent) / name
             title = (f"{stem}/{name}" if len(sources) > 1 else name) if name else stem

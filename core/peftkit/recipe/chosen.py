@@ -9,9 +9,11 @@ from peftkit.errors import PeftkitError
 from peftkit.options import Options, schema
 from peftkit.recipe.choices import methods
 from peftkit.recipe.compose import expand_methods
-from peftkit.recipe.describe import words
+from peftkit.recipe.describe import fits, words
+from peftkit.recipe.first_look import unknown_method
 from peftkit.recipe.mistakes import Mistakes, suggest
 from peftkit.recipe.tree import Node
+from peftkit.schemas import show
 
 if TYPE_CHECKING:
     from peftkit.method import Method
@@ -38,9 +40,7 @@ def complete_methods(
     for item in tree.value["method"].value:
         ((name, options),) = item.value.items()
         if name not in registered:
-            mistakes.add(
-                item.place, "method", f"found '{name}', which is no method; {suggest(name, registered.names())}"
-            )
+            mistakes.add(item.place, "method", unknown_method(name, registered.names()))
             continue
         names = [field.name for field in dataclasses.fields(registered[name])]
         homes[f"method.{name}"] = names
@@ -90,7 +90,8 @@ def complete_options(
             except PeftkitError as fault:
                 reason = str(fault).removeprefix(f"{cls.name}: ").removeprefix(f"{key}: ")
                 place = options.find((key,)).place
-                mistakes.add(place, f"{home}.{key}", f"{reason}; allowed: {words(meanings[key])}")
+                found = reason if fits(meanings[key], value) else f"found {show(value)}"
+                mistakes.add(place, f"{home}.{key}", f"{found}; allowed: {words(meanings[key])}")
                 named = True
         if not named:
             mistakes.add(options.place, home, str(error).removeprefix(f"{cls.name}: "))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from math import inf
 from typing import Any
 
 from pydantic import BaseModel
@@ -44,6 +45,37 @@ def words(schema: dict[str, Any]) -> str:
             lists = isinstance(schema["additionalProperties"], dict) and "items" in schema["additionalProperties"]
             return "a mapping of keys, each with a list" if lists else "a mapping of keys"
     return "a mapping of keys"
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "integer": (int,),
+    "number": (int, float),
+    "string": (str,),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "array": (list,),
+    "object": (dict,),
+}
+"""The values that the types of JSON schemas allow."""
+
+
+def fits(schema: dict[str, Any], value: Any) -> bool:
+    """Say whether a JSON schema allows a value: its type, bounds and choices, and nothing beside."""
+    if "anyOf" in schema:
+        return any(fits(choice, value) for choice in schema["anyOf"])
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    kind = schema.get("type")
+    if kind not in KINDS:
+        return True
+    if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        return False
+    if kind == "array" and isinstance(schema.get("items"), dict):
+        return all(fits(schema["items"], item) for item in value)
+    if kind not in ("integer", "number"):
+        return True
+    above, below = schema.get("exclusiveMinimum", -inf), schema.get("exclusiveMaximum", inf)
+    return above < value < below and schema.get("minimum", value) <= value <= schema.get("maximum", value)
 
 
 def _bounds(schema: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from peftkit.recipe.catalogue import find
 from peftkit.recipe.choices import check_adapter, dataset_names, optimizer_names
 from peftkit.recipe.chosen import complete_compared, complete_methods
 from peftkit.recipe.entries import complete_entries
+from peftkit.recipe.first_look import first_look
 from peftkit.recipe.mistakes import Mistakes, Place, suggest
 from peftkit.recipe.quantized import complete_quantization
 from peftkit.recipe.sections import NAME, Recipe
@@ -58,6 +60,9 @@ def load_whole(source: str | Path | Mapping[str, Any], overrides: Sequence[str] 
     tree = compose.include(tree, folder, mistakes)
     tree = compose.override(tree, [text for text in overrides if text not in parts], mistakes)
     if mistakes.final:
+        mistakes.check()
+    if "torch" not in sys.modules:
+        first_look(tree, mistakes)
         mistakes.check()
     return _validate(tree, mistakes)
 
