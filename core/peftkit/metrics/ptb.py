@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from peftkit.metrics import UnavailableError, ptb_program
-from peftkit.metrics.ptb_kinds import BLANK, DIGIT, KINDS, LETTER, NAME, STARTER, TAG, WRITTEN
+from peftkit.metrics.ptb_kinds import BLANK, DIGIT, FIRM, KINDS, LETTER, NAME, SOFTER, STARTER, TAG, WRITTEN
 
 # What the captioning tools drop. Brackets are already written in lower case by then, so they stay.
 PUNCTUATION = frozenset(("''", "'", "``", "`", '"', ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 # Most of any text: plain words and commas between blanks, where no other kind of token can be longer.
 PLAIN = re.compile(r"(?:[A-Za-z]+(?:-[A-Za-z]+)*,?[ \n]+)+")
+# Next to them in number: plain words at the end of a sentence, unless they keep its full stop.
+LAST = re.compile(r"([A-Za-z]{2,})\.(?=[ \n]+[A-Za-z])")
+KEEPS_STOP = re.compile(rf"{FIRM}|{SOFTER}|(?i:pt[ey])\.")
 FUSED = frozenset(("cannot", "gonna", "gotta", "wanna", "lemme", "gimme"))
 OPENING = re.compile(rf"{LETTER}|({DIGIT})")
 STARTING = {start: [kind for kind in KINDS if start in kind.starts] for start in "wdm"}
@@ -134,6 +137,11 @@ def tokenize(text: str, following: str = "\nx") -> tuple[str, ...]:
                 tokens += words
                 position = plain.end()
                 continue
+        last = LAST.match(text, position)
+        if last and not KEEPS_STOP.match(text, position) and last[1].lower() not in FUSED:
+            tokens.append(last[1].lower())
+            position = last.end()
+            continue
         blanks = BLANKS.match(text, position)
         if blanks:
             position = blanks.end()
