@@ -29,7 +29,8 @@ STARTING = {start: [kind for kind in KINDS if start in kind.starts] for start in
 SENTENCE = re.compile(rf"{BLANK}+{STARTER}|\n{DIGIT}")
 LINE_END = re.compile("[\r\x0b\x0c\u2028\u2029]")
 UNCLOSED = re.compile(rf"<{NAME} [^<>]*= *(?:'[^']*|\"[^\"]*)$")
-BLANKS = re.compile(rf"{BLANK}+")
+# With any other blank an address can begin.
+BLANKS = re.compile(r"[ \t\n]+")
 
 
 @dataclass
@@ -96,8 +97,8 @@ def check(line: str, following: Sequence[str], name: str) -> None:
     end = LINE_END.search(line)
     if end:
         raise UnavailableError(
-            f"{name} has the character U+{ord(end[0]):04X}, which ends a line for the official tokenizer: every text after "
-            "it would be scored as another input's; put a space in its place"
+            f"{name} has the character U+{ord(end[0]):04X}, which ends a line for the official tokenizer: every "
+            "text after it would be scored as another input's; put a space in its place"
         )
     opened = UNCLOSED.search(line) if following else None
     if opened and re.compile(TAG).match("\n".join((line, *following)), opened.start()):
@@ -119,7 +120,7 @@ def behind(lines: Sequence[str], index: int) -> str:
 
 
 def separate(tokens: Sequence[str]) -> tuple[str, ...]:
-    """Return the words of `tokens`: what counts n-grams in the captioning tools takes a token with blanks for several."""
+    """Return the words of `tokens`: the n-grams of the captioning tools take a token with blanks for several."""
     return tuple(" ".join(tokens).split())
 
 

@@ -1,6 +1,6 @@
 """The characters that Stanford's PTBTokenizer 3.4.1 takes for letters, digits and signs of their own, as it was asked.
 
-Ranges of hexadecimal code points. They are those of an older Unicode than any Python's, so Python's classes would not do.
+Ranges of hexadecimal code points. They are of an older Unicode than any Python's, so Python's classes would not do.
 """
 
 from __future__ import annotations

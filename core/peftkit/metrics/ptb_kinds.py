@@ -19,7 +19,7 @@ WRITTEN = {
     **{"(": "-LRB-", ")": "-RRB-", "[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"},
     **{"£": "#", "€": "$", "¤": "$", "₠": "$", "\x80": "$", "¢": "cents", "½": "1/2", "¼": "1/4", "¾": "3/4"},
     **{"⅓": "1/3", "⅔": "2/3", "…": "...", "---": "--", "----": "--", SOFT: "-"},
-    **{"&lt;": "<", "&gt;": ">", "&amp;": "&", "&apos;": "'"},
+    **{"&lt;": "<", "&gt;": ">", "&amp;": "&"},
     **dict.fromkeys(("–", "—", "―", "\x96", "\x97", "&mdash;", "&ndash;", "&md;"), "--"),
 }
 """Tokens that are written otherwise, by how they stand in lower case."""
@@ -107,9 +107,7 @@ SUFFIX = (
     r"(?i:bat|bmp|class|cgi|cpp|c|dll|docx?|exe|gif|gz|html?|h|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt"
     r"|wav|xml|x|zip)"
 )
-PHONE = (
-    r"(?:\([0-9]{2,3}\)[ \u00a0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \u00a0])?[0-9]{2,4}[- \u00a0])[0-9]{3,4}[- \u00a0]?[0-9]{3,5}"
-)
+PHONE = r"(?:\([0-9]{2,3}\)[ \u00a0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \u00a0])?[0-9]{2,4}[- \u00a0])[0-9]{3,4}[- \u00a0]?[0-9]{3,5}"
 DOTTED_PHONE = r"(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}"
 # Where a word with a mark could be longer (`inc.a`), these still keep their full stop, and those of SOFTER do not.
 FIRM = (
@@ -120,8 +118,8 @@ FIRM = (
     r"|A(?i:z|rk)|D(?i:el)|I(?i:ll)|L(?i:a)|M(?i:[ai]ss)|O(?i:re)|P(?i:a)|T(?i:ex)|W(?i:ash)|(?i:pp?t)[ye](?i:s?))\."
 )
 SOFTER = (
-    r"(?:(?i:mr|mrs|ms|drs?|profs?|sens?|reps?|attys?|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl|pvt|capt|ste?|ave|pres|lieut"
-    r"|hon|brig|com?dr|cmdr|pfc|spc|sfc|supts?|det|mt|ft|adj|adv|asst|assoc|ens|insp|mlle|mme|msgr|dept|elec|invt|natl|treas"
+    r"(?:(?i:mr|mrs|ms|drs?|profs?|sens?|reps?|attys?|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl|pvt|capt|ste?|ave|pres"
+    r"|lieut|hon|brig|com?dr|cmdr|pfc|spc|sfc|supts?|det|mt|ft|adj|adv|asst|assoc|ens|insp|mlle|mme|msgr|dept|elec|invt|natl|treas"
     r"|ph|vs|alex|wm|jos|cie|cf|a\.k\.a)|[Mm][ft](?i:g))\."
 )
 # After these words a sentence has begun, so a single letter with a full stop before them was the end of one.
@@ -135,11 +133,10 @@ KINDS = (
     kind("w", r"((?i:can))(?i:not)"),
     kind("w", r"((?i:gon|wan))(?i:na)|((?i:got))(?i:ta)|((?i:lem|gim))(?i:me)"),
     kind("m", r"('(?i:t))(?i:is|was)"),
-    kind("w", r"((?i:more))'(?i:n)"),
     kind("m", TAG, as_it_stands),
     kind("m", r"(?i:&(?:mdash|ndash|MD);)|[–-―\x96\x97]"),
     kind("m", r"(?i:&amp;)"),
-    kind("m", r"(?i:&nbsp;)", nothing),
+    kind("m", rf"(?i:&nbsp;)|{BLANK}", nothing),
     kind("m", r"(?i:&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)"),
     # words and their endings
     kind("wm", rf"({WORD}){ENDING}"),
@@ -151,6 +148,7 @@ KINDS = (
     kind("w", rf"{PURE}+[aeiouyAEIOUY]{QUOTE}[aeiouA-Z]{PURE}*", as_it_stands),
     kind("w", r"(?i:cont'd\.?|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l)", as_it_stands),
     kind("w", rf"((?i:y){APOSTROPHE}){PURE}"),
+    kind("w", r"((?i:more))'(?i:n)"),
     # addresses
     kind("w", r"(?i:https?)://[^ \t\n\f\r\"<>|(){}]+[^ \t\n\f\r\"<>|.!?(){},-]", as_it_stands),
     kind("w", SITE, as_it_stands),

@@ -1,4 +1,4 @@
-"""Stanford's PTBTokenizer itself, as the COCO captioning tools start it: `peftkit[meteor]` installs it with its Java."""
+"""Stanford's PTBTokenizer itself, as the captioning tools start it: `peftkit[meteor]` installs it with its Java."""
 
 from __future__ import annotations
 

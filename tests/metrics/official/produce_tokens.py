@@ -15,9 +15,8 @@ def main() -> None:
     texts = [fixture["text"] for fixture in json.loads(FILE.read_text(encoding="utf-8"))]
     with ptb.treebank_tokens(official=True):
         found = ptb.tokenize_lines(texts)
-    lines = (
-        json.dumps({"text": text, "tokens": tokens}, ensure_ascii=False) for text, tokens in zip(texts, found, strict=True)
-    )
+    fixtures = ({"text": text, "tokens": tokens} for text, tokens in zip(texts, found, strict=True))
+    lines = (json.dumps(fixture, ensure_ascii=False) for fixture in fixtures)
     FILE.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 

@@ -15,7 +15,8 @@ FIXTURES = json.loads((Path(__file__).resolve().parent / "tokens.json").read_tex
 BUNDLED = Path(ptb.__file__).parents[1] / "data" / "bundled"
 NEUTRAL = "a text between others"
 program = pytest.mark.skipif(
-    not (java.runtime() and ptb_program.archive()), reason="the official tokenizer is not here: peftkit[meteor] brings it"
+    not (java.runtime() and ptb_program.archive()),
+    reason="the official tokenizer is not here: peftkit[meteor] brings it",
 )
 
 
@@ -49,8 +50,9 @@ def check(lines: Sequence[str]) -> None:
     shown = [smallest(lines[first])] if alone else [*lines[first : first + 2]]
     with ptb.treebank_tokens(official=True):
         official = ptb.tokenize_lines(shown)
+    kind = "shrunk" if alone else "with the next"
     pytest.fail(
-        f"{len(different):,} of {len(lines):,} lines differ; the first, {'shrunk' if alone else 'with the next'}: {shown!a}\n"
+        f"{len(different):,} of {len(lines):,} lines differ; the first, {kind}: {shown!a}\n"
         f"ours:     {ptb.tokenize_lines(shown)!a}\nofficial: {official!a}"
     )
 
