@@ -38,4 +38,4 @@ def score(
         missing = {"unavailable": scores.unavailable} if scores.unavailable else {}
         print_json({**scores, **told, **missing})
     else:
-        print_scores(scores, scores.unavailable)
+        print_scores(scores, scores.unavailable, f"treebank tokens of {source.name}" if official else None)

@@ -19,7 +19,7 @@ from peftkit.metrics.ptb_kinds import BLANK, DIGIT, FIRM, KINDS, LETTER, NAME, S
 # What the captioning tools drop. Brackets are already written in lower case by then, so they stay.
 PUNCTUATION = frozenset(("''", "'", "``", "`", '"', ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 # Most of any text: plain words and commas between blanks, where no other kind of token can be longer.
-PLAIN = re.compile(r"(?:[A-Za-z]+(?:-[A-Za-z]+)*,?[ \n]+)+")
+PLAIN = re.compile(rf"(?:[A-Za-z]+(?:-[A-Za-z]+)*,?[ \n]{BLANK}*)+")
 # Next to them in number: plain words at the end of a sentence, unless they keep its full stop.
 LAST = re.compile(r"([A-Za-z]{2,})\.(?=[ \n]+[A-Za-z])")
 KEEPS_STOP = re.compile(rf"{FIRM}|{SOFTER}|(?i:pt[ey])\.")
@@ -30,7 +30,7 @@ SENTENCE = re.compile(rf"{BLANK}+{STARTER}|\n{DIGIT}")
 LINE_END = re.compile("[\r\x0b\x0c\u2028\u2029]")
 UNCLOSED = re.compile(rf"<{NAME} [^<>]*= *(?:'[^']*|\"[^\"]*)$")
 # With any other blank an address can begin.
-BLANKS = re.compile(r"[ \t\n]+")
+BLANKS = re.compile(rf"[ \t\n]{BLANK}*")
 
 
 @dataclass

@@ -107,7 +107,8 @@ SUFFIX = (
     r"(?i:bat|bmp|class|cgi|cpp|c|dll|docx?|exe|gif|gz|html?|h|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt"
     r"|wav|xml|x|zip)"
 )
-PHONE = r"(?:\([0-9]{2,3}\)[ \u00a0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \u00a0])?[0-9]{2,4}[- \u00a0])[0-9]{3,4}[- \u00a0]?[0-9]{3,5}"
+AREA = r"(?:\([0-9]{2,3}\)[ \u00a0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \u00a0])?[0-9]{2,4}[- \u00a0])"
+PHONE = rf"{AREA}[0-9]{{3,4}}[- \u00a0]?[0-9]{{3,5}}"
 DOTTED_PHONE = r"(?:(?:\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5}"
 # Where a word with a mark could be longer (`inc.a`), these still keep their full stop, and those of SOFTER do not.
 FIRM = (
@@ -119,7 +120,8 @@ FIRM = (
 )
 SOFTER = (
     r"(?:(?i:mr|mrs|ms|drs?|profs?|sens?|reps?|attys?|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl|pvt|capt|ste?|ave|pres"
-    r"|lieut|hon|brig|com?dr|cmdr|pfc|spc|sfc|supts?|det|mt|ft|adj|adv|asst|assoc|ens|insp|mlle|mme|msgr|dept|elec|invt|natl|treas"
+    r"|lieut|hon|brig|com?dr|cmdr|pfc|spc|sfc|supts?|det|mt|ft"
+    r"|adj|adv|asst|assoc|ens|insp|mlle|mme|msgr|dept|elec|invt|natl|treas"
     r"|ph|vs|alex|wm|jos|cie|cf|a\.k\.a)|[Mm][ft](?i:g))\."
 )
 # After these words a sentence has begun, so a single letter with a full stop before them was the end of one.
@@ -136,7 +138,7 @@ KINDS = (
     kind("m", TAG, as_it_stands),
     kind("m", r"(?i:&(?:mdash|ndash|MD);)|[–-―\x96\x97]"),
     kind("m", r"(?i:&amp;)"),
-    kind("m", rf"(?i:&nbsp;)|{BLANK}", nothing),
+    kind("m", rf"(?i:&nbsp;)|{BLANK}+", nothing),
     kind("m", r"(?i:&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)"),
     # words and their endings
     kind("wm", rf"({WORD}){ENDING}"),

@@ -10,6 +10,7 @@ import pytest
 from drawn_lines import draw, texts
 
 from peftkit.metrics import UnavailableError, java, ptb, ptb_program
+from peftkit_cli.main import main
 
 FIXTURES = json.loads((Path(__file__).resolve().parent / "tokens.json").read_text(encoding="utf-8"))
 BUNDLED = Path(ptb.__file__).parents[1] / "data" / "bundled"
@@ -114,3 +115,29 @@ def test_such_characters_and_tags_put_the_program_out_of_step():
         ptb_program.tokenize(["a\rb\x0bc\x0cd\u2028e\u2029f"])
     found = ptb_program.tokenize(['<a b="c', 'd"> e', "", "a", "", " ", ""])
     assert found == [('<a\u00a0b="c',), ('d">', "e"), (), ("a",), (), (), ()]
+
+
+@program
+@pytest.mark.parametrize("options", [(), ("--official",)])
+def test_the_command_scores_with_the_tokens_that_are_asked_for(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PEFTKIT_METEOR", "off")
+    (tmp_path / "ours.json").write_text(json.dumps(["It costs 1 1/2 pounds, doesn't it?", "Plan B."]))
+    (tmp_path / "gold.json").write_text(json.dumps([["It costs pounds."], ["The plan."]]))
+    files = ["--predictions", str(tmp_path / "ours.json"), "--references", str(tmp_path / "gold.json")]
+    assert main(["score", "e2e", *files, *options, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert {"ROUGE-L", "CIDEr", "coco_BLEU-4"} <= scores.keys()
+    assert scores.get("treebank_tokens") == (ptb_program.NAME if options else None)
+
+
+def test_tokens_of_a_program_that_is_not_there_are_no_others(monkeypatch):
+    monkeypatch.setattr(ptb_program, "archive", lambda: None)
+    with ptb.treebank_tokens(official=True), pytest.raises(UnavailableError, match=r"install peftkit\[meteor\]"):
+        ptb.tokenize_lines(["not asked before"])
+
+
+def test_a_task_without_such_tokens_refuses_the_program(tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps(["#### 5"]))
+    files = ["--predictions", str(tmp_path / "a.json"), "--references", str(tmp_path / "a.json")]
+    assert main(["score", "gsm8k", *files, "--official"]) == 2
+    assert "--official: no score of gsm8k counts treebank tokens" in capsys.readouterr().err
