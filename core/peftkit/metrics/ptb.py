@@ -34,7 +34,7 @@ BLANKS = re.compile(rf"[ \t\n]{BLANK}*")
 
 
 @dataclass
-class Source:
+class TokenSource:
     """Where treebank tokens come from, and whether any have."""
 
     official: bool = False
@@ -46,13 +46,13 @@ class Source:
         return (ptb_program.NAME if self.official else "peftkit") if self.used else None
 
 
-_source: ContextVar[Source | None] = ContextVar("source of treebank tokens", default=None)
+_source: ContextVar[TokenSource | None] = ContextVar("source of treebank tokens", default=None)
 
 
 @contextmanager
-def treebank_tokens(*, official: bool) -> Iterator[Source]:
+def treebank_tokens(*, official: bool) -> Iterator[TokenSource]:
     """Take the treebank tokens of what is scored inside from the official program itself where `official` is true."""
-    source = Source(official)
+    source = TokenSource(official)
     before = _source.set(source)
     try:
         yield source
@@ -85,7 +85,7 @@ def tokenize_file(lines: Sequence[str], names: Sequence[str]) -> list[tuple[str,
     lines = [line.replace("\n", " ") for line in lines]
     for index, (line, name) in enumerate(zip(lines, names, strict=True)):
         check(line, lines[index + 1 :] if "<" in line else (), name)
-    source = _source.get() or Source()
+    source = _source.get() or TokenSource()
     source.used = True
     if source.official:
         return [tuple(token for token in line if token not in PUNCTUATION) for line in ptb_program.tokenize(lines)]

@@ -60,7 +60,7 @@ def dots(_: str) -> str:
 
 
 @dataclass(frozen=True)
-class Kind:
+class TokenKind:
     """A kind of token: `starts` has `w`, `d` or `m` where it begins with a letter, a digit or any other mark."""
 
     starts: str
@@ -68,8 +68,8 @@ class Kind:
     write: Callable[[str], str]
 
 
-def kind(starts: str, pattern: str, write: Callable[[str], str] = word) -> Kind:
-    return Kind(starts, re.compile(pattern), write)
+def kind(starts: str, pattern: str, write: Callable[[str], str] = word) -> TokenKind:
+    return TokenKind(starts, re.compile(pattern), write)
 
 
 SPACE = r"[ \t\u00a0\u2000-\u200a\u3000]"
