@@ -69,6 +69,7 @@ class TokenKind:
 
 
 def kind(starts: str, pattern: str, write: Callable[[str], str] = word) -> TokenKind:
+    """Return a kind; where `pattern` has a group, the token is the group and the rest is only looked at."""
     return TokenKind(starts, re.compile(pattern), write)
 
 
