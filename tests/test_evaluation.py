@@ -11,6 +11,7 @@ from random_runs import write_random_run
 
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import answer, evaluate
+from peftkit.metrics import ptb_program
 from peftkit.recipe import load as load_recipe
 
 ROWS = [("a b", "one"), ("c d", "two"), ("a b", "three"), ("e f", "four")]
@@ -62,6 +63,13 @@ def test_a_run_is_scored_and_written_beside_its_adapter(run):
     assert {"BLEU-4", "ROUGE-L"} <= report["scores"].keys()
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert not list((run / "eval").glob("*.partial.jsonl"))
+
+
+@pytest.mark.skipif(ptb_program.archive() is None, reason="the official tokenizer is not here")
+def test_the_report_says_whose_treebank_tokens_were_counted(run):
+    ours, official = evaluate(run), evaluate(run, ["eval.official=true"])
+    assert (ours["treebank_tokens"], official["treebank_tokens"]) == ("peftkit", ptb_program.NAME)
+    assert official["scores"] == pytest.approx(ours["scores"])
 
 
 def test_the_base_answers_otherwise_and_is_written_apart(run):

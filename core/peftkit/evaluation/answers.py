@@ -15,6 +15,7 @@ from peftkit.generation.decoding import OnProgress
 from peftkit.generation.journal import Journal
 from peftkit.generation.stopping import own_ends
 from peftkit.metrics import Scores
+from peftkit.metrics.ptb import treebank_tokens
 from peftkit.recipe import GenerationSection
 from peftkit.tasks import Task
 
@@ -35,6 +36,8 @@ class Evaluation:
     """Generated tokens."""
     wall_s: float
     """Seconds for generating."""
+    treebank_tokens: str | None = None
+    """Whose treebank tokens were counted; None where none were."""
 
 
 def evaluate_loaded(
@@ -47,12 +50,14 @@ def evaluate_loaded(
     generation: GenerationSection | None = None,
     batch_size: int = 32,
     history: History = "gold",
+    official: bool = False,
     journal: Journal | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Answer grouped `examples` with a model as it stands and score the answers by the task's metrics.
 
-    `history` says which earlier answers a conversation's prompts hold. What `journal` holds of an interrupted
+    `history` says which earlier answers a conversation's prompts hold, `official` that treebank tokens
+    are those of the official program. What `journal` holds of an interrupted
     evaluation is not generated again.
     """
     check_examples(task, examples, task.name)
@@ -60,14 +65,17 @@ def evaluate_loaded(
     asked = Asked(model, tokenizer, task, examples, template, settings, history)
     answers = asked.answer(batch_size, journal, on_progress)
     texts = [answer.text.strip() for answer in answers]
+    with treebank_tokens(official=official) as source:
+        scores = task.score(examples, texts)
     return Evaluation(
-        scores=task.score(examples, texts),
+        scores=scores,
         predictions=records(asked, texts),
         settings=settings,
         unfinished=sum(not answer.finished for answer in answers),
         shortened=len(asked.shortened),
         tokens=sum(len(answer.ids) for answer in answers),
         wall_s=asked.wall_s,
+        treebank_tokens=source.name,
     )
 
 

@@ -101,6 +101,7 @@ def _evaluate(
             generation=recipe.generation,
             batch_size=recipe.eval.batch_size,
             history=recipe.eval.history,
+            official=recipe.eval.official,
             journal=journal,
             on_progress=on_progress,
         )
@@ -225,6 +226,7 @@ def report(subject: Assembled, evaluation: Evaluation, facts: dict[str, Any]) ->
     return {
         "scores": evaluation.scores,
         "unavailable": evaluation.scores.unavailable,
+        "treebank_tokens": evaluation.treebank_tokens,
         **facts,
         "unfinished": evaluation.unfinished,
         "shortened_prompts": evaluation.shortened,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from peftkit.metrics import summed
 from peftkit.metrics.ngrams import Ngram, count
-from peftkit.metrics.ptb import tokenize_groups, tokenize_lines
+from peftkit.metrics.ptb import separate, tokenize_groups, tokenize_lines
 
 ORDERS = 4
 SIGMA = 6.0
@@ -55,7 +55,8 @@ def cider(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> li
 
 def counts(tokens: Sequence[str]) -> list[Counter[Ngram]]:
     """Count the n-grams of a text, one counter an order."""
-    return [count(tokens, order) for order in range(1, ORDERS + 1)]
+    words = separate(tokens)
+    return [count(words, order) for order in range(1, ORDERS + 1)]
 
 
 def weigh(text: list[Counter[Ngram]], rarity: dict[Ngram, float], unseen: float) -> Vector:

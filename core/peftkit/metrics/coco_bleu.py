@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from peftkit.metrics import summed
 from peftkit.metrics.ngrams import matches
-from peftkit.metrics.ptb import tokenize_groups, tokenize_lines
+from peftkit.metrics.ptb import separate, tokenize_groups, tokenize_lines
 
 ORDERS = 4
 # The tools add these to numerators and denominators so that nothing is divided by zero.
@@ -33,6 +33,6 @@ def total(sums: Sequence[float]) -> dict[str, float]:
 def coco_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[float, ...]]:
     """Return for each input its length, the closest reference length, and by order the n-grams matched and had."""
     return [
-        matches(tokens, group, ORDERS)
+        matches(separate(tokens), [separate(reference) for reference in group], ORDERS)
         for tokens, group in zip(tokenize_lines(predictions), tokenize_groups(references), strict=True)
     ]

@@ -7,132 +7,162 @@ out: at every position the longest of the kinds of token below wins, the earlier
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import lru_cache
+
+from peftkit.metrics import UnavailableError, ptb_program
+from peftkit.metrics.ptb_kinds import BLANK, DIGIT, FIRM, KINDS, LETTER, NAME, SOFTER, STARTER, TAG, WRITTEN
 
 # What the captioning tools drop. Brackets are already written in lower case by then, so they stay.
 PUNCTUATION = frozenset(("''", "'", "``", "`", '"', ".", "?", "!", ",", ":", "-", "--", "...", ";"))
-WRITTEN = {
-    **{"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "\\/": "/"},
-    **{"£": "#", "€": "$", "¤": "$", "¢": "cents", "¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"},
-    **{"–": "--", "—": "--", "―": "--", "…": "...", "&lt;": "<", "&gt;": ">"},
-}
-QUOTES = str.maketrans(
-    {"’": "'", "›": "'", "‘": "`", "‛": "`", "‹": "`", **dict.fromkeys("“”„«»", '"'), "\u00ad": None}
-)
-ENTITIES = (("&apos;", "'"), ("&quot;", '"'), ("&amp;", "&"))
+# Most of any text: plain words and commas between blanks, where no other kind of token can be longer.
+PLAIN = re.compile(rf"(?:[A-Za-z]+(?:-[A-Za-z]+)*,?[ \n]{BLANK}*)+")
+# Next to them in number: plain words at the end of a sentence, unless they keep its full stop.
+LAST = re.compile(r"([A-Za-z]{2,})\.(?=[ \n]+[A-Za-z])")
+KEEPS_STOP = re.compile(rf"{FIRM}|{SOFTER}|(?i:pt[ey])\.")
+FUSED = frozenset(("cannot", "gonna", "gotta", "wanna", "lemme", "gimme"))
+OPENING = re.compile(rf"{LETTER}|({DIGIT})")
+STARTING = {start: [kind for kind in KINDS if start in kind.starts] for start in "wdm"}
+SENTENCE = re.compile(rf"{BLANK}+{STARTER}|\n{DIGIT}")
+LINE_END = re.compile("[\r\x0b\x0c\u2028\u2029]")
+UNCLOSED = re.compile(rf"<{NAME} [^<>]*= *(?:'[^']*|\"[^\"]*)$")
+# With any other blank an address can begin.
+BLANKS = re.compile(rf"[ \t\n]{BLANK}*")
 
-LETTER = r"(?:(?![²³¹⁰ⁱ⁴-⁹⁺-₎¼-¾⅐-ↈ①-⓿])[^\W\d_]|[\u0300-\u036f])"
-ALPHANUMERIC = rf"(?:{LETTER}|\d)"
-WORD = rf"{LETTER}{ALPHANUMERIC}*(?:[.!?]{LETTER}{ALPHANUMERIC}*)*"
-PIECE = rf"(?:[dDoOlL]['`])?{ALPHANUMERIC}+"
-NUMBER = r"(?:\d+(?:[.:,]\d+)*|(?:[.:,]\d+)+)"
-ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
-ABBREVIATION = (
-    r"(?:Mr|Mrs|Ms|Drs?|Profs?|Sens?|Reps?|Attys?|Lt|Col|Gen|Messrs|Govs?|Adm|Rev|Maj|Sgt|Cpl|Pvt|Capt|Ste?|Ave|Pres|Lieut|Hon"
-    r"|Brig|Com?dr|Pfc|Supts?|Det|Mt|Ft|Adj|Asst|Assoc|Insp|Mlle|Mme|Msgr|Jr|Sr|Bros|Esq|Inc|Cos?|Corp|Ltd|Plc|Bancorp|Dept|Bhd"
-    r"|Assn|Univ|Intl|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|Mon|Tues?|Wed|Thurs?|Fri|Ala|Ariz|Ark|Calif|Colo|Conn|Dak|Del"
-    r"|Fla|Ga|Ill|Ind|Kans?|Ky|La|Mass|Md|Mich|Minn|Mo|Mont|Neb|Nev|Okla|Ore|Pa|Penn|Tenn|Tex|Va|Vt|Wash|Wisc?|Wyo|Blvd|Rd"
-    r"|[Vv]s|[Ee]tc|[Aa]l|[Cc]a|[Cc]f|[Ss]q|Alex|Wm|Jos|Cie|Ph\.D|Ed\.D|a\.k\.a)\."
-)
-# After these words a sentence has begun, so a single letter with a full stop before them was the end of one.
-STARTERS = (
-    r"(?:About|After|Although|Among|And?|Another|Are|As|At|A|Because|Both|But|By|Did|Do|During|Each|Every|For|From|He|Her|Here|His"
-    r"|However|How|If|Its?|In|Is|I|Last|Many|More|Most|Mr\.|Ms\.|Now|Once|One|On|Other|Or|Our|Over|She|Since|Some|So|Such|That|Their"
-    r"|Then|There|These|They|The|This|Those|Though|Under|Until|Was|We|Were|What|When|Whereas|Which|While|Who|Why|With|Yet|You)(?=\s|$)"
-)
-URL_PATH = r"[^\s\"<>|()]+[^\s\"<>|.!?(){},-]"
-KINDS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        # addresses and tags
-        r"https?://[^\s\"<>|(){}]+[^\s\"<>|.!?(){},-]",
-        rf"www\.(?:[^\s\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}(?:/{URL_PATH})?",
-        rf"(?:[^\s\"`'<>|.!?(){{}},_$-]+\.)+(?:com|net|org|edu)(?!\w)(?:/{URL_PATH})?",
-        r"[a-zA-Z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|(){}.]+\.)*[^\s\"<>|(){}\[\].,;:]+",
-        r"</?[A-Za-z!?][^<>]*>",
-        r"[@#][A-Za-z_]\w*",
-        # words, with their full stop where it is not the sentence's
-        WORD,
-        rf"{WORD}\.(?=\s*[,;:])",
-        rf"{PIECE}(?:[-_‐‑]{PIECE})*",
-        rf"[A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:[A-Za-z0-9]+|{ACRONYM}\.))+",
-        r"[A-Z]+(?:[+&][A-Z]+)+",
-        r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}",
-        ABBREVIATION,
-        rf"{ACRONYM}\.",
-        rf"[A-Za-z]\.(?!\s+{STARTERS})",
-        r"(?:[Nn]os?|[Ff]igs?|[Pp]rop|[Vv]ols?|[Pp]p|[Aa]rts?)\.(?=\s?\d)",
-        # apostrophes that belong to the word
-        r"'n'?|'em(?!\w)|'[2-9]0s|'till?|'cause|cont'd|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l|[lLdDjJ]'|y'(?=\w)",
-        rf"[A-HJ-XZn]['`]{LETTER}{{2,}}|{LETTER}+[aeiouyAEIOUY]['`][aeiouA-Z]{LETTER}*",
-        rf"'(?:[msdMSD]|re|ve|ll)(?!{LETTER})",
-        # numbers, sums of money and dates
-        rf"[-+]?{NUMBER}",
-        r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}|\d{4}[-/]\d{1,2}[-/]\d{1,2}",
-        r"[A-Z]*\$",
-        r"[⁺⁻₊₋]?(?:[⁰¹²³⁴-⁹]+|[₀-₉]+)",
-        # signs
-        r"&(?:lt|gt);|\\/|\.{3,5}|…|-{2,}|[–-―]|[?!]{2,}|``|''",
-        r"[!-ÿ‐-⯿\u3000-〿！-･]",
-    )
-)
-# Most of any text: plain words and stops before a space, where no other kind of token can be longer.
-PLAIN = re.compile(r"(?:[A-Za-z]+(?:-[A-Za-z]+)*(?=,?\s)|[,.](?=\s))")
-ENDING = rf"(?:'(?:[msdMSD]|[rRvV][eE]|ll|LL)|[nN]'[tT])(?!{LETTER})"
-WORD_WITH_ENDING = re.compile(rf"({LETTER}{ALPHANUMERIC}*?(?:[.!?]{LETTER}{ALPHANUMERIC}*?)*)({ENDING})")
-FUSED = re.compile(
-    r"(can)(not)|(gon)(na)|(got)(ta)|(lem)(me)|(gim)(me)|(wan)(na)|('t)(is)|('t)(was)|(more)('n)", re.IGNORECASE
-)
+
+@dataclass
+class TokenSource:
+    """Where treebank tokens come from, and whether any have."""
+
+    official: bool = False
+    used: bool = False
+
+    @property
+    def name(self) -> str | None:
+        """What a report says of the tokens; None where none were counted."""
+        return (ptb_program.NAME if self.official else "peftkit") if self.used else None
+
+
+_source: ContextVar[TokenSource | None] = ContextVar("source of treebank tokens", default=None)
+
+
+@contextmanager
+def treebank_tokens(*, official: bool) -> Iterator[TokenSource]:
+    """Take the treebank tokens of what is scored inside from the official program itself where `official` is true."""
+    source = TokenSource(official)
+    before = _source.set(source)
+    try:
+        yield source
+    finally:
+        _source.reset(before)
 
 
 def tokenize_lines(lines: Sequence[str]) -> list[tuple[str, ...]]:
-    """Tokenize texts that the official program reads as lines of one file.
+    """Tokenize predictions, which the official program reads as lines of one file, looking beyond their ends.
 
-    It looks beyond the end of a line: a single letter and full stop at the end are two tokens only if the next line
-    begins with a word that begins sentences.
+    Raises UnavailableError for a text after which its lines fall out of step.
     """
-    following = (re.match(STARTERS, line.lstrip()) for line in (*lines[1:], ""))
-    return [tokenize(line, match[0] if match else "") for line, match in zip(lines, following, strict=True)]
+    return tokenize_file(lines, [f"prediction {number}" for number in range(1, len(lines) + 1)])
 
 
 def tokenize_groups(groups: Sequence[Sequence[str]]) -> list[list[tuple[str, ...]]]:
-    """Tokenize the references of each input, which the official program reads one after the other."""
-    lines = iter(tokenize_lines([line for group in groups for line in group]))
-    return [[next(lines) for _ in group] for group in groups]
+    """Tokenize the references of each input, which are lines of another file, one input's after the other's."""
+    names = [
+        f"reference {number} of input {index}"
+        for index, group in enumerate(groups, 1)
+        for number in range(1, len(group) + 1)
+    ]
+    found = iter(tokenize_file([line for group in groups for line in group], names))
+    return [[next(found) for _ in group] for group in groups]
+
+
+def tokenize_file(lines: Sequence[str], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Tokenize the lines of one file; `names` is what an error calls them."""
+    # The captioning tools themselves put a space in the place of this end of a line, and of no other.
+    lines = [line.replace("\n", " ") for line in lines]
+    for index, (line, name) in enumerate(zip(lines, names, strict=True)):
+        check(line, lines[index + 1 :] if "<" in line else (), name)
+    source = _source.get() or TokenSource()
+    source.used = True
+    if source.official:
+        return [tuple(token for token in line if token not in PUNCTUATION) for line in ptb_program.tokenize(lines)]
+    return [tokenize(line, behind(lines, index)) for index, line in enumerate(lines)]
+
+
+def check(line: str, following: Sequence[str], name: str) -> None:
+    """Raise UnavailableError where the official program does not end the line where it ends, or only later."""
+    end = LINE_END.search(line)
+    if end:
+        raise UnavailableError(
+            f"{name} has the character U+{ord(end[0]):04X}, which ends a line for the official tokenizer: every "
+            "text after it would be scored as another input's; put a space in its place"
+        )
+    opened = UNCLOSED.search(line) if following else None
+    if opened and re.compile(TAG).match("\n".join((line, *following)), opened.start()):
+        raise UnavailableError(
+            f"{name} opens the tag '{opened[0][:40]}', which a later text closes: the official tokenizer reads all "
+            "between as one token; put a space after its '<'"
+        )
+
+
+def behind(lines: Sequence[str], index: int) -> str:
+    """Return what stands behind a line as far as it matters: before what follows, a full stop may end the sentence."""
+    if index + 1 == len(lines):
+        return ""
+    if not lines[index].rstrip().endswith("."):
+        return "\nx"
+    following = "\n" + "\n".join(lines[index + 1 : index + 9])
+    sentence = SENTENCE.match(following)
+    return sentence[0] if sentence else "\nx"
+
+
+def separate(tokens: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of `tokens`: the n-grams of the captioning tools take a token with blanks for several."""
+    return tuple(" ".join(tokens).split())
 
 
 @lru_cache(maxsize=1 << 16)
-def tokenize(text: str, following: str = "") -> tuple[str, ...]:
-    """Split `text` into lower-cased tokens without punctuation; `following` is the next line's first word."""
-    text = text.translate(QUOTES)
-    for entity, character in ENTITIES:
-        text = text.replace(entity, character)
-    end = len(text.rstrip())
-    text = f"{text}\n{following}"
-    tokens, position = [], 0
+def tokenize(text: str, following: str = "\nx") -> tuple[str, ...]:
+    """Split `text` into lower-cased tokens without punctuation; `following` is what the program can see behind it."""
+    tokens: list[str] = []
+    position, end = 0, len(text)
+    text += following
     while position < end:
-        if text[position].isspace():
-            position += 1
+        plain = PLAIN.match(text, position, end + 1)
+        if plain:
+            words = plain[0].lower().replace(",", "").split()
+            if FUSED.isdisjoint(words):
+                tokens += words
+                position = plain.end()
+                continue
+        last = LAST.match(text, position)
+        if last and not KEEPS_STOP.match(text, position) and last[1].lower() not in FUSED:
+            tokens.append(last[1].lower())
+            position = last.end()
             continue
-        pieces = split_at(text, position)
-        for token in pieces:
-            tokens.append(WRITTEN.get(token, token).lower())
-            position += len(token)
-        position += not any(pieces)
-    return tuple(token for token in tokens if token and token not in PUNCTUATION)
+        blanks = BLANKS.match(text, position)
+        if blanks:
+            position = blanks.end()
+            continue
+        token, position = read(text, position)
+        if token and token not in PUNCTUATION:
+            tokens.append(token)
+    return tuple(tokens)
 
 
-def split_at(text: str, position: int) -> Iterable[str]:
-    """Return the token at `position`, or two where a word and its ending part; an empty one for an unknown sign."""
-    plain = PLAIN.match(text, position)
-    if plain:
-        longest = plain[0]
-    else:
-        matches = (kind.match(text, position) for kind in KINDS)
-        longest = max((match[0] for match in matches if match), key=len, default="")
-        ending = WORD_WITH_ENDING.match(text, position)
-        if ending and len(ending[0]) >= len(longest):
-            return ending.groups()
-    fused = FUSED.fullmatch(longest)
-    return tuple(part for part in fused.groups() if part) if fused else (longest,)
+def read(text: str, position: int) -> tuple[str, int]:
+    """Return the token at `position`, as it is written, and where it ends; an empty one for an unknown sign."""
+    opening = OPENING.match(text, position)
+    start = "m" if opening is None else "d" if opening[1] else "w"
+    best, longest, write = None, 0, str
+    for kind in STARTING[start]:
+        match = kind.pattern.match(text, position)
+        if match and match.end() > longest:
+            best, longest, write = match, match.end(), kind.write
+    if best is None:
+        return "", position + 1
+    token = best[best.lastindex or 0]
+    return (WRITTEN.get(token.lower()) or write(token)).lower(), position + len(token)

@@ -21,6 +21,9 @@ class EvalSection(Section):
     """Prompts that are decoded together."""
     history: Literal["gold", "predicted"] = "gold"
     """Which earlier answers stand in the prompts of a conversation (CoQA): the right ones, or the model's own."""
+    official: bool = False
+    """Take the tokens of METEOR, ROUGE-L, CIDEr and the captioning BLEU from Stanford's own program, which
+    `peftkit[meteor]` installs."""
 
 
 class GenerationSection(Section):
