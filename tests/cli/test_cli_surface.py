@@ -42,7 +42,7 @@ SURFACE = {
     "profile": ["--json", "--output", "--steps", "-o", "[KEY=VALUE]...", "RECIPE"],
     "new": ["--dataset", "--method", "--model", "--output", "--path", "--rank", "-o"],
     "list": ["KIND"],
-    "score": ["--json", "--predictions", "--references", "TASK"],
+    "score": ["--json", "--official", "--predictions", "--references", "TASK"],
 }
 
 

@@ -100,12 +100,14 @@ def _quickest(quantizer: Blockwise, device: torch.device, dtype: torch.dtype) ->
             return operators.dequantize_4bit(parts["codes"], largest, size, kind, shape, wanted)
         return into(parts["codes"], largest, size, room) if type(room) is Tensor else room
 
-    # Measured on real tensors where an estimate of memory runs on ones without storage.
-    with _disable_current_modes():
+    # Measured on real tensors, also where a model without storage is built or an estimate of memory runs on one.
+    with _disable_current_modes(), torch.device(device):
         operators = kernels.bitsandbytes()
         into = kernels.into(kind, dtype) if device.type == "cpu" else None
         ways = {"torch": ours} if operators is None else {"torch": ours, "bitsandbytes": theirs}
-        sample = quantizer.encode(torch.randn(kernels.SAMPLE, generator=torch.Generator().manual_seed(0)).to(device))
+        sample = quantizer.encode(
+            torch.randn(kernels.SAMPLE, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
+        )
         return kernels.choose(f"unpacking {quantizer.name}", sample, dtype, ways)
 
 

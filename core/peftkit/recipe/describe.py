@@ -70,9 +70,9 @@ def fits(schema: dict[str, Any], value: Any) -> bool:
         return True
     if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "boolean"):
         return False
-    if kind == "array" and isinstance(schema.get("items"), dict):
-        return all(fits(schema["items"], item) for item in value)
-    if kind not in ("integer", "number"):
+    if isinstance(value, list):
+        return not isinstance(schema.get("items"), dict) or all(fits(schema["items"], item) for item in value)
+    if not isinstance(value, int | float):
         return True
     above, below = schema.get("exclusiveMinimum", -inf), schema.get("exclusiveMaximum", inf)
     return above < value < below and schema.get("minimum", value) <= value <= schema.get("maximum", value)
