@@ -8,8 +8,8 @@ validation split; a method that needs a storage has the first of the formats tha
 at 1e-2 (a real model: at what the method takes by default there), tries the neighbours, moves towards the lower loss,
 and spends what is left between the best rate and its better neighbour. Trials go to docs/results/tuning.csv as they
 end, and one that is there already is not run twice, so that the search can be stopped and continued. `--defaults` runs
-one trial of 40 steps at each method's default instead, into
-docs/results/defaults.csv, beside the loss of the model alone.
+one trial of 40 steps at each method's default instead, into docs/results/defaults.csv, beside the loss of the model
+alone.
 """
 
 from __future__ import annotations
