@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from facts import facts
 from storages import stored
 
 from peftkit.adaptation import check_methods
@@ -44,7 +45,7 @@ def refusal(names: tuple[str, ...]) -> str | None:
 def drawn(size: int, count: int, suitable: Callable[[str], bool] = lambda name: True) -> list[tuple[str, ...]]:
     """Draw `count` different lists of `size` methods that go together."""
     generator = random.Random(size)
-    names, found = [name for name in METHODS.names() if suitable(name)], []
+    names, found = [name for name in METHODS.names() if suitable(name) and not facts(name).alone], []
     while len(found) < count:
         chosen = tuple(generator.sample(names, size))
         if chosen not in found and refusal(chosen) is None:
@@ -53,4 +54,11 @@ def drawn(size: int, count: int, suitable: Callable[[str], bool] = lambda name: 
 
 
 COMBINATIONS = [*drawn(2, 10), *drawn(3, 3)]
-MERGING = [*drawn(2, 6, lambda name: METHODS[name].mergeable), *drawn(3, 3, lambda name: METHODS[name].mergeable)]
+
+
+def merges(name: str) -> bool:
+    """Say whether a method merges as it comes."""
+    return METHODS[name].from_options({}).mergeable
+
+
+MERGING = [*drawn(2, 6, merges), *drawn(3, 3, merges)]

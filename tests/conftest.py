@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from draw import concerns
+from draw import concerns, draw_alone
 from forked import Server
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,6 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--only", metavar="NAME", help="hold one registered entry (a method, format, task, …) to all")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("markexpr") == "not thorough" and config.getoption("--only") is None:
+        draw_alone()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

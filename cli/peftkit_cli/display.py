@@ -104,6 +104,7 @@ class Progress:
         if self.validations:
             shown.append(("validation", f"{self.validations[-1][1]:.4f}"))
         for key, name, form in (
+            ("stage", "stage", str),
             ("lr", "learning rate", lambda value: f"{value:.2e}"),
             ("grad_norm", "gradient norm", lambda value: f"{value:.3g}"),
             ("tokens_per_s", "tokens/s", figures.count),

@@ -189,6 +189,8 @@ def attach_methods(base: Assembled, recipe: Recipe, name: str = "default", *, lo
     """
     methods = methods_of(recipe, base.tokenizer)
     children = load_children(base.module, recipe.adapter_folders, base.description)
+    for method in methods if not loading else ():
+        method.check_base(base.description)
     start = recipe.start_folder
     if start is not None:
         check_start(start, base.description, children)

@@ -24,9 +24,14 @@ class OutputLost(PeftkitError):  # noqa: N818
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """Return the choice spelt most like `name`, or None when none is close."""
-    matches = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    """Return the choice spelt most like `name`, of several the one with its very letters; None when none is close."""
+    word = str(name)
+
+    def likeness(choice: str) -> tuple[float, bool]:
+        return difflib.SequenceMatcher(None, choice, word).ratio(), sorted(choice) == sorted(word)
+
+    matches = difflib.get_close_matches(word, [str(choice) for choice in choices], n=5, cutoff=0.5)
+    return max(matches, key=likeness, default=None)
 
 
 def hint(name: str, choices: Iterable[str]) -> str:

@@ -1,14 +1,15 @@
-"""The base of every method: its options, what it builds at each site, and the hooks the trainer calls."""
+"""The base of every method: its options, and what it builds at each site."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
 
 from peftkit.errors import PeftkitError
+from peftkit.hooks import Hooks
 from peftkit.layout import (
     GROUPS,
     Layout,
@@ -24,7 +25,7 @@ from peftkit.options import Options
 from peftkit.registry import Registry
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from peftkit.ports.adapter import Adapter
 
@@ -41,7 +42,7 @@ AUXILIARY = (None, "in", "out", "q_a", "q_b", "kv_a", "kv_b")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(Options, registry=METHODS):
+class Method(Hooks, Options, registry=METHODS):
     """The options of one method as a recipe writes them; a subclass adds its own and says what it builds.
 
     Class attributes a subclass sets: `port` (where it attaches), `family`, `paper` (authors, year, arXiv id),
@@ -56,9 +57,13 @@ class Method(Options, registry=METHODS):
     needs: ClassVar[str | None] = None
     """The trait that the storage of the adapted weights has to have (`Quantizer.traits`); None where any will do."""
     by_row: ClassVar[bool] = False
-    """Whether what it draws for a token goes by the row of the batch: examples are padded then, and not packed."""
+    """Whether what it draws or computes for a token goes by the row: examples are padded then, and share nothing."""
+    shares_passes: ClassVar[bool] = True
+    """Whether a pass may hold micro-batches of other runs beside its own, whose losses know nothing of it."""
     default_learning_rate: ClassVar[float] = 2e-4
     """The rate found best on the bundled model (docs/results/tuning.csv); `rate` says what other models get."""
+    rate_searched: ClassVar[bool] = True
+    """Whether that rate was searched, and not taken over from methods like it, which plans and pages tell."""
     rate_falls_with_width: ClassVar[bool] = True
     """Whether it trains matrices that multiply hidden states, and not vectors or prompts alone."""
     size: ClassVar[str | None] = None
@@ -71,6 +76,9 @@ class Method(Options, registry=METHODS):
         """Return the method with what its options say in words as token ids; called before it is attached."""
         return self
 
+    def check_base(self, base: Mapping[str, Any]) -> None:
+        """Refuse to start from what was trained on another base than this one, told by its `fingerprint`."""
+
     def parts(self) -> tuple[Method, ...]:
         """Return the methods that stand in its place when it is attached: itself, but for a named combination.
 
@@ -79,8 +87,6 @@ class Method(Options, registry=METHODS):
         combination where they do not.
         """
         return (self,)
-
-    # What the method changes ----------------------------------------------------------------------------------------
 
     def sites(self, layout: Layout) -> list[Site]:
         """Return the places where an adapter is seated; none for methods that train existing parameters only."""
@@ -119,8 +125,7 @@ class Method(Options, registry=METHODS):
     def sizes(self, layout: Layout) -> Sequence[int]:
         """Return the values that the option `size` may take, from the fewest stored numbers to the most.
 
-        By default these are all whole numbers up to a million; which of them a model refuses, `sites` tells. They
-        mean nothing where the option is a share.
+        By default all whole numbers up to a million: `sites` refuses some. They mean nothing of a share.
         """
         return range(1, LARGEST_SIZE)
 
@@ -133,37 +138,6 @@ class Method(Options, registry=METHODS):
         """
         share = min(1.0, TUNED_WIDTH / width) if self.rate_falls_with_width else 1.0
         return self.default_learning_rate * share
-
-    # Hooks of the trainer -------------------------------------------------------------------------------------------
-
-    def prepare(self, model: nn.Module, adapters: Mapping[str, Adapter], batches: Iterable[Any]) -> None:
-        """Look at the model and the batches of the first epoch before the first step of a run.
-
-        Batches are made while they are iterated over: one that is not asked for costs nothing. What it sees has to
-        stand in the adapters' state, because a resumed run does not call this again.
-        """
-
-    def penalty(self, adapters: Mapping[str, Adapter]) -> Tensor | None:
-        """Return a term added to the loss of every step, or None."""
-        return None
-
-    def after_backward(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
-        """Act on the gradients of optimizer step `step` of `steps`, before clipping."""
-
-    def after_step(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
-        """Act after optimizer step `step` of `steps`."""
-
-    def finish(self, adapters: Mapping[str, Adapter]) -> None:
-        """Bring the adapters to the form that is saved after training, which `finished` describes."""
-
-    def groups(
-        self, layout: Layout, parameters: Sequence[tuple[str, nn.Parameter]], learning_rate: float
-    ) -> list[dict[str, Any]]:
-        """Return optimizer groups, each `params` as (key, parameter) pairs and `lr`.
-
-        A group may name its `optimizer` and hold that one's options; without, it gets the default one.
-        """
-        return [{"params": list(parameters), "lr": learning_rate}]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def plan(recipe: Recipe, working: Working = lambda text: None) -> Plan:
     encoded, objective, batches = encoder.train(data, objective_of(section, recipe.objective), most=READ)
     factor = encoded.factor
     add_module(adaptation, objective, section.seed, torch.device("meta"), recipe.start_folder)
-    check_length(assembled.model, encoded.rows)
+    check_length(assembled.model, encoded.rows, adaptation.moved())
     steps = count_steps(batches, section.accumulation, section.epochs, section.max_steps, factor)
     epochs = steps / steps_of(batches.plan(0), section.accumulation, factor)
     memory = estimate(recipe, assembled, adaptation, batches, objective)

@@ -27,6 +27,7 @@ ALLOWED = {
         "visible": "",
         "tensor_file": "errors files",
         "plot": "files",
+        "trained_prompts": "errors files tensor_file",
         # Tensors: kernels, packed weights, the places in a model, and what sits there.
         "kernels": "",
         "quantization": "errors kernels options registry schemas",
@@ -35,9 +36,10 @@ ALLOWED = {
         "device": "errors layout",
         "ports": "errors kernels layout quantization",
         "layers": "errors kernels layout ports quantization",
-        "method": "errors layout options ports registry",
-        "methods": "errors kernels layers layout method ports quantization registry",
-        "adaptation": "__version__ errors files layers free_memory layout method methods ports quantization "
+        "hooks": "layout ports",
+        "method": "errors hooks layout options ports registry",
+        "methods": "errors hooks kernels layers layout method ports quantization registry trained_prompts",
+        "adaptation": "__version__ errors files hooks layers free_memory layout method methods ports quantization "
         "schemas tensor_file",
         "budget": "adaptation errors layout method",
         # Text: data, metrics, and the tasks that are made of both.
@@ -57,7 +59,7 @@ ALLOWED = {
         # Runs: what they take, what they answer, and the loop itself.
         "estimation": "adaptation data device engine errors layout models objectives optim plot "
         "quantization free_memory recipe strategies",
-        "generation": "data errors files kernels schemas tasks",
+        "generation": "data errors files kernels ports schemas tasks",
         "evaluation": "adaptation assembly data device engine errors estimation files generation lock metrics recipe "
         "schemas tasks versions",
         "training": "adaptation assembly data device engine errors estimation evaluation files layout lock metrics "

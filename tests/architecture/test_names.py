@@ -46,9 +46,7 @@ OWN_FILES = [registry for registry in registries() if registry not in (READERS, 
 
 Readers of packed layers are values of one class, and so are converters of one shape of tensors for several methods.
 """
-EXCEPTIONS = {
-    "Method.by_row": "rows that begin alike cannot draw masks of their own where their beginning is computed once",
-}
+EXCEPTIONS: dict[str, str] = {}
 """Flags of one user, each with the reason."""
 
 

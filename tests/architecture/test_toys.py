@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from draw import EVERY
 from toys import SAMPLE, TOYS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +55,7 @@ def outcome(overlay: Path) -> str:
     done = subprocess.run(
         [*command, *map(str, HELD), "-k", chosen, "-m", "not thorough", f"--ignore={LAWS / 'test_foreign.py'}"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(overlay), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONPATH": str(overlay), "PYTHONDONTWRITEBYTECODE": "1", EVERY: "1"},
         capture_output=True,
         text=True,
     )

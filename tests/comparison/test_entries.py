@@ -9,7 +9,9 @@ import pytest
 from peftkit.adaptation import count_stored
 from peftkit.comparison import entries
 from peftkit.errors import PeftkitError
+from peftkit.layout import Layout
 from peftkit.method import METHODS
+from peftkit.models.load import load as load_model
 from peftkit.quantization.quantizer import formats
 from peftkit.recipe import CompareSection, load
 
@@ -63,9 +65,6 @@ def test_the_runs_of_an_entry_differ_from_the_recipe_in_methods_and_seed_alone()
 def test_a_budget_sizes_each_method_and_tells_its_size():
     budget = 40_000
     found = entries(recipe(methods=["lora", "krona", "serial-adapter", "lora+prompt-tuning", "ia3"], budget=budget))
-    from peftkit.layout import Layout
-    from peftkit.models.load import load as load_model
-
     layout = Layout(load_model(recipe().model, device="meta", weights=False).model)
     for entry in found:
         stored = sum(count_stored(method, layout) for method in entry.methods)
@@ -130,3 +129,15 @@ def test_fractions_multiply_the_entries_and_smaller_parts_lie_inside_larger_ones
     assert {example.id for example in other} != parts[0]
     with pytest.raises(PeftkitError, match="fractions"):
         recipe(methods=["lora"], fractions=[1.5])
+
+
+def test_the_compact_structures_are_sized_to_one_budget():
+    shipped = load("compare/compact-lowrank")
+    found = entries(shipped)
+    assert [entry.methods[0].name for entry in found][:3] == ["lora", "moslora", "vera"]
+    layout = Layout(load_model(shipped.model, device="meta", weights=False).model)
+    stored = {entry.methods[0].name: count_stored(entry.methods[0], layout) for entry in found}
+    budget = shipped.compare.budget
+    # Kronecker products come in few sizes; everything else meets the budget.
+    few = {"krona", "kadaptation"}
+    assert all(abs(count / budget - 1) < (0.3 if name in few else 0.01) for name, count in stored.items())

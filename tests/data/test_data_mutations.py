@@ -36,6 +36,9 @@ LINES = (
 )
 
 
+INSTRUCTION = {"instruction": "i", "input": "x", "output": "o"}
+
+
 def lines(*records):
     return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
 
@@ -45,6 +48,8 @@ FILES = {
     "webnlg": ("train/1triples/f.xml", f'<?xml version="1.0"?>\n<benchmark><entries>{ENTRY * 2}</entries></benchmark>'),
     "gsm8k": ("train.jsonl", lines(*({"question": f"{n}+1?", "answer": f"#### {n + 1}"} for n in range(3)))),
     "coqa": ("coqa-train-v1.0.json", json.dumps({"version": "1.0", "data": [COQA, COQA]}, indent=1)),
+    "math_10k": ("math_10k.json", json.dumps([{**INSTRUCTION, "answer": 2.5}] * 3)),
+    "commonsense_170k": ("commonsense_170k.json", json.dumps([{**INSTRUCTION, "answer": "true"}] * 3)),
     "jsonl": ("train.jsonl", lines(*LINES)),
     "text": ("train.jsonl", lines({"text": "One."}, {"text": "Zwei Füße."})),
 }

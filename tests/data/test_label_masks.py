@@ -39,6 +39,14 @@ FILES = {
     "gsm8k": ("train.jsonl", json.dumps({"question": "One and one?", "answer": "1+1=<<1+1=2>>2\n#### 2"})),
     "coqa": ("coqa-train-v1.0.json", json.dumps(COQA)),
     "jsonl": ("train.jsonl", json.dumps({"instruction": "Greet.", "input": "Bo", "output": "Hi Bo"})),
+    "math_10k": (
+        "math_10k.json",
+        json.dumps([{"instruction": "One and one?", "input": "", "output": "1 + 1 = 2.", "answer": 2}]),
+    ),
+    "commonsense_170k": (
+        "commonsense_170k.json",
+        json.dumps([{"instruction": "Two is even?", "input": "x", "output": "it is true", "answer": "true"}]),
+    ),
     "text": ("train.txt", "All of this.\nThis too."),
 }
 EXPECTED = {
@@ -47,6 +55,8 @@ EXPECTED = {
     "gsm8k": ("One and one?", "1+1=<<1+1=2>>2\n#### 2"),
     "coqa": (f"{STORY}\n\nQ: Who?\nA: Ann\nQ: What?\nA:", "a cat"),
     "jsonl": ("Greet.\n\nBo", "Hi Bo"),
+    "math_10k": ("One and one?", "1 + 1 = 2."),
+    "commonsense_170k": ("Two is even?\n\nx", "it is true"),
 }
 
 

@@ -102,7 +102,7 @@ def test_what_the_format_cannot_hold_is_refused_with_advice(
     [
         (None, "no adapter_config.json"),
         ("{", "adapter_config.json, line 1"),
-        ({"peft_type": "OFT"}, "OFT.*lora"),
+        ({"peft_type": "POLY"}, "POLY.*lora"),
         ({}, "peft_type is None"),
         ({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_qalora": True}, "use_qalora"),
         ({"peft_type": "LORA", "r": 4, "lora_alpha": 8}, "adapter_model.safetensors"),

@@ -24,6 +24,10 @@ PROMPTS = [
     {"p-tuning": {"length": 4, "encoder": "none"}},
     {"p-tuning": {"length": 4, "encoder": "mlp", "hidden": 8}},
 ]
+SHIFTED = [
+    {"p-tuning-v2": {"length": 4, "shift": True, "deviation": 1.0}},
+    {"prefix-tuning": {"length": 4, "shift": True, "projection": 8}},
+]
 GATED = {"llama-adapter": {"length": 4}}
 
 
@@ -49,7 +53,7 @@ def randomise(model: Any, word: str) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "method"),
-    [(name, method) for name in ("llama", "gemma", "gpt2") for method in PROMPTS]
+    [(name, method) for name in ("llama", "gemma", "gpt2") for method in [*PROMPTS, *SHIFTED]]
     + [("llama", GATED), ("mistral", {"llama-adapter": {"length": 4, "top": 1}})],
 )
 def test_hugging_face_peft_opens_the_folder_with_equal_logits(
@@ -82,6 +86,24 @@ def test_a_prompt_of_hugging_face_peft_is_read_with_equal_logits(kind: str, arch
         expected = theirs(IDS).logits[:, 4:]
     ours = tiny(architecture)
     assert load_adapter(tmp_path, ours).trainable == 4 * 32
+    torch.testing.assert_close(adapted(ours), expected, atol=1e-5, rtol=0)
+    assert (expected - plain(architecture)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_prefix_of_hugging_face_peft_is_read_with_equal_logits(
+    projected: bool, architecture: str, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft", reason="Hugging Face peft is not installed")
+    with quiet(), torch.no_grad():
+        sizes = {"num_virtual_tokens": 4, "encoder_hidden_size": 8, "prefix_projection": projected}
+        theirs = peft.get_peft_model(tiny(architecture), peft.PrefixTuningConfig(task_type="CAUSAL_LM", **sizes)).eval()
+        randomise(theirs, "prompt_encoder")
+        theirs.save_pretrained(tmp_path)
+        expected = theirs(IDS).logits
+    ours = tiny(architecture)
+    load_adapter(tmp_path, ours)
     torch.testing.assert_close(adapted(ours), expected, atol=1e-5, rtol=0)
     assert (expected - plain(architecture)).abs().max() > 0.1
 
@@ -124,6 +146,7 @@ def test_a_prompt_behind_a_first_token_is_not_written(method: Any, make_run: Any
     [
         ("llama", {"prefix-tuning": {"length": 4}}, "'prefix-tuning' leaves the positions of the text as they are"),
         ("llama", {"p-tuning-v2": {"length": 4}}, "'p-tuning-v2' leaves the positions of the text as they are"),
+        ("llama", {"p-tuning-v2": {"shift": True, "layers": "1"}}, "a prefix of one size in every layer"),
         (
             "llama",
             {"llama-adapter": {"variant": "official"}},
@@ -149,7 +172,8 @@ def test_what_would_be_something_else_there_is_refused_with_the_reason(
         ("PROMPT_TUNING", {"prompt_embeddings": torch.ones(4, 31)}, r"of the shape \[4, 31\], and \[length, 32\]"),
         ("P_TUNING", {}, "'prompt_embeddings' is missing"),
         ("PROMPT_TUNING", {"base_model.head": torch.ones(1)}, "'base_model.head' is not part of a soft prompt"),
-        ("PREFIX_TUNING", {"prompt_embeddings": torch.ones(4, 64)}, "'prefix-tuning' leaves the positions of the text"),
+        ("PREFIX_TUNING", {"prompt_embeddings": torch.ones(4, 63)}, r"of the shape \[4, 63\], and \[length, 64\]"),
+        ("PREFIX_TUNING", {"base_model.head": torch.ones(1)}, "'base_model.head' is not part of a prefix"),
         ("ADAPTION_PROMPT", {"base_model.model.x.gate": torch.ones(1)}, "not part of a LLaMA-Adapter"),
         ("ADAPTION_PROMPT", {}, "lacks model.layers.0.self_attn/P|lacks 0/model.layers.0.self_attn/P"),
     ],

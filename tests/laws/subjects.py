@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from draw import turn
+from draw import share, some, turn
 from facts import facts
 from storages import looked_at, stored
 from torch import Tensor
@@ -64,17 +64,23 @@ SUBJECTS = [
 IDS = [f"{name}-{position}-{architecture}" for name, position, architecture in SUBJECTS]
 
 
-def drawn(law: str, costly: bool) -> list[tuple[str, int, str]]:
+COSTLY = 3
+"""Of so many methods a costly law holds one, where its mark says no other number."""
+
+
+def drawn(law: str, costly: int) -> list[tuple[str, int, str]]:
     """Return the subjects that `make test` holds to a law.
 
-    They are each trial of each method on one architecture, the next one for the next trial; of a costly law one trial
-    of each method on one architecture.
+    They are half of the trials of each method, on one architecture each; of a costly law one trial of one in
+    `costly` methods. Other laws draw other ones.
     """
     held = []
-    for name in dict.fromkeys(name for name, _, _ in SUBJECTS):
+    names = list(dict.fromkeys(name for name, _, _ in SUBJECTS))
+    for name in names if not costly else share(law, names, costly):
         trials = list(dict.fromkeys(position for other, position, _ in SUBJECTS if other == name))
         first = turn(f"{law}/{name}", 1 << 16)
-        for position in trials if not costly else [trials[first // 2 % len(trials)]]:
+        count = 1 if costly else (len(trials) + 1) // 2
+        for position in some(f"{law}/{name}", trials, count):
             there = [each for other, trial, each in SUBJECTS if (other, trial) == (name, position)]
             held.append((name, position, there[(first + position) % len(there)]))
     return held

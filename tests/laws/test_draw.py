@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,34 +11,45 @@ import pytest
 import test_families
 import test_quantized
 from draw import concerns, some, turn
-from subjects import SUBJECTS, drawn
+from subjects import COSTLY, SUBJECTS, drawn
 
 from peftkit.method import METHODS
 from peftkit.models.tiny import ARCHITECTURES
 from peftkit.quantization.quantizer import QUANTIZERS
 
 
-def laws() -> dict[str, bool]:
-    """Return the laws of every subject, and whether each is costly."""
+def laws() -> dict[str, int]:
+    """Return the laws of every subject, and of how many methods each costly one holds one; 0 for the others."""
     found = {}
     for path in Path(__file__).parent.glob("test_*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and {"name", "position"} <= {each.arg for each in node.args.args}:
-                found[node.name] = "pytest.mark.costly" in [ast.unparse(each) for each in node.decorator_list]
+                marks = [
+                    re.fullmatch(r"pytest\.mark\.costly(?:\((\d+)\))?", ast.unparse(m)) for m in node.decorator_list
+                ]
+                found[node.name] = next((int(mark[1] or COSTLY) for mark in marks if mark), 0)
     return found
 
 
-def test_every_law_holds_every_method_and_the_laws_together_every_subject():
-    met = defaultdict(int)
+def test_every_plain_law_holds_every_method_and_the_laws_together_every_trial():
+    met, costly_laws = defaultdict(int), defaultdict(int)
     assert len(laws()) >= 20
     for law, costly in laws().items():
         held = drawn(law, costly)
-        assert {name for name, _, _ in held} == set(METHODS.names())
-        assert costly or {subject[:2] for subject in held} == {subject[:2] for subject in SUBJECTS}
+        names = {name for name, _, _ in held}
+        if costly:
+            assert len(names) >= len(METHODS.names()) / costly / 2
+            for name in names:
+                costly_laws[name] += 1
+        else:
+            assert names == set(METHODS.names())
         for subject in held:
             met[subject] += 1
-    assert set(met) == set(SUBJECTS)
-    assert min(met.values()) >= 3
+            met[subject[:2]] += 1
+    assert {subject[:2] for subject in SUBJECTS} <= set(met)
+    assert len(set(SUBJECTS) - set(met)) <= len(SUBJECTS) / 50
+    assert min(count for subject, count in met.items() if len(subject) == 2) >= 3
+    assert set(costly_laws) == set(METHODS.names())
 
 
 def test_every_family_and_every_format_is_drawn():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from draw import marked, share
 from model_folders import section
 from quantized_checkpoints import write_bitsandbytes
 from storages import looked_at
@@ -67,13 +68,11 @@ def test_what_trains_the_packed_weights_is_refused(checkpoint, method):
         check_methods(model, [build(method, 0)])
 
 
-@pytest.mark.parametrize(
-    ("kind", "method"),
-    [
-        *(("nf4", name) for name in METHODS.names() if taken(name)),
-        *((kind, name) for kind in ("fp4", "int8") for name in FEW),
-    ],
-)
+TAKEN = [("nf4", name) for name in METHODS.names() if taken(name)]
+OTHER = [(kind, name) for kind in ("fp4", "int8") for name in FEW]
+
+
+@pytest.mark.parametrize(("kind", "method"), marked([*TAKEN, *OTHER], [*share("foreign", TAKEN), *OTHER]))
 def test_forward_and_backward_equal_those_on_the_dense_weights(checkpoint, kind, method):
     architecture = taken(method)
     model, twin, layers = pair(checkpoint(kind, architecture), architecture)

@@ -7,14 +7,13 @@ import json
 import pytest
 import torch
 from facts import facts
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from storages import stored
 from subjects import SUBJECTS, attached, build, logits, loss, randomise, tokens
 
-from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
-from peftkit.export.hf_peft.converter import CONVERTERS, convert
-from peftkit.layout import Layout
+from peftkit.export.hf_peft import load as load_hf_peft
+from peftkit.export.hf_peft.converter import convert
 from peftkit.method import METHODS
 from peftkit.optim.build import Optimizers
 
@@ -29,6 +28,7 @@ def test_it_learns(name, position, architecture, pace):
     first = None
     model.train()
     for index in range(trial.steps):
+        adaptation.context.step = index
         value = loss(model, ids)
         first = first if first is not None else value.item()
         penalty = adaptation.penalty()
@@ -60,11 +60,8 @@ def test_parity_with_hugging_face_peft_both_ways(name, position, architecture, t
     assert (logits(theirs)[:, -expected.shape[1] :] - expected).abs().max() <= 1e-5
 
     theirs.save_pretrained(str(tmp_path / "back"), save_embedding_layers=False)
-    config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
     back = stored([name], architecture)
-    tensors = load_file(tmp_path / "back" / "adapter_model.safetensors")
-    method, state = CONVERTERS[name].read(config, tensors, Layout(back))
-    attach(back, [method]).load_state({f"0/{key}": tensor for key, tensor in state.items()})
+    load_hf_peft(tmp_path / "back", back)
     assert (logits(back) - expected).abs().max() <= 1e-5
 
 

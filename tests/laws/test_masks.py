@@ -8,10 +8,13 @@ from subjects import attached, logits, randomise, soft_ids, tokens
 from transformers import LogitsProcessor
 
 from peftkit.models.tiny import VOCABULARY
+from peftkit.ports.context import context_of
 
 
 def test_packed_texts_equal_each_alone(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
+    if context_of(model).reads_prompts:
+        pytest.skip("what it computes of a text depends on its prompt, and a row has one")
     randomise(adaptation)
     texts = [tokens(1, length, seed=length) for length in (4, 7, 5)]
     soft = torch.tensor([soft_ids(model)], dtype=torch.long)

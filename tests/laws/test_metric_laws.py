@@ -12,10 +12,10 @@ from peftkit.metrics import METRICS, UnavailableError
 
 PREDICTIONS = ["so it is 7\n#### 7", "the answer is three red birds", "no", "a house by the river is old"]
 REFERENCES = [
-    ["#### 7", "it is 7 #### 7"],
-    ["that makes three birds\n#### 3"],
-    ["no\n#### 0", "no it is not #### 0"],
-    ["the old house stands by the river\n#### 12"],
+    ["true #### 7", "true, it is 7 #### 7"],
+    ["that makes three birds, true\n#### 3"],
+    ["no, false\n#### 0", "no it is not, false #### 0"],
+    ["the old house stands by the river, true\n#### 12"],
 ]
 NAMES = METRICS.names()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from draw import marked, some
+from draw import marked, some, whole
 from facts import facts
 from storages import needed, stored
 from subjects import build
@@ -25,6 +25,8 @@ from peftkit.models.tiny import ARCHITECTURES
 Row = tuple[str | None, list[int]]
 """The adaptation of a row of a batch, None for the base, and its tokens."""
 CLOSE = 1e-10
+MANY = 20
+"""Methods in the one batch of `make test`; all of them otherwise."""
 NEW = 6
 """Tokens of an answer."""
 
@@ -44,7 +46,8 @@ def chosen(architecture: str, storage: tuple[str, ...], turn: int) -> tuple[Any,
     """Return a base, the methods that find something there, and those of them that change its own weights."""
     model = stored(storage, architecture)
     layout, methods, changing = Layout(model), {}, set()
-    for name in METHODS.names():
+    names = METHODS.names()
+    for name in names if whole() else some(f"mixed/{architecture}/{storage}/{turn}", names, MANY):
         method = trial(name, turn)
         try:
             found = check_methods(model, [method], layout)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from draw import marked, some
+from draw import marked, share, some
 from storages import dequantized, small
 
 import zoo
@@ -15,7 +15,7 @@ from peftkit.adaptation import attach, check_methods, count_stored, count_traine
 from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import METHODS
-from peftkit.methods.inits import INITS, splits
+from peftkit.methods.inits import INITS, Measured, splits
 from peftkit.models.quantize import Quantization, forget_originals, quantize
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.quantization.stack import PackedStack
@@ -28,7 +28,7 @@ FAMILIES = ("mixtral", "gpt_oss")
 CROSS = [(name, family, form) for name in METHODS_OF_WEIGHTS for family in FAMILIES for form in QUANTIZERS.names()]
 DRAWN = [
     (name, family, form)
-    for name in METHODS_OF_WEIGHTS
+    for name in share("packed", METHODS_OF_WEIGHTS, 2)
     for family in some(name, FAMILIES, 1)
     for form in some(name, ["nf4", "nf2", "int8", "int4", "int3"], 1)
 ]
@@ -100,8 +100,10 @@ def test_on_packed_stacks_it_is_what_it_is_on_the_dequantized_ones(name, family,
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
 
 
-@pytest.mark.parametrize("name", METHODS_OF_WEIGHTS)
-@pytest.mark.parametrize("family", FAMILIES)
+ALONE = [(name, family) for name in METHODS_OF_WEIGHTS for family in FAMILIES]
+
+
+@pytest.mark.parametrize(("name", "family"), marked(ALONE, share("alone", ALONE)))
 def test_each_expert_has_the_adapter_that_it_would_have_alone(name, family):
     model = base(family)
     adaptation = attach(model, [method(name)])
@@ -121,7 +123,7 @@ def test_each_expert_has_the_adapter_that_it_would_have_alone(name, family):
         assert torch.allclose(merged[index].T if stacked.site.transposed else merged[index], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS_OF_WEIGHTS)
+@pytest.mark.parametrize("name", marked(METHODS_OF_WEIGHTS, share("no dense", METHODS_OF_WEIGHTS)))
 def test_no_dense_weight_is_kept_for_the_backward_pass(name):
     model = base("mixtral", "nf4").train()
     adaptation = attach(model, [method(name)])
@@ -144,7 +146,9 @@ def test_no_dense_weight_is_kept_for_the_backward_pass(name):
         assert not shapes & {tuple(tensor.shape) for tensor in kept}
 
 
-@pytest.mark.parametrize("init", [name for name in INITS.names() if splits(name)])
+@pytest.mark.parametrize(
+    "init", [name for name in INITS.names() if splits(name) and not isinstance(INITS[name], Measured)]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_start_is_found_for_each_expert_alone(init, family):
     answers = init in ("loftq", "lq-lora")

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from draw import marked, some
+from draw import marked, share, some
 from storages import SIZES, looked_at, small
 from subjects import build, hold_equal_to_dense, randomise, tokens
 
@@ -44,7 +44,7 @@ MERGED += [
     if METHODS[name].mergeable and METHODS[name].needs in small(other).traits
 ]
 CROSS = [(name, other) for name in ANYWHERE for other in QUANTIZERS.names()]
-HELD = [(name, other) for name in ANYWHERE for other in some(name, QUANTIZERS.names(), 2)]
+HELD = [(name, other) for name in ANYWHERE for other in some(name, QUANTIZERS.names(), 1)]
 
 
 def test_sizes_for_small_models_are_of_formats():
@@ -70,7 +70,7 @@ def test_forward_and_backward_equal_those_on_the_dequantized_weights(method, for
     hold_equal_to_dense(model, twin, method, layers)
 
 
-@pytest.mark.parametrize(("method", "format_name"), MERGED)
+@pytest.mark.parametrize(("method", "format_name"), marked(MERGED, share("merged", MERGED, 2)))
 def test_it_merges_into_the_dequantized_weights_and_out_again(method, format_name):
     architecture = packs(method)
     model = tiny(architecture)

@@ -16,7 +16,7 @@ from peftkit.export.hf_peft.converter import convert
 from peftkit.layout import Layout, Site
 from peftkit.method import METHODS
 from peftkit.methods.dora import DoRA
-from peftkit.methods.inits import INITS, splits
+from peftkit.methods.inits import INITS, Measured, splits
 from peftkit.methods.lora import LoRA
 from peftkit.models.tiny import tiny
 from peftkit.quantization.weight import dense
@@ -24,6 +24,8 @@ from peftkit.quantization.weight import dense
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox")
 SPLITTING = [name for name in INITS.names() if splits(name) and saved_pairs(name) == 1]
 DRAWN = [name for name in INITS.names() if not splits(name)]
+LEAST = {"milora": 1e-3}
+"""How far a start moves the weights at least that takes little out of them."""
 IDS = torch.tensor([[5, 9, 17, 40, 41, 8]])
 
 
@@ -73,7 +75,11 @@ def test_frozen_weight_and_pair_are_the_weight_at_every_site(init, architecture)
         left = adapter.weight()
         assert (left + adapter.delta(left) - originals[key]).abs().max() <= 2e-6
         moved = (left - originals[key]).abs().max()
-        assert moved > 1e-1 if method.splits_base else moved == 0
+        if isinstance(INITS[init], Measured):
+            # Nothing has been seen yet, and B is zero.
+            assert moved == 0
+        else:
+            assert moved > LEAST.get(init, 1e-1) if method.splits_base else moved == 0
     touched = {f"{a.site.path}.weight" for a in adaptation.parts[0].adapters.values()}
     assert all(torch.equal(value, before[key]) for key, value in weights(model).items() if key not in touched)
 

@@ -13,6 +13,7 @@ from peftkit.methods.p_tuning_v2 import PTuningV2
 from peftkit.methods.prefix_tuning import PrefixTuning
 from peftkit.models.tiny import tiny
 from peftkit.ports.attention import AttentionAdapter
+from peftkit.ports.context import LINK, Context
 
 IDS = torch.tensor([[5, 9, 14, 20, 3], [7, 7, 30, 41, 8]])
 
@@ -101,6 +102,7 @@ def test_a_prefix_mixes_two_attentions():
     site = Layout(tiny("llama")).attention()[0]
     adapter = PTuningV2(length=2, deviation=1.0).build(site).double()
     assert isinstance(adapter, AttentionAdapter)
+    setattr(adapter, LINK, Context())
     keys, values = (torch.nn.Parameter(part[:, :8]) for part in adapter.prefix())
     adapter.K, adapter.V = keys, values
 

@@ -14,7 +14,7 @@ from peftkit.errors import PeftkitError
 from peftkit.metrics import METRICS, UnavailableError, module
 
 PREDICTIONS = ["so it is 7\n#### 7", "the answer is 3"]
-REFERENCES = [["#### 7", "it is 7 #### 7"], ["that makes 3\n#### 3"]]
+REFERENCES = [["true #### 7", "true, it is 7 #### 7"], ["that makes 3, true\n#### 3"]]
 NUMBERS = ["1", "0"], [["1", "0"], ["0"]]
 """Texts for the metrics that want two labels, or numbers."""
 NUMERIC = ("f1", "pearson", "spearman")

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).resolve().parent / "official"
 TEXTS = json.loads((FOLDER / "texts.json").read_text(encoding="utf-8"))
 SCORES = json.loads((FOLDER / "scores.json").read_text(encoding="utf-8"))
 LABELS = ("accuracy", "f1", "f1_macro", "matthews", "pearson", "spearman")
-ELSEWHERE = ("gsm8k", "coqa", "meteor", *LABELS)
+ELSEWHERE = ("gsm8k", "coqa", "meteor", "first_choice", "last_number", *LABELS)
 """Metrics of short answers and of labels, and the one whose program has tests of its own."""
 
 

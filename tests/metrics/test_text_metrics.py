@@ -110,7 +110,7 @@ def test_faulty_input_is_told(name):
 
 @pytest.mark.parametrize("name", [name for name in METRICS.names() if name not in ("meteor", *LABELS)])
 def test_a_metric_returns_the_keys_it_announces_and_bears_empty_predictions(name):
-    scores = METRICS[name].score(["", "b 2"], [["a #### 1"], ["b #### 2", "c #### 3"]])
+    scores = METRICS[name].score(["", "b 2"], [["true #### 1"], ["false #### 2", "true #### 3"]])
     assert tuple(scores) == METRICS[name].keys
     assert all(math.isfinite(value) and value >= 0 for value in scores.values())
 

@@ -31,6 +31,7 @@ def tables(page) -> list[Table]:
     return [block for block in page.blocks if isinstance(block, Table)]
 
 
+CHOICES = ["true", "false"]
 TOKENS = [*"abcde", "red", "house", "the", "42", "it's"]
 HELD = {"nist", "cider"}
 """Metrics that weigh n-grams by the references of the whole set."""
@@ -47,7 +48,8 @@ def random_answers(seed: int, names: list[str]) -> evidence.Answers:
 
     records = []
     for number in range(12):
-        references = [f"{text()} #### {chance.randint(0, 1)}" for _ in range(chance.randint(1, 3))]
+        count = chance.randint(1, 3)
+        references = [f"{text()} {chance.choice(CHOICES)} #### {chance.randint(0, 1)}" for _ in range(count)]
         prediction = references[0] if number % 4 == 0 else f"{text()} #### 1"
         records.append({"id": str(number), "prediction": prediction, "references": references})
     predictions, groups = [r["prediction"] for r in records], [r["references"] for r in records]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from combinations import decoder
+from draw import marked, share
 from facts import facts
 
 from peftkit.adaptation import attach
@@ -18,6 +19,8 @@ from peftkit.method import METHODS
 from peftkit.recipe import TrainSection
 from peftkit.training import nesting
 from peftkit.training.loop import Loop
+
+STEADY = [name for name in METHODS.names() if not facts(name).random_in_training]
 
 
 def rows(count: int = 12) -> list[Encoded]:
@@ -58,13 +61,14 @@ class Fixed:
         return self.batches.collate(indices, pad_id)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS.names() if not facts(name).random_in_training])
+@pytest.mark.parametrize("method", marked(STEADY, share("accumulated", STEADY)))
 def test_accumulated_micro_batches_equal_one_large_batch(method: str):
     """Eleven rows: windows of 3 × 2, 2 + 2 + 1 (partial) against whole batches of 6 and 5."""
     small = Fixed(rows(11), [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]])
     large = Fixed(rows(11), [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
-    one = make_loop(method, small, accumulation=3, max_steps=4)
-    other = make_loop(method, large, accumulation=1, max_steps=4)
+    # Adam divides by gradients that are zero but for rounding, as those of a bias that attention cancels.
+    one = make_loop(method, small, accumulation=3, max_steps=4, eps=1e-3)
+    other = make_loop(method, large, accumulation=1, max_steps=4, eps=1e-3)
     for _ in range(4):
         first, second = one.run_step(), other.run_step()
         assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
@@ -81,7 +85,7 @@ def test_partial_last_window_is_normalised_by_its_own_tokens():
     assert loops[0].run_step() | clocks == loops[1].run_step() | clocks
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", marked(METHODS.names(), share("same recipe", METHODS.names())))
 def test_same_recipe_gives_the_same_losses(method: str):
     def losses() -> list[float]:
         torch.manual_seed(1)
@@ -93,7 +97,7 @@ def test_same_recipe_gives_the_same_losses(method: str):
     assert first[-1] != first[0]
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", marked(METHODS.names(), share("only what", METHODS.names())))
 def test_only_what_is_trainable_moves_also_under_checkpointing(method: str):
     losses = []
     for checkpointing in (False, True):

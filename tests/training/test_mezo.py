@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from draw import marked, share
 from small_runs import make_recipe
 from test_loop import Fixed, make_loop, rows
 from torch import nn
@@ -107,7 +108,10 @@ def zeroth_order(method: str = "lora", batches: Any = None, **train: Any) -> Any
     return make_loop(method, batches, **{**options, **train})
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS.names() if name != OWN_OPTIMIZER])
+HELD = [name for name in METHODS.names() if name != OWN_OPTIMIZER]
+
+
+@pytest.mark.parametrize("method", marked(HELD, share("mezo", HELD)))
 def test_every_method_moves_what_it_trains_alone(method: str):
     loop = zeroth_order(method)
     trained = {id(parameter) for parameter in loop.parameters}

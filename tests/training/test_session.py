@@ -21,8 +21,8 @@ from peftkit.plan import plan
 from peftkit.training import Interrupted, Silent, checkpoint, events, log, preparation, session, train
 
 EACH = [*((name,) for name in METHODS.names()), *COMBINATIONS]
-HELD = some("interrupted", EACH, len(EACH) // 4)
-"""A quarter: that the state of every method goes on bit for bit is held of the loop alone, in test_loop."""
+HELD = some("interrupted", EACH, len(EACH) // 8)
+"""An eighth: that the state of every method goes on bit for bit is held of the loop alone, in test_loop."""
 TIMES = ("tokens_per_s", "trained_tokens_per_s", "memory", "elapsed_s")
 
 

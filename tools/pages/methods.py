@@ -44,7 +44,8 @@ A recipe that sets no learning rate gets the method's own. It was searched on `b
 whose hidden states are {width} wide: for every method {trials} trials of 100 steps, beginning at 1e-2 and climbing to
 the lower validation loss (`python benchmarks/tuning.py`). For wider models the rate falls as {width} / width where a
 method trains matrices that multiply hidden states, and stays where it trains vectors or prompts alone. A method that
-needs a storage was searched on the first of the formats that have it. Trials on other models take 60 steps of 8
+needs a storage was searched on the first of the formats that have it. † marks a rate that was taken over from methods
+like it, and not searched to its end. Trials on other models take 60 steps of 8
 examples of E2E and begin at the default. The lowest loss of each method on a model is bold.
 
 """
@@ -70,7 +71,10 @@ def methods_page() -> str:
     for name, cls in METHODS.items():
         merges = "yes" if cls.mergeable else "no"
         method = cls.from_options({})
-        rates = " + ".join(f"{part.rate(TUNED_WIDTH):.2g} / {part.rate(4096):.2g}" for part in method.parts())
+        rates = " + ".join(
+            f"{part.rate(TUNED_WIDTH):.2g} / {part.rate(4096):.2g}{'' if cls.rate_searched else ' †'}"
+            for part in method.parts()
+        )
         cells = (f"[`{name}`](#{name})", cls.port, cls.family, merges, _count(cls), rates, cls.paper)
         rows.append(f"| {' | '.join(cells)} |")
     lines, reference = _compared(COMPARISON)

@@ -30,6 +30,7 @@ REASONS = {
 }
 """Why a method may be refused by a model, each with what the message says; there is no other reason."""
 SMALL = {"rank": 2, "bottleneck": 4, "length": 3, "prefix_length": 3, "projection": 8, "hidden": 8, "samples": 2}
+SMALL |= {"division": 2, "pieces": 2}
 """Sizes of methods that suit tiny models."""
 GROUP = 8
 """Weights of a group in packed layers of tiny models."""

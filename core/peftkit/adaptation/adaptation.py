@@ -59,6 +59,7 @@ class Adaptation(Merging, Switching, Training):
         for hook in self.hooks:
             hook.remove()
         self._drop_beside()
+        self.context.forget(self.name)
         del root.adaptations[self.name]
         self.context.activate([name for name in self.context.active if name != self.name])
         if not root.adaptations:

@@ -18,6 +18,7 @@ from peftkit.errors import PeftkitError, nearest
 from peftkit.layout import Layout, left_dense, own_parameters
 from peftkit.method import Method, expand
 from peftkit.ports.attention import listen
+from peftkit.ports.body import hear
 from peftkit.ports.context import Routing, context_of
 from peftkit.ports.embedding import SoftPrompt, pad
 from peftkit.ports.seat import seat
@@ -124,6 +125,7 @@ def attach(
     _adopt(adaptation, children or {})
     root.adaptations[name] = adaptation
     _place_soft_prompts(adaptation)
+    _hear_tokens(adaptation)
     if any(adapter.inside for adapter in adaptation.adapters()) and not root.context.watchers:
         listen(model, root.context)
     for part in parts if not loading else ():
@@ -205,6 +207,17 @@ def _keep_beside(model: nn.Module, module: nn.Module, name: str) -> None:
     cast(nn.ModuleDict, model.get_submodule("seated"))[name] = module
 
 
+def _hear_tokens(adaptation: Adaptation) -> None:
+    """Have the context keep what the body is given, where adapters ask for that or move its positions."""
+    asked = {adapter.reads for adapter in adaptation.adapters()} - {""}
+    if any(adapter.moves for adapter in adaptation.adapters()):
+        adaptation.context.moves[adaptation.name] = adaptation.moved
+    if asked or adaptation.name in adaptation.context.moves:
+        hear(adaptation.layout.body(), adaptation.context, adaptation.name)
+    if "prompt" in asked:
+        adaptation.context.readers.add(adaptation.name)
+
+
 def _place_soft_prompts(adaptation: Adaptation) -> None:
     """Give the soft prompts ids behind each other, and have other embeddings by token id see the padding token there.
 
@@ -216,4 +229,5 @@ def _place_soft_prompts(adaptation: Adaptation) -> None:
     if prompts:
         padding = getattr(adaptation.layout.config.get_text_config(), "pad_token_id", None) or 0
         tables = adaptation.layout.other_tables()
-        adaptation.hooks = [pad(table, prompts[0].first, padding) for table in tables]
+        adaptation.hooks += [pad(table, prompts[0].first, padding) for table in tables]
+        adaptation.context.soft[adaptation.name] = lambda: (prompts[0].first, len(adaptation.soft_ids))

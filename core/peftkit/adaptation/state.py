@@ -88,6 +88,19 @@ class State:
         prompts = (adapter for adapter in self.adapters() if isinstance(adapter, SoftPrompt) and adapter.enabled)
         return tuple(index for prompt in prompts for index in prompt.ids)
 
+    @property
+    def dropped_ids(self) -> tuple[int, ...]:
+        """The ids of soft prompt rows that have been cut, which texts that were encoded before still have."""
+        prompts = [adapter for adapter in self.adapters() if isinstance(adapter, SoftPrompt)]
+        every = (range(prompt.first, prompt.first + prompt.length) for prompt in prompts)
+        kept = {index for prompt in prompts for index in prompt.ids}
+        return tuple(index for ids in every for index in ids if index not in kept)
+
+    def moved(self) -> int:
+        """Return by how much the positions of the text are raised; each part that is switched on adds its own."""
+        parts = ([a.moves for a in part.adapters.values() if a.enabled] for part in self.parts)
+        return sum(max(moves, default=0) for moves in parts)
+
     def notices(self) -> list[str]:
         """Return what a person should know of how the adapters run."""
         heads = [adapter.site.heads for adapter in self.adapters() if adapter.inside]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from peftkit.adaptation.state import State
+from peftkit.hooks import Phase
 
 
 class Training(State):
@@ -43,7 +45,9 @@ class Training(State):
             elif learning_rate is not None:
                 found.append((learning_rate, "train.learning_rate"))
             else:
-                found.append((part.method.rate(width), f"the default of {part.method.name} for a width of {width}"))
+                searched = "" if part.method.rate_searched else ", taken over from methods like it"
+                origin = f"the default of {part.method.name} for a width of {width}{searched}"
+                found.append((part.method.rate(width), origin))
         return found
 
     def _parameters(self, prefix: str) -> list[tuple[str, nn.Parameter]]:
@@ -61,12 +65,33 @@ class Training(State):
         for part in self.parts:
             part.method.prepare(self.model, part.adapters, batches)
 
+    def phase(self, key: str, step: int, steps: int) -> Phase:
+        """Return the phase that a step is of for the parameter of this key; what is beside the parts has one."""
+        position = key.partition("/")[0]
+        return self.parts[int(position)].method.phase(step, steps) if position.isdecimal() else Phase(0, steps)
+
     def penalty(self) -> Tensor | None:
-        """Return the sum of what methods and their running adapters add to the loss; None where none does."""
-        terms = [part.method.penalty(part.adapters) for part in self.parts]
-        terms += [adapter.aux_loss(self.context) for adapter in self.adapters() if adapter.enabled]
+        """Return the sum of what methods add to the loss of a step, and adapters to that of a pass; None for nothing.
+
+        Of passes that count with their losses (`aux_loss`) nothing is left.
+        """
+        terms = [*(part.method.penalty(part.adapters) for part in self.parts), self.aux_loss()]
         given = [term for term in terms if term is not None]
         return torch.stack(given).sum() if given else None
+
+    def agreement(self) -> float:
+        """Return the weight of the divergence between two passes that methods ask for, 0 where none does."""
+        return sum(part.method.agreement() for part in self.parts)
+
+    def aux_loss(self) -> Tensor | None:
+        """Return the sum of what running adapters add to the loss of the pass that they saw; None where none does."""
+        terms = [adapter.aux_loss(self.context) for adapter in self.adapters() if adapter.enabled]
+        given = [term for term in terms if term is not None]
+        return torch.stack(given).sum() if given else None
+
+    def further(self) -> list[AbstractContextManager[None]]:
+        """Return the contexts of the further passes that methods want of each micro-batch."""
+        return [each for part in self.parts for each in part.method.further(part.adapters)]
 
     def after_backward(self, step: int, steps: int) -> None:
         """Let each method act on the gradients of a step."""
@@ -77,3 +102,7 @@ class Training(State):
         """Let each method act after a step."""
         for part in self.parts:
             part.method.after_step(part.adapters, step, steps)
+
+    def told(self) -> dict[str, Any]:
+        """Return what methods tell of where their schedules stand."""
+        return {name: value for part in self.parts for name, value in part.method.told(part.adapters).items()}

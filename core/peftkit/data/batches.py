@@ -50,6 +50,17 @@ class Batch:
         return replace(self, input_ids=ids, attention_mask=mask, labels=labels, extras=extras)
 
 
+def without(batch: Batch, ids: Sequence[int]) -> Batch:
+    """Return the batch without tokens of these ids, of which each row has as many as every other."""
+    if not ids:
+        return batch
+    kept = ~torch.isin(batch.input_ids, torch.tensor(ids))
+    rows = len(batch.input_ids)
+    tensors = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "labels")}
+    fewer = {name: tensor[kept].view(rows, -1) for name, tensor in tensors.items()}
+    return replace(batch, **fewer, tokens=int(fewer["attention_mask"].sum()))
+
+
 class EpochPlan(Sequence[list[int]]):
     """The micro-batches of an epoch, each a list of positions of rows."""
 

@@ -126,11 +126,12 @@ class Engine:
         if self.head is not None:
             return self.outputs(self.hidden(batch), batch, module)
 
-        def run(**inputs: Tensor | None) -> Tensor:
-            return logits_of(self.model(**inputs, use_cache=False))
+        def run(prompt: Tensor | None, **inputs: Tensor | None) -> Tensor:
+            with context_of(self.model).prompted(prompt):
+                return logits_of(self.model(**inputs, use_cache=False))
 
         if batch.lengths is None and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            return WholeOutputs(batch, run(**batch.inputs, logits_to_keep=batch.columns), module)
+            return WholeOutputs(batch, run(batch.prompt, **batch.inputs, logits_to_keep=batch.columns), module)
         return WholeOutputs(batch, row_by_row(run, batch)[:, batch.columns], module)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
@@ -242,7 +243,7 @@ def refusal(model: nn.Module, lengths: Sequence[int], methods: Sequence[Method] 
     config = getattr(model, "config").get_text_config()  # noqa: B009
     drawing = [method.name for method in methods if method.by_row]
     if drawing:
-        return f"what {drawing[0]} draws goes by the row"
+        return f"what {drawing[0]} does goes by the row"
     if not getattr(model, "_supports_attention_backend", False):
         return f"{config.model_type} models compute attention in a way of their own"
     if {module.is_causal for module in model.modules() if hasattr(module, "is_causal")} == {False}:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from peftkit.engine.graph import leaves
 from peftkit.engine.proof import Draw, same
+from peftkit.ports.context import context_of
 from peftkit.quantization.weight import shape
 
 COLUMNS = 16
@@ -40,10 +41,11 @@ class Head:
         self._is_layer = False
         self.refusal = self._tried()
 
-    def hidden(self, **inputs: Tensor) -> Tensor:
-        """Run the body and return the last hidden states [B, T, width]."""
+    def hidden(self, prompt: Tensor | None = None, **inputs: Tensor) -> Tensor:
+        """Run the body and return the last hidden states [B, T, width]; `prompt` tells adapters what is answered."""
         given = {name: x for name, x in inputs.items() if self._masked or name != "attention_mask"}
-        return _first(self.bodies[0](**given, use_cache=False), "last_hidden_state")
+        with context_of(self.model).prompted(prompt):
+            return _first(self.bodies[0](**given, use_cache=False), "last_hidden_state")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [P, V] of hidden states [P, width]."""
@@ -107,7 +109,9 @@ class Head:
         training = self.model.training
         self.model.eval()
         try:
-            with _in_place(self.model, cast(nn.Module, self.layer), layer), _filled(self.model, self.bodies, draw):
+            # Of what stands in the body nothing is asked here.
+            bare, filled = context_of(self.model).only(None), _filled(self.model, self.bodies, draw)
+            with bare, _in_place(self.model, cast(nn.Module, self.layer), layer), filled:
                 if not same(whole, apart, hidden):
                     return "the logits of its hidden states are not those of the whole model"
                 if not self._hears(heard, ids, mask):

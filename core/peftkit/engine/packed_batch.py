@@ -41,6 +41,8 @@ class PackedBatch:
     """Tensors [B, ...] beside the rows."""
     lengths: tuple[int, ...] | None = None
     """[B]: tokens of each padded row where they run one after the other, without padding; None where all run as one."""
+    prompt: Tensor | None = None
+    """[B, T] bool: the tokens of padded rows before the first trained one, which is what is answered."""
     columns: Tensor | None = None
     """[C] long: positions at which a model that is not taken apart computes logits; targets are [B * C] then."""
 
@@ -58,6 +60,7 @@ class PackedBatch:
             targets=self.targets.to(device),
             weights=moved(self.weights),
             extras={name: tensor.to(device) for name, tensor in self.extras.items()},
+            prompt=moved(self.prompt),
             columns=moved(self.columns),
         )
 
@@ -117,6 +120,7 @@ def padded(batch: Batch) -> PackedBatch:
         ends=_ends(batch),
         trained=batch.trained,
         extras=batch.extras,
+        prompt=prompts(batch),
     )
 
 
@@ -136,17 +140,29 @@ def whole(batch: Batch) -> PackedBatch:
         ends=_ends(batch),
         trained=batch.trained,
         extras=batch.extras,
+        prompt=prompts(batch),
         columns=columns,
     )
 
 
+def prompts(batch: Batch) -> Tensor:
+    """Return which tokens [B, T] stand before the first one that a row trains on; all where it trains on none."""
+    trained = batch.labels != IGNORED
+    trained[:, 0] = False
+    return (trained.cumsum(1) == 0) & batch.attention_mask.bool()
+
+
 def row_by_row(run: Callable[..., Tensor], batch: PackedBatch) -> Tensor:
-    """Return what `run` makes of the inputs, [B, T, ...]: of all at once, or of each row by itself, zeros behind it."""
+    """Return what `run` makes of the prompt and the inputs, [B, T, ...].
+
+    That is of all rows at once, or of each by itself, zeros behind it.
+    """
     if batch.lengths is None:
-        return run(**batch.inputs)
+        return run(batch.prompt, **batch.inputs)
     width, made = batch.inputs["input_ids"].shape[1], []
     for row, length in enumerate(batch.lengths):
-        y = run(**{name: x[row : row + 1, :length] for name, x in batch.inputs.items()})
+        prompt = None if batch.prompt is None else batch.prompt[row : row + 1, :length]
+        y = run(prompt, **{name: x[row : row + 1, :length] for name, x in batch.inputs.items()})
         made.append(F.pad(y, (0, 0, 0, width - length)))
     return torch.cat(made)
 

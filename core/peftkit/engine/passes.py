@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from peftkit.device import autocast, mixes
 from peftkit.engine.counts import Counts, counts, total
 from peftkit.engine.engine import Engine
 from peftkit.engine.packed_batch import PackedBatch
+from peftkit.engine.views import Views, add_both
 from peftkit.errors import PeftkitError
 from peftkit.objectives import Loss, Objective
 
@@ -116,6 +118,11 @@ class Plain(Passes):
         self.casts = precision if mixes(engine.model) else "fp32"
         """What autocast is asked for: nothing where the weights are held in what is computed in."""
         self.parameters = [parameter for _, parameter in adaptation.parameters()]
+        if adaptation.agreement() and not objective.generates():
+            raise PeftkitError(
+                f"a method of this run compares two passes by what they generate, and the objective '{objective.name}' "
+                "does not: switch that off (consistency: 0), or take an objective that generates."
+            )
 
     def close(self) -> None:
         """Give back the memory that is kept from step to step."""
@@ -138,18 +145,49 @@ class Plain(Passes):
 
     def add_gradients(self, packed: PackedBatch, normaliser: int) -> Loss:
         """Add the gradients of one micro-batch, packed and on the device; returns its loss without the graph."""
-        with self.engine.running(packed):
-            self.phase(FORWARD)
-            loss = self.loss(packed)
+        weight = self.adaptation.agreement()
+
+        def once() -> Loss:
+            with self.engine.running(packed):
+                self.phase(FORWARD)
+                if weight:
+                    return self._compared(packed, self.scale / normaliser, weight)
+                loss = self._with_terms(self.loss(packed), packed)
+                self.phase(BACKWARD)
+                (loss.sum / normaliser * self.scale).backward()
+                self.phase(REST)
+            return loss._replace(sum=loss.sum.detach())
+
+        return self._each(once)
+
+    def _compared(self, packed: PackedBatch, share: float, weight: float) -> Loss:
+        """Add `share` times the gradients of a loss and of `weight` times how far a second pass is from the first."""
+        with autocast(self.device, self.casts):
+            views = Views(self.adaptation.context, partial(self._forward, packed))
             self.phase(BACKWARD)
-            (loss.sum / normaliser * self.scale).backward()
-            self.phase(REST)
-        return loss._replace(sum=loss.sum.detach())
+            return add_both(views, packed, partial(self.objective.loss, batch=packed), share, weight)
+
+    def _with_terms(self, loss: Loss, packed: PackedBatch) -> Loss:
+        """Add what adapters add to the loss of this pass, within the engine's `running`."""
+        term = self.adaptation.aux_loss()
+        return loss if term is None else loss._replace(sum=loss.sum + term * packed.trained)
+
+    def _each(self, once: Callable[[], Loss]) -> Loss:
+        """Add up the losses of a pass and of the further ones that methods want."""
+        loss = once()
+        for context in self.adaptation.further():
+            with context:
+                loss = loss._replace(sum=loss.sum + once().sum)
+        return loss
 
     def loss(self, packed: PackedBatch) -> Loss:
         """Run the forward pass of one micro-batch to its loss, within the engine's `running`."""
         with autocast(self.device, self.casts), self.engine.keeping(self.device):
             return self.objective.loss(self.engine.forward(packed, self.module), packed)
+
+    def _forward(self, packed: PackedBatch) -> Any:
+        with self.engine.keeping(self.device):
+            return self.engine.forward(packed, self.module)
 
     def add_penalty(self) -> None:
         """Add the gradients of what methods add to the loss of a step."""
@@ -178,8 +216,13 @@ class Plain(Passes):
     def measure(self, packed: PackedBatch, *, as_trained: bool = False) -> Loss:
         """Measure one micro-batch, packed and on the device, in the mode that the model is in."""
         function = self.objective.loss if as_trained else self.objective.evaluate
-        with torch.no_grad(), autocast(self.device, self.casts), self.engine.running(packed):
-            return function(self.engine.forward(packed, self.module), packed)
+
+        def once() -> Loss:
+            with torch.no_grad(), autocast(self.device, self.casts), self.engine.running(packed):
+                loss = function(self.engine.forward(packed, self.module), packed)
+                return self._with_terms(loss, packed) if as_trained else loss
+
+        return self._each(once) if as_trained else once()
 
     def _train(self, training: bool) -> None:
         self.engine.model.train(training)

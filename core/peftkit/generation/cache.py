@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 
 from peftkit.generation.forward import Forward
 from peftkit.generation.row_layers import Extent, Kind, RowLayer, append_states, keep_states, states_of
+from peftkit.ports.body import kept_in
 
 BLOCK = 64
 """Columns that are made beyond those in need, so that the memory moves only once in so many steps."""
@@ -111,6 +112,9 @@ class RowCache(Cache):
                 getattr(mine, name)[rows, :, columns] = states.gather(2, at).repeat_interleave(copies, 0)
         for mine, theirs in zip(states_of(self.layers), states_of(other.layers), strict=True):
             append_states(mine, theirs, copies)
+        for key, theirs in kept_in(other).items():
+            grown, mine = theirs[: len(ends)].repeat_interleave(copies, 0), kept_in(self).get(key)
+            kept_in(self)[key] = grown if mine is None else torch.cat([mine, grown])
         extent.rows += count
         extent.begin = min(extent.begin, columns.start)
         self._trim()
@@ -133,6 +137,7 @@ class RowCache(Cache):
             for states in (layer.keys, layer.values):
                 assert states is not None
                 yield states[: extent.rows, :, begin : extent.end]
+        yield from kept_in(self).values()
         for layer in states_of(self.layers):
             for held in (layer.conv_states, layer.recurrent_states):
                 yield from (states for states in held.values() if states is not None)
@@ -140,6 +145,7 @@ class RowCache(Cache):
     def keep(self, rows: int) -> None:
         """Drop all rows behind the first `rows`."""
         self.extent.rows = rows
+        kept_in(self).update({key: value[:rows] for key, value in kept_in(self).items()})
         for layer in states_of(self.layers):
             keep_states(layer, rows)
         self._trim()

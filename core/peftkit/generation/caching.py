@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import cycle, islice
 from typing import Any
@@ -20,6 +20,7 @@ from peftkit.generation.own_cache import OwnCache
 from peftkit.generation.row_layers import kind_of, states_of
 from peftkit.generation.whole_texts import WholeTexts
 from peftkit.kernels.wide import wide
+from peftkit.ports.context import context_of
 
 Rows = RowCache | OwnCache | WholeTexts
 LONG, FORCED = 4, 2
@@ -43,6 +44,8 @@ class Caching:
     """Whether prompts of several lengths are read together, padded behind, and go on from a part that was read."""
     most: int | None = None
     """Texts of a batch at most."""
+    apart: bool = False
+    """Whether each prompt is read from its first token on, as what adapters make of it depends on all of it."""
 
     def read(
         self, prompts: Sequence[Sequence[int]], pasts: Sequence[tuple[Past | None, int]]
@@ -58,7 +61,8 @@ class Caching:
         rows.begin_with(pasts)
         padded = torch.tensor([ids + [ABSENT] * (width - len(ids)) for ids in rest], device=rows.ids.device)
         last = torch.tensor([len(ids) - 1 for ids in rest], device=rows.ids.device)
-        return rows, last + begin + 1, rows.read(padded, last)
+        with context_of(rows.forward.model).prompted(padded != ABSENT):
+            return rows, last + begin + 1, rows.read(padded, last)
 
     def together(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Yield which of the prompts of these lengths are read together."""
@@ -81,7 +85,7 @@ def choose(model: Any, prompts: Sequence[Sequence[int]], copies: int) -> Caching
             if (fault := trial.fault(way)) is None:
                 if way.name != ROWS:
                     _tell(type(model).__name__, way.name)
-                return way
+                return replace(way, apart=context_of(model).reads_prompts)
             faults.append(fault)
         logging.getLogger("peftkit").info("%s: %s: %s", type(model).__name__, way.name, faults[0])
     _tell(type(model).__name__, WHOLE)
@@ -188,7 +192,9 @@ class CacheTrial:
         """Return the logits [steps, vocabulary] of a text without a cache, from the prompt's last token on."""
         if index not in self.known:
             ids = torch.tensor([self.texts[index]], device=self.forward.device)
-            self.known[index] = self.forward(ids, use_cache=False).logits[0, -FORCED - 1 :]
+            prompt = torch.arange(ids.shape[1], device=ids.device)[None] < ids.shape[1] - FORCED
+            with context_of(self.forward.model).prompted(prompt):
+                self.known[index] = self.forward(ids, use_cache=False).logits[0, -FORCED - 1 :]
         return self.known[index]
 
     def _continued(self, way: Caching, texts: Sequence[list[int]]) -> list[Tensor]:

@@ -245,7 +245,8 @@ class Decoding:
         if not self.fits(waiting):
             self.others.append(waiting)
             return
-        waiting.past = self.cache.past(slot * self.search.copies, common(item.text.prompt, text.prompt))
+        if not self.caching.apart:
+            waiting.past = self.cache.past(slot * self.search.copies, common(item.text.prompt, text.prompt))
         self.waiting.appendleft(waiting)
 
     def _rows(self, slots: Sequence[int]) -> Tensor:
@@ -256,7 +257,7 @@ class Decoding:
     def _share(self) -> None:
         """Compute once what all waiting prompts begin with."""
         prompts = [item.text.prompt for item in self.waiting]
-        if len(prompts) < 2 or not self.caching.mixed:
+        if len(prompts) < 2 or not self.caching.mixed or self.caching.apart:
             return
         length = min(common(min(prompts), max(prompts)), *(len(prompt) - 1 for prompt in prompts))
         shared = Waiting(self.waiting[0].thread, Text(0, prompts[0][:length]))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftkit.errors import PeftkitError
+from peftkit.ports.context import context_of
 
 
 def beginning(tokenizer: Any) -> tuple[int, ...]:
@@ -17,10 +18,10 @@ def beginning(tokenizer: Any) -> tuple[int, ...]:
 
 
 def context_length(model: Any) -> int | None:
-    """Return the most positions that the model takes, or None where it sets no limit."""
+    """Return the most positions that the model takes of a text, or None where it sets no limit."""
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     # Configurations of models with relative positions alone say -1.
-    return limit if limit is None or limit > 0 else None
+    return limit - context_of(model).raised if limit is not None and limit > 0 else None
 
 
 def check_lengths(model: Any, prompts: Sequence[Sequence[int]], new: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from peftkit.generation.forward import Forward
+from peftkit.ports.body import kept_in
 
 
 class OwnCache:
@@ -72,6 +73,7 @@ class OwnCache:
         for name, value in self.given.items():
             if hasattr(value, "reorder_cache"):
                 value.reorder_cache(places)
+                kept_in(value).update({key: kept[places] for key, kept in kept_in(value).items()})
             elif isinstance(value, Tensor) and value.dim() and len(value) == rows:
                 self.given[name] = value[places]
         self.ids, self.places = self.ids[places], torch.arange(len(sources), device=self.ids.device)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from peftkit.generation.cache import ABSENT
 from peftkit.generation.forward import Forward
+from peftkit.ports.context import context_of
 
 
 class WholeTexts:
@@ -19,6 +20,8 @@ class WholeTexts:
     def __init__(self, forward: Forward):
         self.forward = forward
         self.ids = torch.empty(0, 0, dtype=torch.long, device=forward.device)
+        self.prompts = torch.empty(0, dtype=torch.long, device=forward.device)
+        """[rows]: how many tokens of each row are its prompt, those that were read first."""
 
     @property
     def rows(self) -> int:
@@ -36,10 +39,13 @@ class WholeTexts:
         """
         self.ids = torch.cat([self.ids, tokens], 1) if self.rows else tokens
         lengths = (self.ids != ABSENT).sum(1)
+        self.prompts = self.prompts if len(self.prompts) else lengths
         parts: dict[int, Tensor] = {}
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero()[:, 0]
-            logits = self.forward(self.ids[rows, -length:], use_cache=False, logits_to_keep=1).logits[:, -1]
+            prompt = torch.arange(length, device=self.ids.device) < self.prompts[rows, None]
+            with context_of(self.forward.model).prompted(prompt):
+                logits = self.forward(self.ids[rows, -length:], use_cache=False, logits_to_keep=1).logits[:, -1]
             parts |= dict(zip(rows.tolist(), logits, strict=True))
         return torch.stack([parts[row] for row in range(self.rows)])
 
@@ -51,18 +57,19 @@ class WholeTexts:
             for ids in (self.ids, other.ids.repeat_interleave(copies, 0))
         )
         self.ids = torch.cat([mine, theirs])
+        self.prompts = torch.cat([self.prompts, other.prompts.repeat_interleave(copies, 0)])
 
     def reorder(self, sources: Tensor, made: int) -> None:
         """Let each row continue row `sources[row]`."""
-        self.ids = self.ids[sources]
+        self.ids, self.prompts = self.ids[sources], self.prompts[sources]
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Give rows `target` what rows `source` hold."""
-        self.ids[target] = self.ids[source]
+        self.ids[target], self.prompts[target] = self.ids[source], self.prompts[source]
 
     def keep(self, rows: int) -> None:
         """Drop all rows behind the first `rows`, and the columns that only they have."""
-        self.ids = self.ids[:rows]
+        self.ids, self.prompts = self.ids[:rows], self.prompts[:rows]
         if rows:
             self.ids = self.ids[:, int((self.ids != ABSENT).any(0).long().argmax()) :]
 

@@ -100,6 +100,16 @@ class LowRank(Delta):
             self.B1.copy_(taken[1])
 
     @torch.no_grad()
+    def begin(self, down: Tensor, up: Tensor) -> None:
+        """Start from another pair A [rank, in], B [out, rank], once it stands; a split weight gives way to it."""
+        self.A.copy_(down)
+        self.B.copy_(up)
+        if self.factorise is not None:
+            self.A0.copy_(self.A)
+            self.B0.copy_(self.B * self.scale)
+            self.settle()
+
+    @torch.no_grad()
     def settle(self) -> None:
         if self.factorise is None:
             return

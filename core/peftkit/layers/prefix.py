@@ -10,11 +10,15 @@ from peftkit.ports.attention import Attend, AttentionAdapter, opened
 
 
 class Prefix(AttentionAdapter):
-    """Free keys K and values V, each [length, groups * size], in front of those of the text."""
+    """Free keys K and values V, each [length, groups * size], in front of those of the text.
 
-    def __init__(self, site: Site, length: int, deviation: float):
+    With `shift` the text's positions begin behind those of the prefix.
+    """
+
+    def __init__(self, site: Site, length: int, deviation: float, shift: bool = False):
         super().__init__(site)
         assert site.heads is not None
+        self.moves, self.row_size = length if shift else 0, site.heads.keys + site.heads.values
         self.K = nn.Parameter(torch.randn(length, site.heads.keys) * deviation)
         self.V = nn.Parameter(torch.randn(length, site.heads.values) * deviation)
 
@@ -23,7 +27,9 @@ class Prefix(AttentionAdapter):
         return self.K, self.V
 
     def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        keys, values = (split(part, like) for part, like in zip(self.prefix(), (k, v), strict=True))
+        parts = self.prefix()
+        self.tell(torch.cat(parts, 1))
+        keys, values = (split(part, like) for part, like in zip(parts, (k, v), strict=True))
         seen = opened(mask, keys.shape[2])
         return attend(q, torch.cat([keys, k], 2), torch.cat([values, v], 2), torch.cat([seen, mask], 3))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,17 +68,40 @@ class SparseDelta(Delta):
             self.values.data = self.values.data.new_zeros(len(values))
 
 
-class GatedDelta(Delta):
-    """A dense change w [out, in] with gates, until `sparsify` leaves the kept entries alone."""
+class DenseDelta(Delta):
+    """A dense change w [out, in], zero at the start."""
+
+    def __init__(self, site: Site):
+        super().__init__(site)
+        self.w = nn.Parameter(torch.zeros(site.outputs, site.inputs))
+
+    def delta(self, weight: Tensor) -> Tensor:
+        return self.change()
+
+    def change(self) -> Tensor:
+        """Return what is added to the weight [out, in]."""
+        return self.w
+
+    @contextmanager
+    def probed(self) -> Iterator[Tensor]:
+        """Give the tensor [out, in] whose gradient is that of the weight."""
+        yield self.w
+
+
+class MaskedDelta(DenseDelta):
+    """A dense change w [out, in], zero at the start, of which a mask may keep entries, until it becomes sparse.
+
+    `fixed` says that the entries off the mask count as zero: a flag in the state, and no branch, so that the kept
+    entries of a resumed run are those of the saved one.
+    """
 
     kept: Tensor
     fixed: Tensor
+    dropped: ClassVar[tuple[str, ...]] = ("w", "kept", "fixed")
+    """What is gone once the change is sparse."""
 
-    def __init__(self, site: Site, structured: bool):
+    def __init__(self, site: Site):
         super().__init__(site)
-        self.w = nn.Parameter(torch.zeros(site.outputs, site.inputs))
-        self.a = nn.Parameter(torch.full_like(self.w, 5.0))
-        self.group = nn.Parameter(torch.full((1,), 5.0)) if structured else None
         self.register_buffer("kept", torch.ones_like(self.w, dtype=torch.bool))
         self.register_buffer("fixed", torch.zeros(1, dtype=torch.bool))
         self.sparse: SparseDelta | None = None
@@ -85,20 +110,10 @@ class GatedDelta(Delta):
         return self.change() if self.sparse is None else self.sparse.delta(weight)
 
     def change(self) -> Tensor:
-        """Return z * w [out, in]."""
-        gates = self._gate(self.a) if self.group is None else self._gate(self.a) * self._gate(self.group)
-        # A flag in the state instead of a branch: the kept entries of a resumed run are those of the saved one.
-        return self.w * torch.where(self.fixed, self.kept.to(gates.dtype), gates)
-
-    def expected(self) -> Tensor:
-        """Return the expected number of open gates; none is counted once the kept entries are fixed."""
-        shift = math.log(-LOW / HIGH)
-        opened = torch.sigmoid(self.a - shift).sum()
-        both = opened if self.group is None else opened * torch.sigmoid(self.group - shift).sum()
-        return both * ~self.fixed.squeeze()
+        return self.w * torch.where(self.fixed, self.kept, True).to(self.w.dtype)
 
     def fix(self, mask: Tensor, change: Tensor) -> None:
-        """Keep the entries of the mask [out, in], with the values they have."""
+        """Keep the entries of the mask [out, in], with these values."""
         self.kept.copy_(mask)
         self.w.copy_(change * mask)
         self.fixed.fill_(True)
@@ -122,11 +137,47 @@ class GatedDelta(Delta):
         return self.sparse
 
     def _drop(self) -> None:
-        for key in ("w", "a", "group", "kept", "fixed"):
+        for key in self.dropped:
             setattr(self, key, None)
 
-    def _gate(self, a: Tensor) -> Tensor:
+
+class GatedDelta(MaskedDelta):
+    """A dense change w [out, in] with gates, until `sparsify` leaves the kept entries alone."""
+
+    dropped: ClassVar[tuple[str, ...]] = (*MaskedDelta.dropped, "a", "group")
+
+    def __init__(self, site: Site, structured: bool):
+        super().__init__(site)
+        self.a = nn.Parameter(torch.full_like(self.w, 5.0))
+        self.group = nn.Parameter(torch.full((1,), 5.0)) if structured else None
+
+    def change(self) -> Tensor:
+        """Return z * w [out, in]."""
+        gates = self.gate(self.a) if self.group is None else self.gate(self.a) * self.gate(self.group)
+        return self.w * torch.where(self.fixed, self.kept.to(gates.dtype), gates)
+
+    def expected(self) -> Tensor:
+        """Return the expected number of open gates; none is counted once the kept entries are fixed."""
+        shift = math.log(-LOW / HIGH)
+        opened = torch.sigmoid(self.a - shift).sum()
+        both = opened if self.group is None else opened * torch.sigmoid(self.group - shift).sum()
+        return both * ~self.fixed.squeeze()
+
+    def gate(self, a: Tensor) -> Tensor:
+        """Return the gates z of a: by u = 1/2, and by uniform u in training."""
         if self.training:
             u = torch.empty_like(a).uniform_(1e-6, 1 - 1e-6)
             a = torch.logit(u) + a
         return (torch.sigmoid(a) * (HIGH - LOW) + LOW).clamp(0, 1)
+
+
+def keep_largest(adapters: Mapping[str, MaskedDelta], changes: Mapping[str, Tensor], density: float) -> None:
+    """Fix exactly the share `density` of all entries, those with the largest change by size, at their values."""
+    count = sum(entries(adapter.site, density) for adapter in adapters.values())
+    for key, mask in largest({key: change.abs() for key, change in changes.items()}, count).items():
+        adapters[key].fix(mask, changes[key])
+
+
+def dense_ones(adapters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the adapters whose entries are still to be chosen: where training goes on from a saved one, they stay."""
+    return {key: each for key, each in adapters.items() if each.sparse is None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -96,6 +97,16 @@ class Layout(Layers):
         module: Any = self.model.get_input_embeddings()  # type: ignore[operator]
         path = next(name for name, other in self.modules.items() if other is module)
         return Site(path, module, module.num_embeddings, module.embedding_dim, "embedding", tied=self.tied(module))
+
+    def body(self) -> nn.Module:
+        """Return the innermost module that is given token ids and their mask, and embeds them."""
+        path = self.embedding().path
+        while path:
+            path = path.rpartition(".")[0]
+            named = inspect.signature((self.modules[path] if path else self.model).forward).parameters
+            if {"input_ids", "attention_mask"} <= set(named):
+                break
+        return self.modules[path] if path else self.model
 
     def other_tables(self) -> list[nn.Embedding]:
         """List the embeddings by token id beside the input embedding, such as those that each layer adds."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.layers.bottleneck import ACTIVATIONS, Activation
+from peftkit.layers.kronecker import Rule
 from peftkit.layout import Layout, Site
 from peftkit.method import LARGEST_SIZE, Targeted, Targets
 from peftkit.ports.adapter import Adapter, Call
@@ -64,18 +65,10 @@ class Compacter(Targeted, name="compacter"):
         return range(self.division, LARGEST_SIZE, self.division)
 
     def share(self, layout: Layout) -> nn.Module:
-        return Rule(self.division)
+        return Rule(self.division, 0.01)
 
     def build(self, site: Site) -> Adapter:
         return KroneckerBottleneck(site, self)
-
-
-class Rule(nn.Module):
-    """The factors A [n, n, n] that every matrix shares."""
-
-    def __init__(self, division: int):
-        super().__init__()
-        self.A = nn.Parameter(torch.randn(division, division, division) * 0.01)
 
 
 class KroneckerBottleneck(Adapter):

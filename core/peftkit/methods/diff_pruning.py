@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from peftkit.layers.sparse import GatedDelta, entries, largest
+from peftkit.layers.sparse import GatedDelta, dense_ones, entries, keep_largest
 from peftkit.layout import Layout, Site
 from peftkit.method import Targeted, Targets
 from peftkit.ports.adapter import Adapter
@@ -64,29 +64,27 @@ class DiffPruning(Targeted, name="diff-pruning"):
         return [{"params": changes, "lr": learning_rate}, {"params": gates, "lr": self.gate_learning_rate}]
 
     def penalty(self, adapters: Mapping[str, Adapter]) -> Tensor | None:
-        terms = [adapter.expected() for adapter in _gated(adapters).values()]
+        terms = [adapter.expected() for adapter in dense_ones(adapters).values()]
         return self.sparsity * torch.stack(terms).sum() if terms else None
 
     def after_step(self, adapters: Mapping[str, Adapter], step: int, steps: int) -> None:
-        if step + 1 == steps - int(self.final * steps) and (gated := _gated(adapters)):
+        if step + 1 == steps - int(self.final * steps) and (gated := dense_ones(adapters)):
             self.project(gated)
 
     def project(self, adapters: Mapping[str, GatedDelta]) -> None:
         """Keep exactly the share `density` of all entries with the largest |z w|, and fix them."""
         with torch.no_grad():
+            for adapter in adapters.values():
+                # What is decided is decided without drawing: two seeds of the gates would keep other entries.
+                adapter.train(False)
             changes = {key: adapter.change() for key, adapter in adapters.items()}
-            count = sum(entries(adapter.site, self.density) for adapter in adapters.values())
-            for key, mask in largest({key: change.abs() for key, change in changes.items()}, count).items():
-                adapters[key].fix(mask, changes[key])
+            keep_largest(adapters, changes, self.density)
+            for adapter in adapters.values():
+                adapter.train(adapter.site.module.training)
 
     def finish(self, adapters: Mapping[str, Adapter]) -> None:
-        gated = _gated(adapters)
+        gated = dense_ones(adapters)
         if not all(bool(adapter.fixed) for adapter in gated.values()):
             self.project(gated)
         for adapter in gated.values():
             adapter.sparsify()
-
-
-def _gated(adapters: Mapping[str, Adapter]) -> dict[str, GatedDelta]:
-    """Return the adapters whose entries are still to be chosen: where training goes on from a saved one, they stay."""
-    return {key: each for key, each in cast(Mapping[str, GatedDelta], adapters).items() if each.sparse is None}

@@ -56,7 +56,7 @@ class Decomposed(LowRank):
         y, change = call(x), self.m / self.norm() - 1
         up = (self.scale * (1 + change))[:, None] * self.B
         flat, inner = (part.reshape(-1, part.shape[-1]).to(y.dtype) for part in (y, linear(self.dropped(x), self.A)))
-        return cast(Tensor, Stretched.apply(flat, inner, up.to(y.dtype), change.to(y.dtype), self._bias())).view(
+        return cast(Tensor, Stretched.apply(flat, inner, up.to(y.dtype), change.to(y.dtype), self.frozen_bias())).view(
             y.shape
         )
 
@@ -76,16 +76,12 @@ class Decomposed(LowRank):
             return (self.squares + both.mul(self.B).sum(1)).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
 
     def merge(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        ratio, own = self.m / self.norm(), self._bias()
+        ratio, own = self.m / self.norm(), self.frozen_bias()
         merged = ratio[:, None] * (weight + self.delta(weight))
         if bias is None:
             return merged, None
         # Only what adapters inside this one added to the bias is scaled; the frozen bias is outside the formula.
         return merged, ratio * bias if own is None else own + ratio * (bias - own)
-
-    def _bias(self) -> Tensor | None:
-        bias, rows = getattr(self.site.module, "bias", None), self.site.rows
-        return bias if bias is None or rows is None else rows.take(bias)
 
 
 class Stretched(torch.autograd.Function):

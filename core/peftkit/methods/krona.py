@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt
-from torch import Tensor, nn
+from torch import Tensor
 
+from peftkit.layers.kronecker import factors, product, side
 from peftkit.layout import Layout, Site
-from peftkit.method import Targeted
+from peftkit.method import Method, Targeted
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import Delta
 
 
 @dataclass(frozen=True, kw_only=True)
-class KronA(Targeted, name="krona"):
-    """W + s (A kron B) with A [a1, a2], B [b1, b2], a1 b1 = out, a2 b2 = in; its rank is rank A times rank B.
+class KroneckerSides(Method):
+    """A method of Kronecker products A [a1, a2], B [b1, b2]: the sides of A."""
 
-    A starts from the Kaiming uniform distribution and B from zero, which is thus the base. The product is applied
-    without being built: (A kron B) x is A X B^T row by row, X being x as [a2, b2].
-    """
-
-    port: ClassVar[str] = "linear"
-    family: ClassVar[str] = "reparameterisation"
-    paper: ClassVar[str] = "Edalati et al. 2022, arXiv:2212.10650"
-    summary: ClassVar[str] = (
-        "Adds a Kronecker product of two small trainable matrices, of full rank with few parameters. Merges into the "
-        "weights."
-    )
-    default_learning_rate: ClassVar[float] = 0.1
-    by_weight: ClassVar[bool] = True
     size: ClassVar[str | None] = "factor"
 
     factor: Annotated[int, Ge(1)] | None = None
     """Sides of A: this number, or the largest divisor below it; by default the divisor next to the square root."""
     scale: Annotated[float, Gt(0)] = 1.0
     """The factor s of the product."""
-
-    def build(self, site: Site) -> Adapter:
-        return Kronecker(site, self)
 
     def sizes(self, layout: Layout) -> list[int]:
         sides = {size for site in self.sites(layout) for size in (site.inputs, site.outputs)}
@@ -56,10 +40,28 @@ class KronA(Targeted, name="krona"):
 
     def side(self, size: int) -> int:
         """Return the side of A in a dimension of the weight; it divides `size`."""
-        if self.factor is not None and size % self.factor == 0:
-            return self.factor
-        most = min(math.isqrt(size), self.factor or size)
-        return next(side for side in range(most, 0, -1) if size % side == 0)
+        return side(size, self.factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KronA(KroneckerSides, Targeted, name="krona"):
+    """W + s (A kron B) with A [a1, a2], B [b1, b2], a1 b1 = out, a2 b2 = in; its rank is rank A times rank B.
+
+    A starts from the Kaiming uniform distribution and B from zero, which is thus the base.
+    """
+
+    port: ClassVar[str] = "linear"
+    family: ClassVar[str] = "reparameterisation"
+    paper: ClassVar[str] = "Edalati et al. 2022, arXiv:2212.10650"
+    summary: ClassVar[str] = (
+        "Adds a Kronecker product of two small trainable matrices, of full rank with few parameters. Merges into the "
+        "weights."
+    )
+    default_learning_rate: ClassVar[float] = 0.1
+    by_weight: ClassVar[bool] = True
+
+    def build(self, site: Site) -> Adapter:
+        return Kronecker(site, self)
 
 
 class Kronecker(Delta):
@@ -68,15 +70,10 @@ class Kronecker(Delta):
     def __init__(self, site: Site, method: KronA):
         super().__init__(site)
         self.scale = method.scale
-        a1, a2 = method.side(site.outputs), method.side(site.inputs)
-        self.A = nn.Parameter(torch.empty(a1, a2))
-        self.B = nn.Parameter(torch.zeros(site.outputs // a1, site.inputs // a2))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.A, self.B = factors(site, method.side(site.outputs), method.side(site.inputs))
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
-        left, right = self.A.to(x.dtype), self.B.to(x.dtype)
-        product = left @ x.unflatten(-1, (left.shape[1], right.shape[1])) @ right.T
-        return call(x) + product.flatten(-2) * self.scale
+        return call(x) + product(self.A, self.B, x) * self.scale
 
     def delta(self, weight: Tensor) -> Tensor:
         return torch.kron(self.A, self.B) * self.scale

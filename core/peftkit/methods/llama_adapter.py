@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.layers.heads import query_heads
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.attention import Attend, AttentionAdapter, opened, shut
-
-HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class LlamaAdapter(Method, name="llama-adapter"):
         given = layout.attention(range(max(0, count - self.top), count))
         sites = [site for site in given if site.heads is not None and not site.heads.shared]
         for site in sites if self.variant == "official" else ():
-            if site.heads is not None and site.heads.own and site.heads.groups != _heads(site):
+            if site.heads is not None and site.heads.own and site.heads.groups != query_heads(site):
                 raise PeftkitError(
                     f"{self.name}: the gates of single heads cannot enter the attention of this {layout.kind} model, "
                     "whose heads share keys and values: choose variant: paper."
@@ -69,13 +68,13 @@ class GatedPrompt(AttentionAdapter):
 
     def __init__(self, site: Site, method: LlamaAdapter):
         super().__init__(site)
-        self.bounded = method.variant == "official"
+        self.bounded, self.row_size = method.variant == "official", site.inputs
         self.P = nn.Parameter(torch.randn(method.length, site.inputs))
-        heads = _heads(site)
+        heads = query_heads(site)
         self.g = nn.Parameter(torch.zeros(heads if self.bounded else 1))
 
     def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        prompt = self.P.to(v.dtype)
+        prompt = self.tell(self.P).to(v.dtype)
         keys, values = (x.expand(len(v), -1, -1, -1) for x in self.made(prompt))
         gate = (torch.tanh(self.g) if self.bounded else self.g).to(v.dtype).unsqueeze(-1)
         seen = opened(mask, len(prompt))
@@ -85,11 +84,3 @@ class GatedPrompt(AttentionAdapter):
         k, seen = torch.cat([keys, k], 2), torch.cat([seen, torch.full_like(mask, shut(mask))], 3)
         weighed, none = (torch.cat([x, v], 2) for x in (gate.unsqueeze(-1) * values, 0 * values))
         return attend(q, k[:, :, len(prompt) :], v, mask) + attend(q, k, weighed, seen) - attend(q, k, none, seen)
-
-
-def _heads(site: Site) -> int:
-    """Return how many heads of queries an attention has."""
-    module = cast(Any, site.module)
-    named = (getattr(module, name, None) for name in HEADS)
-    own = next((count for count in named if isinstance(count, int)), None)
-    return own if own is not None else int(module.config.num_attention_heads)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from peftkit.layers.low_rank import LowRank
 from peftkit.layout import Layout, Site, matched
 from peftkit.method import Ranked
-from peftkit.methods.inits import INITS, check_split, splits
+from peftkit.methods.inits import INITS, Measured, check_split, splits
 from peftkit.ports.adapter import Adapter
 
 
@@ -25,7 +25,8 @@ class LoRA(Ranked, name="lora"):
     says Gaussian: `init: kaiming` is the default, `init: gaussian` the paper's. With `init: pissa` s B A starts as the
     principal part of W (Meng et al. 2024, arXiv:2404.02948; `pissa-fast` nearly does by a few products with W), with
     `init: olora` as the first rank columns and rows of its QR decomposition (Büyükakyüz 2024, arXiv:2406.01775), and
-    the frozen weight is the rest. `init: loftq` and `lq-lora` have s B A answer what packing W loses.
+    the frozen weight is the rest. `init: milora` takes the least part of W instead. `init: loftq` and `lq-lora` have
+    s B A answer what packing W loses. `eva`, `corda` and `lora-ga` look at the first 256 examples of the run.
     """
 
     port: ClassVar[str] = "linear"
@@ -52,7 +53,8 @@ class LoRA(Ranked, name="lora"):
     rank_stabilised: bool = False
     """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732)."""
     init: str = "kaiming"
-    """Start of the pair: drawn (kaiming, gaussian) or found from W (pissa, pissa-fast, olora, loftq, lq-lora)."""
+    """Start of the pair: drawn (kaiming, gaussian), found from W (pissa, pissa-fast, milora, olora, loftq, lq-lora) or
+    from the data (eva, corda, lora-ga)."""
 
     @property
     def splits_base(self) -> bool:
@@ -69,6 +71,15 @@ class LoRA(Ranked, name="lora"):
     def initialise(self, adapter: LowRank) -> None:
         """Give A and B their start."""
         INITS[self.init](adapter)
+
+    @property
+    def idle_hooks(self) -> tuple[str, ...]:
+        return () if isinstance(INITS[self.init], Measured) else ("prepare",)
+
+    def prepare(self, model: nn.Module, adapters: Mapping[str, Adapter], batches: Iterable[Any]) -> None:
+        choice = INITS[self.init]
+        if isinstance(choice, Measured):
+            choice.prepare(model, adapters, batches)
 
     def select(self, layout: Layout, name: str, parameter: nn.Parameter) -> bool:
         module, _, kind = name.rpartition(".")

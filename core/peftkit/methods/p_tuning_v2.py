@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt
 
+from peftkit.errors import PeftkitError
 from peftkit.layers.prefix import Prefix
 from peftkit.layout import Layout, Site, parse_layers
 from peftkit.method import Method
@@ -19,13 +21,14 @@ class PTuningV2(Method, name="p-tuning-v2"):
 
     With grouped-query attention the prefix has the groups of the model's keys. The keys are learnt as they stand
     after rotary positions, every query may look at all of them, and the positions of the text do not move. Official
-    code and Hugging Face peft go through the cache and start the text at position `length` instead: the same keys and
-    values give other logits there, so that adapters are not exchanged. The official code draws the start from N(0, 1);
-    here the standard deviation is an option, small by default, because large values drown what the layer attends to.
-    Soft caps hold for the scores of the prefix too and sinks stand beside it; windows, chosen keys and biases by
-    position are about the text alone. Latent attention has the prefix at its up-projected keys and values. A model
-    that attends in code of its own takes it through its cache, in front of the text of each row; where the code
-    itself has windows or a bias in even steps there, they count on to the prefix. Layers without attention have none.
+    code and Hugging Face peft go through the cache and start the text at position `length` instead, where the same
+    keys and values give other logits: `shift: true` is that, and such adapters are exchanged. The official code draws
+    the start from N(0, 1); here the standard deviation is an option, small by default, because large values drown
+    what the layer attends to. Soft caps hold for the scores of the prefix too and sinks stand beside it; windows,
+    chosen keys and biases by position are about the text alone. Latent attention has the prefix at its up-projected
+    keys and values. A model that attends in code of its own takes it through its cache, in front of the text of each
+    row; where the code itself has windows or a bias in even steps there, they count on to the prefix. Layers without
+    attention have none.
     """
 
     port: ClassVar[str] = "attention"
@@ -47,8 +50,15 @@ class PTuningV2(Method, name="p-tuning-v2"):
     deviation: Annotated[float, Gt(0)] = 0.02
     """Standard deviation of the normal distribution from which free keys and values start."""
 
+    shift: bool = False
+    """Whether the text begins at position `length`, as in the official code and Hugging Face peft, and not at 0."""
+
     def sites(self, layout: Layout) -> list[Site]:
+        if self.shift and "position_ids" not in inspect.signature(layout.body().forward).parameters:
+            raise PeftkitError(
+                f"{self.name}: shift is true, and this {layout.kind} model takes no positions: set shift to false."
+            )
         return layout.attention(parse_layers(self.layers))
 
     def build(self, site: Site) -> Adapter:
-        return Prefix(site, self.length, self.deviation)
+        return Prefix(site, self.length, self.deviation, self.shift)

@@ -24,8 +24,8 @@ class PrefixTuning(PTuningV2, name="prefix-tuning"):
     E [length, width], W1 [projection, width] and b1 are shared by all layers; the rows of W2 [2 L groups size,
     projection] and b2 that make one layer's keys and values belong to that layer, which is the published MLP taken
     apart. E is drawn from N(0, 1), the maps start as torch's linear layers. After training only the prefix is kept
-    (`projection: null`): 2 L length groups size numbers. Positions are those of `p-tuning-v2`, which differ from the
-    cache convention of the official code and of Hugging Face peft.
+    (`projection: null`): 2 L length groups size numbers. Positions are those of `p-tuning-v2`, or with
+    `shift` those of the official code and of Hugging Face peft.
     """
 
     paper: ClassVar[str] = "Li and Liang 2021, arXiv:2101.00190"
@@ -81,7 +81,7 @@ class ProjectedPrefix(Prefix):
     """The keys and values of one layer as a linear map of the shared inner states; plain ones without an MLP."""
 
     def __init__(self, site: Site, method: PrefixTuning):
-        super().__init__(site, method.length, method.deviation)
+        super().__init__(site, method.length, method.deviation, method.shift)
         self.outer: nn.Linear | None = None
         if method.projection is not None:
             self.K = self.V = None

@@ -13,6 +13,7 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
+from peftkit.ports.context import LINK, Context
 from peftkit.ports.embedding import SoftPrompt
 
 FREQUENT = 5000
@@ -81,27 +82,34 @@ class PromptTuning(Method, name="prompt-tuning"):
 
 
 class Prompt(SoftPrompt):
-    """A prompt P [length, width] of free embeddings."""
+    """A prompt P [length, width] of free embeddings, as many as the method's unless another number is given."""
 
-    def __init__(self, site: Site, method: PromptTuning):
-        super().__init__(site, method.length)
-        self.P = nn.Parameter(torch.empty(method.length, site.outputs))
-        if method.init == "random":
-            nn.init.uniform_(self.P, -0.5, 0.5)
-        elif not self.P.is_meta:
-            chosen = torch.randperm(min(FREQUENT, site.inputs)) if method.text_ids is None else method.text_ids
-            self.P.data.copy_(words(site, torch.as_tensor(chosen), method.length))
+    def __init__(self, site: Site, method: PromptTuning, length: int | None = None):
+        super().__init__(site, length or method.length)
+        self.P = nn.Parameter(start_rows(site, method, self.length))
 
     def rows(self) -> Tensor:
         return self.P
 
 
+def start_rows(site: Site, method: PromptTuning, count: int) -> Tensor:
+    """Return the rows [count, width] with which a prompt starts, as the method's `init` says."""
+    rows = torch.empty(count, site.outputs)
+    if method.init == "random":
+        nn.init.uniform_(rows, -0.5, 0.5)
+    elif not rows.is_meta:
+        chosen = torch.randperm(min(FREQUENT, site.inputs)) if method.text_ids is None else method.text_ids
+        rows.copy_(words(site, torch.as_tensor(chosen), count))
+    return rows
+
+
 def words(site: Site, ids: Tensor, count: int) -> Tensor:
     """Return the embeddings [count, width] of the tokens `ids` in fp32, as the embedding puts them out.
 
-    Tokens are repeated where there are fewer than `count`.
+    Tokens are repeated where there are fewer than `count`; what else is attached to the model does not run.
     """
     ids = ids.repeat(-(-count // len(ids)))[:count]
     device = next(site.module.parameters()).device
-    with torch.no_grad():
+    context = site.module.__dict__.get(LINK, Context())
+    with torch.no_grad(), context.only(None):
         return site.module(ids.to(device)).float().to(ids.device)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from peftkit.errors import PeftkitError
 from peftkit.optim import DEFAULT, OPTIMIZERS
@@ -47,6 +48,25 @@ class Optimizers:
         """Drop the gradients, or fill them with zeros."""
         for part in self.parts:
             part.zero_grad(set_to_none=set_to_none)
+
+    def forget(self, group: Mapping[str, Any], share: float) -> None:
+        """Set this share of each moment of a group's parameters to zero, the smallest first; all: drop the states.
+
+        Raises PeftkitError for less than all of states that are no tensors like the parameters.
+        """
+        (part,) = [part for part in self.parts if any(own is group for own in part.param_groups)]
+        for parameter in group["params"]:
+            if share >= 1:
+                part.state.pop(parameter, None)
+                continue
+            moments = [m for m in part.state[parameter].values() if isinstance(m, Tensor) and m.numel() > 1]
+            if not all(m.shape == parameter.shape and m.is_floating_point() for m in moments):
+                raise PeftkitError(
+                    "only moments that are kept as they are can be pruned: set train.optimizer to adamw."
+                )
+            for moment in moments:
+                cut = moment.abs().flatten().kthvalue(max(1, round(share * moment.numel()))).values
+                moment.masked_fill_(moment.abs() <= cut, 0)
 
     def state(self) -> dict[str, Any]:
         """Return the states by `<key>/<state name>`: tensors in the optimizers' memory, and plain values."""

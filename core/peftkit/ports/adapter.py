@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.kernels.low_rank import Pair, add_pair
 from peftkit.layout import Site
-from peftkit.ports.context import Context
+from peftkit.ports.context import PROMPT, Context
+from peftkit.ports.tokens import Tokens
 
 Call = Callable[[Tensor], Tensor]
 
@@ -25,6 +28,14 @@ class Adapter(nn.Module):
     inside: ClassVar[bool] = False
     """Whether it acts within its module's computation, called by another port, instead of around it."""
     peftkit_context: Context
+    adaptation: str = ""
+    """The name of what it is seated as a part of."""
+    reads: ClassVar[Literal["", "tokens", "prompt"]] = ""
+    """What it asks for of `tokens`: where they stand, or all that is the prompt, on which its output then depends."""
+    row_size: int | None = None
+    """The size of the rows that it puts in front of texts and leaves on the tape (`tell`); None where it does not."""
+    moves: int = 0
+    """By how much the positions of the text rise where it runs."""
     enabled: bool = True
     """Whether it runs while its adaptation does; `Adaptation.without` switches it."""
 
@@ -50,6 +61,38 @@ class Adapter(nn.Module):
     def context(self) -> Context:
         """What the forward pass tells: the adaptation of each token, the rows, the step, and the tape."""
         return self.peftkit_context
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens of the pass that it computes on, where its class says that it reads them."""
+        tokens, routing = self.context.tokens, self.context.routing
+        if tokens is None:
+            raise PeftkitError(f"the adapter at {self.site.id} reads token ids, and the model was given embeddings.")
+        soft = self.context.soft.get(self.adaptation)
+        first, count = (None, 0) if soft is None else soft()
+        tokens = replace(tokens, first=first, soft=count)
+        # Attention in a model's own code runs on all rows for each portion.
+        own = self.site.heads is not None and self.site.heads.own
+        return tokens if routing is None or own else routing.portion(tokens, self.adaptation)
+
+    def tell(self, rows: Tensor) -> Tensor:
+        """Leave the rows [..., length, size] of a prompt on the tape, for whoever looks at prompts; returns them."""
+        self.context.tape[PROMPT, self] = rows
+        return rows
+
+    def once(self, make: Callable[[], Tensor]) -> Tensor:
+        """Return what `make` gives of each row that it computes on, [rows, ...], as it was when the prompt was read.
+
+        It is kept beside the cache and found there in later passes.
+        """
+        tokens, kept = self.tokens, self.context.kept
+        rows = tokens.rows[:, 0]
+        if self in kept:
+            return kept[self][rows]
+        made = make()
+        if not torch.is_grad_enabled():
+            kept[self] = made.new_zeros(tokens.batch, *made.shape[1:]).index_copy_(0, rows, made)
+        return made
 
     def start(self) -> None:
         """Take the start from the frozen weight, unless saved tensors follow; the default has it on being built."""
@@ -82,7 +125,10 @@ class Adapter(nn.Module):
         )
 
     def aux_loss(self, context: Context) -> Tensor | None:
-        """Return a term of the loss that sees what the pass saw, on the tape of `context`; None where there is none."""
+        """Return a term of the loss that sees what the pass saw, and take that off the tape of `context`.
+
+        It counts with each trained token of the pass; None where there is none, or it was taken already.
+        """
         return None
 
     def shift(self) -> tuple[Tensor | None, Tensor | None]:

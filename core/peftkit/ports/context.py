@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.kernels.tree import Tree
+from peftkit.ports.tokens import Tokens
 
 LINK = "peftkit_context"
 """Where each module of a model keeps the context."""
+PROMPT = "prompt"
+"""What the tape has, beside each adapter that puts something in front of texts: its rows."""
 CALL, REACH = "call", "reach"
 """What the tape holds of a module beside what it reads: how it was called, and whether it stops at its keys."""
 
@@ -72,6 +75,11 @@ class Routing:
             raise _apart(x, rows * length)
         return length
 
+    def portion(self, tokens: Tokens, name: str) -> Tokens:
+        """Return the tokens of the portion of an adaptation."""
+        place, dimension = self.names.index(name), int(self.rows is None)
+        return tokens.each(lambda x: self.order(x, dimension).split(self.sizes, dimension)[place])
+
     def order(self, x: Tensor, dimension: int = 0) -> Tensor:
         """Return x with the portions one after the other."""
         if self.rows is None:
@@ -103,10 +111,28 @@ class Context:
     """Along which attention runs over flat tokens; of several each has the tokens of one portion."""
     step: int = 0
     """How many optimizer steps are done."""
+    view: int = 0
+    """Which pass over a micro-batch this is, where several are compared."""
     shape: tuple[int, int] | None = None
     """The rows and the tokens of each in the pass that the whole model is in; None where its body alone runs."""
     tape: dict[Any, Any] = field(default_factory=dict)
     """What adapters leave for others in a pass; empty when one begins."""
+    tokens: Tokens | None = None
+    """What the body is given in this pass, where adapters ask for that; its portion alone while one runs alone."""
+    told: Tensor | None = None
+    """Which of the tokens that come next are the prompt, as whoever runs the model tells."""
+    kept: dict[Any, Tensor] = field(default_factory=dict)
+    """What adapters keep of the rows of this pass for later passes with its cache, [rows, ...] each."""
+    hearers: set[str] = field(default_factory=set)
+    """The adaptations for which it is kept what the body is given."""
+    ears: list[Any] = field(default_factory=list)
+    """The hooks that keep it, one set for all of them."""
+    moves: dict[str, Callable[[], int]] = field(default_factory=dict)
+    """By how much adaptations raise the positions of the text."""
+    readers: set[str] = field(default_factory=set)
+    """The adaptations whose adapters depend on all of a prompt, so that no two rows have anything in common."""
+    soft: dict[str, Callable[[], tuple[int, int]]] = field(default_factory=dict)
+    """Of each adaptation with soft prompts the id of their first row and how many there are."""
     own_attention: str | None = None
     """The attention that the model's configuration names where adapters inside have put theirs in its place."""
     heard: Callable[..., None] | None = None
@@ -118,6 +144,33 @@ class Context:
     def names(self) -> tuple[str, ...]:
         """The adaptations that run on some token, in the order of the portions."""
         return self.active if self.routing is None else tuple(name for name in self.routing.names if name)
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether what runs on some token depends on all of its prompt."""
+        return not self.readers.isdisjoint(self.names)
+
+    def forget(self, name: str) -> None:
+        """Drop what is known of an adaptation that is taken off."""
+        self.moves.pop(name, None)
+        self.soft.pop(name, None)
+        self.readers.discard(name)
+        self.hearers.discard(name)
+        for ear in self.ears if not self.hearers else ():
+            ear.remove()
+
+    @property
+    def raised(self) -> int:
+        """By how much the positions of the text are raised at most."""
+        return max([0, *(self.moves[name]() for name in self.names if name in self.moves)])
+
+    def offsets(self) -> Tensor | int:
+        """Return by how much the positions of each token are raised: of all alike, or [B, 1] or [1, N]."""
+        if self.routing is None or not self.raised:
+            return self.raised
+        moves = [self.moves[name]() if name in self.moves else 0 for name in self.routing.names]
+        each = torch.tensor(moves).repeat_interleave(torch.tensor(self.routing.sizes))
+        return each[None] if self.routing.rows is None else self.routing.restore(each)[:, None]
 
     @property
     def positions(self) -> Tensor | None:
@@ -156,12 +209,35 @@ class Context:
     @contextmanager
     def only(self, name: str | None) -> Iterator[None]:
         """Run one adaptation on all that is computed inside, a portion of a batch; watchers are not notified."""
-        before = self.active, self.routing
+        before = self.active, self.routing, self.tokens
+        if self.tokens is not None and self.routing is not None and name in self.routing.names and name is not None:
+            self.tokens = self.routing.portion(self.tokens, name)
         self.active, self.routing = () if name is None else (name,), None
         try:
             yield
         finally:
-            self.active, self.routing = before
+            self.active, self.routing, self.tokens = before
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Run the bare body on something else inside, in the middle of a pass."""
+        before = self.tokens, self.kept, dict(self.tape)
+        try:
+            with self.only(None), self.prompted(None):
+                yield
+        finally:
+            self.tokens, self.kept = before[:2]
+            self.tape.clear()
+            self.tape.update(before[2])
+
+    @contextmanager
+    def prompted(self, prompt: Tensor | None) -> Iterator[None]:
+        """Tell which tokens of the passes inside are the prompt, [B, T] bool; None tells nothing."""
+        before, self.told = self.told, prompt
+        try:
+            yield
+        finally:
+            self.told = before
 
 
 def context_of(model: nn.Module) -> Context:

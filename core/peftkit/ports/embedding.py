@@ -23,7 +23,7 @@ class SoftPrompt(Adapter):
 
     def __init__(self, site: Site, length: int):
         super().__init__(site)
-        self.length = length
+        self.length, self.row_size = length, site.outputs
         self.first = site.inputs
         """The id of the first row: the vocabulary size, or what follows the soft prompts attached before."""
 
@@ -36,10 +36,18 @@ class SoftPrompt(Adapter):
         """Return the rows [length, width] in fp32, on the scale of the embedding's own output."""
         raise TypeError(f"{type(self).__name__} does not define its rows")
 
-    def forward(self, call: Call, x: Tensor) -> Tensor:
+    def places(self, x: Tensor) -> Tensor:
+        """Return which ids [B, T] are rows of this prompt; adapters with the same `shared` find their numbers."""
         soft = (x >= self.first) & (x < self.first + self.length)
+        if self.shared is not None:
+            self.context.tape[self.shared] = torch.where(soft, x - self.first, -1)
+        return soft
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        soft = self.places(x)
         y = call(x.masked_fill(soft, 0))
-        mine = F.embedding((x - self.first).clamp(0, self.length - 1), self.rows())
+        rows = self.tell(self.rows())
+        mine = F.embedding((x - self.first).clamp(0, self.length - 1), rows)
         return torch.where(soft.unsqueeze(-1), mine.to(y.dtype), y)
 
 

@@ -28,6 +28,11 @@ class LinearAdapter(Adapter):
         rows = self.site.rows
         return weight if rows is None else rows.take(weight.T).T
 
+    def frozen_bias(self) -> Tensor | None:
+        """Return the frozen bias of the site [out]; None where it has none."""
+        bias, rows = getattr(self.site.module, "bias", None), self.site.rows
+        return bias if bias is None or rows is None else rows.take(bias)
+
     @property
     def exact(self) -> bool:
         """Whether the weight is stored as it is, and not packed."""

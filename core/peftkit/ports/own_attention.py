@@ -223,13 +223,13 @@ def _shows(mask: Tensor) -> bool:
 
     The first query of a row that is not padded on the left sees the first key; where some are, all see the last one.
     """
-    if _hollow(mask):
+    if hollow(mask):
         return True
     first = mask[:, 0, 0, 0]
     return bool((first if bool((first == first[0]).all()) else mask[:, 0, -1, -1])[0])
 
 
-def _hollow(x: Tensor) -> bool:
+def hollow(x: Tensor) -> bool:
     """Say whether a tensor has no values: nothing is computed then but sizes."""
     return x.is_meta or isinstance(x, FakeTensor)
 
@@ -243,7 +243,7 @@ def _order(mask: Tensor, count: int) -> Tensor | None:
         mask[:, :, -1].any(1) if mask.dtype == torch.bool else (mask[:, :, -1] > torch.finfo(mask.dtype).min / 2).any(1)
     )
     begin = seen.long().argmax(1, keepdim=True)
-    if not count or _hollow(begin) or not bool(begin.any()):
+    if not count or hollow(begin) or not bool(begin.any()):
         return None
     places = torch.arange(count + seen.shape[1], device=mask.device)[None]
     moved = torch.where(places < begin + count, places - begin, places)

@@ -237,6 +237,7 @@ def seat(adapter: Adapter, name: str, context: Context) -> None:
         module.__class__ = _seated_class(type(module))
         module.seated = nn.ModuleDict()
     module.__dict__[LINK] = adapter.__dict__[LINK] = context
+    adapter.__dict__["adaptation"] = name
     seated = cast(Seat, module).seated
     if name not in seated:
         seated[name] = nn.ModuleList()

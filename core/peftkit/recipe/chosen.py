@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 from peftkit.errors import PeftkitError
@@ -11,7 +12,7 @@ from peftkit.recipe.choices import methods
 from peftkit.recipe.compose import expand_methods
 from peftkit.recipe.describe import fits, words
 from peftkit.recipe.first_look import unknown_method
-from peftkit.recipe.mistakes import Mistakes, suggest
+from peftkit.recipe.mistakes import Mistakes, Place, suggest
 from peftkit.recipe.tree import Node
 from peftkit.schemas import show
 
@@ -89,13 +90,20 @@ def complete_options(
                 cls.from_options({key: value})
             except PeftkitError as fault:
                 reason = str(fault).removeprefix(f"{cls.name}: ").removeprefix(f"{key}: ")
-                place = options.find((key,)).place
+                place = _place(options.find((key,)), reason)
                 found = reason if fits(meanings[key], value) else f"found {show(value)}"
                 mistakes.add(place, f"{home}.{key}", f"{found}; allowed: {words(meanings[key])}")
                 named = True
         if not named:
             mistakes.add(options.place, home, str(error).removeprefix(f"{cls.name}: "))
     return {}
+
+
+def _place(option: Node, reason: str) -> Place:
+    """Return where an option is wrong: at the key of its own mapping with which the reason begins, if it does."""
+    quoted = re.match(r"'([^']*)': ", reason)
+    below = option.value.get(quoted[1]) if quoted and isinstance(option.value, dict) else None
+    return option.place if below is None else below.place
 
 
 def complete_compared(node: Node, own: list[dict[str, Any]], mistakes: Mistakes) -> list[list[dict[str, Any]]]:

@@ -66,6 +66,7 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> Assembled:
         for method, (_, own) in zip(expand(methods), checked, strict=True):
             changed = f"trains the model's own {own[0]}" if own else None
             changed = "starts by changing the frozen weights" if method.splits_base else changed
+            changed = changed if method.shares_passes else "adds to the loss of each pass"
             if changed:
                 raise PeftkitError(
                     f"{name} cannot be trained together with others: the method '{method.name}' {changed}, which the "

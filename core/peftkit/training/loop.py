@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from peftkit.adaptation import Adaptation
-from peftkit.data.batches import Batch, Batches
+from peftkit.data.batches import Batch, Batches, without
 from peftkit.device import peak_memory
 from peftkit.engine.passes import OutOfMemory, Passes
 from peftkit.engine.snapshot import random_state, set_random_state
@@ -86,11 +86,14 @@ class Loop:
             self._windows = windows(self.batches, self.section.accumulation, self.position)
         window = next(self._windows)
         self.adaptation.context.step = self.step
-        factor = scale(self.section.schedule, self.step, self.steps, self.section.warmup)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
-        batches = [self.batches.collate(indices, self.pad_id) for indices in window.batches]
-        return Pending(window, batches, self.peaks[0] * factor, started)
+            phase = self.adaptation.phase(group["keys"][0], self.step, self.steps)
+            if self.step == phase.begin > 0:
+                self.optimizer.forget(group, phase.forget)
+            done, steps = self.step - phase.begin, phase.end - phase.begin
+            group["lr"] = peak * scale(self.section.schedule, done, steps, self.section.warmup)
+        batches = [self._collate(self.batches, indices) for indices in window.batches]
+        return Pending(window, batches, self.optimizer.param_groups[0]["lr"], started)
 
     def take(self, pending: Pending, passes: Passes | None = None) -> dict[str, Any]:
         """Take a step, by other passes where some are given; return its record."""
@@ -130,6 +133,7 @@ class Loop:
             "tokens_per_s": round(tokens / seconds, 1),
             "trained_tokens_per_s": round(trained / seconds, 1),
             "memory": peak_memory(self.device),
+            **self.adaptation.told(),
             **result.facts,
             **self.passes.plain.objective.scores(result.metrics),
         }
@@ -137,9 +141,13 @@ class Loop:
     def evaluate(self, batches: Batches, count: int | None = None) -> Validation:
         """Measure the first `count` batches as the objective evaluates."""
         planned = batches.plan(0)[:count]
-        result = self.passes.evaluate(batches.collate(indices, self.pad_id) for indices in planned)
+        result = self.passes.evaluate(self._collate(batches, indices) for indices in planned)
         scores = self.passes.plain.objective.scores(result.metrics)
         return Validation(result.loss / max(1, result.weight), scores)
+
+    def _collate(self, batches: Batches, indices: Sequence[int]) -> Batch:
+        """Return a micro-batch, without the rows of soft prompts that training has cut."""
+        return without(batches.collate(indices, self.pad_id), self.adaptation.dropped_ids)
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return what a checkpoint holds: tensors by part (adapter, optimizer, random) and plain facts."""

@@ -80,7 +80,7 @@ def prepare(
     data, encoder = load_data(recipe.dataset, "train"), Encoder(recipe, template, loaded.tokenizer, working)
     encoded, objective, batches = encoder.train(data, objective_of(section, recipe.objective))
     add_module(adaptation, objective, section.seed, loaded.device, None if resumed else recipe.start_folder)
-    check_length(loaded.model, encoded.rows)
+    check_length(loaded.model, encoded.rows, adaptation.moved())
     pad_id = loaded.tokenizer.pad_token_id
     went_on = [] if recipe.adapter is None else [f"the run goes on from the adapter in {recipe.adapter}."]
     notices = [*loaded.told, *went_on, *encoded.notices(section.max_length), *batches.notices(), *adaptation.notices()]
@@ -174,15 +174,16 @@ def _validation_or_notice(encoder: Encoder, dataset: str, objective: Objective, 
         return None
 
 
-def check_length(model: Any, encoded: Sequence[Encoded]) -> None:
-    """Refuse rows that are longer than the positions which the model has."""
+def check_length(model: Any, encoded: Sequence[Encoded], moved: int = 0) -> None:
+    """Refuse rows that are longer than the positions which the model has behind those that a prefix takes up."""
     config = getattr(model, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
     longest = int(lengths_of(encoded).max())
-    if positions is not None and 0 < positions < longest:
+    if positions is not None and 0 < positions < longest + moved:
+        prefix = f", of which the prefix takes {moved}" if moved else ""
         raise PeftkitError(
-            f"the longest training example has {longest} tokens, and the model has positions for {positions}: "
-            f"set train.max_length to {positions} or less."
+            f"the longest training example has {longest} tokens, and the model has positions for {positions}{prefix}: "
+            f"set train.max_length to {positions - moved} or less."
         )
 
 

@@ -12,7 +12,7 @@ from peftkit.adaptation import Adaptation, attach
 from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
 from peftkit.export.formats import FORMATS
-from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, REFUSALS, HubConfig, convert
+from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, HubConfig, convert
 from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import Layout
 from peftkit.models.samples import compare, logits
@@ -75,16 +75,12 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
     readers = [converter for _, converter in CONVERTERS.items() if converter.reads(config)]
     if not readers:
         able = ", ".join(CONVERTERS.names())
-        counterpart = str(kind).lower().replace("_", "-")
-        if counterpart in REFUSALS:
-            raise PeftkitError(
-                f"{folder}: the method '{counterpart}' {REFUSALS[counterpart]}: an adapter of that library cannot be "
-                "read."
-            )
         raise PeftkitError(f"{path}: peft_type is {kind!r}; it can be read for the methods {able}.")
     lacking = next((key for key in readers[0].needs if config.get(key) is None), None)
     if lacking is not None:
         raise PeftkitError(f"{path}: {lacking} is missing, which an adapter of the type {kind} has.")
+    if "r" in readers[0].needs and config["r"] == 0:
+        raise PeftkitError(f"{path}: r: found 0 (a whole number); allowed: greater than or equal to 1.")
     tensors = tensor_file.read_tensors(folder / TENSORS)
     try:
         method, state = readers[0].read(config, tensors, Layout(model))

@@ -26,7 +26,8 @@ class HubConfig(Stored):
     """What is taken of adapter_config.json; which keys are there depends on the type."""
 
     peft_type: str | None = None
-    r: Size | None = None
+    r: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Zero where a type has another size in its place; a converter that `needs` it has at least one."""
     init_r: Size | None = None
     lora_alpha: float | None = None
     alpha: float | None = None
@@ -48,9 +49,9 @@ class Converter:
     None as the type: the library has the method under the type of another one, as which its folders are read.
     """
 
-    names: ClassVar[Mapping[str, str]] = {}
+    names: Mapping[str, str] = {}
     """Our name of each tensor that stands behind a module's path there."""
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: tuple[str, ...] = ()
     """The keys that a configuration has to have."""
     whole: ClassVar[str] = "part of such an adapter"
     """What a tensor of another name is not."""
@@ -93,8 +94,6 @@ class Converter:
 
 
 CONVERTERS: Registry[Converter] = Registry("method of Hugging Face peft", "peftkit.export.hf_peft")
-REFUSALS: dict[str, str] = {}
-"""Why adapters of a method cannot be carried over, where there is more to say than that the library lacks it."""
 
 
 def convert(method: Method, adapters: Mapping[str, Any], model: nn.Module) -> tuple[Config, Tensors]:
@@ -108,6 +107,5 @@ def convert(method: Method, adapters: Mapping[str, Any], model: nn.Module) -> tu
                 "low-rank pairs alone there: export with --format merged instead."
             )
         return converter.write(method, adapters, model)
-    why = REFUSALS.get(method.name, "has no counterpart in Hugging Face peft")
     instead = "export with --format merged instead" if method.mergeable else ALONE
-    raise PeftkitError(f"the method '{method.name}' {why}: {instead}.")
+    raise PeftkitError(f"the method '{method.name}' has no counterpart in Hugging Face peft: {instead}.")

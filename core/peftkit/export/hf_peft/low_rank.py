@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from peftkit.layers.triplets import EPSILON, Triplets
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
 from peftkit.methods.adalora import AdaLoRA
+from peftkit.methods.capaboost import CapaBoost
 from peftkit.methods.dora import DoRA, row_squares
 from peftkit.methods.dylora import DyLoRA
 from peftkit.methods.lora import LoRA
@@ -167,6 +169,14 @@ def _pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
         raise PeftkitError(f"adapter_config.json: a key of alpha_pattern is no pattern of names ({error}).") from None
 
 
+class CopiesConverter(LowRankConverter):
+    """Masked copies of a pair, written as the pair of all; a pair is read as one copy under a mask of ones."""
+
+    def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
+        method, state = super().read(config, tensors, layout)
+        return replace(cast(CapaBoost, method), copies=1, density=1.0), state
+
+
 class DecomposedConverter(LowRankConverter):
     """The magnitudes of rows too; rows of a fused module that no adapter has keep the length of the frozen weight's."""
 
@@ -248,6 +258,7 @@ class TripletsConverter(Converter):
 
 for entry in (
     LowRankConverter(LoRA, "LORA"),
+    CopiesConverter(CapaBoost),
     LowRankConverter(LoRADropout, has_dropout=False),
     LowRankConverter(LoRAFA),
     LowRankConverter(LoRAPlus),

@@ -100,11 +100,12 @@ class VectorsConverter(Converter):
 
 
 class KroneckerConverter(Converter):
-    """Whole factors of LoKr. The scale goes into A; a rank as large as the matrices means that both are whole."""
+    """Whole factors of LoKr, as which they are read. The scale goes into A; a rank as large as they are says whole."""
 
     names: ClassVar[Mapping[str, str]] = {"lokr_w1": "A", "lokr_w2": "B"}
-    needs: ClassVar[tuple[str, ...]] = ("r", "alpha")
-    whole: ClassVar[str] = "a whole matrix; factorised ones cannot be read"
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        return False
 
     def write(self, method: KronA, adapters: Mapping[str, Kronecker], model: nn.Module) -> tuple[Config, Tensors]:
         for adapter in adapters.values():
@@ -123,16 +124,6 @@ class KroneckerConverter(Converter):
         )
         factors = ((a.site.path, {"A": a.A.detach() * method.scale, "B": a.B.detach()}) for a in adapters.values())
         return config, self.named(factors)
-
-    def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
-        state = {f"{path}/{name}": tensor for path, name, tensor in self.entries(tensors)}
-        factor = config.get("decompose_factor") or -1
-        method = self.method(
-            factor=factor if factor > 0 else None,
-            scale=float(config["alpha"]) / config["r"],
-            targets=tuple(sorted({key.rpartition("/")[0] for key in state})),
-        )
-        return method, state
 
 
 class NormConverter(Converter):

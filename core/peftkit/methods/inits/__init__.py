@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.layers.probing import examples
 from peftkit.layout import Site
 from peftkit.registry import Registry
 
+SAMPLES = 256
+"""Examples that a choice looks at."""
 INITS: Registry[Callable[[Any], None]] = Registry("initialisation", "peftkit.methods.inits")
 
 
@@ -31,13 +36,54 @@ class Factorisation:
         adapter.split(self.compute, self.answers)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A choice that looks at the first examples of a run: until then, and without any, A is drawn and B is zero.
+
+    `measure(model, adapters, rows)` returns what was seen by site, and `compute(adapter, W, seen)` the pair A [rank,
+    in], B [out, rank] from it. With `split` the frozen weight keeps W - s B A.
+    """
+
+    measure: Callable[..., Mapping[str, Tensor]]
+    compute: Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
+    split: bool = False
+
+    def __call__(self, adapter: Any) -> None:
+        """Draw A from the Kaiming uniform distribution and set B to zero."""
+        if self.split:
+            adapter.split(drawn)
+        else:
+            adapter.A.data.copy_(drawn(adapter, adapter.A)[0])
+            nn.init.zeros_(adapter.B)
+
+    def prepare(self, model: nn.Module, adapters: Mapping[str, Any], batches: Iterable[Any]) -> None:
+        """Find every adapter's pair on the first examples of the batches."""
+        for key, seen in self.measure(model, adapters, examples(batches, SAMPLES)).items():
+            adapter = adapters[key]
+            adapter.begin(*self.compute(adapter, adapter.original().detach().float(), seen))
+
+
+def drawn(adapter: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A from the Kaiming uniform distribution with a = sqrt 5, and B zero."""
+    down = torch.empty_like(adapter.A)
+    nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+    return down, torch.zeros_like(adapter.B)
+
+
 def splits(init: str) -> bool:
     """Say whether a choice takes the pair out of the frozen weight."""
-    return isinstance(INITS[init], Factorisation)
+    choice = INITS[init]
+    return isinstance(choice, Factorisation) or (isinstance(choice, Measured) and choice.split)
 
 
 def check_split(name: str, init: str, plain: bool, sites: Sequence[Site]) -> None:
     """Refuse a choice that the method `name` or a site cannot follow; `plain`: the method adds s B A and no more."""
+    stack = next((site.id for site in sites if site.stack is not None), None)
+    if isinstance(INITS[init], Measured) and stack is not None:
+        raise PeftkitError(
+            f"{name}: init '{init}' looks at what each weight reads, which no expert of {stack} shows: leave 'experts' "
+            "out of targets, or choose another init."
+        )
     if not splits(init):
         return
     if not plain:

@@ -1,0 +1,53 @@
+"""Adapters deeper in a model that act where the rows of their method's soft prompt stand."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peftkit.layout import Site
+from peftkit.ports.adapter import Adapter, Call
+from peftkit.ports.own_attention import hollow
+
+
+class Places(nn.Module):
+    """What the adapters of such a method share: by it they find on the tape where the rows stand in a pass."""
+
+
+class AtPrompt(Adapter):
+    """An adapter that has something of its own for the rows of the soft prompt, and leaves other tokens as they are."""
+
+    @property
+    def slots(self) -> Tensor | None:
+        """The number of the prompt's row that each token is, [B, T] or [1, N], -1 for others; None without ids."""
+        return self.context.tape.get(self.shared)
+
+
+class AddedRows(AtPrompt):
+    """Adds rows P [length, outputs] to what a module gives where the prompt stands.
+
+    They start from N(0, deviation^2). Rows of the prompt behind the first `length` get none.
+    """
+
+    def __init__(self, site: Site, length: int, deviation: float):
+        super().__init__(site)
+        self.P = nn.Parameter(torch.randn(length, site.outputs) * deviation)
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        y, slots, length = call(x), self.slots, len(self.P)
+        if slots is None:
+            return y
+        mine = F.embedding(slots.clamp(0, length - 1), self.P)
+        return y + (mine * ((slots >= 0) & (slots < length)).unsqueeze(-1)).to(y.dtype)
+
+
+def put_rows(x: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
+    """Return hidden states x [B, T, width] with the example's `rows` [B, length, width] where the prompt stands."""
+    mine = rows.gather(1, slots.clamp(min=0).unsqueeze(-1).expand(-1, -1, rows.shape[2]))
+    return torch.where((slots >= 0).unsqueeze(-1), mine.to(x.dtype), x)
+
+
+def absent(others: Tensor) -> bool:
+    """Say whether all tokens are others than rows of the prompt, as in steps of decoding: those were made before."""
+    return not hollow(others) and bool(others.all())

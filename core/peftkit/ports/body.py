@@ -1,0 +1,82 @@
+"""What the body of a model is given, kept for adapters: tokens, their positions, and which of them are the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from peftkit.ports.context import Context
+from peftkit.ports.tokens import Tokens
+
+CACHES = ("past_key_values", "layer_past", "cache_params")
+KEPT = "peftkit_kept"
+"""Where a cache has what adapters keep of its rows."""
+
+
+def hear(body: nn.Module, context: Context, name: str) -> None:
+    """Have the context hold what `body` is given, caches what adapters keep, and positions be raised as adapters say.
+
+    It ends once `Context.forget` was called for each `name` for which it began.
+    """
+    if not context.hearers:
+        context.ears[:] = _ears(body, context)
+    context.hearers.add(name)
+
+
+def _ears(body: nn.Module, context: Context) -> list[RemovableHandle]:
+
+    def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        cache = _cache(named)
+        context.kept = {} if cache is None else kept_in(cache)
+        ids = args[0] if args else named.get("input_ids")
+        if ids is None:
+            return None
+        places = positions(ids, named)
+        rows = torch.arange(len(ids), device=ids.device)[:, None].expand(ids.shape)
+        context.tokens = Tokens(ids, places, rows, len(ids), context.told)
+        offsets = context.offsets()
+        if isinstance(offsets, int) and not offsets:
+            return None
+        given = named.get("position_ids")
+        given = places.clamp(min=0) if given is None else given
+        offsets = offsets if isinstance(offsets, int) else offsets.to(given.device)
+        return args, {**named, "position_ids": given + offsets}
+
+    def after(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        cache = _cache(output) if isinstance(output, Mapping) else None
+        if cache is not None and context.kept:
+            vars(cache)[KEPT] = context.kept
+
+    return [
+        body.register_forward_pre_hook(before, with_kwargs=True),
+        body.register_forward_hook(after, with_kwargs=True),
+    ]
+
+
+def kept_in(cache: Any) -> dict[Any, Tensor]:
+    """Return what adapters keep of the rows of a cache, [rows, ...] each."""
+    return vars(cache).setdefault(KEPT, {})
+
+
+def positions(ids: Tensor, named: Mapping[str, Any]) -> Tensor:
+    """Return the place of each token [B, T] in its row, from what the body is given by name; -1 for padding."""
+    given, mask = named.get("position_ids"), named.get("attention_mask")
+    real = mask[:, -ids.shape[1] :] > 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if isinstance(given, Tensor):
+        places = (given[0] if given.ndim == 3 else given).expand(ids.shape)
+    elif isinstance(mask, Tensor) and real is not None:
+        places = mask.cumsum(1)[:, -ids.shape[1] :] - 1
+    else:
+        cache = _cache(named)
+        begin = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
+        places = torch.arange(begin, begin + ids.shape[1], device=ids.device).expand(ids.shape)
+    return places if real is None or real.shape != ids.shape else places.masked_fill(~real, -1)
+
+
+def _cache(named: Mapping[str, Any]) -> Any:
+    found = (named.get(name) for name in CACHES)
+    return next((cache for cache in found if cache is not None and hasattr(cache, "__dict__")), None)
