@@ -26,6 +26,8 @@ def serve() -> None:
         if child == 0:
             code = 1
             try:
+                # Torch makes its threads at the first call after a fork, and may fail if two threads make them at once.
+                torch.set_num_threads(1)
                 evaluate(Path(request["run"]), on_progress=lambda *_, pause=request["pause"]: time.sleep(pause))
                 code = 0
             finally:

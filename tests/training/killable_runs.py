@@ -52,6 +52,8 @@ def serve() -> None:
         if child == 0:
             code = 1
             try:
+                # Torch makes its threads at the first call after a fork, and may fail if two threads make them at once.
+                torch.set_num_threads(1)
                 code = run(json.loads(line))
             finally:
                 os._exit(code)

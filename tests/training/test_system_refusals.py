@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from attempts import attempt, limited
 from model_folders import write_model
 from small_runs import make_recipe, write_documents
@@ -42,6 +43,8 @@ def without_rights(place: Path, *arguments: object) -> tuple[int, str]:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), (place / "said").read_text()
     code = 99
     try:
+        # Torch makes its threads anew at the first call after a fork, and may fail if two threads make it at once.
+        torch.set_num_threads(1)
         give_up_rights()
         with (place / "said").open("w") as said, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             code = program.main([str(argument) for argument in arguments])
