@@ -24,7 +24,7 @@ REASONS = {
     "no biases": r"has no bias\b",
     "no norms with weights": r"has no norm with weights of its own",
     "no attention to enter": r"has no attention that an adapter can enter",
-    "no feed-forward part": r"have no module of the role 'mlp'",
+    "no feed-forward part": r"have no module of the role 'mlp'|has no feed-forward part",
     "nothing to train": r"finds nothing to train",
     "weights shared by layers": r"is not stored as",
 }

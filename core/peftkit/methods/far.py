@@ -9,11 +9,15 @@ from typing import Annotated, ClassVar, cast
 import torch
 from annotated_types import Gt, Le, Lt
 
+from peftkit.errors import PeftkitError
 from peftkit.hooks import Phase
 from peftkit.layers.neurons import Neurons
-from peftkit.layout import Layout, Site
+from peftkit.layout import Layout, Site, Standing, parse_layers
 from peftkit.method import Targeted, Targets
 from peftkit.ports.adapter import Adapter
+
+NEURONS = ("gate", "up", "down")
+"""The roles of maps that have neurons: rows of gate and up, columns of down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,26 @@ class FAR(Targeted, name="far"):
     """Share of each layer's neurons that learns."""
     first: Annotated[float, Gt(0), Lt(1)] = 0.2
     """Share of the steps in which all neurons are trained."""
-    targets: Targets = ("gate", "up", "down")
+    targets: Targets = NEURONS
+
+    def standing(self, layout: Layout) -> Standing:
+        """Return the sites of the targets, or of those of the default that the model has: nothing else has neurons."""
+        there = {site.role for site in layout.linears} & set(NEURONS)
+        default = self.targets == type(self).targets
+        targets = tuple(role for role in NEURONS if role in there) if default else self.targets
+        if default and not targets:
+            raise PeftkitError(
+                f"{self.name}: this {layout.kind} model has no feed-forward part of gate, up and down maps of its own, "
+                "whose neurons could learn. Use fishmask, which chooses single weights, or lora."
+            )
+        sites = layout.resolve(targets, parse_layers(self.layers), self.exclude)
+        other = next((site for site in sites if site.role not in NEURONS), None)
+        if other is not None:
+            raise PeftkitError(
+                f"{self.name}: {other.id} is no map of a feed-forward part, so that it has no neurons: targets are "
+                f"{', '.join(NEURONS)}, or some of them."
+            )
+        return Standing(sites)
 
     def build(self, site: Site) -> Adapter:
         return Neurons(site)

@@ -32,7 +32,7 @@ class LLMAdapters(Method, name="llm-adapters"):
     paper: ClassVar[str] = "Hu et al. 2023, arXiv:2304.01933"
     summary: ClassVar[str] = (
         "Puts series or parallel adapters, low-rank pairs or a prefix where a comparison on large models found them "
-        "best, in its sizes."
+        "best. Sizes are those of the comparison."
     )
     default_learning_rate: ClassVar[float] = 0.01
     rate_searched: ClassVar[bool] = False
