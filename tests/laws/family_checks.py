@@ -15,16 +15,18 @@ from torch import Tensor
 
 from pages.models import reason, small
 from peftkit.adaptation import Adaptation, attach, load_adapter, save_adapter
-from peftkit.data.batches import collate
+from peftkit.data.batches import Batch, collate
 from peftkit.data.encode import Encoded, insert
 from peftkit.engine.engine import Arrangement, Engine, choose
 from peftkit.engine.memory_plan import recompute
+from peftkit.engine.packed_batch import prompts
 from peftkit.errors import PeftkitError
 from peftkit.generation.decoding import generate
 from peftkit.generation.settings import Settings
 from peftkit.method import METHODS, Method
 from peftkit.models.doubled import doubled
 from peftkit.optim.build import Optimizers
+from peftkit.ports.context import context_of
 
 CPU = torch.device("cpu")
 LENGTHS = (21, 17, 9, 5, 1)
@@ -154,7 +156,7 @@ def _packed_as_plain(
 ) -> tuple[list[str], dict[str, Tensor]]:
     given = [insert(row, adaptation.soft_ids, 0) for row in held.given]
     parameters = dict(adaptation.parameters())
-    losses = [plain_loss(held.model, collate([row], 0)) for row in given]
+    losses = [_knowing_its_prompt(held.model, collate([row], 0)) for row in given]
     expected = torch.stack(losses).sum()
     expected.backward()
     plain = expected.detach(), _taken(parameters)
@@ -169,6 +171,11 @@ def _packed_as_plain(
         how = "packed" if arranged.arrangement.flat else "padded"
         _together(how, (loss.detach(), _taken(parameters)), plain, same * max(1.0, held.spread), near)
     return notices, plain[1]
+
+
+def _knowing_its_prompt(model: Any, batch: Batch) -> Tensor:
+    with context_of(model).prompted(prompts(batch)):
+        return plain_loss(model, batch)
 
 
 def _taken(parameters: dict[str, Any]) -> dict[str, Tensor]:

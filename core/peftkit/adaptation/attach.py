@@ -20,7 +20,7 @@ from peftkit.method import Method, expand
 from peftkit.ports.attention import listen
 from peftkit.ports.body import hear
 from peftkit.ports.context import Routing, context_of
-from peftkit.ports.embedding import SoftPrompt, pad
+from peftkit.ports.embedding import SoftPrompt, pad, pad_ids
 from peftkit.ports.seat import seat
 
 
@@ -213,13 +213,13 @@ def _hear_tokens(adaptation: Adaptation) -> None:
     if any(adapter.moves for adapter in adaptation.adapters()):
         adaptation.context.moves[adaptation.name] = adaptation.moved
     if asked or adaptation.name in adaptation.context.moves:
-        hear(adaptation.layout.body(), adaptation.context, adaptation.name)
+        hear(adaptation.layout.bodies(), adaptation.context, adaptation.name)
     if "prompt" in asked:
         adaptation.context.readers.add(adaptation.name)
 
 
 def _place_soft_prompts(adaptation: Adaptation) -> None:
-    """Give the soft prompts ids behind each other, and have other embeddings by token id see the padding token there.
+    """Give the soft prompts ids behind each other; what else reads ids sees the padding token there.
 
     So does transformers where a model is given images in the place of tokens.
     """
@@ -230,4 +230,5 @@ def _place_soft_prompts(adaptation: Adaptation) -> None:
         padding = getattr(adaptation.layout.config.get_text_config(), "pad_token_id", None) or 0
         tables = adaptation.layout.other_tables()
         adaptation.hooks += [pad(table, prompts[0].first, padding) for table in tables]
+        adaptation.hooks += [pad_ids(layer, prompts[0].first, padding) for layer in adaptation.layout.told_tokens()]
         adaptation.context.soft[adaptation.name] = lambda: (prompts[0].first, len(adaptation.soft_ids))

@@ -16,3 +16,9 @@ def query_heads(site: Site) -> int:
     named = (getattr(module, name, None) for name in NAMES)
     own = next((count for count in named if isinstance(count, int)), None)
     return own if own is not None else int(module.config.num_attention_heads)
+
+
+def value_size(site: Site) -> int:
+    """Return the size of the output of one head, which is that of a value."""
+    heads = cast(Any, site.heads)
+    return heads.values // heads.groups if heads.groups else site.parts["o"].inputs // query_heads(site)

@@ -39,13 +39,28 @@ class AddedRows(AtPrompt):
         if slots is None:
             return y
         mine = F.embedding(slots.clamp(0, length - 1), self.P)
-        return y + (mine * ((slots >= 0) & (slots < length)).unsqueeze(-1)).to(y.dtype)
+        mine = mine * ((slots >= 0) & (slots < length)).unsqueeze(-1)
+        return y + in_streams(mine, y).to(y.dtype)
 
 
 def put_rows(x: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
     """Return hidden states x [B, T, width] with the example's `rows` [B, length, width] where the prompt stands."""
     mine = rows.gather(1, slots.clamp(min=0).unsqueeze(-1).expand(-1, -1, rows.shape[2]))
-    return torch.where((slots >= 0).unsqueeze(-1), mine.to(x.dtype), x)
+    stands = (slots >= 0).unsqueeze(-1)
+    return torch.where(in_streams(stands, x), in_streams(mine, x).to(x.dtype), x)
+
+
+def in_streams(rows: Tensor, x: Tensor) -> Tensor:
+    """Return rows [B, T, ...] as they stand in hidden states x: alike in each stream of a model that has several.
+
+    Such states are [B, T, streams, width].
+    """
+    return rows.unsqueeze(2) if x.ndim == 4 else rows
+
+
+def out_of_streams(x: Tensor) -> Tensor:
+    """Return hidden states [B, T, width]: the mean of the streams where a model has several."""
+    return x.mean(2) if x.ndim == 4 else x
 
 
 def absent(others: Tensor) -> bool:

@@ -16,7 +16,7 @@ from peftkit.layout.attended import attention_sites, entered
 from peftkit.layout.layers import Layers
 from peftkit.layout.parts import leads_to_indexer
 from peftkit.layout.roles import is_linear
-from peftkit.layout.sites import Site
+from peftkit.layout.sites import Site, own_class
 from peftkit.layout.targets import GROUPS, LINEAR_ROLES, STACKS, in_group, names_module
 from peftkit.quantization.stack import is_packed
 from peftkit.quantization.weight import shape
@@ -99,14 +99,26 @@ class Layout(Layers):
         return Site(path, module, module.num_embeddings, module.embedding_dim, "embedding", tied=self.tied(module))
 
     def body(self) -> nn.Module:
-        """Return the innermost module that is given token ids and their mask, and embeds them."""
-        path = self.embedding().path
-        while path:
-            path = path.rpartition(".")[0]
-            named = inspect.signature((self.modules[path] if path else self.model).forward).parameters
-            if {"input_ids", "attention_mask"} <= set(named):
-                break
-        return self.modules[path] if path else self.model
+        """Return the innermost module that can be given token ids and their mask, and embeds them."""
+        return self.bodies()[0]
+
+    def bodies(self) -> list[nn.Module]:
+        """List `body()` and, of a model of more than text, the innermost such module around that has all of it.
+
+        It embeds the tokens itself and gives the text's part the embeddings, in most of these models.
+        """
+        parts = self.embedding().path.split(".")[:-1]
+        modules = [self.modules[".".join(parts[:count])] for count in range(len(parts), 0, -1)] + [self.model]
+        given = ({"input_ids", "attention_mask"} <= set(self._given(module)) for module in modules)
+        able = [module for module, takes in zip(modules, given, strict=True) if takes] or [self.model]
+        configs = [getattr(module, "config", self.config) for module in able]
+        whole = (module for module, config in zip(able, configs, strict=True) if config.get_text_config() is not config)
+        around = next(whole, able[0])
+        return [able[0]] if around is able[0] else [able[0], around]
+
+    @staticmethod
+    def _given(module: nn.Module) -> Iterable[str]:
+        return inspect.signature(own_class(module).forward).parameters
 
     def other_tables(self) -> list[nn.Embedding]:
         """List the embeddings by token id beside the input embedding, such as those that each layer adds."""
@@ -115,6 +127,11 @@ class Layout(Layers):
         sizes = {size for key, size in config.items() if key.startswith("vocab_size")}
         tables = [module for module in self.modules.values() if isinstance(module, nn.Embedding)]
         return [table for table in tables if table is not first and table.num_embeddings in sizes]
+
+    def told_tokens(self) -> list[nn.Module]:
+        """List the layers that are given token ids beside hidden states, such as those that choose experts by them."""
+        blocks = [self.modules[path] for path in self.blocks]
+        return [block for block in blocks if "input_ids" in self._given(block)]
 
     def norms(self) -> list[str]:
         """Return the paths of the normalisation layers, but those that no gradient reaches."""

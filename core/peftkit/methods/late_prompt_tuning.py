@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.layers.hidden_prompt import BlankPrompt, HiddenPrompt
-from peftkit.layers.prompt_places import AtPrompt, Places, absent, put_rows
+from peftkit.layers.prompt_places import AtPrompt, Places, absent, out_of_streams, put_rows
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
 from peftkit.ports.adapter import Adapter, Call
@@ -97,7 +97,7 @@ class LateRows(AtPrompt):
 
     def rows(self, x: Tensor) -> Tensor:
         """Return the rows [B, length, width] for states x [B, T, width]."""
-        tokens = self.tokens
+        tokens, x = self.tokens, out_of_streams(x)
         with torch.autocast(x.device.type, enabled=False):
             if not self.pools:
                 state = tokens.last(x).to(self.down.weight.dtype)

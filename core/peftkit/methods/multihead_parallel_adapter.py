@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.layers.bottleneck import ACTIVATIONS, Activation
-from peftkit.layers.heads import query_heads
+from peftkit.layers.heads import query_heads, value_size
 from peftkit.layout import Layout, Site, parse_layers
 from peftkit.method import Method
 from peftkit.ports.adapter import Adapter
@@ -69,7 +69,7 @@ class HeadBottlenecks(AttentionAdapter):
         super().__init__(site)
         self.act, self.scale = ACTIVATIONS[method.activation], method.scale
         heads, size = query_heads(site), method.bottleneck
-        outputs = site.parts["o"].inputs // heads
+        outputs = value_size(site)
         # The bound of a = sqrt 5: one over the square root of the inputs.
         self.D = nn.Parameter(torch.empty(heads, size, site.inputs).uniform_(-1, 1) * site.inputs**-0.5)
         self.b, self.c = nn.Parameter(torch.zeros(heads, size)), nn.Parameter(torch.zeros(heads, outputs))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,44 +19,68 @@ KEPT = "peftkit_kept"
 """Where a cache has what adapters keep of its rows."""
 
 
-def hear(body: nn.Module, context: Context, name: str) -> None:
-    """Have the context hold what `body` is given, caches what adapters keep, and positions be raised as adapters say.
+def hear(bodies: Sequence[nn.Module], context: Context, name: str) -> None:
+    """Have the context hold what a body is given, caches what adapters keep, and positions be raised as adapters say.
 
-    It ends once `Context.forget` was called for each `name` for which it began.
+    Of `bodies` that call each other the outermost one in a pass is heard. It ends once `Context.forget` was called for
+    each `name` for which it began.
     """
     if not context.hearers:
-        context.ears[:] = _ears(body, context)
+        ear = Ear(context)
+        context.ears[:] = [handle for body in bodies for handle in ear.hooks(body)]
     context.hearers.add(name)
 
 
-def _ears(body: nn.Module, context: Context) -> list[RemovableHandle]:
+class Ear:
+    """The hooks of bodies that may call each other."""
 
-    def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        cache = _cache(named)
-        context.kept = {} if cache is None else kept_in(cache)
-        ids = args[0] if args else named.get("input_ids")
-        if ids is None:
+    def __init__(self, context: Context):
+        self.context = context
+        self.running: list[nn.Module] = []
+        self.raised = False
+        """Whether the positions of this pass are raised."""
+
+    def hooks(self, body: nn.Module) -> list[RemovableHandle]:
+        """Hear a body until the handles are removed."""
+        return [
+            body.register_forward_pre_hook(self.before, with_kwargs=True),
+            body.register_forward_hook(self.after, with_kwargs=True, always_call=True),
+        ]
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if not self.running:
+            self.raised = False
+            self.listen(args, named)
+        self.running.append(module)
+        offsets, tokens = self.context.offsets(), self.context.tokens
+        nothing = isinstance(offsets, int) and not offsets
+        if nothing or tokens is None or self.raised or "position_ids" not in parameters(type(module)):
             return None
-        places = positions(ids, named)
-        rows = torch.arange(len(ids), device=ids.device)[:, None].expand(ids.shape)
-        context.tokens = Tokens(ids, places, rows, len(ids), context.told)
-        offsets = context.offsets()
-        if isinstance(offsets, int) and not offsets:
-            return None
+        self.raised = True
         given = named.get("position_ids")
-        given = places.clamp(min=0) if given is None else given
+        given = tokens.positions.clamp(min=0) if given is None else given
         offsets = offsets if isinstance(offsets, int) else offsets.to(given.device)
         return args, {**named, "position_ids": given + offsets}
 
-    def after(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        cache = _cache(output) if isinstance(output, Mapping) else None
-        if cache is not None and context.kept:
-            vars(cache)[KEPT] = context.kept
+    def listen(self, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        cache = _cache(named)
+        self.context.kept = {} if cache is None else kept_in(cache)
+        ids = args[0] if args else named.get("input_ids")
+        if ids is not None:
+            rows = torch.arange(len(ids), device=ids.device)[:, None].expand(ids.shape)
+            self.context.tokens = Tokens(ids, positions(ids, named), rows, len(ids), self.context.told)
 
-    return [
-        body.register_forward_pre_hook(before, with_kwargs=True),
-        body.register_forward_hook(after, with_kwargs=True),
-    ]
+    def after(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        self.running.pop()
+        cache = _cache(output) if isinstance(output, Mapping) else None
+        if cache is not None and self.context.kept:
+            vars(cache)[KEPT] = self.context.kept
+
+
+@cache
+def parameters(cls: type[nn.Module]) -> frozenset[str]:
+    """Return the names of what the modules of a class are given."""
+    return frozenset(inspect.signature(cls.forward).parameters)
 
 
 def kept_in(cache: Any) -> dict[Any, Tensor]:

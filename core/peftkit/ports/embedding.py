@@ -2,7 +2,7 @@
 
 The data side writes these ids in front of a text (behind the beginning-of-sequence token where there is one), so that
 labels, masks, positions, caches and generation of every model stay as they are. Other embeddings by token id, which
-some families add in each layer, see the padding token there.
+some families add in each layer, and layers that are given ids see the padding token there.
 """
 
 from __future__ import annotations
@@ -58,3 +58,13 @@ def pad(table: nn.Embedding, first: int, padding: int) -> RemovableHandle:
         return args[0].masked_fill(args[0] >= first, padding), *args[1:]
 
     return table.register_forward_pre_hook(replaced)
+
+
+def pad_ids(layer: nn.Module, first: int, padding: int) -> RemovableHandle:
+    """Have a layer that is given token ids by name read `padding` for ids from `first` on, as `pad` does."""
+
+    def replaced(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        ids = named.get("input_ids")
+        return args, named if ids is None else {**named, "input_ids": ids.masked_fill(ids >= first, padding)}
+
+    return layer.register_forward_pre_hook(replaced, with_kwargs=True)

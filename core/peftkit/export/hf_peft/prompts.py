@@ -34,10 +34,11 @@ class PromptConverter(Converter):
 
     def write(self, method: Method, adapters: Mapping[str, SoftPrompt], model: nn.Module) -> tuple[Config, Tensors]:
         (prompt,) = adapters.values()
-        if Layout(model).other_tables():
+        layout = Layout(model)
+        if layout.other_tables() or layout.told_tokens():
             raise PeftkitError(
-                f"{method.name}: this model adds embeddings by token id in its layers, of which soft prompts have the "
-                f"padding token's here and none in Hugging Face peft: {ALONE}."
+                f"{method.name}: layers of this model read token ids, of which soft prompts have the padding token's "
+                f"here and none in Hugging Face peft: {ALONE}."
             )
         rows = prompt.rows().detach()
         sizes = {"num_virtual_tokens": prompt.length, "token_dim": rows.shape[1], "num_transformer_submodules": 1}
