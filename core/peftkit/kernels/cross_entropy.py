@@ -19,7 +19,8 @@ def summed(logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: f
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if weights is None:
         return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
-    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing) @ weights
+    each = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    return each @ weights.to(each.dtype)
 
 
 def behind_linear(
