@@ -87,9 +87,9 @@ class Held:
 
     def logits(self, soft: Sequence[int] = ()) -> Tensor:
         """Return the logits [T, V] of the first row, behind a soft prompt where there is one."""
-        ids = torch.tensor([[*soft, *self.given[0].ids]])
-        with torch.no_grad():
-            return self.model(input_ids=ids, use_cache=False).logits[0, len(soft) :]
+        batch = collate([insert(self.given[0], soft, 0)], 0)
+        with torch.no_grad(), context_of(self.model).prompted(prompts(batch)):
+            return self.model(input_ids=batch.input_ids, use_cache=False).logits[0, len(soft) :]
 
     def apart(self, one: Tensor, other: Tensor) -> float:
         """Return the largest difference of logits, relative to their spread."""
