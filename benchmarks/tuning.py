@@ -1,15 +1,15 @@
 """The learning rate that suits each method, searched with the same number of trials for every one, model by model.
 
-    python benchmarks/tuning.py [METHOD …] [--model smollm2-135m | FILE.gguf] [--data FOLDER] [--defaults]
+    python benchmarks/tuning.py [METHOD …] [--model smollm2-135m | FILE.gguf] [--data FOLDER] [--start R] [--defaults]
 
 Without names it goes over every registered method on the bundled model. A trial trains for 100 steps on bundled/e2e (a
 real model: 60 steps of 8 examples of E2E, from `--data` with the official files) and measures the loss on the
 validation split; a method that needs a storage has the first of the formats that offer it. The search climbs: it begins
-at 1e-2 (a real model: at what the method takes by default there), tries the neighbours, moves towards the lower loss,
-and spends what is left between the best rate and its better neighbour. Trials go to docs/results/tuning.csv as they
-end, and one that is there already is not run twice, so that the search can be stopped and continued. `--defaults` runs
-one trial of 40 steps at each method's default instead, into docs/results/defaults.csv, beside the loss of the model
-alone.
+at 1e-2, or the rate of `--start` (a real model: at what the method takes by default there), tries the neighbours, moves
+towards the lower loss, and spends what is left between the best rate and its better neighbour. Trials go to
+docs/results/tuning.csv as they end, and one that is there already is not run twice, so that the search can be stopped
+and continued. `--defaults` runs one trial of 40 steps at each method's default instead, into docs/results/defaults.csv,
+beside the loss of the model alone.
 """
 
 from __future__ import annotations
@@ -111,8 +111,10 @@ def rate(exponent: float) -> float:
     return float(f"{10**exponent:.1e}")
 
 
-def beginning(work: Work, method: str) -> float:
-    """Return the exponent of the first trial: an eighth near the default of a real model, else the same for all."""
+def beginning(work: Work, method: str, named: float | None) -> float:
+    """Return the exponent of the first trial: that `named`, an eighth near the default of a real model, or 1e-2's."""
+    if named is not None:
+        return round(8 * math.log10(named)) / 8
     if work.name == BUNDLED:
         return START
     return round(8 * math.log10(default_rate(prepared_for(work, method, 1, None)))) / 8
@@ -158,12 +160,12 @@ def add(file: Path, columns: Sequence[str], row: Sequence[str | float]) -> None:
         writer.writerow(row)
 
 
-def search(work: Work, method: str) -> None:
+def search(work: Work, method: str, named: float | None = None) -> None:
     """Run the trials that are still wanted and add each to the file."""
     file = RESULTS / "tuning.csv"
     rows = [row for row in read(file, work.name) if row["method"] == method]
     known = {float(row["exponent"]): float(row["validation_loss"]) for row in rows}
-    start = beginning(work, method) if not known else START
+    start = beginning(work, method, named) if not known else START
     while len(known) < TRIALS:
         exponent = following(known, start)
         known[exponent] = loss_at(work, method, rate(exponent))
@@ -203,6 +205,7 @@ def main() -> int:
     parser.add_argument("methods", nargs="*", metavar="METHOD")
     parser.add_argument("--model", default=BUNDLED, help="a model of a recipe")
     parser.add_argument("--data", type=Path, help="the folder of E2E's official files, for a real model")
+    parser.add_argument("--start", type=float, metavar="R", help="the rate of the first trial of each")
     parser.add_argument("--defaults", action="store_true", help="one trial at each default")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -211,7 +214,10 @@ def main() -> int:
         base(work)
     for method in given.methods or METHODS.names():
         try:
-            (at_default if given.defaults else search)(work, method)
+            if given.defaults:
+                at_default(work, method)
+            else:
+                search(work, method, given.start)
         except PeftkitError as error:
             print(f"{method:<26}left out: {error}", flush=True)
     return 0

@@ -18,6 +18,12 @@ class Places(nn.Module):
 class AtPrompt(Adapter):
     """An adapter that has something of its own for the rows of the soft prompt, and leaves other tokens as they are."""
 
+    def __init__(self, site: Site):
+        super().__init__(site)
+        config = getattr(site.module, "config", None)
+        self.streams = 0 if hasattr(config, "altup_num_inputs") else 2
+        """The dimension of the streams where states have several: Gemma 3n has them in front of the batch."""
+
     @property
     def slots(self) -> Tensor | None:
         """The number of the prompt's row that each token is, [B, T] or [1, N], -1 for others; None without ids."""
@@ -40,27 +46,24 @@ class AddedRows(AtPrompt):
             return y
         mine = F.embedding(slots.clamp(0, length - 1), self.P)
         mine = mine * ((slots >= 0) & (slots < length)).unsqueeze(-1)
-        return y + in_streams(mine, y).to(y.dtype)
+        return y + in_streams(mine, y, self.streams).to(y.dtype)
 
 
-def put_rows(x: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
+def put_rows(x: Tensor, rows: Tensor, slots: Tensor, streams: int = 2) -> Tensor:
     """Return hidden states x [B, T, width] with the example's `rows` [B, length, width] where the prompt stands."""
     mine = rows.gather(1, slots.clamp(min=0).unsqueeze(-1).expand(-1, -1, rows.shape[2]))
     stands = (slots >= 0).unsqueeze(-1)
-    return torch.where(in_streams(stands, x), in_streams(mine, x).to(x.dtype), x)
+    return torch.where(in_streams(stands, x, streams), in_streams(mine, x, streams).to(x.dtype), x)
 
 
-def in_streams(rows: Tensor, x: Tensor) -> Tensor:
-    """Return rows [B, T, ...] as they stand in hidden states x: alike in each stream of a model that has several.
-
-    Such states are [B, T, streams, width].
-    """
-    return rows.unsqueeze(2) if x.ndim == 4 else rows
+def in_streams(rows: Tensor, x: Tensor, streams: int) -> Tensor:
+    """Return rows [B, T, ...] as they stand in states x: alike in each stream of those that have that dimension."""
+    return rows.unsqueeze(streams) if x.ndim == 4 else rows
 
 
-def out_of_streams(x: Tensor) -> Tensor:
-    """Return hidden states [B, T, width]: the mean of the streams where a model has several."""
-    return x.mean(2) if x.ndim == 4 else x
+def out_of_streams(x: Tensor, streams: int) -> Tensor:
+    """Return hidden states [B, T, width]: the mean over the dimension of the streams where there is one."""
+    return x.mean(streams) if x.ndim == 4 else x
 
 
 def absent(others: Tensor) -> bool:

@@ -134,4 +134,4 @@ class GeneratedStates(AtPrompt):
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         y, inner, slots = call(x), self.context.tape.get(self.shared.inner), self.slots
-        return y if inner is None or slots is None else put_rows(y, self.generator(inner), slots)
+        return y if inner is None or slots is None else put_rows(y, self.generator(inner), slots, self.streams)

@@ -93,11 +93,11 @@ class LateRows(AtPrompt):
         y, slots = call(x), self.slots
         if slots is None or (absent(slots < 0) and not torch.is_grad_enabled()):
             return y
-        return put_rows(y, self.tell(self.rows(y)), slots)
+        return put_rows(y, self.tell(self.rows(y)), slots, self.streams)
 
     def rows(self, x: Tensor) -> Tensor:
         """Return the rows [B, length, width] for states x [B, T, width]."""
-        tokens, x = self.tokens, out_of_streams(x)
+        tokens, x = self.tokens, out_of_streams(x, self.streams)
         with torch.autocast(x.device.type, enabled=False):
             if not self.pools:
                 state = tokens.last(x).to(self.down.weight.dtype)
