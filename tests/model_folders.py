@@ -43,6 +43,7 @@ def section(name: Path | str | None = None, **keys: Any) -> Any:
         "revision": None,
         "dtype": "auto",
         "trust_remote_code": False,
+        "rope_factor": 1.0,
         "seed": 0,
     }
     return SimpleNamespace(name=None if name is None else str(name), **(plain | keys))

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from peftkit.models import configuration, gguf_folder, packed_folder, tokenizer
+from peftkit.models import configuration, gguf_folder, packed_folder, positions, tokenizer
 from peftkit.models import folder as folders
 from peftkit.models.loaded import LoadedModel
 from peftkit.models.quantize import Quantization
@@ -55,6 +55,8 @@ def _files(section: ModelSection, weights: bool) -> ModelFiles:
     if held.source is None:
         config.name_or_path = ""
     foreign.check(config, str(held.description / "config.json"))
+    if section.rope_factor > 1:
+        positions.scale(config, section)
     own = partial(tokenizer.read, held.place, trust_remote_code=trust)
     return ModelFiles(held.description, config, tokenizer.load_tokenizer(section) if section.tokenizer else own(), held)
 

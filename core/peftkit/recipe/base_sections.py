@@ -23,6 +23,10 @@ class ModelSection(Section):
     """Another tokenizer than the model's own: a Hugging Face id or a folder."""
     revision: Text | None = None
     """The branch, tag or commit of a model on the hub."""
+    rope_factor: Annotated[float, Field(ge=1, le=1024)] = 1.0
+    """How many times as many positions as the model was trained on, where those are rotary."""
+    rope_type: Literal["linear", "ntk", "yarn"] = "linear"
+    """How: `linear` divides positions by the factor, `ntk` raises the base of the angles, `yarn` goes by frequency."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the frozen weights are held in; `auto` takes what suits the device."""
     trust_remote_code: bool = False
@@ -37,6 +41,8 @@ class ModelSection(Section):
             raise ValueError(f"found {given}; allowed: exactly one of them (write null for the other)")
         if self.init is not None and self.gguf is not None:
             raise ValueError(f"found gguf '{self.gguf}' beside init; allowed: gguf beside a name")
+        if self.init is not None and self.rope_factor > 1:
+            raise ValueError(f"found rope_factor {self.rope_factor:g} beside init; allowed: rope_factor beside a name")
         if self.init is not None and not isinstance(self.init.get("architecture"), str):
             raise ValueError("found no 'architecture' in init; allowed: a model type, such as 'architecture: llama'")
         return self

@@ -47,6 +47,11 @@ def write(trained: Trained, folder: Path) -> None:
             f"this run combines several methods ({names}), and a Hugging Face peft folder holds one: export with "
             "--format merged instead."
         )
+    if trained.recipe.model.rope_factor > 1:
+        raise PeftkitError(
+            "this run's model has scaled positions (model.rope_factor), of which a Hugging Face peft folder cannot "
+            "tell: export with --format merged instead."
+        )
     first = opening(trained.tokenizer) if trained.adaptation.soft_ids else []
     if first:
         raise PeftkitError(
