@@ -42,8 +42,8 @@ def test_positions_are_raised_once(family):
     assert (other - expected).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("family", WHOLE)
-def test_ids_are_heard_where_the_decoder_is_given_embeddings(family):
+@pytest.mark.parametrize("family", [*WHOLE, "xlstm"])
+def test_ids_are_heard_where_a_decoder_is_given_embeddings_or_no_mask(family):
     model = zoo.build(family)
     adaptation = attach(model, [DePT(length=SOFT, rank=2, positions=8)])
     tokens = heard(model, adaptation)
@@ -54,8 +54,9 @@ def test_ids_are_heard_where_the_decoder_is_given_embeddings(family):
 def test_the_bodies_of_a_model_of_more_than_text_are_its_own_and_its_decoders():
     model = zoo.build("llava")
     assert Layout(model).bodies() == [model.model.language_model, model.model]
-    model = zoo.build("opt")
-    assert Layout(model).bodies() == [model.model.decoder]
+    for family, path in {"opt": "model.decoder", "xlstm": "backbone"}.items():
+        model = zoo.build(family)
+        assert Layout(model).bodies() == [model.get_submodule(path)]
 
 
 def test_layers_that_choose_experts_by_token_id_see_the_padding_token():

@@ -57,13 +57,20 @@ def put_rows(x: Tensor, rows: Tensor, slots: Tensor, streams: int = 2) -> Tensor
 
 
 def in_streams(rows: Tensor, x: Tensor, streams: int) -> Tensor:
-    """Return rows [B, T, ...] as they stand in states x: alike in each stream of those that have that dimension."""
-    return rows.unsqueeze(streams) if x.ndim == 4 else rows
+    """Return rows [B, T, ...] as they stand in states x: alike in each stream of those that have several.
+
+    These have a dimension of their own, or lie behind each other in the last one.
+    """
+    if x.ndim == 4:
+        return rows.unsqueeze(streams)
+    return rows if rows.shape[-1] in (1, x.shape[-1]) else rows.repeat(1, 1, x.shape[-1] // rows.shape[-1])
 
 
-def out_of_streams(x: Tensor, streams: int) -> Tensor:
-    """Return hidden states [B, T, width]: the mean over the dimension of the streams where there is one."""
-    return x.mean(streams) if x.ndim == 4 else x
+def out_of_streams(x: Tensor, streams: int, width: int) -> Tensor:
+    """Return hidden states [B, T, width]: the mean of the streams where a model has several."""
+    if x.ndim == 4:
+        return x.mean(streams)
+    return x if x.shape[-1] == width else x.unflatten(-1, (-1, width)).mean(-2)
 
 
 def absent(others: Tensor) -> bool:

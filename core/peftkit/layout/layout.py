@@ -99,7 +99,7 @@ class Layout(Layers):
         return Site(path, module, module.num_embeddings, module.embedding_dim, "embedding", tied=self.tied(module))
 
     def body(self) -> nn.Module:
-        """Return the innermost module that can be given token ids and their mask, and embeds them."""
+        """Return the innermost module that holds the layers, can be given token ids, and embeds them."""
         return self.bodies()[0]
 
     def bodies(self) -> list[nn.Module]:
@@ -108,9 +108,9 @@ class Layout(Layers):
         It embeds the tokens itself and gives the text's part the embeddings, in most of these models.
         """
         parts = self.embedding().path.split(".")[:-1]
-        modules = [self.modules[".".join(parts[:count])] for count in range(len(parts), 0, -1)] + [self.model]
-        given = ({"input_ids", "attention_mask"} <= set(self._given(module)) for module in modules)
-        able = [module for module, takes in zip(modules, given, strict=True) if takes] or [self.model]
+        paths = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        modules = [self.modules[path] for path in paths if self.blocks[0].startswith(f"{path}.")] + [self.model]
+        able = [module for module in modules if "input_ids" in self._given(module)] or [self.model]
         configs = [getattr(module, "config", self.config) for module in able]
         whole = (module for module, config in zip(able, configs, strict=True) if config.get_text_config() is not config)
         around = next(whole, able[0])

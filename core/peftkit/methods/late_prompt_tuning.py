@@ -97,7 +97,7 @@ class LateRows(AtPrompt):
 
     def rows(self, x: Tensor) -> Tensor:
         """Return the rows [B, length, width] for states x [B, T, width]."""
-        tokens, x = self.tokens, out_of_streams(x, self.streams)
+        tokens, x = self.tokens, out_of_streams(x, self.streams, self.site.outputs)
         with torch.autocast(x.device.type, enabled=False):
             if not self.pools:
                 state = tokens.last(x).to(self.down.weight.dtype)

@@ -66,9 +66,11 @@ class Ear:
         cache = _cache(named)
         self.context.kept = {} if cache is None else kept_in(cache)
         ids = args[0] if args else named.get("input_ids")
-        if ids is not None:
-            rows = torch.arange(len(ids), device=ids.device)[:, None].expand(ids.shape)
-            self.context.tokens = Tokens(ids, positions(ids, named), rows, len(ids), self.context.told)
+        if ids is None:
+            self.context.tokens = None
+            return
+        rows = torch.arange(len(ids), device=ids.device)[:, None].expand(ids.shape)
+        self.context.tokens = Tokens(ids, positions(ids, named), rows, len(ids), self.context.told)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         self.running.pop()
