@@ -110,7 +110,9 @@ def gradients(model: nn.Module, adapters: Mapping[str, Adapter], rows: Rows) -> 
         totals[key] = totals.get(key, 0) + arrived.T @ x.flatten(0, -2).float()
 
     def seen(key: str, module: nn.Module, given: tuple[Any, ...], y: Tensor) -> None:
-        y.register_hook(partial(add, key, given[0].detach()))
+        # Some models run their layers several times, and all but the last time without gradients.
+        if y.requires_grad:
+            y.register_hook(partial(add, key, given[0].detach()))
 
     with _watching(model, adapters, seen):
         for ids, labels in rows:
