@@ -30,7 +30,7 @@ class LoKr(Targeted, name="lokr"):
     family: ClassVar[str] = "reparameterisation"
     paper: ClassVar[str] = "Yeh et al. 2023, arXiv:2309.14859"
     summary: ClassVar[str] = (
-        "Adds a Kronecker product whose larger matrix is low-rank. Fewer numbers than LoRA or KronA. Merges into the "
+        "Adds a Kronecker product whose larger matrix is low-rank. Fewer numbers than LoRA or KronA; merges into the "
         "weights."
     )
     default_learning_rate: ClassVar[float] = 0.1

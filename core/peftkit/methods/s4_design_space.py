@@ -34,8 +34,8 @@ class S4DesignSpace(Method, name="s4-design-space"):
     family: ClassVar[str] = "combination"
     paper: ClassVar[str] = "Chen et al. 2023, arXiv:2301.01821"
     summary: ClassVar[str] = (
-        "Puts adapters, low-rank pairs, prefixes and biases into four groups of layers, in the combinations that a "
-        "search of its paper found."
+        "Puts adapters, low-rank pairs, prefixes and biases into four groups of layers. The combinations are those "
+        "that a search of its paper found."
     )
     default_learning_rate: ClassVar[float] = 0.01
     rate_searched: ClassVar[bool] = False

@@ -34,8 +34,8 @@ class SensitivitySPT(Ranked, name="sensitivity-spt"):
     family: ClassVar[str] = "selection"
     paper: ClassVar[str] = "He et al. 2023, arXiv:2303.08566"
     summary: ClassVar[str] = (
-        "Measures which weights matter for the data, gives the matrices that are full of them a low-rank pair, and "
-        "trains the others one by one."
+        "Measures which weights matter for the data. Matrices that are full of them get a low-rank pair, and the "
+        "others are trained one by one."
     )
     default_learning_rate: ClassVar[float] = 0.018
     rate_searched: ClassVar[bool] = False
