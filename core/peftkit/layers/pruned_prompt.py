@@ -25,6 +25,7 @@ class PrunedPrompt(SoftPrompt):
     scores: Tensor
     """[length, pieces]: those of tokens stand in the first column."""
     stage: Tensor
+    undecayed: tuple[str, ...] = ("P", "V")
 
     def __init__(self, site: Site, length: int, pieces: int, left: int | None, start: Tensor | None):
         """Begin with the rows `start`, or, where a prompt was cut before, with `left` pieces."""

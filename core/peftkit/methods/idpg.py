@@ -96,6 +96,8 @@ class PromptReading(nn.Module):
 class Generator(nn.Module):
     """Rows [B, length, width] of inner states z [B, bottleneck]: W2 z + b2."""
 
+    undecayed: ClassVar[tuple[str, ...]] = ("b",)
+
     def __init__(self, method: IDPG, width: int, start: Tensor):
         super().__init__()
         n, self.length = method.division, method.length

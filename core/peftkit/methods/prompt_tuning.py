@@ -84,6 +84,8 @@ class PromptTuning(Method, name="prompt-tuning"):
 class Prompt(SoftPrompt):
     """A prompt P [length, width] of free embeddings, as many as the method's unless another number is given."""
 
+    undecayed: tuple[str, ...] = ("P",)
+
     def __init__(self, site: Site, method: PromptTuning, length: int | None = None):
         super().__init__(site, length or method.length)
         self.P = nn.Parameter(start_rows(site, method, self.length))

@@ -49,6 +49,8 @@ class SMoP(PromptTuning, name="smop"):
 class RoutedPrompt(ExamplePrompt):
     """Prompts P [prompts, length, width] and the router W [prompts, width]."""
 
+    undecayed: tuple[str, ...] = ("P",)
+
     def __init__(self, site: Site, method: SMoP):
         super().__init__(site, method.length)
         self.noise = method.noise

@@ -88,6 +88,7 @@ class CarriedPrompt(SoftPrompt):
     """P [length, width], or in its place in training the projector and what it projects."""
 
     S: Tensor
+    undecayed: tuple[str, ...] = ("P",)
 
     def __init__(self, site: Site, method: TransferablePromptTuning):
         super().__init__(site, method.length)

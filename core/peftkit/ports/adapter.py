@@ -18,6 +18,16 @@ from peftkit.ports.tokens import Tokens
 Call = Callable[[Tensor], Tensor]
 
 
+def undecayed(module: nn.Module) -> set[str]:
+    """Return the names of tensors that a module and those in it, of any class, list in their attribute `undecayed`.
+
+    Matrices that multiply hidden states decay; gates, scales, masks, logits and rows of prompts, which zero means
+    something else to, do not. Vectors never decay, and need no mention.
+    """
+    named = ((path, getattr(part, "undecayed", ())) for path, part in module.named_modules())
+    return {f"{path}.{name}" if path else name for path, names in named for name in names}
+
+
 class MergeRefusedError(PeftkitError):
     """The adapter has no equal in the weights of the module it sits on."""
 
@@ -38,6 +48,8 @@ class Adapter(nn.Module):
     """By how much the positions of the text rise where it runs."""
     enabled: bool = True
     """Whether it runs while its adaptation does; `Adaptation.without` switches it."""
+    undecayed: tuple[str, ...] = ()
+    """Its tensors, by name, that weight decay leaves alone beside vectors: those that multiply no hidden states."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

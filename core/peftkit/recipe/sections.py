@@ -91,7 +91,8 @@ class TrainSection(Section):
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """The optimizer's epsilon, added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """The optimizer's decoupled weight decay."""
+    """The optimizer's decoupled weight decay, of matrices that multiply hidden states: vectors, gates, scales, masks,
+    logits and rows of prompts and prefixes stay as they are."""
     batch_tokens: Count | None = None
     """Tokens of a micro-batch, padding included; 4096 where `batch_examples` is not given either."""
     batch_examples: Count | None = None
