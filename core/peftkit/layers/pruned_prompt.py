@@ -50,6 +50,10 @@ class PrunedPrompt(SoftPrompt):
     def ids(self) -> tuple[int, ...]:
         return tuple(self.first + index for index in self.alive.nonzero().flatten().tolist())
 
+    @property
+    def drawn(self) -> Tensor | None:
+        return self.P
+
     def rows(self) -> Tensor:
         if self.P is not None:
             return (self.P.unflatten(1, (self.pieces, -1)) * self.mask.unsqueeze(-1)).flatten(1)

@@ -119,6 +119,10 @@ class GeneratedPrompt(ExamplePrompt):
         super().__init__(site, method.length)
         self.generator = Generator(method, site.outputs, start_rows(site, method, method.length))
 
+    @property
+    def drawn(self) -> Tensor | None:
+        return self.generator.b
+
     def rows_of(self, y: Tensor, prompt: Tensor) -> Tensor:
         tokens = self.tokens
         inner = self.shared(tokens.ids, prompt, tokens.index, self.context)

@@ -59,6 +59,10 @@ class RoutedPrompt(ExamplePrompt):
         self.W = nn.Parameter(torch.empty(method.prompts, site.outputs))
         nn.init.orthogonal_(self.W)
 
+    @property
+    def drawn(self) -> Tensor | None:
+        return self.P.flatten(0, 1)
+
     def rows_of(self, y: Tensor, prompt: Tensor) -> Tensor:
         mean = mean_over(y, prompt)
         logits = mean @ self.W.to(mean.dtype).T

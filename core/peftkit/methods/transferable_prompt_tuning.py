@@ -100,6 +100,10 @@ class CarriedPrompt(SoftPrompt):
             self.P, self.projector = None, projector(found.rows.shape[1], method.hidden, site.outputs)
             self.register_buffer("S", found.rows.to(next(self.projector.parameters()).device))
 
+    @property
+    def drawn(self) -> Tensor | None:
+        return None if self.method.source else self.P
+
     def start(self) -> None:
         method = self.method
         if method.source is None:
