@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.method import Method
-from peftkit.ports.adapter import Adapter, undecayed
+from peftkit.ports.adapter import Adapter, factors, undecayed
 
 
 @dataclass
@@ -63,6 +63,14 @@ class Part:
         """Return the keys of `tensors` that weight decay leaves alone beside vectors."""
         beside = [*self.adapters.items(), *([] if self.shared is None else [("shared", self.shared)])]
         return {f"{place}/{name}" for place, module in beside for name in undecayed(module)}
+
+    def factors(self) -> list[tuple[str, str]]:
+        """List the keys of factors A and B of which an adapter is the product."""
+        return [
+            (f"{site}/{down}", f"{site}/{up}")
+            for site, adapter in self.adapters.items()
+            for down, up in factors(adapter)
+        ]
 
     def switch(self, on: bool) -> None:
         """Put the part's (on) or the base's values (off) into the model's own tensors that the part changes."""

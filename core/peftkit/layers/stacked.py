@@ -33,6 +33,7 @@ class Stacked(Adapter):
         super().__init__(site)
         members = [cast(LinearAdapter, build(one)) for one in site.each()]
         first = members[0]
+        self.factors = first.factors
         for key, own in first.named_parameters():
             parts = [member.get_parameter(key).detach() for member in members]
             self.register_parameter(key, nn.Parameter(torch.stack(parts), requires_grad=own.requires_grad))

@@ -54,9 +54,7 @@ class TransferablePromptTuning(PromptTuning, name="transferable-prompt-tuning"):
     def with_tokenizer(self, tokenizer: Any) -> PromptTuning:
         if self.source is None:
             if self.pairs or self.tune == "projector":
-                raise PeftkitError(
-                    f"{self.name}: a projector is asked for and nothing to project: set source to a run."
-                )
+                raise PeftkitError(f"{self.name}: a projector has nothing to project: set source to a run.")
             return super().with_tokenizer(tokenizer)
         found = trained_prompts.read(self.name, self.source)
         return replace(self, length=len(found.rows), sha256=found.digest)
@@ -105,11 +103,10 @@ class CarriedPrompt(SoftPrompt):
         return None if self.method.source else self.P
 
     def start(self) -> None:
-        method = self.method
+        method, fitted = self.method, self.projector
         if method.source is None:
             return
         rows = trained_prompts.read(method.name, method.source).rows
-        fitted = self.projector
         if method.pairs:
             fitted = fitted or projector(rows.shape[1], method.hidden, self.site.outputs)
             fit(fitted, method, rows.shape[1], self.site.outputs)

@@ -82,7 +82,8 @@ class TrainSection(Section):
     """Steps in which the learning rate rises: a fraction of all steps below 1, else a number of steps."""
     optimizer: Text = "adamw"
     """What takes the steps where a method brings no optimizer of its own; `adamw-8bit` keeps its states in 8 bits and
-    `adamw-offload` in the host's memory."""
+    `adamw-offload` in the host's memory. `lion`, `adafactor`, `muon` and `apollo` keep less than AdamW, `riemannian`
+    preconditions low-rank pairs. `muon` and `apollo` step vectors, and what multiplies no hidden states, as AdamW."""
     strategy: Entry = "standard"
     """How a step is made of the micro-batches: a name, or `{name: options}`. `standard` follows gradients with the
     optimizer; `mezo` follows losses alone, without a backward pass (`epsilon`, `rate_factor`)."""
