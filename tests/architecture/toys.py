@@ -142,6 +142,8 @@ class Toy(Method, name="TOY"):
 
 
 class Rows(SoftPrompt):
+    undecayed = ("P",)
+
     def __init__(self, site: Site, length: int):
         super().__init__(site, length)
         self.P = nn.Parameter(torch.randn(length, site.outputs))

@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from peftkit.adaptation import attach, check_methods, load_adapter, save_adapter
+from peftkit.data.batches import collate
+from peftkit.data.encode import Encoded
 from peftkit.errors import PeftkitError
-from peftkit.methods.prompt_tuning import PromptTuning
+from peftkit.method import METHODS
+from peftkit.methods import prompt_tuning
+from peftkit.methods.prompt_tuning import PromptTuning, frequent
 from peftkit.models.tiny import tiny
+from peftkit.ports.embedding import SoftPrompt
 
 IDS = torch.tensor([[5, 9, 14, 20], [7, 7, 30, 41]])
 
@@ -123,3 +128,55 @@ def test_random_starts_in_its_bounds_and_long_prompts_repeat_words():
 def test_an_empty_prompt_is_refused():
     with pytest.raises(PeftkitError, match="length"):
         PromptTuning.from_options({"length": 0})
+
+
+ROWS = [Encoded([1, 50, 50, 60], [-100, 50, 50, 60]), Encoded([1, 60, 50], [-100, 60, 50])]
+DATA = [collate(ROWS, 0)]
+STARTING = ("prompt-tuning", "aprompt", "dept", "idpg", "prefix-propagation", "smop", "spot", "xprompt")
+
+
+def started(name, batches, seed=0, **options):
+    """Return the ids of the words of which a method's rows are the embeddings, -1 for what is none."""
+    adaptation = attach(tiny("gemma"), [METHODS[name].from_options(options)])
+    table = tiny("gemma").get_input_embeddings()(torch.arange(96)).detach()
+    torch.manual_seed(seed)
+    adaptation.prepare(batches)
+    (rows,) = [a.drawn for a in adaptation.adapters() if isinstance(a, SoftPrompt) and a.drawn is not None]
+    same = (rows.unsqueeze(1) == table).all(-1)
+    return torch.where(same.any(1), same.float().argmax(1), -1).tolist()
+
+
+def test_the_frequent_tokens_are_counted_without_padding_and_prompts(monkeypatch):
+    # 50 stands there three times, 1 and 60 twice; padding and ids of soft rows do not count.
+    assert frequent(DATA, 96).tolist() == [50, 1, 60]
+    assert frequent([collate([Encoded([96, 97, 5], [-100, -100, 5])], 0)], 96).tolist() == [5]
+    assert frequent([], 96).tolist() == []
+    monkeypatch.setattr(prompt_tuning, "FREQUENT", 2)
+    assert frequent(DATA, 96).tolist() == [50, 1]
+    monkeypatch.setattr(prompt_tuning, "EXAMPLES", 2)
+    assert frequent([*DATA, collate([Encoded([7] * 9, [7] * 9)], 0)], 96).tolist() == [50, 1]
+
+
+@pytest.mark.parametrize("name", [*STARTING, "transferable-prompt-tuning"])
+def test_with_data_a_prompt_starts_from_its_frequent_tokens(name):
+    words = started(name, DATA)
+    assert set(words) == {1, 50, 60}
+    assert words == started(name, DATA)
+    assert len({tuple(started(name, DATA, seed)) for seed in range(4)}) > 1
+
+
+def test_other_starts_and_those_without_data_stay():
+    without = started("prompt-tuning", [])
+    assert set(without) - {1, 50, 60}
+    assert set(started("prompt-tuning", DATA, init="random")) == {-1}
+    assert started("prompt-tuning", DATA, init="text", text="ab", text_ids=(7, 8), length=3) == [7, 8, 7]
+
+
+def test_a_prompt_that_was_carried_over_is_not_drawn_anew(tmp_path):
+    source = attach(tiny("gemma"), [PromptTuning(length=3, init="random")])
+    run = tmp_path / "run"
+    save_adapter(source, run / "adapter", {"name": "gemma"})
+    for name, options in (("spot", {"sources": (str(run),)}), ("transferable-prompt-tuning", {"source": str(run)})):
+        adaptation = attach(tiny("gemma"), [METHODS[name].from_options(options).with_tokenizer(Letters())])
+        adaptation.prepare(DATA)
+        assert torch.equal(adaptation.parameters()[0][1], source.parameters()[0][1])

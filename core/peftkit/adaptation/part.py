@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.method import Method
-from peftkit.ports.adapter import Adapter
+from peftkit.ports.adapter import Adapter, factors, undecayed
 
 
 @dataclass
@@ -58,6 +58,19 @@ class Part:
         yield from self.built()
         for name, parameter in self.own.items():
             yield f"own/{name}", parameter if self.tuned is None else self.tuned[name]
+
+    def undecayed(self) -> set[str]:
+        """Return the keys of `tensors` that weight decay leaves alone beside vectors."""
+        beside = [*self.adapters.items(), *([] if self.shared is None else [("shared", self.shared)])]
+        return {f"{place}/{name}" for place, module in beside for name in undecayed(module)}
+
+    def factors(self) -> list[tuple[str, str]]:
+        """List the keys of factors A and B of which an adapter is the product."""
+        return [
+            (f"{site}/{down}", f"{site}/{up}")
+            for site, adapter in self.adapters.items()
+            for down, up in factors(adapter)
+        ]
 
     def switch(self, on: bool) -> None:
         """Put the part's (on) or the base's values (off) into the model's own tensors that the part changes."""

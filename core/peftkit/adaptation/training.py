@@ -17,8 +17,9 @@ class Training(State):
     """What an adaptation does in training."""
 
     def groups(self, learning_rate: float | None, weight_decay: float) -> list[dict[str, Any]]:
-        """Return optimizer groups: each method's own learning rate, and no weight decay on vectors.
+        """Return optimizer groups: each method's own learning rate, and weight decay on what says that it decays.
 
+        Vectors do not, nor what the adapters list in `undecayed`: the others are those that multiply hidden states.
         A method's rate is its option `learning_rate`, else the given one, else its own for the width of the model.
         """
         asked: list[dict[str, Any]] = []
@@ -26,13 +27,21 @@ class Training(State):
         for position, (part, (rate, _)) in enumerate(zip(self.parts, self.rates(learning_rate), strict=True)):
             asked += part.method.groups(self.layout, self._parameters(f"{position}"), rate)
         asked += [{"params": self._parameters(name), "lr": learning_rate or rate} for name in self.modules]
+        left = {f"{position}/{key}" for position, part in enumerate(self.parts) for key in part.undecayed()}
+        pairs = [
+            (f"{position}/{down}", f"{position}/{up}")
+            for position, part in enumerate(self.parts)
+            for down, up in part.factors()
+        ]
         groups = []
         for group in asked:
-            for is_vector, decay in ((False, weight_decay), (True, 0.0)):
-                chosen = [(key, p) for key, p in group["params"] if (p.ndim < 2) == is_vector]
+            for decays, decay in ((True, weight_decay), (False, 0.0)):
+                chosen = [(key, p) for key, p in group["params"] if (p.ndim > 1 and key not in left) == decays]
                 if chosen:
-                    named = {"params": [p for _, p in chosen], "keys": [key for key, _ in chosen]}
-                    groups.append({**group, **named, "weight_decay": decay})
+                    keys = [key for key, _ in chosen]
+                    named = {"params": [p for _, p in chosen], "keys": keys, "multiplies": decays}
+                    own = [(down, up) for down, up in pairs if down in set(keys)]
+                    groups.append({**group, **named, "pairs": own, "weight_decay": decay})
         return groups
 
     def rates(self, learning_rate: float | None) -> list[tuple[float, str]]:

@@ -44,6 +44,7 @@ class LowRank(Delta):
     """
 
     batched: ClassVar[bool] = True
+    factors: tuple[str, str] | None = ("A", "B")
     A0: Tensor
     B0: Tensor
     A1: Tensor

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from peftkit.layers.wrapped import Wrapped
-from peftkit.ports.adapter import Adapter
+from peftkit.ports.adapter import Adapter, undecayed
 
 SCORES, BITS = "_scores", "_bits"
 """Behind the name of a matrix: what its mask is taken from in training, and the mask itself, eight entries a byte."""
@@ -22,10 +22,14 @@ class Prototype(nn.Module):
 
     def __init__(self, adapters: Iterable[Adapter]):
         super().__init__()
+        self.undecayed: set[str] = set()
         for adapter in adapters:
+            left = undecayed(adapter)
             for key, parameter in adapter.named_parameters():
                 if place(key, parameter) not in self._parameters:
                     self.register_parameter(place(key, parameter), parameter)
+                if key in left:
+                    self.undecayed.add(place(key, parameter))
 
 
 def place(key: str, tensor: Tensor) -> str:
@@ -45,6 +49,7 @@ class Masked(Wrapped):
         self.density = density
         self.places = {key: place(key, parameter) for key, parameter in self.plain.named_parameters()}
         self.shapes = {key: p.shape for key, p in self.plain.named_parameters() if p.ndim > 1}
+        self.undecayed = tuple(key + SCORES for key in self.shapes)
         for key in self.places:
             owner, leaf = self.owner(key)
             owner._parameters[leaf] = None

@@ -15,6 +15,8 @@ class Prefix(AttentionAdapter):
     With `shift` the text's positions begin behind those of the prefix.
     """
 
+    undecayed: tuple[str, ...] = ("K", "V")
+
     def __init__(self, site: Site, length: int, deviation: float, shift: bool = False):
         super().__init__(site)
         assert site.heads is not None

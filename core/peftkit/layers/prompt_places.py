@@ -36,6 +36,8 @@ class AddedRows(AtPrompt):
     They start from N(0, deviation^2). Rows of the prompt behind the first `length` get none.
     """
 
+    undecayed: tuple[str, ...] = ("P",)
+
     def __init__(self, site: Site, length: int, deviation: float):
         super().__init__(site)
         self.P = nn.Parameter(torch.randn(length, site.outputs) * deviation)

@@ -25,6 +25,7 @@ class PrunedPrompt(SoftPrompt):
     scores: Tensor
     """[length, pieces]: those of tokens stand in the first column."""
     stage: Tensor
+    undecayed: tuple[str, ...] = ("P", "V")
 
     def __init__(self, site: Site, length: int, pieces: int, left: int | None, start: Tensor | None):
         """Begin with the rows `start`, or, where a prompt was cut before, with `left` pieces."""
@@ -48,6 +49,10 @@ class PrunedPrompt(SoftPrompt):
     @property
     def ids(self) -> tuple[int, ...]:
         return tuple(self.first + index for index in self.alive.nonzero().flatten().tolist())
+
+    @property
+    def drawn(self) -> Tensor | None:
+        return self.P
 
     def rows(self) -> Tensor:
         if self.P is not None:

@@ -145,6 +145,7 @@ class GatedDelta(MaskedDelta):
     """A dense change w [out, in] with gates, until `sparsify` leaves the kept entries alone."""
 
     dropped: ClassVar[tuple[str, ...]] = (*MaskedDelta.dropped, "a", "group")
+    undecayed: tuple[str, ...] = ("a",)
 
     def __init__(self, site: Site, structured: bool):
         super().__init__(site)

@@ -33,9 +33,13 @@ class Stacked(Adapter):
         super().__init__(site)
         members = [cast(LinearAdapter, build(one)) for one in site.each()]
         first = members[0]
+        self.factors = first.factors
         for key, own in first.named_parameters():
             parts = [member.get_parameter(key).detach() for member in members]
             self.register_parameter(key, nn.Parameter(torch.stack(parts), requires_grad=own.requires_grad))
+            # A stack of vectors has two dimensions, and what is in it is a vector still.
+            if own.ndim < 2 or key in first.undecayed:
+                self.undecayed = (*self.undecayed, key)
         for key, _ in first.named_buffers():
             parts = [member.get_buffer(key) for member in members]
             self.register_buffer(key, torch.stack(parts), key not in first._non_persistent_buffers_set)

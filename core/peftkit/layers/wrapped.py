@@ -18,7 +18,7 @@ class Wrapped(Adapter):
     def __init__(self, plain: Adapter):
         super().__init__(plain.site)
         self.__dict__["held"] = plain
-        self.__dict__["inside"] = plain.inside
+        self.__dict__["inside"], self.undecayed = plain.inside, plain.undecayed
         for own in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[own] = plain.__dict__[own]
 

@@ -50,6 +50,7 @@ class MaskedPairs(LowRank):
 
     down_masks: Tensor
     up_masks: Tensor
+    factors: tuple[str, str] | None = None
 
     def __init__(self, site: Site, method: CapaBoost):
         super().__init__(site, method)

@@ -59,6 +59,8 @@ class DeLoRA(Ranked, name="delora"):
 class Bounded(LowRank):
     """A pair of unit directions, the strength [1], and the column norms n [in] of the frozen weight."""
 
+    factors: tuple[str, str] | None = None
+
     def __init__(self, site: Site, method: DeLoRA):
         super().__init__(site, method)
         self.strength = nn.Parameter(torch.full((1,), method.strength))

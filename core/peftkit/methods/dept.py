@@ -82,6 +82,7 @@ class DecomposedPrompt(Prompt):
     """A prompt P [length, width], and A [positions, rank] and B [rank, width] behind it."""
 
     reads: ClassVar[Literal["", "tokens", "prompt"]] = "tokens"
+    undecayed: tuple[str, ...] = ("P", "A", "B")
 
     def __init__(self, site: Site, method: DePT):
         super().__init__(site, method)

@@ -72,6 +72,8 @@ class DyLoRA(LoRA, name="dylora"):
 class Truncated(LowRank):
     """A pair A [rank, in], B [out, rank] of which a step uses the first rows and columns."""
 
+    factors: tuple[str, str] | None = None
+
     def __init__(self, site: Site, method: DyLoRA):
         super().__init__(site, method)
         self.method = method

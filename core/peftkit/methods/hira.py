@@ -46,6 +46,8 @@ class HiRA(Ranked, name="hira"):
 class Modulated(Delta):
     """The pair A [rank, in], B [out, rank] whose product multiplies the frozen weight."""
 
+    factors: tuple[str, str] | None = ("A", "B")
+
     def __init__(self, site: Site, rank: int, dropout: float):
         super().__init__(site)
         self.dropout = dropout

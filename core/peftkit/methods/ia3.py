@@ -14,6 +14,9 @@ from peftkit.method import Targeted, Targets
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import LinearAdapter
 
+KEY_NORMS = ("k_norm", "k_layernorm", "key_layernorm", "qk_norm")
+"""What attention modules call the norm of their keys."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IA3(Targeted, name="ia3"):
@@ -22,7 +25,8 @@ class IA3(Targeted, name="ia3"):
     l_k, l_v have the size of keys and values, l_ff that of the feed-forward's inner activations; all are ones at the
     start, which is thus the base. A merge puts l_k and l_v on rows and biases, l_ff on columns. The official T5
     code scales the output of the layer before the last, which is the same function. Of a block of experts each
-    has an l_ff of its own.
+    has an l_ff of its own. Where a model norms the keys of each head behind W_k (Qwen3, Gemma 3), l_k stands in front
+    of that norm: it turns a key and leaves its length to the norm, so that a factor common to a head does nothing.
     """
 
     port: ClassVar[str] = "linear"
@@ -57,6 +61,13 @@ class IA3(Targeted, name="ia3"):
             return otherwise(layout, ("k", "v"), parse_layers(self.layers))
         return Standing(after.sites + before.sites, {**after.replaced, **before.replaced})
 
+    def notices(self, layout: Layout) -> list[str]:
+        keys = [site for site in self.sites(layout) if site.role == "k" and not self._before(site)]
+        found = (next((path for path in _norms_behind(site) if path in layout.modules), None) for site in keys)
+        norm = next((path for path in found if path is not None), None)
+        line = f"{self.name}: {norm} norms the keys that are scaled, so that their direction changes and no length does"
+        return [*super().notices(layout), *([line] if norm is not None else [])]
+
     def build(self, site: Site) -> Adapter:
         return Scale(site, self._before(site))
 
@@ -65,6 +76,11 @@ class IA3(Targeted, name="ia3"):
             return True
         names = (self.feedforward,) if isinstance(self.feedforward, str) else self.feedforward
         return any(matched(name, site) for name in names)
+
+
+def _norms_behind(site: Site) -> list[str]:
+    """Return the paths at which the norm of the keys would stand."""
+    return [f"{site.path.rpartition('.')[0]}.{name}" for name in KEY_NORMS]
 
 
 class Scale(LinearAdapter):

@@ -96,6 +96,8 @@ class PromptReading(nn.Module):
 class Generator(nn.Module):
     """Rows [B, length, width] of inner states z [B, bottleneck]: W2 z + b2."""
 
+    undecayed: ClassVar[tuple[str, ...]] = ("b",)
+
     def __init__(self, method: IDPG, width: int, start: Tensor):
         super().__init__()
         n, self.length = method.division, method.length
@@ -116,6 +118,10 @@ class GeneratedPrompt(ExamplePrompt):
     def __init__(self, site: Site, method: IDPG):
         super().__init__(site, method.length)
         self.generator = Generator(method, site.outputs, start_rows(site, method, method.length))
+
+    @property
+    def drawn(self) -> Tensor | None:
+        return self.generator.b
 
     def rows_of(self, y: Tensor, prompt: Tensor) -> Tensor:
         tokens = self.tokens

@@ -66,6 +66,8 @@ class LlamaAdapter(Method, name="llama-adapter"):
 class GatedPrompt(AttentionAdapter):
     """A prompt P [length, width] of one layer and its gate g, [1] or [heads]."""
 
+    undecayed: tuple[str, ...] = ("P",)
+
     def __init__(self, site: Site, method: LlamaAdapter):
         super().__init__(site)
         self.bounded, self.row_size = method.variant == "official", site.inputs

@@ -41,6 +41,8 @@ class MoSLoRA(LoRA, name="moslora"):
 class Mixed(LowRank):
     """A low-rank pair with a mixer M [rank, rank] in between."""
 
+    factors: tuple[str, str] | None = None
+
     def __init__(self, site: Site, method: MoSLoRA):
         super().__init__(site, method)
         rank = method.rank_at(site)

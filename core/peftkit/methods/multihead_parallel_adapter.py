@@ -65,6 +65,8 @@ class MultiheadParallelAdapter(Method, name="multihead-parallel-adapter"):
 class HeadBottlenecks(AttentionAdapter):
     """D [heads, r, width], b [heads, r], U [heads, size, r], c [heads, size] of one attention."""
 
+    undecayed: tuple[str, ...] = ("b", "c")
+
     def __init__(self, site: Site, method: MultiheadParallelAdapter):
         super().__init__(site)
         self.act, self.scale = ACTIVATIONS[method.activation], method.scale

@@ -64,6 +64,8 @@ class PTuning(Method, name="p-tuning"):
 class EncodedPrompt(SoftPrompt):
     """A prompt P [length, width] = head(lstm(E)), each part where the method has it."""
 
+    undecayed: tuple[str, ...] = ("E",)
+
     def __init__(self, site: Site, method: PTuning):
         super().__init__(site, method.length)
         width, k = site.outputs, method.hidden

@@ -63,6 +63,8 @@ class PrefixTuning(PTuningV2, name="prefix-tuning"):
 class Inner(nn.Module):
     """What all layers share: the inner states tanh(W1 E + b1) [length, projection]."""
 
+    undecayed: ClassVar[tuple[str, ...]] = ("E",)
+
     def __init__(self, length: int, width: int, projection: int):
         super().__init__()
         self.E: nn.Parameter | None = nn.Parameter(torch.randn(length, width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,7 +18,9 @@ from peftkit.ports.context import LINK, Context
 from peftkit.ports.embedding import SoftPrompt
 
 FREQUENT = 5000
-"""Of the first ids, which tokenizers with merges give to the most frequent words."""
+"""Tokens to draw from, as in the paper: the most frequent ones."""
+EXAMPLES = 4000
+"""Of the training data, in the order of the first epoch, among whose tokens the frequent ones are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,8 @@ class PromptTuning(Method, name="prompt-tuning"):
     length: Annotated[int, Ge(1)] = 20
     """Number of prompt embeddings; the paper uses 100 for T5."""
     init: Literal["vocabulary", "random", "text"] = "vocabulary"
-    """How P starts: embeddings of tokens drawn from the first 5000 ids, uniform between -0.5 and 0.5, or `text`."""
+    """How P starts: embeddings of tokens drawn from the 5000 most frequent ones of the training data (of its first 4000
+    examples; without data, from the first 5000 ids), uniform between -0.5 and 0.5, or `text`."""
     text: str | None = None
     """For `init: text`: P starts as the embeddings of its tokens, without special ones, repeated or cut to `length`."""
     text_ids: tuple[Annotated[int, Ge(0)], ...] | None = None
@@ -67,6 +71,14 @@ class PromptTuning(Method, name="prompt-tuning"):
     def build(self, site: Site) -> Adapter:
         return Prompt(site, self)
 
+    def prepare(self, model: nn.Module, adapters: Mapping[str, Adapter], batches: Iterable[Any]) -> None:
+        for adapter in adapters.values() if self.init == "vocabulary" else ():
+            rows = adapter.drawn if isinstance(adapter, SoftPrompt) else None
+            ids = torch.empty(0) if rows is None else frequent(batches, adapter.site.inputs)
+            if rows is not None and len(ids):
+                with torch.no_grad():
+                    rows.copy_(words(adapter.site, ids[torch.randperm(len(ids))], len(rows)))
+
     def _check_text(self, site: Site) -> None:
         if self.text is None and self.text_ids is None:
             raise PeftkitError(f"{self.name}: init is text, and there is none: set text, such as 'Describe this:'.")
@@ -84,16 +96,38 @@ class PromptTuning(Method, name="prompt-tuning"):
 class Prompt(SoftPrompt):
     """A prompt P [length, width] of free embeddings, as many as the method's unless another number is given."""
 
+    undecayed: tuple[str, ...] = ("P",)
+
     def __init__(self, site: Site, method: PromptTuning, length: int | None = None):
         super().__init__(site, length or method.length)
         self.P = nn.Parameter(start_rows(site, method, self.length))
+
+    @property
+    def drawn(self) -> Tensor | None:
+        return self.P
 
     def rows(self) -> Tensor:
         return self.P
 
 
+def frequent(batches: Iterable[Any], size: int) -> Tensor:
+    """Return the FREQUENT most frequent ids below `size` in the first EXAMPLES of the batches, the most frequent first.
+
+    There are fewer where the examples have fewer, and none without examples; of equal counts the lower id comes first.
+    """
+    counts, seen = torch.zeros(size, dtype=torch.long), 0
+    for batch in batches:
+        ids = batch.input_ids[batch.attention_mask.bool()].cpu()
+        counts += torch.bincount(ids[ids < size], minlength=size)
+        seen += len(batch.input_ids)
+        if seen >= EXAMPLES:
+            break
+    order = counts.sort(descending=True, stable=True).indices
+    return order[: min(FREQUENT, int((counts > 0).sum()))]
+
+
 def start_rows(site: Site, method: PromptTuning, count: int) -> Tensor:
-    """Return the rows [count, width] with which a prompt starts, as the method's `init` says."""
+    """Return the rows [count, width] with which a prompt starts before data is seen, as the method's `init` says."""
     rows = torch.empty(count, site.outputs)
     if method.init == "random":
         nn.init.uniform_(rows, -0.5, 0.5)

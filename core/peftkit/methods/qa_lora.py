@@ -53,6 +53,8 @@ class QALoRA(LoRA, name="qa-lora"):
 class Pooled(StoredDelta):
     """A pair A [rank, groups] and B [out, rank] in fp32 behind the pooled input of a frozen linear."""
 
+    factors: tuple[str, str] | None = ("A", "B")
+
     def __init__(self, site: Site, method: QALoRA):
         super().__init__(site)
         rank, count = method.rank_at(site), groups(site)

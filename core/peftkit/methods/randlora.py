@@ -79,6 +79,8 @@ class SharedBases(nn.Module):
 class Combination(Delta):
     """The weights l [rank, n] and g [n, smaller side] of the bases at one site."""
 
+    undecayed: tuple[str, ...] = ("l", "g")
+
     def __init__(self, site: Site, method: RandLoRA):
         super().__init__(site)
         self.scale, self.dropout = method.alpha / method.rank, method.dropout

@@ -49,6 +49,8 @@ class SMoP(PromptTuning, name="smop"):
 class RoutedPrompt(ExamplePrompt):
     """Prompts P [prompts, length, width] and the router W [prompts, width]."""
 
+    undecayed: tuple[str, ...] = ("P",)
+
     def __init__(self, site: Site, method: SMoP):
         super().__init__(site, method.length)
         self.noise = method.noise
@@ -56,6 +58,10 @@ class RoutedPrompt(ExamplePrompt):
         self.P = nn.Parameter(rows.unflatten(0, (method.prompts, method.length)))
         self.W = nn.Parameter(torch.empty(method.prompts, site.outputs))
         nn.init.orthogonal_(self.W)
+
+    @property
+    def drawn(self) -> Tensor | None:
+        return self.P.flatten(0, 1)
 
     def rows_of(self, y: Tensor, prompt: Tensor) -> Tensor:
         mean = mean_over(y, prompt)

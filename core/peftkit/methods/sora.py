@@ -54,6 +54,8 @@ class SoRA(LoRA, name="sora"):
 class Gated(LowRank):
     """A pair with a gate g [rank] between its matrices."""
 
+    factors: tuple[str, str] | None = None
+
     def __init__(self, site: Site, method: SoRA):
         super().__init__(site, method)
         self.g = nn.Parameter(torch.randn(self.A.shape[0]))

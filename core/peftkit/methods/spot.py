@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from peftkit import trained_prompts
 from peftkit.errors import PeftkitError
@@ -87,6 +88,10 @@ class TransferredPrompt(Prompt):
     def __init__(self, site: Site, method: SPoT):
         super().__init__(site, method)
         self.method = method
+
+    @property
+    def drawn(self) -> Tensor | None:
+        return None if self.method.sources or self.method.chosen else self.P
 
     def start(self) -> None:
         found = self.method.found()

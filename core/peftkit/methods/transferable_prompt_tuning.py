@@ -54,9 +54,7 @@ class TransferablePromptTuning(PromptTuning, name="transferable-prompt-tuning"):
     def with_tokenizer(self, tokenizer: Any) -> PromptTuning:
         if self.source is None:
             if self.pairs or self.tune == "projector":
-                raise PeftkitError(
-                    f"{self.name}: a projector is asked for and nothing to project: set source to a run."
-                )
+                raise PeftkitError(f"{self.name}: a projector has nothing to project: set source to a run.")
             return super().with_tokenizer(tokenizer)
         found = trained_prompts.read(self.name, self.source)
         return replace(self, length=len(found.rows), sha256=found.digest)
@@ -88,6 +86,7 @@ class CarriedPrompt(SoftPrompt):
     """P [length, width], or in its place in training the projector and what it projects."""
 
     S: Tensor
+    undecayed: tuple[str, ...] = ("P",)
 
     def __init__(self, site: Site, method: TransferablePromptTuning):
         super().__init__(site, method.length)
@@ -99,12 +98,15 @@ class CarriedPrompt(SoftPrompt):
             self.P, self.projector = None, projector(found.rows.shape[1], method.hidden, site.outputs)
             self.register_buffer("S", found.rows.to(next(self.projector.parameters()).device))
 
+    @property
+    def drawn(self) -> Tensor | None:
+        return None if self.method.source else self.P
+
     def start(self) -> None:
-        method = self.method
+        method, fitted = self.method, self.projector
         if method.source is None:
             return
         rows = trained_prompts.read(method.name, method.source).rows
-        fitted = self.projector
         if method.pairs:
             fitted = fitted or projector(rows.shape[1], method.hidden, self.site.outputs)
             fit(fitted, method, rows.shape[1], self.site.outputs)

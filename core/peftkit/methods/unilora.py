@@ -92,6 +92,7 @@ class Projected(LowRank):
 
     a: Tensor
     b: Tensor
+    factors: tuple[str, str] | None = None
 
     def __init__(self, site: Site, method: UniLoRA):
         super().__init__(site, method)

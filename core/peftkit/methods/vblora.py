@@ -80,6 +80,9 @@ class Bank(nn.Module):
 class Composed(LowRank):
     """The logits a [rank, ceil(in / length), vectors] and b [ceil(out / length), rank, vectors] of one site."""
 
+    undecayed: tuple[str, ...] = ("a", "b")
+    factors: tuple[str, str] | None = None
+
     def __init__(self, site: Site, method: VBLoRA):
         super().__init__(site, method)
         del self.A, self.B

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 class Kind(Protocol):
     """What an entry is: a class of torch optimizers that tells the sizes of its states beforehand.
 
-    A group holds `params`, `keys`, `lr`, `weight_decay` and whatever options this optimizer has of its own.
+    A group holds `params`, `keys`, `lr`, `weight_decay` and whatever options this optimizer has of its own. It may say
+    whether its tensors multiply hidden states (`multiplies`, by default True), and list the keys of factors A
+    [rank, in], B [out, rank] of which an adapter is the product (`pairs`, with those whose A is in the group).
     """
 
     def __call__(self, groups: Sequence[Mapping[str, Any]], *, betas: tuple[float, float], eps: float) -> Optimizer:

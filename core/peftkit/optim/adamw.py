@@ -58,3 +58,11 @@ def take_step(
         maximize=False,
         fused=fused,
     )
+
+
+def step_alone(parameter: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+    """Step one tensor as AdamW does, for an optimizer that leaves it to that one, and begin its `state` where empty."""
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        state.update({key: torch.zeros_like(parameter) for key in MOMENTS})
+    take_step(parameter, [state[key] for key in MOMENTS], state["step"], group, fused=False)

@@ -18,6 +18,23 @@ from peftkit.ports.tokens import Tokens
 Call = Callable[[Tensor], Tensor]
 
 
+def factors(module: nn.Module) -> list[tuple[str, str]]:
+    """List the names of the factors A [..., rank, in] and B [..., out, rank] that modules name in their `factors`."""
+    named = ((path, getattr(part, "factors", None)) for path, part in module.named_modules())
+    pairs = [(f"{path}." if path else "", names) for path, names in named if names is not None]
+    return [(f"{path}{names[0]}", f"{path}{names[1]}") for path, names in pairs]
+
+
+def undecayed(module: nn.Module) -> set[str]:
+    """Return the names of tensors that a module and those in it, of any class, list in their attribute `undecayed`.
+
+    Matrices that multiply hidden states decay; gates, scales, masks, logits and rows of prompts, which zero means
+    something else to, do not. Vectors never decay, and need no mention.
+    """
+    named = ((path, getattr(part, "undecayed", ())) for path, part in module.named_modules())
+    return {f"{path}.{name}" if path else name for path, names in named for name in names}
+
+
 class MergeRefusedError(PeftkitError):
     """The adapter has no equal in the weights of the module it sits on."""
 
@@ -38,6 +55,10 @@ class Adapter(nn.Module):
     """By how much the positions of the text rise where it runs."""
     enabled: bool = True
     """Whether it runs while its adaptation does; `Adaptation.without` switches it."""
+    factors: tuple[str, str] | None = None
+    """The names of A [rank, in] and B [out, rank] where it depends on them by their product B A alone."""
+    undecayed: tuple[str, ...] = ()
+    """Its tensors, by name, that weight decay leaves alone beside vectors: those that multiply no hidden states."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

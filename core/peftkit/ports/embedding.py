@@ -32,6 +32,11 @@ class SoftPrompt(Adapter):
         """The ids that stand for the rows."""
         return tuple(range(self.first, self.first + self.length))
 
+    @property
+    def drawn(self) -> Tensor | None:
+        """The trained rows [count, width] that start as words, and may start as others; None where none do."""
+        return None
+
     def rows(self) -> Tensor:
         """Return the rows [length, width] in fp32, on the scale of the embedding's own output."""
         raise TypeError(f"{type(self).__name__} does not define its rows")

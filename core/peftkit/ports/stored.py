@@ -54,6 +54,8 @@ class Scales(StoredDelta):
     The basis is read for the forward and again for the backward pass, which keeps x and d alone.
     """
 
+    undecayed: tuple[str, ...] = ("scale",)
+
     def __init__(self, site: Site):
         super().__init__(site)
         self.scale = torch.nn.Parameter(torch.zeros(site.outputs, groups(site)))

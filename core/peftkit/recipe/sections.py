@@ -82,7 +82,8 @@ class TrainSection(Section):
     """Steps in which the learning rate rises: a fraction of all steps below 1, else a number of steps."""
     optimizer: Text = "adamw"
     """What takes the steps where a method brings no optimizer of its own; `adamw-8bit` keeps its states in 8 bits and
-    `adamw-offload` in the host's memory."""
+    `adamw-offload` in the host's memory. `lion`, `adafactor`, `muon` and `apollo` keep less than AdamW, `riemannian`
+    preconditions low-rank pairs. `muon` and `apollo` step vectors, and what multiplies no hidden states, as AdamW."""
     strategy: Entry = "standard"
     """How a step is made of the micro-batches: a name, or `{name: options}`. `standard` follows gradients with the
     optimizer; `mezo` follows losses alone, without a backward pass (`epsilon`, `rate_factor`)."""
@@ -91,7 +92,8 @@ class TrainSection(Section):
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """The optimizer's epsilon, added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """The optimizer's decoupled weight decay."""
+    """The optimizer's decoupled weight decay, of matrices that multiply hidden states: vectors, gates, scales, masks,
+    logits and rows of prompts and prefixes stay as they are."""
     batch_tokens: Count | None = None
     """Tokens of a micro-batch, padding included; 4096 where `batch_examples` is not given either."""
     batch_examples: Count | None = None
