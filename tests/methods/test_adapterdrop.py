@@ -68,7 +68,8 @@ def test_in_training_the_lowest_adapters_get_no_gradient_in_a_step_that_leaves_t
         ({"of": "adalora"}, "'adalora' has a training of its own"),
         ({"of": {"lora": {"rankk": 4}}}, "rankk"),
         ({"of": {"lora": {}, "dora": {}}}, "found 2 methods"),
-        ({"of": "prompt-tuning"}, "which cannot be wrapped"),
+        ({"of": "p-tuning"}, "which cannot be wrapped"),
+        ({"of": "prompt-tuning"}, "'prompt-tuning' has a training of its own"),
         ({"of": "layernorm-tuning"}, "has no adapters of its own"),
     ],
 )
