@@ -6,6 +6,7 @@ import pytest
 import torch
 from subjects_of_methods import IDS, moved
 
+import zoo
 from peftkit.adaptation import attach
 from peftkit.errors import PeftkitError
 from peftkit.methods.adapterdrop import AdapterDrop
@@ -68,7 +69,6 @@ def test_in_training_the_lowest_adapters_get_no_gradient_in_a_step_that_leaves_t
         ({"of": "adalora"}, "'adalora' has a training of its own"),
         ({"of": {"lora": {"rankk": 4}}}, "rankk"),
         ({"of": {"lora": {}, "dora": {}}}, "found 2 methods"),
-        ({"of": "p-tuning"}, "which cannot be wrapped"),
         ({"of": "prompt-tuning"}, "'prompt-tuning' has a training of its own"),
         ({"of": "layernorm-tuning"}, "has no adapters of its own"),
     ],
@@ -76,3 +76,8 @@ def test_in_training_the_lowest_adapters_get_no_gradient_in_a_step_that_leaves_t
 def test_what_cannot_be_dropped_is_refused(options, told):
     with pytest.raises(PeftkitError, match=told):
         attach(tiny("llama"), [AdapterDrop.from_options(options)])
+
+
+def test_stacks_of_experts_cannot_be_wrapped():
+    with pytest.raises(PeftkitError, match=r"adapters at .*experts.*, which cannot be wrapped"):
+        attach(zoo.build("mixtral"), [AdapterDrop.from_options({"of": {"lora": {"targets": "experts"}}})])
