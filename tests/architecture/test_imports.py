@@ -65,7 +65,8 @@ ALLOWED = {
         "training": "adaptation assembly data device engine errors estimation evaluation files layout lock metrics "
         "models objectives optim plot recipe schemas strategies tasks tensor_file versions",
         "plan": "adaptation assembly data estimation recipe tasks training",
-        "inspection": "assembly data errors estimation method models objectives recipe tasks training",
+        "inspection": "adaptation assembly data errors estimation layout method models objectives quantization recipe "
+        "tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",
         "together": "adaptation assembly data device engine errors files lock method models objectives ports "
         "recipe strategies training",

@@ -44,6 +44,7 @@ SURFACE = {
     "estimate": ["--json", "[KEY=VALUE]...", "RECIPE"],
     "profile": ["--json", "--output", "--steps", "-o", "[KEY=VALUE]...", "RECIPE"],
     "data show": ["--rows", "--split", "[KEY=VALUE]...", "RECIPE"],
+    "modules": ["--targets", "MODEL|RECIPE", "[KEY=VALUE]..."],
     "new": ["--dataset", "--method", "--model", "--output", "--path", "--rank", "-o"],
     "list": ["KIND"],
     "score": ["--json", "--official", "--predictions", "--references", "TASK"],
