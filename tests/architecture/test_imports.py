@@ -15,7 +15,6 @@ ALLOWED = {
         # What everything stands on.
         "errors": "",
         "resources": "",
-        "__init__": "",
         "versions": "__version__",
         "registry": "errors",
         "options": "errors registry",
@@ -77,6 +76,9 @@ ALLOWED = {
         "report": "errors evaluation files method metrics plot recipe resources suites tasks training visible",
         "comparison": "adaptation assembly budget errors evaluation files layout lock method models recipe report "
         "tasks tensor_file training",
+        # The door for programs in Python.
+        "api": "assembly comparison data errors evaluation generation models recipe report suites tasks training",
+        "__init__": "api",
     }.items()
 }
 """The packages and single files of the core, from the bottom up, each with those that it may import."""

@@ -55,6 +55,26 @@ def test_commands_of_the_readme_run_in_their_order(server, tmp_path, monkeypatch
         assert any(path.split("/")[-1] == name for path in left), f"{name} is not in the run folder"
 
 
+def test_the_python_of_the_readme_runs(tmp_path):
+    (door,) = [block for block in blocks(README, "python") if "from peftkit import" in block]
+    assert len(door.splitlines()) <= 24, "a reader takes it in at a glance"
+    (tmp_path / "door.py").write_text(door.replace('"max_steps": 20', '"max_steps": 2'), encoding="utf-8")
+    paths = os.pathsep.join((str(ROOT / "core"), str(ROOT / "cli")))
+    done = subprocess.run(
+        [sys.executable, "door.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["1", "2"]
+    assert float(lines[2].split()[1]) >= 0
+    assert lines[3].startswith("name[The Mill], eatType[pub], food[Italian]")
+    assert (tmp_path / "runs/python/summary.json").is_file()
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_targets_of_the_readme_exist():
     targets = [line.split()[1] for line in COMMANDS if line.startswith("make ")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -239,6 +241,18 @@ class Recipe(Section):
         if data.source == "hub":
             raise ValueError("found dataset.streaming and source 'hub'; allowed: files of your own, in dataset.path")
         return self
+
+    @classmethod
+    def load(cls, source: str | PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+        """Load a recipe from a YAML file, the name of a shipped one (`e2e/lora`), or a mapping as a file would hold it.
+
+        `overrides` are `key=value` texts, such as `rank=16`. Raises PeftkitError that tells every mistake with its
+        place, and for a recipe with a sweep, which is several.
+        """
+        # Loading reads the sections themselves.
+        from peftkit.recipe.loading import load
+
+        return load(source if isinstance(source, Mapping) else fspath(source), overrides)
 
     def methods(self) -> list[Method]:
         """Build the chosen methods, in order; raises PeftkitError for an unknown name or a wrong option."""
