@@ -51,8 +51,9 @@ ALLOWED = {
         "optim": "errors quantization registry",
         "strategies": "adaptation data engine errors optim options registry",
         # What a recipe says, and the model that it makes.
-        "recipe": "adaptation errors files method objectives optim options quantization registry resources schemas "
-        "strategies tasks",
+        "loggers": "errors options registry",
+        "recipe": "adaptation errors files loggers method objectives optim options quantization registry resources "
+        "schemas strategies tasks",
         "models": "data errors families files free_memory layout quantization recipe registry schemas tensor_file",
         "assembly": "adaptation data device errors families layout method models objectives quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
@@ -62,7 +63,7 @@ ALLOWED = {
         "evaluation": "adaptation assembly data device engine errors estimation files generation lock metrics recipe "
         "schemas tasks versions",
         "training": "adaptation assembly data device engine errors estimation evaluation files layout lock metrics "
-        "models objectives optim plot recipe schemas strategies tasks tensor_file versions",
+        "loggers models objectives optim plot recipe schemas strategies tasks tensor_file versions",
         "plan": "adaptation assembly data estimation recipe tasks training",
         "inspection": "adaptation assembly data errors estimation layout method models objectives quantization recipe "
         "tasks training",

@@ -115,6 +115,7 @@ EXAMPLES = [
     "npz",
     "focal",
     "sign",
+    "lines",
     "encoder",
 ]
 """The files of CONTRIBUTING in their order."""
@@ -124,7 +125,7 @@ from dataclasses import dataclass
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import output_scale, block_gate, temperature, ramp, orthogonal, coarse2, capitals, length, sgd, npz
-import focal, sign, encoder
+import focal, sign, lines, encoder
 import torch
 from safetensors.torch import save_file
 from peftkit.adaptation import TENSORS, attach
@@ -210,7 +211,7 @@ from peftkit.families import family_of
 sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 common = {
     "method": {"lora": {"rank": 2, "targets": ["attention", "mlp"]}},
-    "train": {"strategy": "sign", "max_steps": 2, "batch_examples": 4, "device": "cpu"},
+    "train": {"strategy": "sign", "max_steps": 2, "batch_examples": 4, "device": "cpu", "log": ["lines"]},
 }
 recipe = read({
     "model": {"init": {"architecture": "llama", **sizes}, "tokenizer": "bundled/tiny"},
@@ -220,6 +221,8 @@ recipe = read({
 })
 summary = train(recipe, run.parent / "decoder")
 assert summary.losses["last"] < summary.losses["first"]
+logged = (run.parent / "decoder" / "figures.csv").read_text().splitlines()
+assert f'2,loss,{summary.losses["last"]}' in logged and any(line.startswith("0,losses/last,") for line in logged)
 labelled = run.parent / "train.jsonl"
 labelled.write_text("\\n".join('{"text": "%s", "label": %d}' % ("ab"[n % 2] * 9, n % 2) for n in range(4)))
 recipe = read({
