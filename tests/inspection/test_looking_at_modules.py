@@ -104,6 +104,9 @@ def test_stacks_of_experts_are_branches_and_count_once():
     stacks = [branch for branch in experts.branches if branch.kind == "stack"]
     assert [branch.roles for branch in stacks] == [("experts",), ("experts",)]
     assert experts.parameters == sum(branch.parameters for branch in stacks)
+    router = found["model.layers.0-3.mlp.gate"]
+    assert (router.roles, router.notes) == ((), ("no linear map: no target names it",))
+    assert found["model.embed_tokens"].notes == ()
 
 
 @pytest.fixture(scope="module")

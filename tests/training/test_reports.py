@@ -23,7 +23,8 @@ from peftkit.errors import OutputLost, PeftkitError
 from peftkit.loggers import LOGGERS
 from peftkit.loggers.mlflow import leaves
 from peftkit.plan import plan
-from peftkit.training import Interrupted, Silent, log, train
+from peftkit.together import Job, train_together
+from peftkit.training import Interrupted, Silent, log, session, train
 from peftkit.training.reports import FIGURES, FILE
 
 Steps = dict[int, dict[str, float]]
@@ -268,6 +269,30 @@ def test_the_figures_are_the_same_with_and_without_loggers(source, tmp_path, fak
     losses = [[record["loss"] for record in log.read(tmp_path / name / "log.jsonl")] for name in ("bare", "told")]
     assert losses[0] == losses[1]
     assert not (tmp_path / "bare" / FILE).exists()
+
+
+def test_runs_that_train_together_are_told_of_apart(source, tmp_path, fakes):
+    jobs = []
+    for rank in (2, 4):
+        given = make_recipe(source, {"lora": {"rank": rank}}, max_steps=3, log=list(FAKES), precision="fp32")
+        given["model"]["init"]["attention_dropout"] = 0.0
+        jobs.append(Job(f"rank{rank}", recipe.load(given), tmp_path / f"rank{rank}"))
+    train_together(jobs)
+    for name, recorded in fakes.items():
+        assert len(recorded.runs) == len(recorded.closed) == 2, name
+        for job, found in zip(jobs, recorded.runs.values(), strict=True):
+            assert steps(found) == expected(job.run), name
+
+
+def test_a_run_whose_end_cannot_be_written_leaves_no_logger_open(source, tmp_path, fakes, monkeypatch):
+    def refused(*given: Any, **named: Any) -> None:
+        raise PeftkitError("the disk is full")
+
+    monkeypatch.setattr(session, "save_adapter", refused)
+    with pytest.raises(PeftkitError, match="the disk is full"):
+        run_of(source, tmp_path / "run", list(FAKES))
+    assert all(len(recorded.closed) == 1 for recorded in fakes.values())
+    assert fakes["mlflow"].closed[0].endswith("KILLED")
 
 
 def test_a_damaged_file_of_identities_begins_new_runs_and_says_so(source, tmp_path, fakes):

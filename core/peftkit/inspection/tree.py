@@ -209,6 +209,8 @@ class ModuleTree:
                 notes.append("no target but a pattern of its name reaches it")
             elif not any(site.role for site in sites):
                 notes.append(f"no role, in group {sites[0].group}")
+        elif not sites and len(self._shape(module)) > 1:
+            notes.append("no linear map: no target names it")
         return tuple(notes)
 
 

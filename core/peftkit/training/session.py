@@ -258,6 +258,12 @@ class Session:
 
     def finish(self) -> Summary:
         """Write the adapter, the loss curve and, last of all, the summary that marks the run as finished."""
+        try:
+            return self._finish()
+        finally:
+            self.observer.close()
+
+    def _finish(self) -> Summary:
         loaded, info = self.prepared.loaded, self._info()
         self.log.content()
         records = self.log.records
