@@ -135,10 +135,10 @@ def test_mistakes_are_those_of_the_command(tmp_path):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, TrainedRun]:
-    """A short run of each kind of method: one that merges, one at attention, soft prompts beside LoRA."""
+    """A short run of each kind of method: merged, at attention, soft prompts beside LoRA, rows made of the prompt."""
     folder = tmp_path_factory.mktemp("runs")
     soft = {"prompt-tuning": {"length": 3, "init": "random"}}
-    methods = {"lora": "lora", "prefix": "prefix-tuning", "soft": ["lora", soft]}
+    methods = {"lora": "lora", "prefix": "prefix-tuning", "soft": ["lora", soft], "late": "late-prompt-tuning"}
     given = {key: value for key, value in GIVEN.items() if key != "rank"}
     return {name: train({**given, "method": method}, folder / name) for name, method in methods.items()}
 
@@ -172,7 +172,7 @@ def test_a_run_is_scored_by_its_folder_or_as_it_was_returned(runs):
     assert evaluate(run, limit=2, split="validation", base=True)["scores"] == untrained["scores"]
 
 
-@pytest.mark.parametrize("name", ["lora", "prefix", "soft"])
+@pytest.mark.parametrize("name", ["lora", "prefix", "soft", "late"])
 def test_transformers_generates_what_the_run_answers(runs, name):
     ours = answers(runs[name].folder, PROMPTS, ["generation.stop=[]"])
     model, tokenizer = load(runs[name])

@@ -20,7 +20,7 @@ from peftkit.data.example import Turn
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import evaluate as evaluate_subject
 from peftkit.evaluation import prepare, settings_for
-from peftkit.generation.soft_prompts import put_in_front
+from peftkit.generation.under_transformers import put_in_front, tell_prompts
 from peftkit.models.loaded import ModelAndTokenizer
 from peftkit.recipe import Recipe
 from peftkit.report.results import Comparison
@@ -170,6 +170,8 @@ def _settle(subject: Assembled) -> None:
     settings = settings_for(model, tokenizer, task, template, recipe.generation)
     model.generation_config.update(**settings.for_transformers(), pad_token_id=tokenizer.pad_token_id)
     tokenizer.padding_side = "left"
+    if subject.attached is not None and subject.attached.context.reads_prompts:
+        tell_prompts(model)
     if template.soft:
         opening = template.render_prompt((Turn("user", "a"),), tokenizer).opening
         put_in_front(model, template.soft, opening[0] if opening else None)

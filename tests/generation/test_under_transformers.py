@@ -1,4 +1,4 @@
-"""Soft prompts under transformers' `generate`: put behind padding and the first token, and taken out again."""
+"""Under transformers' `generate` soft prompts are put in and taken out again, and adapters know the prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from peftkit.errors import PeftkitError
-from peftkit.generation.soft_prompts import put_in_front
+from peftkit.generation.under_transformers import put_in_front, tell_prompts
+from peftkit.models.tiny import tiny
+from peftkit.ports.context import context_of
 
 BOS, PAD = 1, 0
 
@@ -55,3 +57,24 @@ def test_embeddings_are_refused():
     put_in_front(model, (90,), None)
     with pytest.raises(PeftkitError, match="give generate input_ids, not embeddings"):
         model.generate(inputs_embeds=torch.zeros(1, 2, 4))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_prompt_is_told_in_every_pass_that_has_it(cached):
+    model = tiny("llama")
+    context, told = context_of(model), []
+    tell_prompts(model)
+    model.model.register_forward_pre_hook(lambda *_: told.append(context.told))
+    ids, mask = torch.tensor([[0, 5, 6], [7, 8, 9]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, eos_token_id=None, use_cache=cached)
+    assert len(told) == 3
+    assert told[0].tolist() == [[False, True, True], [True, True, True]]
+    if cached:
+        assert told[1:] == [None, None]
+    else:
+        assert [one[:, :3].tolist() for one in told[1:]] == [told[0].tolist()] * 2
+        assert not any(one[:, 3:].any() for one in told[1:])
+    assert context.told is None
+    told.clear()
+    model(input_ids=ids)
+    assert told == [None], "outside of generate nothing is told"

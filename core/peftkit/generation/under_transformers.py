@@ -1,4 +1,4 @@
-"""Soft prompts under transformers' own `generate`, which is given the ids that a tokenizer makes of text."""
+"""What adapters need under transformers' own `generate`, which is given the ids that a tokenizer makes of text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from peftkit.errors import PeftkitError
+from peftkit.ports.context import context_of
 
 
 def put_in_front(model: Any, soft: Sequence[int], after: int | None) -> None:
@@ -20,11 +21,8 @@ def put_in_front(model: Any, soft: Sequence[int], after: int | None) -> None:
     original = model.generate
 
     def generate(inputs: Tensor | None = None, **named: Any) -> Any:
-        ids = inputs if inputs is not None else named.pop("input_ids", None)
-        if ids is None:
-            raise PeftkitError(
-                "this run's soft prompt stands in front of token ids: give generate input_ids, not embeddings."
-            )
+        ids = _ids(inputs, named)
+        named.pop("input_ids", None)
         mask = named.pop("attention_mask", None)
         places = _places(ids, torch.ones_like(ids) if mask is None else mask, after)
         for key in ("max_length", "min_length"):
@@ -40,6 +38,42 @@ def put_in_front(model: Any, soft: Sequence[int], after: int | None) -> None:
         return result
 
     model.generate = generate
+
+
+def tell_prompts(model: Any) -> None:
+    """Have `model.generate` tell the adapters which tokens are the prompt, where some depend on all of it."""
+    original, context = model.generate, context_of(model)
+
+    def generate(inputs: Tensor | None = None, **named: Any) -> Any:
+        width = _ids(inputs, named).shape[1]
+
+        def tell(module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+            ids = args[0] if args else given.get("input_ids")
+            # With a cache the tokens behind the prompt come by themselves, and without one behind all of it.
+            context.told = None if ids is None or ids.shape[1] < width else _prompt(ids, width, given)
+
+        handle = model.register_forward_pre_hook(tell, with_kwargs=True)
+        try:
+            return original(inputs, **named)
+        finally:
+            handle.remove()
+            context.told = None
+
+    model.generate = generate
+
+
+def _prompt(ids: Tensor, width: int, given: dict[str, Any]) -> Tensor:
+    """Return which of the tokens [B, T] are in the first `width` columns and no padding, [B, T] bool."""
+    prompt = (torch.arange(ids.shape[1], device=ids.device) < width).expand(ids.shape)
+    mask = given.get("attention_mask")
+    return prompt & (mask > 0) if isinstance(mask, Tensor) and mask.shape == ids.shape else prompt
+
+
+def _ids(inputs: Tensor | None, named: dict[str, Any]) -> Tensor:
+    ids = inputs if inputs is not None else named.get("input_ids")
+    if ids is None:
+        raise PeftkitError("this run's adapters read token ids: give generate input_ids, not embeddings.")
+    return ids
 
 
 def _places(ids: Tensor, mask: Tensor, after: int | None) -> list[int]:
