@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from peftkit.loggers import LoggedRun, Logger, Writer
@@ -25,17 +27,10 @@ class Trackio(Logger, name="trackio"):
 
     def open(self, run: LoggedRun) -> Writer:
         name = run.identity or f"{run.folder.name}-{secrets.token_hex(3)}"
-        return Local(
-            self.module().init(
-                project=self.project,
-                name=name,
-                space_id=self.space_id,
-                config=dict(run.recipe),
-                resume="allow",
-                embed=False,
-            ),
-            name,
-        )
+        given = {"project": self.project, "space_id": self.space_id, "config": dict(run.recipe), "embed": False}
+        begin = partial(self.module().init, name=name, resume="allow", **given)
+        # In a context of its own it knows of no other run of this process, as of a sweep, which it would end.
+        return Local(Context().run(begin), name)
 
 
 class Local(Writer):
