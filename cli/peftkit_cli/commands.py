@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import typer
 
@@ -10,12 +10,14 @@ from peftkit.errors import PeftkitError
 from peftkit_cli import (
     combine,
     compare,
+    data,
     estimate,
     eval,
     export,
     generate,
     list,
     merge,
+    modules,
     new,
     profile,
     quantize,
@@ -29,7 +31,7 @@ from peftkit_cli.terminal import tell_warnings
 
 UsageFault: type[Exception] = typer.BadParameter.__mro__[2]  # pyright: ignore[reportAssignmentType]
 """typer's class of every misuse of the command line: it is public only through its children."""
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[..., object] | typer.Typer] = {
     "train": train.train,
     "compare": compare.compare,
     "eval": eval.evaluate,
@@ -42,6 +44,8 @@ FUNCTIONS = {
     "validate": validate.validate,
     "estimate": estimate.estimate,
     "profile": profile.profile,
+    "data": data.app,
+    "modules": modules.modules,
     "new": new.new,
     "list": list.list_entries,
     "score": score.score,
@@ -56,7 +60,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 for name, summary in COMMANDS.items():
-    app.command(name, short_help=summary)(FUNCTIONS[name])
+    entry = FUNCTIONS[name]
+    if isinstance(entry, typer.Typer):
+        app.add_typer(entry, name=name, short_help=summary)
+    else:
+        app.command(name, short_help=summary)(entry)
 
 
 def run(arguments: Sequence[str]) -> object:

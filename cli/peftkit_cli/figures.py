@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -53,3 +54,33 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     low, high = min(means), max(means)
     span = (high - low) or 1.0
     return "".join(BARS[round((mean - low) / span * (len(BARS) - 1))] for mean in means)
+
+
+def histogram(values: Sequence[int], lines: int = 12, width: int = 40) -> list[str]:
+    """Draw whole numbers as at most `lines` lines of bars, a line for each range of one size, with its count."""
+    low, high = min(values), max(values)
+    step = _round_up((high - low + 1) / lines)
+    first = low // step * step
+    counts = [0] * ((high - first) // step + 1)
+    for value in values:
+        counts[(value - first) // step] += 1
+    ranges = [
+        f"{first + at * step:,}" + (f"–{first + (at + 1) * step - 1:,}" if step > 1 else "")
+        for at in range(len(counts))
+    ]
+    margin, most = max(map(len, ranges)), max(counts)
+    bars = [BARS[-1] * math.ceil(width * count / most) for count in counts]
+    return [
+        f"{name:>{margin}}  {bar}{' ' if bar else ''}{count:,}"
+        for name, bar, count in zip(ranges, bars, counts, strict=True)
+    ]
+
+
+def _round_up(step: float) -> int:
+    """Return the next of 1, 2, 5, 10, 20, 50, …"""
+    unit = 1
+    while True:
+        for digit in (1, 2, 5):
+            if digit * unit >= step:
+                return digit * unit
+        unit *= 10

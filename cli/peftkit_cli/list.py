@@ -24,6 +24,7 @@ class Kind(str, Enum):
     models = "models"
     quantization = "quantization"
     formats = "formats"
+    loggers = "loggers"
 
 
 KINDS = "What to list: " + ", ".join(kind.value for kind in Kind) + "."
@@ -97,6 +98,15 @@ def formats() -> Listing:
     return ("format", "what it is"), rows
 
 
+def loggers() -> Listing:
+    """List what `train.log` may name, with the extra that installs it."""
+    from peftkit.loggers import LOGGERS
+
+    return ("logger", "what it is", "install"), [
+        (name, logger.summary, f"peftkit[{logger.extra}]") for name, logger in LOGGERS.items()
+    ]
+
+
 def first_line(thing: object) -> str:
     """Return the first line of a docstring."""
     return (thing.__doc__ or "").strip().partition("\n")[0]
@@ -109,4 +119,5 @@ LISTINGS: dict[Kind, Callable[[], Listing]] = {
     Kind.models: models,
     Kind.quantization: quantization,
     Kind.formats: formats,
+    Kind.loggers: loggers,
 }

@@ -24,6 +24,8 @@ COMMANDS = {
     "validate": "Say what a recipe would do; loads no weights.",
     "estimate": "Predict the memory of a run; loads no weights.",
     "profile": "Watch training steps: time and memory by module.",
+    "data": "Show examples as the model sees them.",
+    "modules": "Show a model's modules; loads no weights.",
     "new": "Write a commented recipe.",
     "list": "List methods, recipes, datasets, models and more.",
     "score": "Score a file of predictions; needs no model.",

@@ -19,6 +19,7 @@ from peftkit.recipe import Recipe
 from peftkit.tasks.source import load as load_data
 from peftkit.training.encoded import Encoder, Working
 from peftkit.training.preparation import add_module, check_length
+from peftkit.training.reports import check_loggers
 from peftkit.training.scoring import check
 from peftkit.training.windows import count_steps, steps_of
 
@@ -62,6 +63,7 @@ def plan(recipe: Recipe, working: Working = lambda text: None) -> Plan:
     """
     section = recipe.train
     check(recipe)
+    check_loggers(recipe)
     assembled = assemble(recipe, weights=False)
     adaptation, template = assembled.adaptation, assembled.template
     data, encoder = load_data(recipe.dataset, "train"), Encoder(recipe, template, assembled.tokenizer, working)

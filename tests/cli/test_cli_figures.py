@@ -39,3 +39,11 @@ def test_a_sparkline_spans_the_smallest_and_the_largest_value():
 def test_a_long_sparkline_shows_the_mean_of_each_share():
     assert figures.sparkline([0, 2, 7, 9], width=2) == "▁█"
     assert len(figures.sparkline(list(range(1000)), width=40)) == 40
+
+
+def test_a_histogram_counts_each_value_once_in_ranges_of_one_size():
+    assert figures.histogram([3, 3, 3, 4, 6], lines=4, width=6) == ["3  ██████ 3", "4  ██ 1", "5  0", "6  ██ 1"]
+    assert figures.histogram([5]) == ["5  " + "█" * 40 + " 1"]
+    wide = figures.histogram(list(range(0, 1000, 7)), lines=5)
+    assert [line.split()[0] for line in wide] == ["0–199", "200–399", "400–599", "600–799", "800–999"]
+    assert sum(int(line.split()[-1]) for line in wide) == 143

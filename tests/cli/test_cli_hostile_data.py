@@ -36,6 +36,14 @@ def test_the_first_example_of_validate_steers_nothing(peft, hostile):
     assert not steers(done)
 
 
+def test_examples_token_by_token_steer_nothing(peft, hostile):
+    done = peft("data", "show", hostile)
+    assert done.code == 0, done
+    assert "\\x1b" in done.out
+    assert "\\u202e" in done.out
+    assert not steers(done)
+
+
 def test_a_key_in_an_error_steers_nothing(peft, hostile, tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps({STEERING: 1, "prompt": "a", "completion": "b"}) + "\n")
     done = peft("validate", hostile)

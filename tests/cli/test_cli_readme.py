@@ -55,6 +55,26 @@ def test_commands_of_the_readme_run_in_their_order(server, tmp_path, monkeypatch
         assert any(path.split("/")[-1] == name for path in left), f"{name} is not in the run folder"
 
 
+def test_the_python_of_the_readme_runs(tmp_path):
+    (door,) = [block for block in blocks(README, "python") if "from peftkit import" in block]
+    assert len(door.splitlines()) <= 24, "a reader takes it in at a glance"
+    (tmp_path / "door.py").write_text(door.replace('"max_steps": 20', '"max_steps": 2'), encoding="utf-8")
+    paths = os.pathsep.join((str(ROOT / "core"), str(ROOT / "cli")))
+    done = subprocess.run(
+        [sys.executable, "door.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["1", "2"]
+    assert float(lines[2].split()[1]) >= 0
+    assert lines[3].startswith("name[The Mill], eatType[pub], food[Italian]")
+    assert (tmp_path / "runs/python/summary.json").is_file()
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_targets_of_the_readme_exist():
     targets = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
@@ -95,6 +115,7 @@ EXAMPLES = [
     "npz",
     "focal",
     "sign",
+    "lines",
     "encoder",
 ]
 """The files of CONTRIBUTING in their order."""
@@ -104,7 +125,7 @@ from dataclasses import dataclass
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import output_scale, block_gate, temperature, ramp, orthogonal, coarse2, capitals, length, sgd, npz
-import focal, sign, encoder
+import focal, sign, lines, encoder
 import torch
 from safetensors.torch import save_file
 from peftkit.adaptation import TENSORS, attach
@@ -190,7 +211,7 @@ from peftkit.families import family_of
 sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 common = {
     "method": {"lora": {"rank": 2, "targets": ["attention", "mlp"]}},
-    "train": {"strategy": "sign", "max_steps": 2, "batch_examples": 4, "device": "cpu"},
+    "train": {"strategy": "sign", "max_steps": 2, "batch_examples": 4, "device": "cpu", "log": ["lines"]},
 }
 recipe = read({
     "model": {"init": {"architecture": "llama", **sizes}, "tokenizer": "bundled/tiny"},
@@ -200,6 +221,8 @@ recipe = read({
 })
 summary = train(recipe, run.parent / "decoder")
 assert summary.losses["last"] < summary.losses["first"]
+logged = (run.parent / "decoder" / "figures.csv").read_text().splitlines()
+assert f'2,loss,{summary.losses["last"]}' in logged and any(line.startswith("0,losses/last,") for line in logged)
 labelled = run.parent / "train.jsonl"
 labelled.write_text("\\n".join('{"text": "%s", "label": %d}' % ("ab"[n % 2] * 9, n % 2) for n in range(4)))
 recipe = read({

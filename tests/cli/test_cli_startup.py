@@ -36,6 +36,8 @@ def test_help_imports_nothing_heavy(startup):
 def test_validation_opens_no_weights_and_the_watch_would_see_it(startup, tmp_path):
     recipe = "model=bundled/tiny", "dataset=bundled/e2e"
     assert startup.opened_weights("validate", "quickstart", *recipe) == []
+    assert startup.opened_weights("modules", "bundled/tiny") == []
+    assert startup.opened_weights("data", "show", "quickstart", *recipe) == []
     opened = startup.opened_weights(
         "eval", "quickstart", *recipe, "generation.max_new_tokens=1", f"output={tmp_path / 'run'}", "--limit", "1"
     )

@@ -30,6 +30,8 @@ USES: dict[str, str] = {
     "validate": "validate small.yaml",
     "estimate": "estimate small.yaml",
     "profile": "profile small.yaml --steps 1 --output out",
+    "data": "data show small.yaml",
+    "modules": "modules bundled/tiny --targets q",
     "new": "new --method lora --output out.yaml",
     "list": "list models",
     "score": "score e2e --predictions predictions.json --references references.json",

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from peftkit import files
 from peftkit.errors import PeftkitError
 from peftkit.models import gguf_folder, layerwise
-from peftkit.models.load import load
+from peftkit.models.load import load, tokenizer_of
 from peftkit.models.quiet import quiet
 from peftkit.recipe import QuantizationSection
 from peftkit_cli.main import main
@@ -59,8 +59,12 @@ def test_a_file_is_named_by_itself_or_by_its_folder(named, file):
     if named == "folder and file":
         write_gguf(file.with_name("other.gguf"), "F16")
     asked = {"file": section(file), "folder": section(file.parent)}
-    loaded = load(asked.get(named) or section(file.parent, gguf="tiny.gguf"))
+    chosen = asked.get(named) or section(file.parent, gguf="tiny.gguf")
+    loaded = load(chosen)
     assert torch.equal(logits(loaded), by_transformers(file))
+    alone = tokenizer_of(chosen)
+    assert alone.get_vocab() == loaded.tokenizer.get_vocab()
+    assert (alone.chat_template, alone.padding_side) == (loaded.tokenizer.chat_template, "right")
 
 
 def test_nothing_of_the_file_is_left_in_the_model(file, tmp_path):

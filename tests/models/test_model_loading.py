@@ -8,8 +8,10 @@ import pytest
 import torch
 from model_folders import byte_tokenizer, section, write_model
 
+from peftkit.errors import PeftkitError
+from peftkit.models import build
 from peftkit.models import folder as folders
-from peftkit.models.load import load
+from peftkit.models.load import load, tokenizer_of
 from peftkit.models.quiet import quiet
 from peftkit.models.tiny import ARCHITECTURES, tiny
 from peftkit.models.tokenizer import load_tokenizer
@@ -124,3 +126,15 @@ def test_the_bundled_model_is_small_and_reads_every_text() -> None:
     ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert loaded.tokenizer.unk_token_id not in ids
     assert loaded.tokenizer.decode(ids) == text
+
+
+def test_a_tokenizer_alone_is_the_one_that_comes_with_the_model(tmp_path, monkeypatch):
+    byte_tokenizer().save_pretrained(tmp_path)
+    sections = [section("bundled/tiny"), section("bundled/tiny", tokenizer=str(tmp_path))]
+    sections.append(section(init=INIT, tokenizer=str(tmp_path)))
+    expected = [load(one).tokenizer.get_vocab() for one in sections]
+    for name in ("build", "on_meta", "outline"):
+        monkeypatch.setattr(build, name, lambda *given, **named: pytest.fail("a model is built"))
+    assert [tokenizer_of(one).get_vocab() for one in sections] == expected
+    with pytest.raises(PeftkitError, match=r"name one with `model\.tokenizer`"):
+        tokenizer_of(section(init=INIT))

@@ -163,7 +163,7 @@ EDITS = st.sampled_from(
         ("train.epochs", st.floats(0.1, 50)),
         ("train.max_steps", st.integers(1, 10**6) | st.none()),
         ("train.schedule", st.sampled_from(["cosine", "linear", "constant"])),
-        ("train.tensorboard", st.booleans()),
+        ("train.log", st.lists(st.sampled_from(["tensorboard", "wandb"]), max_size=2)),
         ("train.betas", st.lists(st.floats(0, 0.99), min_size=2, max_size=2)),
         ("dataset.path", st.text("abc/=.: #'\"é~", min_size=1, max_size=8) | st.none()),
         ("dataset.fraction", st.floats(1e-6, 1)),

@@ -159,7 +159,7 @@ def test_scores_are_in_the_events(source: Path, tmp_path: Path):
     pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    given = answering(source, "lora", max_steps=4, score_every=2, score_inputs=2, tensorboard=True)
+    given = answering(source, "lora", max_steps=4, score_every=2, score_inputs=2, log=["tensorboard"])
     train(recipe.load(given), tmp_path / "run")
     result = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in result.Scalars("scores/ROUGE-L")] == [2, 4]

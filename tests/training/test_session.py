@@ -18,7 +18,7 @@ from peftkit.errors import PeftkitError
 from peftkit.method import METHODS
 from peftkit.objectives import Loss
 from peftkit.plan import plan
-from peftkit.training import Interrupted, Silent, checkpoint, events, log, preparation, session, train
+from peftkit.training import Interrupted, Silent, checkpoint, log, preparation, session, train
 
 EACH = [*((name,) for name in METHODS.names()), *COMBINATIONS]
 HELD = some("interrupted", EACH, len(EACH) // 8)
@@ -317,27 +317,6 @@ def test_gradient_checkpointing_changes_no_loss(source: Path, tmp_path: Path):
         train(recipe.load(keys), tmp_path / str(checkpointing))
     first, second = (log.read(tmp_path / name / "log.jsonl") for name in ("False", "True"))
     assert [r["loss"] for r in first] == pytest.approx([r["loss"] for r in second], abs=1e-6)
-
-
-def test_tensorboard_without_its_package_is_refused_first(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(PeftkitError, match="pip install tensorboard"):
-        train(recipe.load(make_recipe(source, max_steps=1, tensorboard=True)), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_tensorboard_files_hold_every_step(source: Path, tmp_path: Path):
-    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events.check_installed()
-    train(recipe.load(make_recipe(source, max_steps=3, tensorboard=True)), tmp_path / "run")
-    result = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert [event.step for event in result.Scalars("loss")] == [1, 2, 3]
 
 
 def test_resolved_recipe_is_plain_yaml(source: Path, tmp_path: Path):

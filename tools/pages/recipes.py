@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from peftkit.loggers import LOGGERS
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe.compose import SECTIONS
 from peftkit.recipe.describe import allowed
 from peftkit.recipe.section import Section
-from peftkit.recipe.sections import MethodChoice, QuantizationSection, Recipe
+from peftkit.recipe.sections import MethodChoice, QuantizationSection, Recipe, TrainSection
 
 INTRODUCTION = """\
 # Recipes
@@ -64,6 +65,14 @@ several block sizes: all together take at most that many bits a weight, and the 
 The choice is written into the run's `recipe.yaml` beside the budget, and is not made again.
 
 """
+LOGS = """\
+`log: [tensorboard, {wandb: {project: mine}}]` tells the figures of every step, validation losses, scores and the
+summary to loggers, beside `log.jsonl`, which is always written. Each needs its package (`pip install
+"peftkit[wandb]"`); a run is refused before anything is read where one is missing. A logger that fails later is told of
+once and left off, and the run goes on. A resumed run goes on in the same run of each logger: `loggers.json` in the run
+folder keeps what finds it.
+
+"""
 LARGE = (4096, 4096)
 
 
@@ -73,6 +82,7 @@ def recipes_page() -> str:
     for name, section in SECTIONS.items():
         parts += [f"## {name}\n", f"{section.__doc__}\n", _table(section, name)]
         parts += [_formats()] if section is QuantizationSection else []
+        parts += [_loggers()] if section is TrainSection else []
     return "\n".join(parts)
 
 
@@ -93,6 +103,15 @@ def _formats() -> str:
         rows.append(f"| `{name}` | {cls().bits_per_weight(LARGE):.3f} | {options} | {cls.summary} ({cls.paper}) |")
     budgeted = ", ".join(f"`{name}`" for name, cls in QUANTIZERS.items() if cls.budgeted)
     return FORMATS.replace("{budgeted}", budgeted) + "\n".join(rows) + "\n"
+
+
+def _loggers() -> str:
+    """Return what loggers are, and the table of them."""
+    rows = ["| logger | options | what it is | extra |", "|---|---|---|---|"]
+    for name, cls in LOGGERS.items():
+        options = ", ".join(f"`{key}: {_written(value)}`" for key, value in cls().options().items())
+        rows.append(f"| `{name}` | {options or '–'} | {cls.summary} | `peftkit[{cls.extra}]` |")
+    return LOGS + "\n".join(rows) + "\n"
 
 
 def _line(text: str | None) -> str:
@@ -116,7 +135,7 @@ def _written(value: Any) -> str:
             return "null"
         case bool():
             return str(value).lower()
-        case tuple():
+        case tuple() | list():
             return f"[{', '.join(_written(item) for item in value)}]"
         case Section():
             short = value.short

@@ -71,6 +71,10 @@ class Template(ABC):
         """Say whether a conversation may begin with a system turn, which the model is then shown as such."""
         return False
 
+    def for_transformers(self, tokenizer: Any) -> str | None:
+        """Return a chat template in Jinja with which transformers writes what this one does; None: the tokenizer's."""
+        return None
+
     def stop_ids(self, tokenizer: Any) -> list[int]:
         """Return the ids that end an assistant turn."""
         return [closing(tokenizer)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -33,3 +33,18 @@ class Settings:
     """Texts that end an answer; they are cut off."""
     ends: tuple[int, ...] | None = None
     """Token ids that end an answer; None takes the model's and the tokenizer's end-of-sequence."""
+
+    def for_transformers(self) -> dict[str, Any]:
+        """Return what transformers' GenerationConfig has of it; texts that end an answer are no part of that."""
+        sampled = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        beams = {"length_penalty": self.length_penalty, "early_stopping": self.early_stopping}
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": self.do_sample,
+            "num_beams": self.num_beams,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            # Of what is not in use a model's own settings may hold other values, of which transformers warns.
+            **(sampled if self.do_sample else {"temperature": 1.0, "top_p": 1.0, "top_k": 50}),
+            **(beams if self.num_beams > 1 else {"length_penalty": 1.0, "early_stopping": False}),
+            **({} if self.ends is None else {"eos_token_id": list(self.ends)}),
+        }

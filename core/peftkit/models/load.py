@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 import torch
 
@@ -57,8 +57,25 @@ def _files(section: ModelSection, weights: bool) -> ModelFiles:
     foreign.check(config, str(held.description / "config.json"))
     if section.rope_factor > 1:
         positions.scale(config, section)
-    own = partial(tokenizer.read, held.place, trust_remote_code=trust)
-    return ModelFiles(held.description, config, tokenizer.load_tokenizer(section) if section.tokenizer else own(), held)
+    return ModelFiles(held.description, config, _tokenizer(section, held), held)
+
+
+def tokenizer_of(section: ModelSection) -> Any:
+    """Load the tokenizer that `load` returns with the model, and nothing else of the model.
+
+    Raises PeftkitError where there is none, naming the file at fault.
+    """
+    with quiet():
+        if section.tokenizer is not None or section.init is not None:
+            return tokenizer.load_tokenizer(section)
+        return _tokenizer(section, original_weights(section, weights=False))
+
+
+def _tokenizer(section: ModelSection, held: Weights) -> Any:
+    """Read the tokenizer that the section names, or else the one beside the weights."""
+    if section.tokenizer is not None:
+        return tokenizer.load_tokenizer(section)
+    return tokenizer.read(held.place, trust_remote_code=section.trust_remote_code)
 
 
 def original_weights(section: ModelSection, weights: bool = True) -> Weights:

@@ -8,12 +8,15 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftkit.models import configuration, packed_folder
 from peftkit.models import folder as folders
 from peftkit.models.quantize import Quantization
 from peftkit.quantization.storage import is_foreign
+
+ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""What transformers' `generate` and pipelines take."""
 
 
 @dataclass

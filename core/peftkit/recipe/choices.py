@@ -11,6 +11,7 @@ from peftkit.tasks import TASKS
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from peftkit.loggers import Logger
     from peftkit.method import Method
     from peftkit.objectives import Objective
     from peftkit.quantization.quantizer import Quantizer
@@ -75,6 +76,13 @@ def strategies() -> Registry[type[Strategy]]:
     from peftkit.strategies import STRATEGIES
 
     return STRATEGIES
+
+
+def loggers() -> Registry[type[Logger]]:
+    """Return where the figures of a run can go beside its log."""
+    from peftkit.loggers import LOGGERS
+
+    return LOGGERS
 
 
 def quantization_formats() -> list[str]:

@@ -1,4 +1,4 @@
-"""The objective and the strategy that a recipe chooses: a name or {name: options}; faults are told in their place."""
+"""The objective, strategy and loggers that a recipe chooses: names or {name: options}; faults are told in place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from peftkit.options import Options
-from peftkit.recipe.choices import objectives, strategies
+from peftkit.recipe.choices import loggers, objectives, strategies
 from peftkit.recipe.chosen import complete_options
 from peftkit.recipe.mistakes import Mistakes, suggest
 from peftkit.recipe.sections import Recipe, TrainSection
@@ -30,6 +30,8 @@ def complete_entries(tree: Node, keys: dict[str, Any], mistakes: Mistakes) -> No
     if "strategy" in train:
         train["strategy"] = _complete(tree.find(("train", "strategy")), "train.strategy", strategies(), mistakes)
         _refuse_ignored(tree, train, mistakes)
+    if isinstance(train.get("log"), list):
+        train["log"] = _complete_loggers(tree.find(("train", "log")), mistakes)
     registered = objectives()
     chosen = Recipe.model_fields["objective"].default
     if "objective" in keys:
@@ -51,6 +53,17 @@ def complete_entries(tree: Node, keys: dict[str, Any], mistakes: Mistakes) -> No
             train[key] = options[key]
         options.pop(key, None)
     keys["objective"] = {name: options} if options else name
+
+
+def _complete_loggers(node: Node, mistakes: Mistakes) -> list[Any]:
+    """Return each logger with its options; one that is named twice is a mistake."""
+    items = node.value
+    complete = [_complete(item, "train.log", loggers(), mistakes) for item in items]
+    names = [entry(choice)[0] if choice is not None else None for choice in complete]
+    for position, name in enumerate(names):
+        if name is not None and name in names[:position]:
+            mistakes.add(items[position].place, "train.log", f"found '{name}' twice; allowed: each logger once")
+    return [choice for choice in complete if choice is not None]
 
 
 def _refuse_ignored(tree: Node, train: dict[str, Any], mistakes: Mistakes) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from peftkit.options import schema as options_schema
-from peftkit.recipe.choices import dataset_names, methods, optimizer_names, quantization_formats, quantizers
+from peftkit.recipe.choices import (
+    dataset_names,
+    loggers,
+    methods,
+    optimizer_names,
+    quantization_formats,
+    quantizers,
+)
 from peftkit.recipe.compose import SECTIONS, part_names
 from peftkit.recipe.sections import Recipe
 
@@ -36,6 +43,7 @@ def schema() -> dict[str, Any]:
             keys[name].pop(word, None)
     _offer(definitions, "DatasetSection", "name", dataset_names())
     _offer(definitions, "TrainSection", "optimizer", optimizer_names())
+    _define_loggers(definitions)
     _define_formats(definitions)
     # A part may leave any key to the recipe that includes it, and a recipe to its parts.
     built.pop("required")
@@ -59,6 +67,17 @@ def _define_methods(definitions: dict[str, Any]) -> None:
         "maxProperties": 1,
     }
     definitions["method"] = {"anyOf": [{"type": "string", "enum": list(forms)}, mapping]}
+
+
+def _define_loggers(definitions: dict[str, Any]) -> None:
+    """Let a logger be its name, or {name: options}."""
+    forms: dict[str, Any] = {}
+    for name, logger in loggers().items():
+        options = {**options_schema(logger), "additionalProperties": False}
+        forms[name] = {"anyOf": [options, {"type": "null"}], "description": logger.summary}
+    mapping = {"type": "object", "properties": forms, "additionalProperties": False, "minProperties": 1}
+    one = {"anyOf": [{"type": "string", "enum": list(forms)}, {**mapping, "maxProperties": 1}]}
+    definitions["TrainSection"]["properties"]["log"]["items"] = one
 
 
 def _define_formats(definitions: dict[str, Any]) -> None:

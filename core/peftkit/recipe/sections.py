@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -144,8 +146,8 @@ class TrainSection(Section):
     """Steps between checkpoints; null writes one every ten minutes. An interrupted run always writes one."""
     keep_checkpoints: Count = 2
     """Checkpoints kept; older ones are removed."""
-    tensorboard: bool = False
-    """Write TensorBoard files beside the log."""
+    log: Annotated[tuple[Entry, ...], Field(strict=False)] = ()
+    """Loggers that are told the figures beside `log.jsonl`, which is always written: names, or `{name: options}`."""
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
     """Where to compute; `auto` takes a GPU where torch finds one: CUDA or ROCm, Apple's (`mps`) or Intel's (`xpu`)."""
 
@@ -159,6 +161,7 @@ class TrainSection(Section):
         # Recipes of earlier versions hold it; there it stood for recorded CUDA graphs.
         if settled.pop("cuda_graphs", False):
             raise ValueError("found cuda_graphs true; allowed: leave it out, as passes are not recorded any more")
+        _take_switches(settled)
         if keys.get("epochs") is None and keys.get("max_steps") is None:
             settled["epochs"] = 3.0
         if keys.get("batch_tokens") is None and keys.get("batch_examples") is None:
@@ -182,6 +185,14 @@ class TrainSection(Section):
         if self.keep_best is not None and (never or (measured == "evaluate_every" and self.evaluate_every is None)):
             raise ValueError(f"found keep_best '{self.keep_best}' without {measured}, which says when it is measured")
         return self
+
+
+def _take_switches(train: dict[str, Any]) -> None:
+    """Move loggers that are written as switches into `log`, as recipes of earlier versions have one."""
+    for name in choices.loggers().names():
+        named = train.get("log") or ()
+        if isinstance(train.get(name), bool) and isinstance(named, list | tuple):
+            train["log"] = [*named, name] if train.pop(name) and name not in named else [*named]
 
 
 class Recipe(Section):
@@ -241,6 +252,18 @@ class Recipe(Section):
         if data.source == "hub":
             raise ValueError("found dataset.streaming and source 'hub'; allowed: files of your own, in dataset.path")
         return self
+
+    @classmethod
+    def load(cls, source: str | PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+        """Load a recipe from a YAML file, the name of a shipped one (`e2e/lora`), or a mapping as a file would hold it.
+
+        `overrides` are `key=value` texts, such as `rank=16`. Raises PeftkitError that tells every mistake with its
+        place, and for a recipe with a sweep, which is several.
+        """
+        # Loading reads the sections themselves.
+        from peftkit.recipe.loading import load
+
+        return load(source if isinstance(source, Mapping) else fspath(source), overrides)
 
     def methods(self) -> list[Method]:
         """Build the chosen methods, in order; raises PeftkitError for an unknown name or a wrong option."""

@@ -17,8 +17,9 @@ from peftkit.models.quantize import forget_originals
 from peftkit.recipe import Recipe
 from peftkit.together import base
 from peftkit.together.rounds import Done, Member, backward_together
-from peftkit.training import events, folder, summary
+from peftkit.training import folder, summary
 from peftkit.training.observer import Observer, Silent
+from peftkit.training.reports import check_loggers
 from peftkit.training.session import Session
 from peftkit.training.signals import Cause, Deferred, told
 from peftkit.training.summary import Summary
@@ -94,8 +95,7 @@ def _begin(
             job.observer.notice(f"the run in {job.run} is finished: there is nothing to resume.")
             results[job.name] = summary.read(job.run / "summary.json")
             continue
-        if recipe.train.tensorboard:
-            events.check_installed()
+        check_loggers(recipe)
         waiting.append((Job(job.name, recipe, job.run, job.observer), resumed))
     return results, waiting, locks
 

@@ -15,7 +15,7 @@ from peftkit.recipe import Recipe
 from peftkit.recipe import load as load_recipe
 from peftkit.training import checkpoint
 
-FREE = ("output", "eval", "generation", "compare", "train.keep_checkpoints", "train.save_every", "train.tensorboard")
+FREE = ("output", "eval", "generation", "compare", "train.keep_checkpoints", "train.save_every", "train.log")
 """Keys that a resumed run may change: they have no part in what is learned."""
 
 

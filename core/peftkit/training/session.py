@@ -18,12 +18,13 @@ from peftkit.errors import PeftkitError
 from peftkit.models import trust
 from peftkit.models.quantize import forget_originals
 from peftkit.recipe import Recipe
-from peftkit.training import checkpoint, events, folder, log, origin, scoring, summary
+from peftkit.training import checkpoint, folder, log, origin, scoring, summary
 from peftkit.training.best import Best
 from peftkit.training.log import Log
 from peftkit.training.observer import Heeded, Observer, Silent
 from peftkit.training.parts import memory_parts
 from peftkit.training.preparation import Prepared, prepare
+from peftkit.training.reports import Reports, check_loggers
 from peftkit.training.signals import Deferred, Interrupted
 from peftkit.training.summary import Summary
 from peftkit.versions import versions
@@ -46,8 +47,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, observer: Observer
             # Another process may have had the folder until now.
             recipe, finished = folder.check(run, recipe, resume)
             if not finished:
-                if recipe.train.tensorboard:
-                    events.check_installed()
+                check_loggers(recipe)
                 session = Session(recipe, run, observer, resume)
                 holding.check()
                 return session.go()
@@ -67,7 +67,7 @@ class Session:
         base: Assembled | None = None,
         name: str = "default",
     ):
-        self.run, self.observer, self.resume = run, Heeded(observer), resume
+        self.run, self.observer, self.resume = run, Reports(Heeded(observer), recipe, run), resume
         self.checkpoints = run / "checkpoints"
         # A recipe that is trained is its reader's own, and says that the model's code may be run.
         trust.remember(recipe.model)
@@ -116,7 +116,6 @@ class Session:
         files.write_text(self.run / "recipe.yaml", self.recipe.to_yaml())
         self.observer.start({**self._info(), **self._outlook()})
         self.log = Log(self.run / checkpoint.LOG, records)
-        self.writer = events.Events(self.run / "tensorboard", self.loop.step) if self.recipe.train.tensorboard else None
         self.earlier = self.log.records[-1]["elapsed_s"] if self.log.records else 0.0
         self.started = self.saved = time.monotonic()
 
@@ -133,11 +132,11 @@ class Session:
         }
 
     def close(self) -> None:
-        """Let go of what is held from step to step, and close the log."""
+        """Let go of what is held from step to step, and close the log; loggers of a run that is done hear its end."""
         self.loop.passes.close()
         self.log.close()
-        if self.writer is not None:
-            self.writer.close()
+        if not self.done:
+            self.observer.close()
 
     def take(self, record: dict[str, Any]) -> None:
         """Take the record of a step: measure what is due, log it, and write a checkpoint where one is due."""
@@ -146,8 +145,6 @@ class Session:
         self.observer.step(record)
         self._evaluate(record)
         self.log.append(record)
-        if self.writer is not None:
-            self.writer.append(record)
         overdue = section.save_every is None and time.monotonic() - self.saved > SAVE_SECONDS
         if overdue or (section.save_every and loop.step % section.save_every == 0):
             self.save()
@@ -261,6 +258,12 @@ class Session:
 
     def finish(self) -> Summary:
         """Write the adapter, the loss curve and, last of all, the summary that marks the run as finished."""
+        try:
+            return self._finish()
+        finally:
+            self.observer.close()
+
+    def _finish(self) -> Summary:
         loaded, info = self.prepared.loaded, self._info()
         self.log.content()
         records = self.log.records

@@ -11,6 +11,11 @@ from peftkit.data.template import TEMPLATES, Rendering, Template
 from peftkit.errors import PeftkitError
 
 BREAK = "\n"
+CHAT = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}{% endfor %}"
+)
+"""The same in Jinja, behind the beginning-of-sequence token."""
 
 
 class PlainText(Template):
@@ -33,6 +38,9 @@ class PlainText(Template):
             ends = turn.role == "assistant"
             pieces.append(Piece(turn.text if ends else turn.text + BREAK, trained=turn.answers, ends=ends))
         return [Rendering(opening(tokenizer), join(pieces))]
+
+    def for_transformers(self, tokenizer: Any) -> str | None:
+        return ("{{ bos_token }}" if opening(tokenizer) else "") + CHAT
 
     def render_prompt(self, turns: Sequence[Turn], tokenizer: Any) -> Rendering:
         (whole,) = self.render_turns(turns, tokenizer)
