@@ -55,7 +55,9 @@ ALLOWED = {
         "recipe": "adaptation errors files method objectives optim options quantization registry resources schemas "
         "strategies tasks",
         "models": "data errors families files free_memory layout quantization recipe registry schemas tensor_file",
-        "assembly": "adaptation data device errors families layout method models objectives quantization recipe",
+        "calibration": "data errors models objectives recipe tasks",
+        "assembly": "adaptation calibration data device errors families layout method models objectives "
+        "quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
         "estimation": "adaptation data device engine errors layout models objectives optim plot "
         "quantization free_memory recipe strategies",

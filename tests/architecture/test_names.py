@@ -30,7 +30,7 @@ from peftkit.tasks import TASKS
 
 ORDINARY = {"text", "full"}
 """Names that are also everyday words or keys of a format; they are looked for in comparisons alone."""
-OWN = {"methods", "tasks", "metrics", "export", "inits", "formats", "objectives", "strategies"}
+OWN = {"methods", "tasks", "metrics", "export", "inits", "formats", "readers", "objectives", "strategies"}
 """Folders whose files each belong to one name."""
 REGISTRIES = (METHODS, TASKS, METRICS, FORMATS, INITS, OPTIMIZERS, QUANTIZERS, OBJECTIVES, STRATEGIES)
 NAMES = {name for registry in REGISTRIES for name in registry.names()} - {DEFAULT, OBJECTIVE, STRATEGY}

@@ -8,7 +8,7 @@ from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe.compose import SECTIONS
 from peftkit.recipe.describe import allowed
 from peftkit.recipe.section import Section
-from peftkit.recipe.sections import MethodChoice, QuantizationSection, Recipe
+from peftkit.recipe.sections import CalibrationSection, MethodChoice, QuantizationSection, Recipe
 
 INTRODUCTION = """\
 # Recipes
@@ -63,6 +63,14 @@ a layer of 4096 by 4096, scales included.
 several block sizes: all together take at most that many bits a weight, and the sum of |W - Q|^2 is the least there is.
 The choice is written into the run's `recipe.yaml` beside the budget, and is not made again.
 
+{calibrated} look at what each map reads in {samples} examples of the training split, drawn by a seed (`calibration`),
+layer by layer behind the layers that are packed already. The packed weights are kept in the run's folder, under
+`base/`: `--resume`, `peft eval` and `peft merge` take them from there, without the data. `calibration: {weights:
+runs/first}` takes those of another run, so that adapters of several data sets fit one base; an adapter on weights that
+other examples decided is refused. Experts in stacks and what is packed anew later (`peft merge --requantize`, the
+starts `loftq` and `lq-lora`) are rounded to nearest. `peft quantize --data NAME` packs a folder of them once and for
+all.
+
 """
 LARGE = (4096, 4096)
 
@@ -92,7 +100,9 @@ def _formats() -> str:
         options = ", ".join(f"`{key}: {_written(value)}`" for key, value in cls().options().items())
         rows.append(f"| `{name}` | {cls().bits_per_weight(LARGE):.3f} | {options} | {cls.summary} ({cls.paper}) |")
     budgeted = ", ".join(f"`{name}`" for name, cls in QUANTIZERS.items() if cls.budgeted)
-    return FORMATS.replace("{budgeted}", budgeted) + "\n".join(rows) + "\n"
+    calibrated = " and ".join(f"`{name}`" for name, cls in QUANTIZERS.items() if cls.calibrated)
+    text = FORMATS.replace("{budgeted}", budgeted).replace("{calibrated}", calibrated)
+    return text.replace("{samples}", str(CalibrationSection().samples)) + "\n".join(rows) + "\n"
 
 
 def _line(text: str | None) -> str:

@@ -1,0 +1,129 @@
+"""The packed weights that examples have decided, in a folder: who packs them again may get others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from peftkit import files, schemas
+from peftkit.errors import PeftkitError
+from peftkit.layout import Layout
+from peftkit.models.quantize import Quantization, itself
+from peftkit.quantization.packed import PackedLinear
+from peftkit.quantization.quantizer import Quantizer
+from peftkit.quantization.stack import PackedStack, matrix, put_packed
+from peftkit.quantization.storage import Storage, in_words
+from peftkit.quantization.weight import dense
+from peftkit.schemas import Stored, Text
+from peftkit.tensor_file import TensorFile, write_tensors
+
+VERSION = 1
+WEIGHTS, FACTS = "calibrated.safetensors", "calibrated.json"
+AGAIN = "Bring the earlier file back, or calibrate again in another run."
+
+
+class CalibratedFacts(Stored):
+    """What `calibrated.json` says."""
+
+    version: int
+    fingerprint: Text | None
+    """That of the model before it was packed."""
+    mark: Text
+    """SHA-256 of the packed tensors."""
+    storage: Storage
+
+
+def mark(model: nn.Module) -> str:
+    """Return the SHA-256 of the packed tensors of a model whose formats are calibrated."""
+    return _digest(_tensors(model))
+
+
+def write(folder: Path, model: nn.Module, fingerprint: str | None, storage: Mapping[str, Any]) -> None:
+    """Write what is packed in calibrated formats into a new folder, in the place of one that is there."""
+    tensors = _tensors(model)
+    with files.new_folder(folder, replace=True) as temporary:
+        write_tensors(temporary / WEIGHTS, tensors)
+        facts = {"version": VERSION, "fingerprint": fingerprint, "mark": _digest(tensors), "storage": storage}
+        files.write_json(temporary / FACTS, facts)
+
+
+def read(folder: Path, model: nn.Module, quantization: Quantization, fingerprint: str | None) -> str:
+    """Pack a dense model as `write` found it, and return the mark of it; each layer keeps its dense weight.
+
+    Raises PeftkitError for files that are damaged, or of another model or other formats.
+    """
+    facts = schemas.read(folder / FACTS, CalibratedFacts, AGAIN)
+    if facts["version"] != VERSION:
+        raise PeftkitError(f"{folder / FACTS} has the version {facts['version']}; read is {VERSION}. {AGAIN}")
+    if None not in (fingerprint, facts["fingerprint"]) and fingerprint != facts["fingerprint"]:
+        raise PeftkitError(f"{folder} holds the weights of another base model: name a run of this one.")
+    stored = Quantization.described(facts["storage"])
+    if stored != quantization:
+        raise PeftkitError(
+            f"{folder} holds weights stored as {in_words(facts['storage'])}, and the recipe asks for "
+            f"{quantization.in_words()}: name a run of the same formats, or leave calibration.weights out."
+        )
+    file = TensorFile(folder / WEIGHTS)
+    tensors = {name: file.read(name) for name in file.names}
+    if _digest(tensors) != facts["mark"]:
+        raise PeftkitError(f"{folder / WEIGHTS} is damaged: its checksum differs. {AGAIN}")
+    _fill(model, quantization, tensors)
+    return facts["mark"]
+
+
+def _fill(model: nn.Module, quantization: Quantization, tensors: Mapping[str, Tensor]) -> None:
+    """Put packed layers, with these tensors by the layers' paths, in the place of dense ones."""
+    layout = Layout(model)
+    stacks = {site.id: site for site in layout.stacks}
+    for path, quantizer in quantization.choose(layout).items():
+        if not quantizer.calibrated:
+            continue
+        if path in stacks:
+            site = stacks[path]
+            held = cast(Tensor, site.held).detach()
+            readers = [partial(matrix, held, index, site.transposed) for index in range(len(held))]
+            layers = [_layer(f"{path}.{i}", read(), None, quantizer, tensors) for i, read in enumerate(readers)]
+            for layer, reader in zip(layers, readers, strict=True):
+                layer.source = reader
+            put_packed(site.module, str(site.stack), PackedStack(layers, site.transposed))
+        else:
+            module = cast(Any, model.get_submodule(path))
+            weight = dense(module).detach()
+            layer = _layer(path, weight, module.bias, quantizer, tensors)
+            layer.source = partial(itself, weight)
+            model.set_submodule(path, layer.train(module.training))
+
+
+def _layer(
+    path: str, weight: Tensor, bias: nn.Parameter | None, quantizer: Quantizer, tensors: Mapping[str, Tensor]
+) -> PackedLinear:
+    sizes = (weight.shape[0], weight.shape[1])
+    parts = {}
+    for key, part in quantizer.quantize(torch.empty(sizes, device="meta"), path).items():
+        found = tensors.get(f"{path}.{key}")
+        if found is None or found.shape != part.shape or found.dtype != part.dtype:
+            raise PeftkitError(f"the calibrated weights of {path} are not there, or of another size. {AGAIN}")
+        parts[key] = found.to(weight.device)
+    layer = PackedLinear(parts, sizes, weight.dtype, quantizer)
+    layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    layers = {path: one for path, one in model.named_modules() if isinstance(one, PackedLinear)}
+    calibrated = {path: one for path, one in layers.items() if one.quantizer.calibrated}
+    return {f"{path}.{key}": part for path, one in calibrated.items() for key, part in one.packed().items()}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    state = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        state.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
