@@ -31,6 +31,7 @@ ALLOWED = {
         # Tensors: kernels, packed weights, the places in a model, and what sits there.
         "kernels": "",
         "quantization": "errors kernels options registry schemas",
+        "pruning": "errors options quantization registry",
         "families": "errors registry resources",
         "layout": "errors families quantization",
         "device": "errors layout",
@@ -52,10 +53,11 @@ ALLOWED = {
         "optim": "errors quantization registry",
         "strategies": "adaptation data engine errors optim options registry",
         # What a recipe says, and the model that it makes.
-        "recipe": "adaptation errors files method objectives optim options quantization registry resources schemas "
-        "strategies tasks",
-        "models": "data errors families files free_memory layout quantization recipe registry schemas tensor_file",
-        "calibration": "data errors models objectives recipe tasks",
+        "recipe": "adaptation errors files method objectives optim options pruning quantization registry resources "
+        "schemas strategies tasks",
+        "models": "data errors families files free_memory layout pruning quantization recipe registry schemas "
+        "tensor_file",
+        "calibration": "data errors layout models objectives pruning recipe tasks",
         "assembly": "adaptation calibration data device errors families layout method models objectives "
         "quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.

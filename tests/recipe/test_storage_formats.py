@@ -121,7 +121,7 @@ def test_a_calibration_is_written_where_it_is_used_and_loads_again(tmp_path):
             {"weights": "no/such"},
             r"calibration\.weights: found 'no/such', where no calibrated base is",
         ),
-        ("nf4", {"samples": 3}, "calibration: found, and no chosen format looks at examples; allowed with awq, gptq"),
+        ("nf4", {"samples": 3}, "calibration: found, and nothing chosen looks at examples; allowed with awq, gptq"),
         ({"format": "gptq", "bits": 8}, {}, r"quantization\.bits: found 8; allowed: 2, 3, 4"),
         ({"format": "gptq", "bit": 4}, {}, r"quantization\.bit: unknown key;.*did you mean 'bits'"),
         ("gqtp", {}, r"quantization\.format: found 'gqtp'.*did you mean 'gptq'"),

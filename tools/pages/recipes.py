@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peftkit.pruning import PRUNERS
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe.compose import SECTIONS
 from peftkit.recipe.describe import allowed
@@ -72,6 +73,14 @@ starts `loftq` and `lq-lora`) are rounded to nearest. `peft quantize --data NAME
 all.
 
 """
+PRUNING = """\
+`pruning: {wanda: {sparsity: 0.5}}`, or `{pattern: "2:4"}` in quotes, sets weights of the linear layers of the blocks to
+zero before they are stored, and any method trains on what is left. Which weights those are is kept in the run's folder,
+under `base/`. Formats keep zeros as they are, and one that has none is refused. `peft merge` tells how many zeros the
+adapter has filled, and `--keep-zeros` sets them to zero again and tells how far the logits are then from those of the
+trained model; either stands in the merged model's `config.json`.
+
+"""
 LARGE = (4096, 4096)
 
 
@@ -81,6 +90,7 @@ def recipes_page() -> str:
     for name, section in SECTIONS.items():
         parts += [f"## {name}\n", f"{section.__doc__}\n", _table(section, name)]
         parts += [_formats()] if section is QuantizationSection else []
+        parts += [_prunings()] if section is CalibrationSection else []
     return "\n".join(parts)
 
 
@@ -103,6 +113,15 @@ def _formats() -> str:
     calibrated = " and ".join(f"`{name}`" for name, cls in QUANTIZERS.items() if cls.calibrated)
     text = FORMATS.replace("{budgeted}", budgeted).replace("{calibrated}", calibrated)
     return text.replace("{samples}", str(CalibrationSection().samples)) + "\n".join(rows) + "\n"
+
+
+def _prunings() -> str:
+    """Return what pruning does, and the table of its ways."""
+    rows = ["| pruning | options | what goes |", "|---|---|---|"]
+    for name, cls in PRUNERS.items():
+        options = ", ".join(f"`{key}: {_written(value)}`" for key, value in cls().options().items())
+        rows.append(f"| `{name}` | {options} | {cls.summary} ({cls.paper}) |")
+    return PRUNING + "\n".join(rows) + "\n"
 
 
 def _line(text: str | None) -> str:

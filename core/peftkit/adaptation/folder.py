@@ -254,7 +254,7 @@ def check_loaded(
         )
     if not same_storage(trained_on, quantization):
         raise PeftkitError(
-            f"the adapter in {folder} was trained on weights that other examples decided (quantization "
+            f"the adapter in {folder} was trained on weights that were pruned or packed otherwise ("
             f"{in_words(trained_on)}): name the run that it was trained in, or one on the same base, in "
             "calibration.weights."
         )
@@ -275,4 +275,4 @@ def same_storage(storage: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def formats_of(storage: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides the values of weights stored so: earlier descriptions hold other keys too."""
-    return {key: storage.get(key) for key in ("format", "options", "modules")}
+    return {key: storage.get(key) for key in ("format", "options", "modules", "pruning")}

@@ -21,13 +21,16 @@ class Storage(StoredFormat):
 
     modules: dict[str, StoredFormat] | None = None
     calibrated: Text | None = None
-    """The mark of the packed weights where examples have decided them."""
+    """The mark of the weights where they are pruned or examples have packed them."""
+    pruning: dict[str, dict[str, Any]] | None = None
+    """How weights were chosen that are zero, with all options, by its name."""
 
 
 def in_words(storage: Mapping[str, Any]) -> str:
     """Describe a storage in a few words."""
     words = [f"{key} {value}" for key, value in (storage.get("options") or {}).items()]
     words += [f"{pattern} as {choice['format']}" for pattern, choice in (storage.get("modules") or {}).items()]
+    words += [f"pruned by {name}" for name in storage.get("pruning") or {}]
     words += [f"calibrated {storage['calibrated'][:8]}"] if storage.get("calibrated") else []
     return f"{storage.get('format')} ({', '.join(words)})" if words else str(storage.get("format"))
 

@@ -77,7 +77,7 @@ class QuantizationSection(FormatChoice):
 
 
 class CalibrationSection(Section):
-    """What formats that look at activations are shown before training (`gptq`, `awq`): texts of the training split."""
+    """What is shown before training to formats (`gptq`, `awq`) and pruning (`wanda`) that look at activations."""
 
     samples: Count = 128
     """Examples of the training split, drawn by `seed`, each up to `train.max_length` tokens; all where there are fewer.
@@ -85,5 +85,5 @@ class CalibrationSection(Section):
     seed: Seed = 0
     """Draws the examples."""
     weights: PathText | None = None
-    """A run whose base was calibrated, from the same model in the same formats: its packed weights are taken as they
+    """A run whose base was pruned or calibrated, from the same model in the same way: its weights are taken as they
     are, and nothing is drawn. An adapter fits the very weights that it was trained on."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from peftkit.method import Method
     from peftkit.objectives import Objective
+    from peftkit.pruning import Pruner
     from peftkit.quantization.quantizer import Quantizer
     from peftkit.strategies import Strategy
 
@@ -75,6 +76,13 @@ def strategies() -> Registry[type[Strategy]]:
     from peftkit.strategies import STRATEGIES
 
     return STRATEGIES
+
+
+def pruners() -> Registry[type[Pruner]]:
+    """Return how weights can be chosen that are set to zero."""
+    from peftkit.pruning import PRUNERS
+
+    return PRUNERS
 
 
 def quantization_formats() -> list[str]:

@@ -92,8 +92,8 @@ def _validate(tree: Node, mistakes: Mistakes) -> Recipe:
         keys["compare"]["methods"] = complete_compared(compared, keys.get("method") or [], mistakes)
     if "quantization" in tree.value:
         keys["quantization"] = complete_quantization(tree.value["quantization"], mistakes) or keys["quantization"]
-    check_calibration(tree, keys, mistakes)
     complete_entries(tree, keys, mistakes)
+    check_calibration(tree, keys, mistakes)
     _check_names(tree, mistakes)
     _check_adapters(tree, mistakes)
     recipe = None

@@ -63,18 +63,24 @@ def complete_quantization(node: Node, mistakes: Mistakes) -> dict[str, Any] | No
 
 
 def check_calibration(tree: Node, keys: dict[str, Any], mistakes: Mistakes) -> None:
-    """Note a section `calibration` that nothing looks at, and weights that no run has left."""
+    """Note a section `calibration` that nothing looks at, weights that no run has left, and a pruned budget."""
+    pruning, storage = tree.value.get("pruning"), keys.get("quantization")
+    if pruning is not None and pruning.value is not None and isinstance(storage, dict) and storage.get("budget"):
+        fault = "found beside quantization.budget, whose formats suit weights that are all there; allowed: one of them"
+        mistakes.add(pruning.place, "pruning", fault)
     if "calibration" not in tree.value:
         return
     section, formats = tree.value["calibration"], [name for name, cls in quantizers().items() if cls.calibrated]
-    chosen = keys.get("quantization")
-    if isinstance(chosen, dict) and not any(one.get("format") in formats for one in _choices(chosen)):
-        fault = f"found, and no chosen format looks at examples; allowed with {', '.join(formats)}: leave it out"
+    looking = isinstance(storage, dict) and any(one.get("format") in formats for one in _choices(storage))
+    if not looking and keys.get("pruning") is None:
+        allowed = f"{', '.join(formats)} and pruning"
+        fault = f"found, and nothing chosen looks at examples; allowed with {allowed}: leave it out"
         mistakes.add(section.place, "calibration", fault)
     weights = tree.find(("calibration", "weights"))
     run = weights.value if isinstance(section.value, dict) and "weights" in section.value else None
     if isinstance(run, str) and run and not (files.expanded(run) / BASE).is_dir():
-        fault = f"found '{run}', where no calibrated base is; allowed: a run in one of {', '.join(formats)}"
+        allowed = f"a run in one of {', '.join(formats)}, or a pruned one"
+        fault = f"found '{run}', where no calibrated base is; allowed: {allowed}"
         mistakes.add(weights.place, "calibration.weights", fault)
 
 

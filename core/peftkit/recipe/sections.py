@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 """What the names of `adapters` are made of."""
-UNUSUAL = ("adapter", "adapters", "calibration", "compare")
+UNUSUAL = ("adapter", "adapters", "calibration", "compare", "pruning")
 """Keys that a recipe is written without where they are at their defaults."""
 
 
@@ -201,8 +201,11 @@ class Recipe(Section):
     """The rank of every method that has one and does not set its own."""
     quantization: QuantizationSection = QuantizationSection()
     """How the frozen weights are stored."""
+    pruning: Entry | None = None
+    """Which weights are set to zero before they are stored: a name, or `{name: options}`. `wanda` goes by weights and
+    what they read, `magnitude` by weights alone; null leaves all."""
     calibration: CalibrationSection = CalibrationSection()
-    """What formats that look at activations are shown."""
+    """What formats and pruning that look at activations are shown."""
     dataset: DatasetSection
     """What to learn from."""
     objective: Entry = "cross-entropy"

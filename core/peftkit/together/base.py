@@ -80,7 +80,11 @@ def _base(recipe: Recipe) -> dict[str, Any]:
     """Return the keys that decide the base, which where examples decide it are those of the data too."""
     train: dict[str, Any] = {"precision": recipe.train.precision, "device": recipe.train.device}
     base = {"model": recipe.model.model_dump(), "quantization": recipe.quantization.model_dump(), "train": train}
-    if Quantization.of(recipe.quantization).calibrated:
-        base |= {"calibration": recipe.calibration.model_dump(), "dataset": recipe.dataset.model_dump()}
+    if Quantization.of(recipe.quantization).calibrated or recipe.pruning is not None:
+        base |= {
+            "pruning": recipe.pruning,
+            "calibration": recipe.calibration.model_dump(),
+            "dataset": recipe.dataset.model_dump(),
+        }
         train["max_length"] = recipe.train.max_length
     return base
