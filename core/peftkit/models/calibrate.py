@@ -10,6 +10,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from peftkit.layout import Layout
+from peftkit.models.layerwise import release_memory
 from peftkit.models.quantize import Quantization, itself, replace, replace_stack
 from peftkit.models.walk import Walk, observe
 from peftkit.quantization.inputs import Inputs
@@ -50,4 +51,5 @@ def _pack(model: nn.Module, chosen: Mapping[str, Quantizer], seen: Mapping[str, 
     for path, quantizer in chosen.items():
         weight = dense(model.get_submodule(path)).detach()
         replace(model, path, quantizer, partial(itself, weight), seen[path])
+        release_memory()
     return [path for path in chosen if not seen[path].count]

@@ -31,8 +31,9 @@ def factor(moments: Tensor, damping: float) -> Tensor:
     seen = diagonal > 0
     mean = diagonal[seen].mean() if bool(seen.any()) else diagonal.new_ones(())
     diagonal.copy_(torch.where(seen, diagonal, mean) + damping * mean)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(held))
-    return torch.linalg.cholesky(inverse, upper=True).float().to(moments.device)
+    held = torch.linalg.cholesky(held)
+    held = torch.cholesky_inverse(held)
+    return torch.linalg.cholesky(held, upper=True).float().to(moments.device)
 
 
 def round_in_turn(weight: Tensor, upper: Tensor, order: Tensor, nearest: Round) -> Tensor:
@@ -41,16 +42,16 @@ def round_in_turn(weight: Tensor, upper: Tensor, order: Tensor, nearest: Round) 
     `upper` [in, in] is the factor of the moments in that order. A weight of 0 stays 0, whatever the columns before it
     leave: a pruned weight stays pruned, and its share goes on to the columns behind it.
     """
-    left, codes = weight[:, order], torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-    zero, places = left == 0, order.tolist()
+    # A column lies side by side in memory.
+    left, places = weight.T[order], order.tolist()
+    codes, zero = torch.empty(left.shape, dtype=torch.uint8, device=weight.device), left == 0
     for begin in range(0, len(places), BLOCK):
         end = min(begin + BLOCK, len(places))
-        errors = torch.empty_like(left[:, begin:end])
+        errors = torch.empty_like(left[begin:end])
         for at in range(begin, end):
-            wanted = left[:, at]
-            found, kept = nearest(wanted.masked_fill(zero[:, at], 0), places[at])
-            error = (wanted - kept) / upper[at, at]
-            left[:, at + 1 : end].addmm_(error[:, None], upper[at : at + 1, at + 1 : end], alpha=-1)
-            codes[:, places[at]], errors[:, at - begin] = found, error
-        left[:, end:].addmm_(errors, upper[begin:end, end:], alpha=-1)
-    return codes
+            found, kept = nearest(left[at].masked_fill(zero[at], 0), places[at])
+            error = (left[at] - kept) / upper[at, at]
+            left[at + 1 : end].addmm_(upper[at, at + 1 : end, None], error[None], alpha=-1)
+            codes[places[at]], errors[at - begin] = found, error
+        left[end:].addmm_(upper[begin:end, end:].T, errors, alpha=-1)
+    return codes.T.contiguous()
