@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from draw import marked, some
 
 import zoo
 from peftkit.layout import Layout
@@ -19,6 +20,10 @@ from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.quantization.weight import dense, original
 
 CALIBRATED = [name for name, cls in QUANTIZERS.items() if cls.calibrated]
+
+FAMILIES = zoo.made()
+HELD = ["mllama", "hrm_text", *some("walk", FAMILIES, 8)]
+"""Two that are run whole, as their layers are not given what the last returned, and some that a name draws."""
 
 
 def rows(count=12, seed=0):
@@ -66,6 +71,19 @@ def test_each_layer_reads_what_it_reads_in_the_whole_model(architecture, kept, m
     for path, inputs in seen.items():
         assert inputs.count == everything[path].count
         assert torch.equal(inputs.squares, everything[path].squares), path
+
+
+@pytest.mark.parametrize("family", marked(FAMILIES, HELD))
+def test_layers_of_every_family_read_what_they_read_in_the_whole_model(family):
+    model, examples = zoo.build(family), rows(2)
+    paths, layout = list(dict.fromkeys(maps(model))), Layout(model)
+    with torch.no_grad():
+        everything = observe(model, paths, lambda: [model(input_ids=ids, use_cache=False) for ids in examples])
+    for layer, run in Walk(model, examples).layers():
+        own = [path for path in paths if layout.layer_of(path) == layer]
+        for path, inputs in observe(model, own, run).items() if own else ():
+            assert inputs.count == everything[path].count, path
+            assert torch.allclose(inputs.squares, everything[path].squares, rtol=1e-4, atol=1e-5), path
 
 
 def test_layers_are_run_by_themselves_where_each_is_given_what_the_last_returned():
