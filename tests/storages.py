@@ -18,6 +18,7 @@ from peftkit.quantization.quantizer import QUANTIZERS, Quantizer
 SIZES: dict[str, dict[str, Any]] = {"nf4": {"block_size": 16}, "fp4": {"block_size": 32, "double_quant": False}}
 SIZES |= {"nf3": {}, "nf2": {}, "int8": {"outliers": 0.1}, "int4": {"group_size": 16}, "int2": {"group_size": 0}}
 SIZES |= {"int3": {"group_size": 8, "symmetric": True}, "bcq4": {"group_size": 8}, "bcq3": {}, "bcq2": {}}
+SIZES |= {"gptq": {"bits": 4, "group_size": 16}, "awq": {"bits": 4, "group_size": 16}}
 """Options of formats for layers of 32 inputs; of one without, blocks and groups are of 16."""
 
 

@@ -23,6 +23,7 @@ class Kind(str, Enum):
     datasets = "datasets"
     models = "models"
     quantization = "quantization"
+    pruning = "pruning"
     formats = "formats"
     loggers = "loggers"
 
@@ -90,6 +91,13 @@ def quantization() -> Listing:
     return ("quantization", "bits", "options", "what it is"), rows
 
 
+def pruning() -> Listing:
+    """List the ways to choose weights of a frozen model that are set to zero."""
+    from peftkit.pruning import PRUNERS
+
+    return ("pruning", "what goes", "paper"), [(name, cls.summary, cls.paper) for name, cls in PRUNERS.items()]
+
+
 def formats() -> Listing:
     """List the forms in which `peft export` writes."""
     from peftkit.export import FORMATS
@@ -118,6 +126,7 @@ LISTINGS: dict[Kind, Callable[[], Listing]] = {
     Kind.datasets: datasets,
     Kind.models: models,
     Kind.quantization: quantization,
+    Kind.pruning: pruning,
     Kind.formats: formats,
     Kind.loggers: loggers,
 }

@@ -29,6 +29,9 @@ def merge(
             metavar="FLOAT", help="What --requantize may change a logit by, as a fraction of the largest (0.3)."
         ),
     ] = None,
+    keep_zeros: Annotated[
+        bool, typer.Option("--keep-zeros", help="Of a run on a pruned base: set pruned weights to zero again.")
+    ] = False,
     trust: TrustOption = False,
 ) -> None:
     """Merge a run's adapter into its model's weights, compare the two, and write a folder that transformers opens."""
@@ -36,4 +39,4 @@ def merge(
 
     agree([run], trust)
 
-    show_report(merge_run(run, output, into=into, requantize=requantize, bound=bound), output)
+    show_report(merge_run(run, output, into=into, requantize=requantize, bound=bound, keep_zeros=keep_zeros), output)

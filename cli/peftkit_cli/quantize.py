@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,8 +21,12 @@ def quantize(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Options of the format, or formats of roles: head=int8."),
     ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Data for formats that are calibrated, such as bundled/e2e.")
+    ] = None,
+    data_path: Annotated[Path | None, typer.Option(metavar="PATH", help="Where these data are.")] = None,
 ) -> None:
     """Pack a model's weights and write a folder that recipes name as their model (`peft list quantization`)."""
     from peftkit.export.packed import quantize as quantize_model
 
-    show_report(quantize_model(model, form, output, options or []), output)
+    show_report(quantize_model(model, form, output, options or [], data=data, data_path=data_path), output)

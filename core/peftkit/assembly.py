@@ -26,6 +26,7 @@ from peftkit.adaptation import (
     load_adapter,
     load_children,
 )
+from peftkit.calibration import described, settled
 from peftkit.data.template import Template, choose
 from peftkit.device import COMPUTED, choose_device, choose_precision
 from peftkit.errors import PeftkitError, hint
@@ -99,14 +100,16 @@ def assemble(
     loading: bool = False,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
+    keep: Sequence[Path] = (),
 ) -> Assembled:
     """Load a recipe's base and attach its methods, freshly started, or the trained `adapter` of a folder.
 
     Without `weights` the model is on the meta device. A `bare` base gets no adapters, and an `original` one is not
     packed, whatever the recipe says. A `headed` adapter comes with the module of its objective, and one that has such a
     module is refused without. With `loading`, adapters wait for a saved state before they start. `device` and
-    `dtype` replace the recipe's. What layout and tokenizer refuse is raised before a weight is read. Raises
-    PeftkitError for every fault of the recipe, the files or the adapter.
+    `dtype` replace the recipe's. The folders `keep` get the weights that examples decide, as `settled` says. What
+    layout and tokenizer refuse is raised before a weight is read. Raises PeftkitError for every fault of the recipe,
+    the files or the adapter.
     """
     device = device or choose_device(recipe.train.device)
     fresh = adapter is None and not bare
@@ -122,8 +125,10 @@ def assemble(
         # Built anew, as buffers take the dtype too.
         loaded = outline if dtype is None else _load_outline(recipe, device, quantization, dtype)
     else:
-        loaded = load(recipe.model, device=device, dtype=dtype, quantization=quantization)
-    loaded = _operate(loaded)
+        # What is pruned is packed after that.
+        packed = quantization if recipe.pruning is None else None
+        loaded = load(recipe.model, device=device, dtype=dtype, quantization=packed)
+        loaded = settled(loaded, recipe, keep, original=original)
     chosen = chosen or choose_precision(recipe.train.precision, device, loaded.module)
     told = () if chosen.notice is None else (chosen.notice,)
     assembled = Assembled(**vars(loaded), recipe=recipe, device=device, precision=chosen.name, told=told)
@@ -250,12 +255,8 @@ def _load_outline(
     # The meta device would get the checkpoint's own dtype, as a GPU does.
     if dtype is None and recipe.model.dtype == "auto" and device.type == "cpu":
         dtype = torch.float32
-    return load(recipe.model, device="meta", dtype=dtype, weights=False, quantization=quantization)
-
-
-def _operate(loaded: LoadedModel) -> LoadedModel:
-    """Surgery: parts pruned and tokens added, before weights are packed. No recipe asks for any yet."""
-    return loaded
+    outline = load(recipe.model, device="meta", dtype=dtype, weights=False, quantization=quantization)
+    return described(outline, recipe)
 
 
 def _shard(assembled: Assembled) -> Assembled:

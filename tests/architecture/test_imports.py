@@ -30,6 +30,7 @@ ALLOWED = {
         # Tensors: kernels, packed weights, the places in a model, and what sits there.
         "kernels": "",
         "quantization": "errors kernels options registry schemas",
+        "pruning": "errors options quantization registry",
         "families": "errors registry resources",
         "layout": "errors families quantization",
         "device": "errors layout",
@@ -52,10 +53,13 @@ ALLOWED = {
         "strategies": "adaptation data engine errors optim options registry",
         # What a recipe says, and the model that it makes.
         "loggers": "errors options registry",
-        "recipe": "adaptation errors files loggers method objectives optim options quantization registry resources "
-        "schemas strategies tasks",
-        "models": "data errors families files free_memory layout quantization recipe registry schemas tensor_file",
-        "assembly": "adaptation data device errors families layout method models objectives quantization recipe",
+        "recipe": "adaptation errors files loggers method objectives optim options pruning quantization registry "
+        "resources schemas strategies tasks",
+        "models": "data errors families files free_memory layout pruning quantization recipe registry schemas "
+        "tensor_file",
+        "calibration": "data errors layout models objectives pruning recipe tasks",
+        "assembly": "adaptation calibration data device errors families layout method models objectives "
+        "quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
         "estimation": "adaptation data device engine errors layout models objectives optim plot "
         "quantization free_memory recipe strategies",

@@ -23,6 +23,7 @@ from peftkit.objectives import DEFAULT as OBJECTIVE
 from peftkit.objectives import OBJECTIVES
 from peftkit.optim import DEFAULT, OPTIMIZERS
 from peftkit.ports.adapter import Adapter
+from peftkit.pruning import PRUNERS
 from peftkit.quantization.foreign import READERS
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.strategies import DEFAULT as STRATEGY
@@ -31,9 +32,10 @@ from peftkit.tasks import TASKS
 
 ORDINARY = {"text", "full"}
 """Names that are also everyday words or keys of a format; they are looked for in comparisons alone."""
-OWN = {"loggers", "methods", "tasks", "metrics", "export", "inits", "formats", "objectives", "strategies"}
+OWN = {"methods", "tasks", "metrics", "export", "inits", "formats", "readers", "objectives", "pruning", "strategies"}
+OWN |= {"loggers"}
 """Folders whose files each belong to one name."""
-REGISTRIES = (METHODS, TASKS, METRICS, FORMATS, INITS, OPTIMIZERS, QUANTIZERS, OBJECTIVES, STRATEGIES, LOGGERS)
+REGISTRIES = (METHODS, TASKS, METRICS, FORMATS, INITS, OPTIMIZERS, QUANTIZERS, OBJECTIVES, PRUNERS, STRATEGIES, LOGGERS)
 NAMES = {name for registry in REGISTRIES for name in registry.names()} - {DEFAULT, OBJECTIVE, STRATEGY}
 HOMES = {Path(inspect.getfile(entry)) for _, entry in OPTIMIZERS.items()}
 """Files of entries in a folder that holds generic code too."""

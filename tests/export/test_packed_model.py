@@ -8,7 +8,9 @@ import pytest
 import torch
 from model_folders import write_model
 
+from peftkit import recipe as recipes
 from peftkit.adaptation import attach, load_adapter, save_adapter
+from peftkit.assembly import assemble
 from peftkit.errors import PeftkitError
 from peftkit.export.packed import quantize
 from peftkit.method import METHODS
@@ -119,3 +121,23 @@ def test_packed_weights_of_another_model_are_told(packed, tmp_path):
     config.write_text(json.dumps({**described, key: 3}))
     with pytest.raises(PeftkitError, match="another"):
         load(ModelSection(name=str(packed)))
+
+
+def test_a_calibrated_format_is_packed_on_named_data_alone(original, tmp_path):
+    with pytest.raises(PeftkitError, match=r"gptq .*is calibrated on examples, and none are named.*--data"):
+        quantize(str(original), "gptq", tmp_path / "none", ["group_size=16"])
+    with pytest.raises(PeftkitError, match=r"--data: int4 .*looks at no examples"):
+        quantize(str(original), "int4", tmp_path / "none", ["group_size=16"], data="bundled/e2e")
+    assert not (tmp_path / "none").exists()
+    one = quantize(str(original), "gptq", tmp_path / "one", ["group_size=16", "bits=3"], data="bundled/e2e")
+    two = quantize(str(original), "gptq", tmp_path / "two", ["group_size=16", "bits=3"], data="bundled/e2e")
+    plain = quantize(str(original), "int3", tmp_path / "plain", ["group_size=16"])
+    assert one["bits_per_weight"] == two["bits_per_weight"] == plain["bits_per_weight"]
+    assert one["weight_error"] > plain["weight_error"]
+    held = [read_tensors(tmp_path / name / packed_folder.WEIGHTS) for name in ("one", "two")]
+    assert all(torch.equal(held[0][key], held[1][key]) for key in held[0])
+    storage = load(ModelSection(name=str(tmp_path / "one"))).storage
+    assert storage == packed_folder.facts(tmp_path / "one")["storage"]
+    chosen = {"model": str(tmp_path / "one"), "method": "lora", "dataset": "bundled/e2e"}
+    again = {"format": "gptq", "group_size": 16, "bits": 3}
+    assert assemble(recipes.load({**chosen, "quantization": again}), bare=True).storage == storage

@@ -94,3 +94,40 @@ def test_mistakes_are_told_at_their_key(written, told):
 def test_an_init_that_no_method_has_is_told():
     with pytest.raises(PeftkitError, match=r"quantization\.init: found loftq, and no chosen method has an init"):
         section({"format": "nf2", "init": "loftq"}, method="vera")
+
+
+def test_a_calibration_is_written_where_it_is_used_and_loads_again(tmp_path):
+    recipe = section({"format": "gptq", "bits": 2}, calibration={"samples": 7})
+    assert recipe.quantization.options["bits"] == 2
+    assert recipe.calibration.samples == 7
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load(tmp_path / "recipe.yaml") == recipe
+    assert "calibration" not in section("gptq").to_yaml()
+    section({"format": "none", "up": "awq"}, calibration={"samples": 7})
+
+
+@pytest.mark.parametrize(
+    ("written", "calibration", "told"),
+    [
+        (
+            "gptq",
+            {"sampels": 3},
+            r"calibration\.sampels: unknown key; allowed: samples, seed, weights; did you mean",
+        ),
+        ("gptq", {"samples": 0}, r"calibration\.samples: found 0.*allowed: a whole number from 1"),
+        ("gptq", {"seed": "x"}, r"calibration\.seed: found 'x'.*allowed: a whole number from 0"),
+        (
+            "gptq",
+            {"weights": "no/such"},
+            r"calibration\.weights: found 'no/such', where no calibrated base is",
+        ),
+        ("nf4", {"samples": 3}, "calibration: found, and nothing chosen looks at examples; allowed with awq, gptq"),
+        ({"format": "gptq", "bits": 8}, {}, r"quantization\.bits: found 8; allowed: 2, 3, 4"),
+        ({"format": "gptq", "bit": 4}, {}, r"quantization\.bit: unknown key;.*did you mean 'bits'"),
+        ("gqtp", {}, r"quantization\.format: found 'gqtp'.*did you mean 'gptq'"),
+    ],
+    ids=str,
+)
+def test_a_wrong_calibration_is_told_where_it_stands(written, calibration, told):
+    with pytest.raises(PeftkitError, match=told):
+        section(written, **({"calibration": calibration} if calibration else {}))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from peftkit.loggers import LOGGERS
+from peftkit.pruning import PRUNERS
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.recipe.compose import SECTIONS
 from peftkit.recipe.describe import allowed
 from peftkit.recipe.section import Section
-from peftkit.recipe.sections import MethodChoice, QuantizationSection, Recipe, TrainSection
+from peftkit.recipe.sections import CalibrationSection, MethodChoice, QuantizationSection, Recipe, TrainSection
 
 INTRODUCTION = """\
 # Recipes
@@ -64,6 +65,22 @@ a layer of 4096 by 4096, scales included.
 several block sizes: all together take at most that many bits a weight, and the sum of |W - Q|^2 is the least there is.
 The choice is written into the run's `recipe.yaml` beside the budget, and is not made again.
 
+{calibrated} look at what each map reads in {samples} examples of the training split, drawn by a seed (`calibration`),
+layer by layer behind the layers that are packed already. The packed weights are kept in the run's folder, under
+`base/`: `--resume`, `peft eval` and `peft merge` take them from there, without the data. `calibration: {weights:
+runs/first}` takes those of another run, so that adapters of several data sets fit one base; an adapter on weights that
+other examples decided is refused. Experts in stacks and what is packed anew later (`peft merge --requantize`, the
+starts `loftq` and `lq-lora`) are rounded to nearest. `peft quantize --data NAME` packs a folder of them once and for
+all.
+
+"""
+PRUNING = """\
+`pruning: {wanda: {sparsity: 0.5}}`, or `{pattern: "2:4"}` in quotes, sets weights of the linear layers of the blocks to
+zero before they are stored, and any method trains on what is left. Which weights those are is kept in the run's folder,
+under `base/`. Formats keep zeros as they are, and one that has none is refused. `peft merge` tells how many zeros the
+adapter has filled, and `--keep-zeros` sets them to zero again and tells how far the logits are then from those of the
+trained model; either stands in the merged model's `config.json`.
+
 """
 LOGS = """\
 `log: [tensorboard, {wandb: {project: mine}}]` tells the figures of every step, validation losses, scores and the
@@ -83,6 +100,7 @@ def recipes_page() -> str:
         parts += [f"## {name}\n", f"{section.__doc__}\n", _table(section, name)]
         parts += [_formats()] if section is QuantizationSection else []
         parts += [_loggers()] if section is TrainSection else []
+        parts += [_prunings()] if section is CalibrationSection else []
     return "\n".join(parts)
 
 
@@ -102,7 +120,18 @@ def _formats() -> str:
         options = ", ".join(f"`{key}: {_written(value)}`" for key, value in cls().options().items())
         rows.append(f"| `{name}` | {cls().bits_per_weight(LARGE):.3f} | {options} | {cls.summary} ({cls.paper}) |")
     budgeted = ", ".join(f"`{name}`" for name, cls in QUANTIZERS.items() if cls.budgeted)
-    return FORMATS.replace("{budgeted}", budgeted) + "\n".join(rows) + "\n"
+    calibrated = " and ".join(f"`{name}`" for name, cls in QUANTIZERS.items() if cls.calibrated)
+    text = FORMATS.replace("{budgeted}", budgeted).replace("{calibrated}", calibrated)
+    return text.replace("{samples}", str(CalibrationSection().samples)) + "\n".join(rows) + "\n"
+
+
+def _prunings() -> str:
+    """Return what pruning does, and the table of its ways."""
+    rows = ["| pruning | options | what goes |", "|---|---|---|"]
+    for name, cls in PRUNERS.items():
+        options = ", ".join(f"`{key}: {_written(value)}`" for key, value in cls().options().items())
+        rows.append(f"| `{name}` | {options} | {cls.summary} ({cls.paper}) |")
+    return PRUNING + "\n".join(rows) + "\n"
 
 
 def _loggers() -> str:

@@ -131,7 +131,7 @@ def check_base(one: str, base: Mapping[str, Any], other: str, its: Mapping[str, 
             "differ): only adapters of one base can be combined."
         )
     storage, other_storage = base.get("quantization"), its.get("quantization")
-    if storage and other_storage and formats_of(storage) != formats_of(other_storage):
+    if storage and other_storage and not same_storage(storage, other_storage):
         stored = f"{in_words(storage)} and {in_words(other_storage)}"
         raise PeftkitError(
             f"{one} and {other} were trained on weights stored as {stored}: only adapters of one storage can be "
@@ -245,10 +245,18 @@ def check_loaded(
             "one's. Name the model that it was trained on."
         )
     trained_on = base.get("quantization")
-    if quantization is not None and trained_on is not None and formats_of(trained_on) != formats_of(quantization):
+    if quantization is None or trained_on is None:
+        return
+    if formats_of(trained_on) != formats_of(quantization):
         raise PeftkitError(
             f"the adapter in {folder} was trained on weights stored as {in_words(trained_on)}, and the model is "
             f"loaded as {in_words(quantization)}: use the quantization that it was trained with."
+        )
+    if not same_storage(trained_on, quantization):
+        raise PeftkitError(
+            f"the adapter in {folder} was trained on weights that were pruned or packed otherwise ("
+            f"{in_words(trained_on)}): name the run that it was trained in, or one on the same base, in "
+            "calibration.weights."
         )
 
 
@@ -259,6 +267,12 @@ def _methods(folder: Path, description: Mapping[str, Any]) -> tuple[Method, ...]
         raise PeftkitError(f"{folder / DESCRIPTION}: {error}") from None
 
 
+def same_storage(storage: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Say whether weights stored so are the same; those that examples decide by their mark, where both are known."""
+    marks = {storage.get("calibrated"), other.get("calibrated")} - {None}
+    return formats_of(storage) == formats_of(other) and len(marks) <= 1
+
+
 def formats_of(storage: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides the values of weights stored so: earlier descriptions hold other keys too."""
-    return {key: storage.get(key) for key in ("format", "options", "modules")}
+    return {key: storage.get(key) for key in ("format", "options", "modules", "pruning")}

@@ -138,7 +138,10 @@ def estimate(
     chosen = next(fits, None) or under(plans[-1])
     if device.type != "cpu":
         return chosen
-    chosen = chosen.or_higher("loading", 0, loading_memory(loaded) - weights)
+    calibration = recipe.calibration
+    known = calibration.weights is not None
+    shown = (0, 0) if known else (min(calibration.samples, len(batches)), int(batches.lengths.max()))
+    chosen = chosen.or_higher("loading", 0, loading_memory(loaded, shown, recipe.pruning is not None) - weights)
     # Drawing takes longer than the rest of an estimate, and never takes as much as a model of some size.
     small = chosen.peak - process - weights - optimizer < DRAWING
     return chosen.or_higher("finish", optimizer, drawing_memory()) if small else chosen

@@ -14,12 +14,19 @@ from torch import Tensor, nn
 from peftkit import plot
 from peftkit.device import COMPUTED, autocast, resident_memory
 from peftkit.estimation.live import Live, fake
-from peftkit.layout import own_parameters
+from peftkit.layout import Layout, own_parameters
 from peftkit.models.folder import description
 from peftkit.models.loaded import LoadedModel
 from peftkit.models.tiny import tiny
 from peftkit.optim.build import Optimizers
 from peftkit.quantization.packed import PackedLinear
+
+COPIES = 4
+"""Matrices that packing a calibrated layer holds beside its weight and sums: moments, a factor, an inverse, room."""
+
+
+SORTED = 24
+"""Bytes of a weight while its matrix is pruned: the weight and its score in fp32, their order in int64, and room."""
 
 
 def process_memory(model: nn.Module, device: torch.device, precision: str) -> int:
@@ -57,8 +64,24 @@ def drawing_memory() -> int:
     return max(0, resident_memory() - before)
 
 
-def loading_memory(loaded: LoadedModel) -> int:
+def loading_memory(loaded: LoadedModel, shown: tuple[int, int] = (0, 0), pruned: bool = False) -> int:
     """Return the most bytes that loading a model takes on the CPU, as the model on the meta device shows.
+
+    `shown` are the number and the length of the examples that the base is shown where formats are calibrated or weights
+    `pruned`: it is there dense then, and at the end packed beside that.
+    """
+    model = cast(nn.Module, loaded.model)
+    deciding = _deciding(model, *shown, pruned) if loaded.has_originals else 0
+    if not deciding:
+        return _reading(loaded)
+    dense = sum(layer.out_features * layer.in_features * layer.dtype.itemsize for layer in _packed(model))
+    own = sum(size(parameter) for _, parameter in own_parameters(model))
+    packed = sum(size(part) for layer in _packed(model) for part in layer.buffers(recurse=False))
+    return max(_reading(loaded), own + packed + dense + deciding)
+
+
+def _reading(loaded: LoadedModel) -> int:
+    """Return the most bytes that reading a model and packing it weight by weight takes.
 
     Layers are packed one by one, each dense until it is, unless the checkpoint holds them packed. A checkpoint of which
     nothing is packed is mapped whole, and stays beside its weights until all are converted where they have another
@@ -80,6 +103,27 @@ def loading_memory(loaded: LoadedModel) -> int:
     stored = _stored_dtype(loaded.source)
     converted = [parameter.numel() * stored.itemsize for parameter in own if parameter.dtype != stored]
     return held + (max([packing, *converted]) if packed else sum(converted))
+
+
+def _deciding(model: nn.Module, samples: int, tokens: int, pruned: bool) -> int:
+    """Return the most bytes that pruning and calibration take beside dense and packed layers; 0 without either.
+
+    These are the sums of products of a layer's inputs (all of one layer of the model at once), those of the layer
+    which is packed in float64, its weight in fp32 a few times, and what the examples are in front of a layer. Pruning
+    takes the weight, its scores and their order.
+    """
+    layout = Layout(model)
+    sums: dict[int | None, dict[int, int]] = {}
+    working = [SORTED * site.inputs * site.outputs for site in layout.linears if pruned and site.layer is not None]
+    for site in layout.linears:
+        layer = site.module
+        if isinstance(layer, PackedLinear) and layer.quantizer.calibrated:
+            sums.setdefault(site.layer, {})[id(layer)] = 4 * layer.in_features**2
+            working.append(COPIES * 8 * layer.in_features**2 + COPIES * 4 * layer.out_features * layer.in_features)
+    if not working:
+        return 0
+    states = samples * tokens * layout.width * next(parameter.itemsize for parameter in model.parameters())
+    return max((sum(each.values()) for each in sums.values()), default=0) + max(working) + states
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

@@ -14,6 +14,7 @@ from peftkit import __version__, files, schemas
 from peftkit.errors import PeftkitError
 from peftkit.export.distill import STEPS, Signs, distill
 from peftkit.export.formats import FORMATS
+from peftkit.export.pruned import check_whole
 from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import GROUPS, Layout, own_parameters
 from peftkit.models.samples import compare, logits
@@ -57,6 +58,7 @@ def bitdelta(run: Path, output: Path) -> dict[str, Any]:
     """
     with files.new_folder(output) as folder:
         trained = open_run(run)
+        check_whole(trained, "bitdelta")
         trained.adaptation.merge_(keep_base=False)
         tuned, words = trained.model, trained.tokenizer
         wanted = logits(tuned, words)

@@ -12,6 +12,7 @@ from peftkit.errors import PeftkitError, unknown
 from peftkit.export.formats import FORMATS
 from peftkit.export.model_folder import checked, reopen, write, write_merged
 from peftkit.export.packed_base import AsTrained, dequantize, write_shifted
+from peftkit.export.pruned import check_pruned, settle_zeros, zeroed
 from peftkit.export.trained import Trained, open_run
 from peftkit.models.quantize import Quantization
 from peftkit.models.samples import logits
@@ -38,7 +39,13 @@ def merged(run: Path, output: Path) -> dict[str, Any]:
 
 
 def merge(
-    run: Path, output: Path, *, into: str = INTO[0], requantize: bool = False, bound: float | None = None
+    run: Path,
+    output: Path,
+    *,
+    into: str = INTO[0],
+    requantize: bool = False,
+    bound: float | None = None,
+    keep_zeros: bool = False,
 ) -> dict[str, Any]:
     """Merge the run's adapter into its base model's weights and write a model folder; see `export`.
 
@@ -47,12 +54,15 @@ def merge(
     the model as it was trained (`trained_max_difference`, `trained_mean_difference`; `meaning` says what the first is),
     and the same once the merged weights are packed again in the formats of the base (`requantized_...`). With
     `requantize` these packed weights are what is written, where the largest difference is within `bound` (0.3) of the
-    largest logit (`requantized_bound`). Raises PeftkitError beyond that, and for both choices where the base was not
-    quantized.
+    largest logit (`requantized_bound`). Of a run on a pruned base it tells how many zeros the adapter has filled
+    (`pruned_weights`, `filled_weights`); with `keep_zeros` they are set to zero again, and it tells what that changes
+    of the logits (`zeroed_weights`, `zeroed_max_difference`). Raises PeftkitError beyond the bound, and for choices
+    that have no meaning for the run's base.
     """
     _check(into, requantize, bound)
     with files.new_folder(output) as folder:
         trained = open_run(run, packed=True)
+        check_pruned(trained, keep_zeros)
         if requantize and all(method.needs is not None for method in trained.adaptation.methods):
             report = {**trained.report(), **write_shifted(trained, folder)}
             into = INTO[1]
@@ -61,10 +71,11 @@ def merge(
             report = _write_on_packed(run, trained, folder, into, None)
         elif Quantization.described(trained.storage).packs:
             limit = None if not requantize else BOUND if bound is None else bound
-            report = _write_on_packed(run, trained, folder, into, limit)
+            report = _write_on_packed(run, trained, folder, into, limit, keep_zeros)
         else:
             _refuse(into, requantize)
-            report = write_merged(trained, folder, trained.original_dtype, partial(open_run, run, packed=True))
+            again = partial(open_run, run, packed=True)
+            report = write_merged(trained, folder, trained.original_dtype, again, keep_zeros=keep_zeros)
     return {"format": "merged", "output": str(output), "into": into, **report}
 
 
@@ -95,7 +106,9 @@ def _check_foreign(trained: Trained, requantize: bool) -> None:
         )
 
 
-def _write_on_packed(run: Path, trained: Trained, folder: Path, into: str, bound: float | None) -> dict[str, Any]:
+def _write_on_packed(
+    run: Path, trained: Trained, folder: Path, into: str, bound: float | None, keep_zeros: bool = False
+) -> dict[str, Any]:
     """Write the merged model of a run on a packed base, as plain weights or, within `bound`, packed again."""
     as_trained = AsTrained.of(trained)
     expected = as_trained.logits
@@ -105,11 +118,14 @@ def _write_on_packed(run: Path, trained: Trained, folder: Path, into: str, bound
     trained.adaptation.merge_(keep_base=False)
     plain = folder if bound is None else folder / "plain"
     plain.mkdir(exist_ok=True)
-    write(trained, plain, trained.original_dtype, dequantize(trained))
+    also = dequantize(trained)
+    expected, zeros = settle_zeros(trained, expected, keep_zeros)
+    write(trained, plain, trained.original_dtype, also)
     model, words = reopen(trained, plain), trained.tokenizer
     merged_logits = logits(model, words)
     again = partial(open_run, run, packed=into != INTO[0])
-    report = {**trained.report(), **checked(model, merged_logits, expected, trained.original_dtype, again)}
+    again = zeroed(again, dequantize) if keep_zeros else again
+    report = {**trained.report(), **zeros, **checked(model, merged_logits, expected, trained.original_dtype, again)}
     report |= as_trained.differences(merged_logits, "trained")
     report["meaning"] = MEANINGS[into]
     if as_trained.quantization is None:

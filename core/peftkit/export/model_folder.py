@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from peftkit.errors import PeftkitError
 from peftkit.export import shards
+from peftkit.export.pruned import settle_zeros, zeroed
 from peftkit.export.trained import CPU, Trained
 from peftkit.families.image_text import unread
 from peftkit.free_memory import free_memory
@@ -38,16 +39,19 @@ Opening = Callable[[], Trained]
 """Opens a run once more."""
 
 
-def write_merged(trained: Trained, folder: Path, dtype: torch.dtype, again: Opening) -> dict[str, Any]:
-    """Merge, `write` and check; returns the report.
+def write_merged(
+    trained: Trained, folder: Path, dtype: torch.dtype, again: Opening, *, keep_zeros: bool = False
+) -> dict[str, Any]:
+    """Merge, `write` and check; returns the report. With `keep_zeros` pruned weights are set to zero again.
 
     Raises PeftkitError where the method cannot merge, and where the logits differ beyond the bound for `dtype`.
     """
     expected = logits(trained.model, trained.tokenizer)
     trained.adaptation.merge_(keep_base=False)
+    expected, zeros = settle_zeros(trained, expected, keep_zeros)
     write(trained, folder, dtype)
-    model = reopen(trained, folder)
-    return {**trained.report(), **checked(model, logits(model, trained.tokenizer), expected, dtype, again)}
+    model, again = reopen(trained, folder), zeroed(again) if keep_zeros else again
+    return {**trained.report(), **checked(model, logits(model, trained.tokenizer), expected, dtype, again), **zeros}
 
 
 def write(trained: Trained, folder: Path, dtype: torch.dtype, also: Collection[str] = ()) -> None:
@@ -146,6 +150,8 @@ def changed_tensors(trained: Trained, also: Collection[str] = ()) -> tuple[dict[
     names |= {site.id for site in sites if site.stack is not None}
     untied = next((f"{site.path}.weight" for site in sites if site.tied), None)
     names |= {name for part in trained.adaptation.parts for name in part.own} | set(also)
+    # The files hold them as they were before they were pruned.
+    names |= {f"{path}.weight" for path in trained.masks}
     return {name: tensor.detach() for name, tensor in own.items() if name in names}, untied
 
 

@@ -18,21 +18,34 @@ from peftkit.export.trained import CPU
 from peftkit.models import packed_folder
 from peftkit.models.load import original_weights
 from peftkit.models.loaded import LoadedModel
+from peftkit.models.quantize import Quantization
 from peftkit.quantization.packed import PackedLinear
 from peftkit.quantization.weight import dense, original
 
 
-def quantize(model: str, format: str, output: Path, options: Sequence[str] = ()) -> dict[str, Any]:
+def quantize(
+    model: str,
+    format: str,
+    output: Path,
+    options: Sequence[str] = (),
+    *,
+    data: str | None = None,
+    data_path: Path | None = None,
+) -> dict[str, Any]:
     """Pack the linear layers of `model` as `format` says and write them with all else to the new folder `output`.
 
     `options` are keys of a recipe's `quantization` section as `key=value`: `block_size=128`, `head=int8`. Weights that
-    are not packed keep the checkpoint's dtype. Returns `format`, `output`, `packed_layers`, `bytes_before`,
-    `bytes_after`, `bits_per_weight` of the packed layers counted from their tensors, and `weight_error`,
-    |W - Q| / |W| over all of them. Raises PeftkitError for a model that is packed already, an unknown format or option,
-    and weights that cannot be packed; nothing is left at `output` then.
+    are not packed keep the checkpoint's dtype. Formats that are calibrated are shown 128 examples of the training split
+    of `data`, a data set as recipes name it, whose files are at `data_path`. Returns `format`, `output`,
+    `packed_layers`, `bytes_before`, `bytes_after`, `bits_per_weight` of the packed layers counted from their tensors,
+    and `weight_error`, |W - Q| / |W| over all of them. Raises PeftkitError for a model that is packed already, an
+    unknown format or option, weights that cannot be packed, and data that are missing or not looked at; nothing is left
+    at `output` then.
     """
-    chosen = {"model": model, "method": "lora", "dataset": "bundled/e2e", "quantization": {"format": format}}
+    dataset = {"name": data or "bundled/e2e", "path": None if data_path is None else str(data_path)}
+    chosen = {"model": model, "method": "lora", "dataset": dataset, "quantization": {"format": format}}
     recipe = recipes.load(chosen, [f"quantization.{option}" for option in options])
+    _check_data(Quantization.of(recipe.quantization), data, data_path)
     weights = original_weights(recipe.model)
     if packed_folder.is_packed(weights.description):
         raise PeftkitError(f"model: {model} is packed already: name the original model.")
@@ -51,6 +64,16 @@ def quantize(model: str, format: str, output: Path, options: Sequence[str] = ())
             "weight_error": _error(layers),
         }
     return {"format": format, "output": str(output), **report}
+
+
+def _check_data(quantization: Quantization, data: str | None, data_path: Path | None) -> None:
+    if quantization.calibrated and data is None:
+        raise PeftkitError(
+            f"{quantization.in_words()} is calibrated on examples, and none are named; allowed: a data set with "
+            "--data, such as bundled/e2e, or custom with --data-path."
+        )
+    if not quantization.calibrated and (data, data_path) != (None, None):
+        raise PeftkitError(f"--data: {quantization.in_words()} looks at no examples: leave it out.")
 
 
 def write(loaded: LoadedModel, folder: Path) -> None:

@@ -28,7 +28,8 @@ def load(
     """Load what `section` names onto `device`; `dtype` None follows the section.
 
     With `quantization` the linear layers that it names are packed; the fingerprint is that of the weights before. A
-    folder of packed weights is loaded as it is stored. An automatic dtype is fp32 on the CPU, and elsewhere the
+    folder of packed weights is loaded as it is stored. Weights whose format is calibrated stay dense, for `calibrate`,
+    but for the outline of a model without weights. An automatic dtype is fp32 on the CPU, and elsewhere the
     checkpoint's own (bfloat16 for float16). Without `weights` the model is on the meta device, made from the
     configuration alone. Raises PeftkitError naming the file at fault.
     """
@@ -37,14 +38,19 @@ def load(
     request = Request(section, torch.device(device), dtype, weights, chosen, budget)
     with quiet():
         if section.init is not None:
-            return initial.load(request)
+            return initial.load(_before_calibration(request))
         files = _files(section, weights)
         if foreign.method_of(files.config) is not None:
             return foreign.load(request, files)
         if packed_folder.is_packed(files.folder):
             request = replace(request, quantization=packed.stored(request, files.folder))
             return packed.load(request, files)
-        return checkpoint.load(request, files)
+        return checkpoint.load(_before_calibration(request), files)
+
+
+def _before_calibration(request: Request) -> Request:
+    """Leave dense what examples are needed for, where weights are read."""
+    return replace(request, quantization=request.quantization.uncalibrated) if request.weights else request
 
 
 def _files(section: ModelSection, weights: bool) -> ModelFiles:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftkit.models import configuration, packed_folder
@@ -34,6 +34,8 @@ class LoadedModel:
     """The dtype that the original weights count as where each was unpacked as it was read."""
     storage: dict[str, Any] = field(default_factory=lambda: Quantization().description())
     """How the weights are stored: format, its options, and formats of modules by pattern."""
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    """Which weights are left of the maps that are pruned, by their paths, as `models.prune` has them."""
 
     @property
     def module(self) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.layout import GROUPS, Layout, Site, names_module
+from peftkit.quantization.inputs import Inputs
 from peftkit.quantization.packed import PackedLinear, StoredLinear
 from peftkit.quantization.quantizer import QUANTIZERS, Quantizer
 from peftkit.quantization.stack import PackedStack, matrix, put_dense, put_packed
@@ -58,6 +59,19 @@ class Quantization:
         """Whether any weight is packed."""
         return any(quantizer is not None for quantizer in (self.default, *self.modules.values()))
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether any format looks at what a layer's inputs are on examples."""
+        return any(
+            quantizer is not None and quantizer.calibrated for quantizer in (self.default, *self.modules.values())
+        )
+
+    @property
+    def uncalibrated(self) -> Quantization:
+        """The same with the weights of calibrated formats left dense."""
+        kept = {pattern: None if one and one.calibrated else one for pattern, one in self.modules.items()}
+        return Quantization(None if self.default and self.default.calibrated else self.default, kept)
+
     def choose(self, layout: Layout) -> dict[str, Quantizer]:
         """Return the format of each module that is packed, by module path, and of each stack, by its site's name.
 
@@ -101,14 +115,23 @@ def quantize(model: nn.Module, quantization: Quantization) -> None:
             replace_stack(stacks[path], quantizer, readers)
         else:
             weight = dense(model.get_submodule(path)).detach()
-            replace(model, path, quantizer, partial(_itself, weight))
+            replace(model, path, quantizer, partial(itself, weight))
 
 
-def replace(model: nn.Module, path: str, quantizer: Quantizer, source: Callable[[], Tensor] | None = None) -> None:
-    """Put a packed layer in the place of the linear one at `path`; `source` reads its dense weight [out, in]."""
+def replace(
+    model: nn.Module,
+    path: str,
+    quantizer: Quantizer,
+    source: Callable[[], Tensor] | None = None,
+    inputs: Inputs | None = None,
+) -> None:
+    """Put a packed layer in the place of the linear one at `path`, packed for `inputs` where they are known.
+
+    `source` reads its dense weight [out, in].
+    """
     module = cast(Any, model.get_submodule(path))
     bias = None if module.bias is None else module.bias.detach()
-    layer = PackedLinear.of(dense(module).detach(), bias, quantizer, path)
+    layer = PackedLinear.of(dense(module).detach(), bias, quantizer, path, inputs)
     layer.source = source
     model.set_submodule(path, layer.train(module.training))
 
@@ -169,5 +192,6 @@ def _choice(quantizer: Quantizer | None) -> dict[str, Any]:
     return {"format": quantizer.name if quantizer else DENSE, "options": quantizer.options() if quantizer else {}}
 
 
-def _itself(weight: Tensor) -> Tensor:
+def itself(weight: Tensor) -> Tensor:
+    """Return a dense weight that is kept as it is."""
     return weight

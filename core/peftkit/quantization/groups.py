@@ -55,6 +55,15 @@ class Groupwise(Grouped):
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         groups = weight.reshape(-1, self.group_size or weight.shape[1])
+        parts, scale, zero = self.grid(groups)
+        packed = []
+        for piece in pieces(groups):
+            codes = self.nearest(groups[piece], scale[piece, None], zero[piece, None])
+            packed.append(pack(codes.to(torch.uint8).flatten(), self.bits))
+        return {"codes": torch.cat(packed), **parts}
+
+    def grid(self, groups: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return the packed scales and zero points of `groups` [n, size], and both [n] in fp32, as they are read."""
         levels, half = 2**self.bits - 1, 2 ** (self.bits - 1)
         if self.symmetric:
             wanted, low = scales.largest(groups) / (half - 1), None
@@ -64,15 +73,13 @@ class Groupwise(Grouped):
         parts = scales.encode(wanted, self.double_quant)
         scale = _scale(parts).clamp(min=TINY)
         if low is None:
-            zero = torch.full_like(scale, half)
-        else:
-            zero = (-low / scale).round().clamp(0, levels)
-            parts["zeros"] = pack(zero.to(torch.uint8), self.bits)
-        packed = []
-        for piece in pieces(groups):
-            codes = (groups[piece] / scale[piece, None]).round_().add_(zero[piece, None]).clamp_(0, levels)
-            packed.append(pack(codes.to(torch.uint8).flatten(), self.bits))
-        return {"codes": torch.cat(packed), **parts}
+            return parts, scale, torch.full_like(scale, half)
+        zero = (-low / scale).round().clamp(0, levels)
+        return {**parts, "zeros": pack(zero.to(torch.uint8), self.bits)}, scale, zero
+
+    def nearest(self, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """Return the code nearest to each weight, in fp32; scales and zero points are of its shape or spread to it."""
+        return (weight / scale).round_().add_(zero).clamp_(0, 2**self.bits - 1)
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         size = self.group_size or shape[1]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.quantization.inputs import Inputs
 from peftkit.quantization.quantizer import Quantizer
 from peftkit.quantization.weight import (
     ZERO_POINTS,
@@ -74,10 +75,17 @@ class PackedLinear(StoredLinear):
         """Reads the weight as it was before, for starts that are found from it."""
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None, quantizer: Quantizer, where: str = "the weight") -> PackedLinear:
-        """Pack `weight` [out, in]; PeftkitError names `where` for one that cannot be packed."""
+    def of(
+        cls,
+        weight: Tensor,
+        bias: Tensor | None,
+        quantizer: Quantizer,
+        where: str = "the weight",
+        inputs: Inputs | None = None,
+    ) -> PackedLinear:
+        """Pack `weight` [out, in], for `inputs` where given; PeftkitError names `where` for one that cannot be."""
         shape = (weight.shape[0], weight.shape[1])
-        layer = cls(quantizer.quantize(weight, where), shape, weight.dtype, quantizer)
+        layer = cls(quantizer.quantize(weight, where, inputs), shape, weight.dtype, quantizer)
         layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         return layer
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from peftkit.errors import PeftkitError, unknown
 from peftkit.options import Options
+from peftkit.quantization.inputs import Inputs
 from peftkit.registry import Registry
 
 QUANTIZERS: Registry[type[Quantizer]] = Registry("storage format", "peftkit.quantization.formats")
@@ -31,6 +32,8 @@ class Quantizer(Options, registry=QUANTIZERS):
     summary: ClassVar[str] = ""
     budgeted: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """The options of the format from which a budget of bits chooses; none where it never does."""
+    calibrated: ClassVar[bool] = False
+    """Whether packing looks at what a layer's inputs are on examples (`encode_for`); without them it is `encode`."""
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Quantizer:
@@ -58,6 +61,10 @@ class Quantizer(Options, registry=QUANTIZERS):
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
         """Return the packed tensors of `weight` [out, in], which is finite and in fp32."""
         raise TypeError(f"the format '{self.name}' does not say how to pack a weight")
+
+    def encode_for(self, weight: Tensor, inputs: Inputs) -> dict[str, Tensor]:
+        """Return the packed tensors of `weight` [out, in] that suit these inputs, of the shapes that `encode` gives."""
+        return self.encode(weight)
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
         """Return the weight [out, in] that packed tensors stand for, in fp32."""
@@ -95,8 +102,11 @@ class Quantizer(Options, registry=QUANTIZERS):
         """Return the packed tensors of the weight plus `scale` [out, groups] times the basis and `offset`."""
         raise TypeError(f"the format '{self.name}' does not take other scales")
 
-    def quantize(self, weight: Tensor, where: str = "the weight") -> dict[str, Tensor]:
-        """Check and pack `weight` [out, in] of any dtype; PeftkitError names `where` for what cannot be packed."""
+    def quantize(self, weight: Tensor, where: str = "the weight", inputs: Inputs | None = None) -> dict[str, Tensor]:
+        """Check and pack `weight` [out, in] of any dtype, for `inputs` where they are known.
+
+        Raises PeftkitError that names `where` for what cannot be packed, and for inputs that are not finite.
+        """
         try:
             self.check((weight.shape[0], weight.shape[1]))
         except PeftkitError as error:
@@ -107,7 +117,11 @@ class Quantizer(Options, registry=QUANTIZERS):
         weight = weight.detach().float()
         if not bool(torch.isfinite(torch.stack(torch.aminmax(weight))).all()):
             raise PeftkitError(f"{where} holds NaN or infinity and cannot be stored as {self.name}.")
-        return self.encode(weight)
+        if inputs is None or not inputs.count:
+            return self.encode(weight)
+        if not inputs.finite:
+            raise PeftkitError(f"{where} has inputs of NaN or infinity on the examples and cannot be {self.name}.")
+        return self.encode_for(weight, inputs)
 
     def size(self, shape: tuple[int, int]) -> int:
         """Return the bytes of a packed weight [out, in]."""
@@ -127,9 +141,9 @@ def _outline(quantizer: Quantizer, shape: tuple[int, int]) -> dict[str, tuple[to
 
 
 def formats(trait: str) -> list[str]:
-    """List the formats that have a trait as they come, the one nearest to 4 bits a code first."""
-    having = [(abs(cls.bits - 4), name) for name, cls in QUANTIZERS.items() if trait in cls().traits]
-    return [name for _, name in sorted(having)]
+    """List the formats that have a trait as they come, the one nearest to 4 bits a code first, calibrated ones last."""
+    having = [(cls.calibrated, abs(cls.bits - 4), name) for name, cls in QUANTIZERS.items() if trait in cls().traits]
+    return [name for *_, name in sorted(having)]
 
 
 def _kind(kind: type) -> str:

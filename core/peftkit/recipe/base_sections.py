@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from peftkit.recipe.section import PathText, Section, Seed, Text
+from peftkit.recipe.section import Count, PathText, Section, Seed, Text
 
 
 class ModelSection(Section):
@@ -80,3 +80,16 @@ class QuantizationSection(FormatChoice):
     """How low-rank pairs start, for each method with an `init` that does not set its own (`loftq`, `lq-lora`)."""
     budget: Annotated[float, Field(gt=0, le=16)] | None = None
     """Bits per weight, scales included: chooses a format for each linear layer and stack of the blocks by its error."""
+
+
+class CalibrationSection(Section):
+    """What is shown before training to formats (`gptq`, `awq`) and pruning (`wanda`) that look at activations."""
+
+    samples: Count = 128
+    """Examples of the training split, drawn by `seed`, each up to `train.max_length` tokens; all where there are fewer.
+    Of streamed data it is the first ones."""
+    seed: Seed = 0
+    """Draws the examples."""
+    weights: PathText | None = None
+    """A run whose base was pruned or calibrated, from the same model in the same way: its weights are taken as they
+    are, and nothing is drawn. An adapter fits the very weights that it was trained on."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from peftkit.loggers import Logger
     from peftkit.method import Method
     from peftkit.objectives import Objective
+    from peftkit.pruning import Pruner
     from peftkit.quantization.quantizer import Quantizer
     from peftkit.strategies import Strategy
 
@@ -83,6 +84,13 @@ def loggers() -> Registry[type[Logger]]:
     from peftkit.loggers import LOGGERS
 
     return LOGGERS
+
+
+def pruners() -> Registry[type[Pruner]]:
+    """Return how weights can be chosen that are set to zero."""
+    from peftkit.pruning import PRUNERS
+
+    return PRUNERS
 
 
 def quantization_formats() -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from peftkit.options import Options
-from peftkit.recipe.choices import loggers, objectives, strategies
+from peftkit.recipe.choices import loggers, objectives, pruners, strategies
 from peftkit.recipe.chosen import complete_options
 from peftkit.recipe.mistakes import Mistakes, suggest
 from peftkit.recipe.sections import Recipe, TrainSection
@@ -32,6 +32,8 @@ def complete_entries(tree: Node, keys: dict[str, Any], mistakes: Mistakes) -> No
         _refuse_ignored(tree, train, mistakes)
     if isinstance(train.get("log"), list):
         train["log"] = _complete_loggers(tree.find(("train", "log")), mistakes)
+    if keys.get("pruning") is not None:
+        keys["pruning"] = _complete(tree.find(("pruning",)), "pruning", pruners(), mistakes)
     registered = objectives()
     chosen = Recipe.model_fields["objective"].default
     if "objective" in keys:

@@ -17,7 +17,7 @@ from peftkit.recipe.translate import translate
 from peftkit.recipe.tree import Node
 from peftkit.schemas import show
 
-LATER = ("quantization", "objective", "adapter", "adapters", "compare")
+LATER = ("quantization", "pruning", "objective", "adapter", "adapters", "compare")
 """Keys whose values only the entries that they name can judge."""
 
 

@@ -19,7 +19,7 @@ from peftkit.recipe.chosen import complete_compared, complete_methods
 from peftkit.recipe.entries import complete_entries
 from peftkit.recipe.first_look import first_look
 from peftkit.recipe.mistakes import Mistakes, Place, suggest
-from peftkit.recipe.quantized import complete_quantization
+from peftkit.recipe.quantized import BASE, check_calibration, complete_quantization
 from peftkit.recipe.sections import NAME, Recipe
 from peftkit.recipe.start import complete_start
 from peftkit.recipe.translate import translate
@@ -43,8 +43,19 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
 
 
 def load_run(run: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Load the recipe of a run for what it has trained, which needs the adapter that it went on from no more."""
-    return load(run / "recipe.yaml", ["adapter=null", *overrides])
+    """Load the recipe of a run for what it has trained, which needs the adapter that it went on from no more.
+
+    A base that the run has calibrated is taken from its folder.
+    """
+    own = ["calibration.weights=null"] if (run / BASE).is_dir() else []
+    return on_own_base(load(run / "recipe.yaml", ["adapter=null", *own, *overrides]), run)
+
+
+def on_own_base(recipe: Recipe, run: Path) -> Recipe:
+    """Return the recipe with the base that a run of it has calibrated, where there is one in the run's folder."""
+    if not (run / BASE).is_dir():
+        return recipe
+    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"weights": str(run)})})
 
 
 def load_whole(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -82,6 +93,7 @@ def _validate(tree: Node, mistakes: Mistakes) -> Recipe:
     if "quantization" in tree.value:
         keys["quantization"] = complete_quantization(tree.value["quantization"], mistakes) or keys["quantization"]
     complete_entries(tree, keys, mistakes)
+    check_calibration(tree, keys, mistakes)
     _check_names(tree, mistakes)
     _check_adapters(tree, mistakes)
     recipe = None

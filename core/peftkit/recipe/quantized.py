@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from peftkit import files
 from peftkit.errors import PeftkitError
 from peftkit.recipe.choices import NO_FORMAT, quantization_formats, quantizers
 from peftkit.recipe.mistakes import Mistakes, suggest
@@ -14,6 +15,8 @@ from peftkit.schemas import show
 HOME = "quantization"
 KEYS = ("format", "default", "options", "modules", "init", "budget")
 """Keys of the section beside the options of its format and the names of modules; `default` is another word."""
+BASE = "base"
+"""In a run's folder: the weights of its base that examples have decided."""
 
 
 def complete_quantization(node: Node, mistakes: Mistakes) -> dict[str, Any] | None:
@@ -57,6 +60,32 @@ def complete_quantization(node: Node, mistakes: Mistakes) -> dict[str, Any] | No
             inner |= inner.pop("options").value
         modules[pattern] = _choice(named, inner, f"{HOME}.{pattern}", mistakes)
     return {**choice, "modules": modules, "budget": None if budget is None else budget.plain()}
+
+
+def check_calibration(tree: Node, keys: dict[str, Any], mistakes: Mistakes) -> None:
+    """Note a section `calibration` that nothing looks at, weights that no run has left, and a pruned budget."""
+    pruning, storage = tree.value.get("pruning"), keys.get("quantization")
+    if pruning is not None and pruning.value is not None and isinstance(storage, dict) and storage.get("budget"):
+        fault = "found beside quantization.budget, whose formats suit weights that are all there; allowed: one of them"
+        mistakes.add(pruning.place, "pruning", fault)
+    if "calibration" not in tree.value:
+        return
+    section, formats = tree.value["calibration"], [name for name, cls in quantizers().items() if cls.calibrated]
+    looking = isinstance(storage, dict) and any(one.get("format") in formats for one in _choices(storage))
+    if not looking and keys.get("pruning") is None:
+        allowed = f"{', '.join(formats)} and pruning"
+        fault = f"found, and nothing chosen looks at examples; allowed with {allowed}: leave it out"
+        mistakes.add(section.place, "calibration", fault)
+    weights = tree.find(("calibration", "weights"))
+    run = weights.value if isinstance(section.value, dict) and "weights" in section.value else None
+    if isinstance(run, str) and run and not (files.expanded(run) / BASE).is_dir():
+        allowed = f"a run in one of {', '.join(formats)}, or a pruned one"
+        fault = f"found '{run}', where no calibrated base is; allowed: {allowed}"
+        mistakes.add(weights.place, "calibration.weights", fault)
+
+
+def _choices(section: dict[str, Any]) -> list[dict[str, Any]]:
+    return [section, *(one for one in (section.get("modules") or {}).values() if isinstance(one, dict))]
 
 
 def _choice(name: Node, options: dict[str, Node], home: str, mistakes: Mistakes) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from peftkit.recipe import choices
-from peftkit.recipe.base_sections import MethodChoice, ModelSection, QuantizationSection
+from peftkit.recipe.base_sections import CalibrationSection, MethodChoice, ModelSection, QuantizationSection
 from peftkit.recipe.scoring_sections import CompareSection, EvalSection, GenerationSection
 from peftkit.recipe.section import Beta, Count, Entry, PathText, Positive, Section, Seed, Text
 from peftkit.recipe.size import check_memory
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 """What the names of `adapters` are made of."""
+UNUSUAL = ("adapter", "adapters", "calibration", "compare", "pruning")
+"""Keys that a recipe is written without where they are at their defaults."""
 
 
 class DatasetSection(Section):
@@ -212,6 +214,11 @@ class Recipe(Section):
     """The rank of every method that has one and does not set its own."""
     quantization: QuantizationSection = QuantizationSection()
     """How the frozen weights are stored."""
+    pruning: Entry | None = None
+    """Which weights are set to zero before they are stored: a name, or `{name: options}`. `wanda` goes by weights and
+    what they read, `magnitude` by weights alone; null leaves all."""
+    calibration: CalibrationSection = CalibrationSection()
+    """What formats and pruning that look at activations are shown."""
     dataset: DatasetSection
     """What to learn from."""
     objective: Entry = "cross-entropy"
@@ -280,13 +287,11 @@ class Recipe(Section):
         return None if self.adapter is None else Path(self.adapter)
 
     def resolved(self) -> dict[str, Any]:
-        """Return every key, `adapter`, `adapters` and `compare` where they are used; it loads as an equal Recipe."""
-        unused = {name for name in ("adapter", "adapters") if not getattr(self, name)}
+        """Return every key, those of `UNUSUAL` where they are used; it loads as an equal Recipe."""
+        unused = {name for name in UNUSUAL if getattr(self, name) == type(self).model_fields[name].default}
         keys = self.model_dump(exclude={"include", "sweep", *unused})
         keys["method"] = [{choice.name: choice.options} for choice in self.method]
-        if self.compare == CompareSection():
-            del keys["compare"]
-        else:
+        if "compare" in keys:
             keys["compare"]["methods"] = [
                 [{choice.name: choice.options} for choice in entry] for entry in self.compare.methods
             ]

@@ -9,6 +9,7 @@ from peftkit.adaptation import check_methods
 from peftkit.assembly import Assembled, assemble, methods_of
 from peftkit.errors import PeftkitError
 from peftkit.method import expand
+from peftkit.models.quantize import Quantization
 from peftkit.recipe import Recipe
 from peftkit.recipe.entries import entry
 from peftkit.strategies import DEFAULT
@@ -76,5 +77,14 @@ def check(recipes: Sequence[tuple[str, Recipe]]) -> Assembled:
 
 
 def _base(recipe: Recipe) -> dict[str, Any]:
-    train = {"precision": recipe.train.precision, "device": recipe.train.device}
-    return {"model": recipe.model.model_dump(), "quantization": recipe.quantization.model_dump(), "train": train}
+    """Return the keys that decide the base, which where examples decide it are those of the data too."""
+    train: dict[str, Any] = {"precision": recipe.train.precision, "device": recipe.train.device}
+    base = {"model": recipe.model.model_dump(), "quantization": recipe.quantization.model_dump(), "train": train}
+    if Quantization.of(recipe.quantization).calibrated or recipe.pruning is not None:
+        base |= {
+            "pruning": recipe.pruning,
+            "calibration": recipe.calibration.model_dump(),
+            "dataset": recipe.dataset.model_dump(),
+        }
+        train["max_length"] = recipe.train.max_length
+    return base

@@ -14,7 +14,7 @@ from peftkit.assembly import Assembled, assemble, training_dtype
 from peftkit.device import choose_precision
 from peftkit.errors import PeftkitError
 from peftkit.models.quantize import forget_originals
-from peftkit.recipe import Recipe
+from peftkit.recipe import BASE, Recipe, on_own_base
 from peftkit.together import base
 from peftkit.together.rounds import Done, Member, backward_together
 from peftkit.training import folder, summary
@@ -128,10 +128,11 @@ class _Together:
         resumed = next((job for job, resumed in waiting if resumed), None)
         lead = waiting[0][0].recipe
         if resumed is not None:
-            lead = folder.as_begun(lead, resumed.run / "checkpoints")
+            lead = on_own_base(folder.as_begun(lead, resumed.run / "checkpoints"), resumed.run)
         precision = choose_precision(lead.train.precision, outline.device, outline.module).name
         dtype = training_dtype(lead, precision, outline.module, own=False)
-        ready = assemble(lead, bare=True, dtype=dtype)
+        new = [job.run / BASE for job, resumed in waiting if not resumed]
+        ready = assemble(lead, bare=True, dtype=dtype, keep=new)
         self.model = ready.model
         self.running: list[_Running] = []
         self.results: dict[str, Summary | Failed] = {}

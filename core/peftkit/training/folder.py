@@ -11,7 +11,7 @@ from peftkit import files, lock
 from peftkit.adaptation import DESCRIPTION, TENSORS
 from peftkit.errors import PeftkitError
 from peftkit.models import trust
-from peftkit.recipe import Recipe
+from peftkit.recipe import BASE, Recipe
 from peftkit.recipe import load as load_recipe
 from peftkit.training import checkpoint
 
@@ -44,11 +44,11 @@ def check_written(run: Path, *names: str) -> None:
 def check_new(run: Path) -> None:
     """Refuse a folder that holds an earlier run or cannot be written; measurements of the base model may be there.
 
-    So may what a process left that was killed before it had written the recipe.
+    So may what a process left that was killed before it had written the recipe, a calibrated base among it.
     """
     if run.exists() and not run.is_dir():
         raise PeftkitError(f"{run} is a file, and a run needs a folder: name another with --output.")
-    passed_over = {"eval", lock.NAME, *(path.name for path in files.leftovers(run))}
+    passed_over = {"eval", BASE, lock.NAME, *(path.name for path in files.leftovers(run))}
     present = sorted(item.name for item in run.iterdir() if item.name not in passed_over) if run.is_dir() else []
     if present:
         resumable = "give --resume to continue that run, " if (run / "recipe.yaml").is_file() else ""

@@ -20,6 +20,7 @@ from peftkit.versions import versions
 WHAT = {
     "data": "training data",
     "base": "base model",
+    "packed": "calibrated weights of the base",
     "adapters": "files of the adapters",
     "start": "adapter that it went on from",
     "validation": "validation data",
@@ -53,6 +54,7 @@ def origin(prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
         "recipe": recipe.resolved(),
         "data": prepared.digest,
         "base": prepared.loaded.fingerprint,
+        "packed": prepared.loaded.storage.get("calibrated"),
         "adapters": {name: child.origin["files"] for name, child in prepared.adaptation.children.items()} or None,
         "start": (prepared.adaptation.went_on_from or {}).get("files"),
         "validation": None if prepared.validation is None else digest(prepared.validation.encoded),

@@ -59,6 +59,7 @@ def prepare(
     resumed: bool = False,
     base: Assembled | None = None,
     name: str = "default",
+    keep: Sequence[Path] = (),
     notice: Callable[[str], None] = lambda text: None,
     phase: Phase = lambda name: None,
     working: Working = lambda text: None,
@@ -67,13 +68,13 @@ def prepare(
 
     Of a `resumed` run the loop's saved state has to be loaded before anything else: it holds what the methods measured
     on the data before the first step, once. On a `base` that is there already the methods are
-    attached under `name`, beside those of other runs, and packed weights keep what they were packed from. `notice` and
-    `phase` are the loop's; `working` receives how far the reading of data is.
+    attached under `name`, beside those of other runs, and packed weights keep what they were packed from. `keep` is
+    as `assemble` takes it. `notice` and `phase` are the loop's; `working` receives how far the reading of data is.
     """
     section = recipe.train
     check(recipe)
     if base is None:
-        loaded = assemble(recipe, loading=resumed)
+        loaded = assemble(recipe, loading=resumed, keep=keep)
     else:
         loaded = attach_methods(base, recipe, name, loading=resumed)
     adaptation, template = loaded.adaptation, loaded.template

@@ -17,7 +17,7 @@ from peftkit.engine.retrying import EARLIER, PLAN
 from peftkit.errors import PeftkitError
 from peftkit.models import trust
 from peftkit.models.quantize import forget_originals
-from peftkit.recipe import Recipe
+from peftkit.recipe import BASE, Recipe, on_own_base
 from peftkit.training import checkpoint, folder, log, origin, scoring, summary
 from peftkit.training.best import Best
 from peftkit.training.log import Log
@@ -73,8 +73,15 @@ class Session:
         trust.remember(recipe.model)
         resumed = resume and bool(checkpoint.listed(self.checkpoints))
         begun = folder.as_begun(recipe, self.checkpoints) if resumed else recipe
+        begun = on_own_base(begun, run) if resumed else begun
         self.prepared: Prepared = prepare(
-            begun, resumed=resumed, base=base, name=name, notice=self.observer.notice, working=self.observer.working
+            begun,
+            keep=[run / BASE],
+            resumed=resumed,
+            base=base,
+            name=name,
+            notice=self.observer.notice,
+            working=self.observer.working,
         )
         self.loop = self.prepared.loop
         self.recipe = folder.with_storage(recipe, self.prepared.loaded.storage)

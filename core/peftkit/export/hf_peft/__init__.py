@@ -13,6 +13,7 @@ from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
 from peftkit.export.formats import FORMATS
 from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, HubConfig, convert
+from peftkit.export.pruned import check_whole
 from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import Layout
 from peftkit.models.samples import compare, logits
@@ -30,6 +31,7 @@ def hf_peft(run: Path, output: Path) -> dict[str, Any]:
     """
     with files.new_folder(output) as folder:
         trained = open_run(run)
+        check_whole(trained, "hf-peft")
         write(trained, folder)
         expected = logits(trained.model, trained.tokenizer, trained.adaptation.soft_ids)
         base = open_base(trained.recipe)

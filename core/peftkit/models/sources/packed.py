@@ -18,10 +18,11 @@ def load(request: Request, files: ModelFiles) -> LoadedModel:
     if not request.weights:
         return ready(request, build.on_meta(files.config, dtype, trust), files.tokenizer, weights=files.weights)
     model, packed = build.outline(files.config, dtype, trust, request.quantization)
-    mark = packed_folder.fill(model, folder, packed, dtype)
-    storage = request.quantization.description()
+    original = packed_folder.fill(model, folder, packed, dtype)
+    mark = packed_folder.facts(folder)["storage"].get("calibrated")
+    storage = {**request.quantization.description(), **({"calibrated": mark} if mark else {})}
     return ready(
-        request, with_settings(model, folder), files.tokenizer, weights=files.weights, mark=mark, storage=storage
+        request, with_settings(model, folder), files.tokenizer, weights=files.weights, mark=original, storage=storage
     )
 
 
