@@ -193,6 +193,7 @@ def test_alphatuning_moves_the_first_scale_alone():
 
 
 def test_several_methods_merge_packed_together():
+    torch.manual_seed(0)
     model = packed(quantizer=small("int4"))
     adaptation = attach(model, [METHODS[name].from_options({}) for name in ("qa-lora", "peqa")])
     with torch.no_grad():
