@@ -7,6 +7,7 @@ from typing import Any
 
 from peftkit import files
 from peftkit.errors import PeftkitError
+from peftkit.recipe.base_sections import CalibrationSection
 from peftkit.recipe.choices import NO_FORMAT, quantization_formats, quantizers
 from peftkit.recipe.mistakes import Mistakes, suggest
 from peftkit.recipe.tree import Node
@@ -72,7 +73,9 @@ def check_calibration(tree: Node, keys: dict[str, Any], mistakes: Mistakes) -> N
         return
     section, formats = tree.value["calibration"], [name for name, cls in quantizers().items() if cls.calibrated]
     looking = isinstance(storage, dict) and any(one.get("format") in formats for one in _choices(storage))
-    if not looking and keys.get("pruning") is None:
+    # A recipe with every key written out has the section as it comes.
+    as_it_comes = section.plain() == CalibrationSection().model_dump()
+    if not looking and keys.get("pruning") is None and not as_it_comes:
         allowed = f"{', '.join(formats)} and pruning"
         fault = f"found, and nothing chosen looks at examples; allowed with {allowed}: leave it out"
         mistakes.add(section.place, "calibration", fault)

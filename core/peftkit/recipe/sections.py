@@ -292,9 +292,7 @@ class Recipe(Section):
         keys = self.model_dump(exclude={"include", "sweep", *unused})
         keys["method"] = [{choice.name: choice.options} for choice in self.method]
         if "compare" in keys:
-            keys["compare"]["methods"] = [
-                [{choice.name: choice.options} for choice in entry] for entry in self.compare.methods
-            ]
+            keys["compare"]["methods"] = [[{one.name: one.options} for one in entry] for entry in self.compare.methods]
         return keys
 
     def to_yaml(self) -> str:

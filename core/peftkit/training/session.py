@@ -44,8 +44,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, observer: Observer
     _, finished = folder.check(run, recipe, resume)
     if not finished:
         with lock.held(run, observer.notice) as holding:
-            # Another process may have had the folder until now.
-            recipe, finished = folder.check(run, recipe, resume)
+            recipe, finished = folder.check(run, recipe, resume)  # another process may have had it until now
             if not finished:
                 check_loggers(recipe)
                 session = Session(recipe, run, observer, resume)
