@@ -34,8 +34,7 @@ class AdaMix(Wrapping, name="adamix"):
         "Trains several copies of each adapter, of which every pass takes parts by chance, and keeps their mean. "
         "A second pass pulls what different copies predict together."
     )
-    default_learning_rate: ClassVar[float] = 0.032
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.0075
 
     copies: Annotated[int, Ge(1)] = 4
     """Copies of each adapter in training."""

@@ -38,7 +38,6 @@ class AdaptiveLrReg(Method, name="adaptive-lr-reg"):
         "lower layers. Regularisers are added by name."
     )
     default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
 
     of: str | dict[str, Any] = "lora"
     """The method that is trained: its name, or {name: options}."""

@@ -30,8 +30,7 @@ class AdaptivePrefixTuning(PTuningV2, name="adaptive-prefix-tuning"):
         "Learns keys and values in front of those of the text, whose positions each layer weighs anew for every "
         "example. The weights are read off the end of its prompt."
     )
-    default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.18
     rate_falls_with_width: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
 

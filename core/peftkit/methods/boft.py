@@ -35,8 +35,7 @@ class BOFT(Targeted, name="boft"):
         "OFT with several factors, so that all inputs mix through small blocks, and a scale for each output. Fewer "
         "numbers than OFT for the same reach."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.18
     by_weight: ClassVar[bool] = True
     size: ClassVar[str | None] = "block"
 

@@ -33,8 +33,7 @@ class C3A(Targeted, name="c3a"):
         "Adds circulant blocks, which act by the Fourier transform. The number of parameters falls with the size of "
         "the blocks, and the rank does not."
     )
-    default_learning_rate: ClassVar[float] = 0.32
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 5.6
     by_weight: ClassVar[bool] = True
     size: ClassVar[str | None] = "block"
 

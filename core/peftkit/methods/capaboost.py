@@ -29,8 +29,7 @@ class CapaBoost(LoRA, name="capaboost"):
         "LoRA whose pair is used several times, each time under another fixed random mask. A higher rank for the same "
         "numbers; it merges as LoRA does."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.032
     by_weight: ClassVar[bool] = False
     plain_pair: ClassVar[bool] = False
 

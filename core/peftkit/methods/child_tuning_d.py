@@ -24,8 +24,7 @@ class ChildTuningD(FishMask, name="child-tuning-d"):
         "Trains a fixed part of all weights, chosen once by Fisher information. It overfits less than full fine-tuning "
         "and stores a third of it."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.0056
 
     density: Annotated[float, Gt(0), Lt(0.5)] = 0.3
     """Share of the adapted weights that is trained."""

@@ -32,8 +32,7 @@ class ChildTuningF(Targeted, name="child-tuning-f"):
         "Trains all weights of the targets with a random part of the gradient at each step. The noise helps against "
         "overfitting; the memory is that of full fine-tuning."
     )
-    default_learning_rate: ClassVar[float] = 0.0032
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.0056
 
     keep: Annotated[float, Gt(0), Le(1)] = 0.3
     """Probability that an entry of the gradient is kept."""

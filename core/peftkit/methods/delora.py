@@ -35,8 +35,7 @@ class DeLoRA(Ranked, name="delora"):
         "LoRA whose directions have length one and whose strength is a trained number. It stays stable at high "
         "learning rates and over long training."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.01
 
     strength: Annotated[float, Gt(0)] = 15.0
     """The bound at the start."""

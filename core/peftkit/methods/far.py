@@ -38,7 +38,6 @@ class FAR(Targeted, name="far"):
         "in one block, without indices for single weights."
     )
     default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
 
     density: Annotated[float, Gt(0), Le(1)] = 0.05
     """Share of each layer's neurons that learns."""

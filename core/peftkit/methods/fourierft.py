@@ -32,8 +32,7 @@ class FourierFT(Targeted, name="fourierft"):
         "Trains a few coefficients of the change's Fourier transform at random places. The number is free of the "
         "layer's size."
     )
-    default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.13
     rate_falls_with_width: ClassVar[bool] = False
     by_weight: ClassVar[bool] = True
     size: ClassVar[str | None] = "count"

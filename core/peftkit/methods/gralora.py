@@ -34,8 +34,7 @@ class GraLoRA(Ranked, name="gralora"):
         "LoRA for each block of the weight by itself, so that an outlying input disturbs its own blocks alone. As many "
         "numbers as LoRA of the same rank."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.032
     by_weight: ClassVar[bool] = True
 
     alpha: Annotated[float, Gt(0)] = 16.0

@@ -32,8 +32,7 @@ class HiRA(Ranked, name="hira"):
         "Adds the product, element by element, of the frozen weight and a low-rank matrix. A change of high rank for "
         "the numbers of LoRA, and it merges."
     )
-    default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.18
     by_weight: ClassVar[bool] = False
 
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0

@@ -34,8 +34,7 @@ class HiWi(Ranked, name="hiwi"):
         "Passes frozen weights or biases themselves through a small trained adapter. The outcome is a new weight, "
         "which costs nothing afterwards."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.032
     by_weight: ClassVar[bool] = True
 
     of: Literal["weights", "biases"] = "weights"

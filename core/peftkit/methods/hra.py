@@ -37,7 +37,6 @@ class HRA(Ranked, name="hra"):
         "for half of LoRA's numbers."
     )
     default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
     by_weight: ClassVar[bool] = True
 
     rank: Annotated[int, Ge(2), MultipleOf(2)] = 8

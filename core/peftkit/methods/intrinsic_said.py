@@ -34,8 +34,7 @@ class IntrinsicSAID(Targeted, name="intrinsic-said"):
         "Trains one short vector that a fast random projection spreads over all weights. It measures how many "
         "dimensions a task needs."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.032
     rate_falls_with_width: ClassVar[bool] = False
     size: ClassVar[str | None] = "dimension"
 

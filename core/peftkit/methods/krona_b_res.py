@@ -22,7 +22,6 @@ class KronABRes(KronAB, name="krona-b-res"):
         "times a trained number. It stays beside the model."
     )
     default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
 
     def build(self, site: Site) -> Adapter:
         return KroneckerBeside(site, self, residual=True)

@@ -32,8 +32,7 @@ class LoHa(Ranked, name="loha"):
         "Adds the product, element by element, of two low-rank matrices. Its rank is the square of theirs, for twice "
         "the numbers of LoRA."
     )
-    default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.056
     by_weight: ClassVar[bool] = False
 
     alpha: Annotated[float, Gt(0)] = 8.0

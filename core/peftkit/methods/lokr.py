@@ -33,8 +33,7 @@ class LoKr(Targeted, name="lokr"):
         "Adds a Kronecker product whose larger matrix is low-rank. Fewer numbers than LoRA or KronA; merges into the "
         "weights."
     )
-    default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.075
     by_weight: ClassVar[bool] = True
     size: ClassVar[str | None] = "rank"
 

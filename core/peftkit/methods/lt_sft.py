@@ -33,8 +33,7 @@ class LTSFT(Targeted, name="lt-sft"):
         "Trains all weights first, keeps those that changed most, and trains these again from the start. Changes of "
         "several tasks can be added up."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.1
     size: ClassVar[str | None] = "density"
 
     density: Annotated[float, Gt(0), Lt(0.5)] = 0.005

@@ -34,7 +34,6 @@ class MiSS(Ranked, name="miss"):
         "start."
     )
     default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
     by_weight: ClassVar[bool] = True
 
     variant: Literal["standard", "mini", "bat"] = "standard"

@@ -35,8 +35,7 @@ class MultiheadParallelAdapter(Method, name="multihead-parallel-adapter"):
         "Adds the output of a small trainable bottleneck of its own to each head of attention. It is the parallel "
         "adapter in the place of a prefix."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.032
     size: ClassVar[str | None] = "bottleneck"
     mergeable: ClassVar[bool] = False
 

@@ -34,7 +34,6 @@ class OrthogonalLoRA(LoRA, name="o-lora"):
         "Tasks are learnt one after the other and disturb each other little."
     )
     default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
     by_weight: ClassVar[bool] = False
     plain_pair: ClassVar[bool] = False
 

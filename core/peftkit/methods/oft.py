@@ -34,8 +34,7 @@ class OFT(Targeted, name="oft"):
         "Turns the inputs of frozen weights by small orthogonal matrices. What the weights do to lengths and angles "
         "stays as it was trained."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.032
     by_weight: ClassVar[bool] = True
     size: ClassVar[str | None] = "block"
 

@@ -31,8 +31,7 @@ class PaFi(Targeted, name="pafi"):
         "Trains the few weights that are nearest to zero, chosen without any data. All tasks of a model have the same "
         "positions."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.18
     size: ClassVar[str | None] = "density"
 
     density: Annotated[float, Gt(0), Lt(0.5)] = 0.005

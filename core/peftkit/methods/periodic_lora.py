@@ -34,7 +34,6 @@ class PeriodicLoRA(LoRA, name="periodic-lora"):
         "the memory of a small pair's training."
     )
     default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
     by_weight: ClassVar[bool] = False
     plain_pair: ClassVar[bool] = False
 

@@ -30,8 +30,7 @@ class PrefixPropagation(PromptTuning, name="prefix-propagation"):
         "Learns a soft prompt, and in each further layer what is added to its states there. It trains half of what "
         "prefix tuning does."
     )
-    default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.32
 
     length: Annotated[int, Ge(1)] = 10
     """Number of prompt positions; with `combine` those of both halves together."""

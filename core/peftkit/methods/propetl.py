@@ -32,8 +32,7 @@ class ProPETL(Wrapping, name="propetl"):
         "Trains one adapter that all layers share, and for each layer which of its entries count there. What is saved "
         "is one adapter and a bit for each entry and layer."
     )
-    default_learning_rate: ClassVar[float] = 0.032
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.042
 
     density: Annotated[float, Gt(0), Le(1)] = 0.5
     """Share of the prototype's entries that counts in a layer."""

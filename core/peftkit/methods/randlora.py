@@ -36,8 +36,7 @@ class RandLoRA(Targeted, name="randlora"):
         "Trains the weights of random low-rank bases that all layers share. A change of full rank for as many numbers "
         "as LoRA; a lower rank has more of them."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.0032
     by_weight: ClassVar[bool] = False
 
     rank: Annotated[int, Ge(1)] = 32

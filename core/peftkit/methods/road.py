@@ -32,8 +32,7 @@ class RoAd(Targeted, name="road"):
         "Turns pairs of outputs in the plane and scales them. As few numbers as (IA)^3, by element, so that many "
         "adapters share a batch."
     )
-    default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.32
     rate_falls_with_width: ClassVar[bool] = False
     by_weight: ClassVar[bool] = True
 

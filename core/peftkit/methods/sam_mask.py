@@ -30,8 +30,7 @@ class SAMMask(FishMask, name="sam-mask"):
         "Trains the few weights whose change lowers a second-order model of the loss most, chosen once. Their "
         "positions and changes alone are saved."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.056
 
     variant: Literal["official", "paper"] = "official"
     """Whether curvature counts (paper) or is the same everywhere (official)."""

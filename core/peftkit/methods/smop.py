@@ -32,7 +32,6 @@ class SMoP(PromptTuning, name="smop"):
         "carries the short prompt alone."
     )
     default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
     by_row: ClassVar[bool] = True
 
     length: Annotated[int, Ge(1)] = 5

@@ -42,8 +42,7 @@ class SparseAdapter(Wrapping, name="sparseadapter"):
         "Prunes the matrices of adapters before training, by a score on the data. What is left alone is trained and "
         "saved, so that wider adapters cost no more."
     )
-    default_learning_rate: ClassVar[float] = 0.032
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.1
 
     score: Literal["snip", "grasp", "magnitude", "erdos-renyi", "random"] = "snip"
     """What chooses the entries that stay."""

@@ -34,8 +34,7 @@ class SURM(Targeted, name="surm"):
         "Adds a circulant, Toeplitz or Kronecker matrix to frozen weights. Full rank for as many numbers as LoRA of "
         "rank one or less."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.032
     by_weight: ClassVar[bool] = True
 
     structure: Literal["circulant", "toeplitz", "symmetric-toeplitz", "kronecker"] = "circulant"

@@ -33,8 +33,7 @@ class UniLoRA(Ranked, name="unilora"):
         "Trains one short vector, from which a random projection makes the low-rank pairs of all layers. The whole "
         "adapter is that vector."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.056
     rate_falls_with_width: ClassVar[bool] = False
     size: ClassVar[str | None] = "length"
 

@@ -32,8 +32,7 @@ class VBLoRA(Ranked, name="vblora"):
         "Makes the low-rank pairs of all layers from one trained bank of vectors. What a layer needs of its own are "
         "a few choices from the bank."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.056
 
     rank: Annotated[int, Ge(1)] = 4
     """Inner size of the product B A."""

@@ -28,8 +28,7 @@ class WaveFT(FourierFT, name="waveft"):
         "Trains a few wavelet coefficients of the change, each of which touches a small block of the weight. The "
         "number is free of the layer's size."
     )
-    default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.01
 
     scale: Annotated[float, Gt(0)] = 10.0
     """The factor s of the transform, in effect one of the learning rate; 25 in the paper."""
