@@ -31,8 +31,7 @@ class AdapterDrop(Wrapping, name="adapterdrop"):
         "Leaves the adapters of the lowest layers out, as many in each step as are drawn, or always the same. "
         "Afterwards the adapters work with any number of layers left out, for a faster start of the model."
     )
-    default_learning_rate: ClassVar[float] = 0.032
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.018
 
     depth: Literal["random", "fixed"] = "random"
     """Whether the number of layers that are left out in training is drawn for each step."""

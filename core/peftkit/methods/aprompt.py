@@ -31,8 +31,7 @@ class APrompt(PromptTuning, name="aprompt"):
         "Learns a soft prompt at the input together with prompts inside the attention of every layer. Those have "
         "queries of their own beside keys and values."
     )
-    default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.56
 
     length: Annotated[int, Ge(1)] = 10
     """Number of prompt embeddings at the input."""

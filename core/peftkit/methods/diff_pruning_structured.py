@@ -20,7 +20,6 @@ class StructuredDiffPruning(DiffPruning, name="diff-pruning-structured"):
         "that matter."
     )
     default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
 
     structured: bool = True
     """Whether each weight has one more gate of its own."""

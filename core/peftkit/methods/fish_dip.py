@@ -34,8 +34,7 @@ class FishDip(Targeted, name="fish-dip"):
         "Trains the weights with the largest squared gradients on the examples that are hardest at the time, chosen "
         "again and again. All that changed is saved."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.042
 
     density: Annotated[float, Gt(0), Lt(0.5)] = 0.01
     """Share of the adapted weights that is trained at a time."""

@@ -39,7 +39,6 @@ class IDPG(PromptTuning, name="idpg"):
         "That costs one more forward pass over the prompt."
     )
     default_learning_rate: ClassVar[float] = 0.01
-    rate_searched: ClassVar[bool] = False
     rate_falls_with_width: ClassVar[bool] = True
     by_row: ClassVar[bool] = True
 

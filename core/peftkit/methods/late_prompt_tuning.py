@@ -38,8 +38,7 @@ class LatePromptTuning(Method, name="late-prompt-tuning"):
         "Makes a soft prompt for each example from the states in the middle of the model, where it enters. Nothing of "
         "the layers below is kept for the backward pass."
     )
-    default_learning_rate: ClassVar[float] = 5e-3
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.1
     size: ClassVar[str | None] = "bottleneck"
     mergeable: ClassVar[bool] = False
     by_row: ClassVar[bool] = True

@@ -34,8 +34,7 @@ class LLMAdapters(Method, name="llm-adapters"):
         "Puts series or parallel adapters, low-rank pairs or a prefix where a comparison on large models found them "
         "best. Sizes are those of the comparison."
     )
-    default_learning_rate: ClassVar[float] = 0.01
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.018
 
     adapter: Literal["series", "parallel", "lora", "prefix"] = "parallel"
     """The kind of adapter, at its best place."""

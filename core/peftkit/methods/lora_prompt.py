@@ -30,7 +30,6 @@ class LoRAPrompt(Method, name="lora-prompt"):
         "be switched off."
     )
     default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
 
     rank: Annotated[int, Ge(1)] = 8

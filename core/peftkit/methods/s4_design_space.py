@@ -37,8 +37,7 @@ class S4DesignSpace(Method, name="s4-design-space"):
         "Puts adapters, low-rank pairs, prefixes and biases into four groups of layers. The combinations are those "
         "that a search of its paper found."
     )
-    default_learning_rate: ClassVar[float] = 0.01
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.018
     mergeable: ClassVar[bool] = False
 
     bottleneck: Annotated[int, Ge(1)] = 24

@@ -37,8 +37,7 @@ class SensitivitySPT(Ranked, name="sensitivity-spt"):
         "Measures which weights matter for the data. Matrices that are full of them get a low-rank pair, and the "
         "others are trained one by one."
     )
-    default_learning_rate: ClassVar[float] = 0.018
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.056
 
     density: Annotated[float, Gt(0), Lt(0.5)] = 0.005
     """Share of the adapted weights that is sensitive."""

@@ -30,8 +30,7 @@ class SPoT(PromptTuning, name="spot"):
         "Starts a soft prompt from the one that a run on another task has learnt. Of several such runs it takes the "
         "one whose prompt is most like that of a short run on the task itself."
     )
-    default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.13
 
     sources: tuple[str, ...] = ()
     """Folders of runs of soft prompts on other tasks."""

@@ -35,8 +35,7 @@ class TransferablePromptTuning(PromptTuning, name="transferable-prompt-tuning"):
         "Starts a soft prompt from one of another task, or of another model through a small projector. The projector "
         "is learnt from pairs of prompts, or by the task itself."
     )
-    default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 0.13
 
     source: str | None = None
     """Folder of the run whose prompt is carried over."""

@@ -34,7 +34,6 @@ class XPrompt(PromptTuning, name="xprompt"):
         "once more. All of that is one run."
     )
     default_learning_rate: ClassVar[float] = 0.1
-    rate_searched: ClassVar[bool] = False
 
     pieces: Annotated[int, Ge(1)] = 16
     """Number of pieces of a token, which divides the width."""
