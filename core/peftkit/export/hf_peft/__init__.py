@@ -12,10 +12,11 @@ from peftkit.adaptation import Adaptation, attach
 from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
 from peftkit.export.formats import FORMATS
-from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, HubConfig, convert
+from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, HubConfig, Tensors, convert
 from peftkit.export.pruned import check_whole
 from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import Layout
+from peftkit.method import Method
 from peftkit.models.samples import compare, logits
 
 CONFIGURATION = "adapter_config.json"
@@ -74,6 +75,24 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
 
     Raises PeftkitError for a missing or damaged file, an unknown type, and options that the method does not read.
     """
+    methods, state = read(folder, Layout(model))
+    try:
+        adaptation = attach(model, methods, name)
+    except PeftkitError as error:
+        raise PeftkitError(f"{folder}: {error}") from None
+    try:
+        adaptation.load_state(state)
+    except PeftkitError as error:
+        adaptation.remove()
+        raise PeftkitError(f"{folder / TENSORS}: {error}") from None
+    return adaptation
+
+
+def read(folder: Path, layout: Layout) -> tuple[list[Method], Tensors]:
+    """Return the methods of a Hugging Face peft folder and their state, keys `<position>/<site>/<tensor>`.
+
+    Raises PeftkitError as `load` does.
+    """
     path = folder / CONFIGURATION
     if not path.is_file():
         raise PeftkitError(f"{folder} is no adapter folder of Hugging Face peft: there is no {CONFIGURATION} in it.")
@@ -90,13 +109,7 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
         raise PeftkitError(f"{path}: r: found 0 (a whole number); allowed: greater than or equal to 1.")
     tensors = tensor_file.read_tensors(folder / TENSORS)
     try:
-        method, state = readers[0].read(config, tensors, Layout(model))
-        adaptation = attach(model, [method], name)
+        method, state = readers[0].read(config, tensors, layout)
     except PeftkitError as error:
         raise PeftkitError(f"{folder}: {error}") from None
-    try:
-        adaptation.load_state({f"0/{key}": tensor for key, tensor in state.items()})
-    except PeftkitError as error:
-        adaptation.remove()
-        raise PeftkitError(f"{folder / TENSORS}: {error}") from None
-    return adaptation
+    return [method], {f"0/{key}": tensor for key, tensor in state.items()}
