@@ -126,7 +126,7 @@ def _attached(folder: Path, reader: FolderReader, base: Assembled) -> Any:
     """Attach what a folder holds to its base; PeftkitError where that does not fit."""
     found = reader.read(folder, base.layout)
     try:
-        adaptation = attach(base.module, found.methods, keep_base=False)
+        adaptation = attach(base.module, found.methods, keep_base=False, loading=True)
         adaptation.load_state(found.tensors)
         check_finite(folder / reader.tensors, adaptation.state())
     except PeftkitError as error:

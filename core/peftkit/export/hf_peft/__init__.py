@@ -13,6 +13,7 @@ from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
 from peftkit.export.formats import FORMATS
 from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, HubConfig, Tensors, convert
+from peftkit.export.hf_peft.options import check_options
 from peftkit.export.pruned import check_whole
 from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import Layout
@@ -77,7 +78,7 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
     """
     methods, state = read(folder, Layout(model))
     try:
-        adaptation = attach(model, methods, name)
+        adaptation = attach(model, methods, name, loading=True)
     except PeftkitError as error:
         raise PeftkitError(f"{folder}: {error}") from None
     try:
@@ -107,6 +108,10 @@ def read(folder: Path, layout: Layout) -> tuple[list[Method], Tensors]:
         raise PeftkitError(f"{path}: {lacking} is missing, which an adapter of the type {kind} has.")
     if "r" in readers[0].needs and config["r"] == 0:
         raise PeftkitError(f"{path}: r: found 0 (a whole number); allowed: greater than or equal to 1.")
+    try:
+        check_options(config)
+    except PeftkitError as error:
+        raise PeftkitError(f"{folder}: {error}") from None
     tensors = tensor_file.read_tensors(folder / TENSORS)
     try:
         method, state = readers[0].read(config, tensors, layout)

@@ -41,6 +41,7 @@ class HubConfig(Stored):
     adapter_len: int | None = None
     adapter_layers: int | None = None
     bias: str | None = None
+    init_lora_weights: bool | str | None = None
 
 
 class Converter:
