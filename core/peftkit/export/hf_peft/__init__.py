@@ -12,8 +12,10 @@ from peftkit.adaptation import Adaptation, attach
 from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
 from peftkit.export.formats import FORMATS
+from peftkit.export.hf_peft import own
 from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, HubConfig, Tensors, convert
 from peftkit.export.hf_peft.options import check_options
+from peftkit.export.hf_peft.own import Owned
 from peftkit.export.pruned import check_whole
 from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import Layout
@@ -44,7 +46,10 @@ def hf_peft(run: Path, output: Path) -> dict[str, Any]:
 
 def write(trained: Trained, folder: Path) -> None:
     """Write the configuration and the tensors that the method's converter gives."""
-    parts = trained.adaptation.parts
+    every = trained.adaptation.parts
+    whole, parts = [part for part in every if own.is_part(part)], [part for part in every if not own.is_part(part)]
+    if len(parts) != 1 or len(whole) > 1:
+        parts = every
     if len(parts) > 1:
         names = ", ".join(part.method.name for part in parts)
         raise PeftkitError(
@@ -63,6 +68,9 @@ def write(trained: Trained, folder: Path) -> None:
             f"behind that token here and in front of it in Hugging Face peft, which gives other logits: {ALONE}."
         )
     config, tensors = convert(parts[0].method, parts[0].adapters, trained.model)
+    for part in whole if parts is not every else ():
+        saved, values = own.told(part, trained.layout)
+        config, tensors = {**config, **saved}, {**tensors, **values}
     source = trained.source
     is_hub_name = source is not None and not trained.name.startswith("bundled/") and not Path(trained.name).is_dir()
     place = trained.name if is_hub_name else None if source is None else str(source.resolve())
@@ -114,7 +122,9 @@ def read(folder: Path, layout: Layout) -> tuple[list[Method], Tensors]:
         raise PeftkitError(f"{folder}: {error}") from None
     tensors = tensor_file.read_tensors(folder / TENSORS)
     try:
-        method, state = readers[0].read(config, tensors, layout)
+        owned = Owned(config, tensors, layout)
+        read = [*readers[0].read_all(config, owned.left, layout), *owned.methods()]
     except PeftkitError as error:
         raise PeftkitError(f"{folder}: {error}") from None
-    return [method], {f"0/{key}": tensor for key, tensor in state.items()}
+    state = {f"{place}/{key}": tensor for place, (_, own) in enumerate(read) for key, tensor in own.items()}
+    return [method for method, _ in read], state

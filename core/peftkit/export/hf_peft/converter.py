@@ -75,6 +75,12 @@ class Converter:
         """Return the method and its state (keys '<site>/<tensor>'), or raise PeftkitError."""
         raise TypeError(f"{type(self).__name__} does not define what it reads")
 
+    def read_all(
+        self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+    ) -> list[tuple[Method, Tensors]]:
+        """Return each method that a folder is read as with its state: the one that `read` gives, or more beside it."""
+        return [self.read(config, tensors, layout)]
+
     def config(self, **options: Any) -> Config:
         """Return a configuration of the type with these options."""
         return {"peft_type": self.peft_type, "task_type": "CAUSAL_LM", **options, "inference_mode": True}

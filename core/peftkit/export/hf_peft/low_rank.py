@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.export.hf_peft import beside
 from peftkit.export.hf_peft.converter import CONVERTERS, PREFIX, Config, Converter, Tensors
 from peftkit.export.hf_peft.experts import check_not_taken_for_experts, packed_pairs, stack_paths, unpacked_pairs
 from peftkit.export.hf_peft.starts import moved, taken_out
@@ -61,10 +62,6 @@ class LowRankConverter(Converter):
 
     def write(self, method: LoRA, adapters: Mapping[str, Any], model: nn.Module) -> tuple[Config, Tensors]:
         # Every module's alpha equals its rank there: the reader multiplies by one whatever the pattern of ranks was.
-        if method.bias != "none":
-            raise PeftkitError(
-                f"{method.name}: trained biases do not travel to Hugging Face peft: use --format merged."
-            )
         linears = {key: adapter for key, adapter in adapters.items() if adapter.site.stack is None}
         pairs = {key: (*adapter.exported(), adapter.site) for key, adapter in linears.items()}
         modules = join(method, pairs) if pairs or not adapters else {}
@@ -83,17 +80,25 @@ class LowRankConverter(Converter):
             "rank_pattern": others,
             "alpha_pattern": others,
             "target_modules": sorted(modules),
-            "bias": "none",
             "inference_mode": True,
         }
+        chosen, biases = beside.told(method.bias, method, set(modules), model)
+        config |= chosen
         if stacks:
             config["target_parameters"] = sorted(site.id for _, site in stacks.values())
         laid = {**modules, **{path: packed_pairs(site, *pair) for path, (pair, site) in stacks.items()}}
-        return config, self.named((path, {"A": down, "B": up}) for path, (down, up) in laid.items())
+        return config, biases | self.named((path, {"A": down, "B": up}) for path, (down, up) in laid.items())
+
+    def read_all(
+        self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+    ) -> list[tuple[Method, Tensors]]:
+        pairs = dict(tensors)
+        biases, shifts = beside.taken(config, pairs)
+        method, state = self.read(config, pairs, layout)
+        scales = {site.path: cast(LoRA, method).scale_at(site) for site in method.sites(layout)} if shifts else {}
+        return [(method, state | biases), *beside.shifted(shifts, scales)]
 
     def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
-        if config.get("bias", "none") != "none":
-            raise PeftkitError(f"adapter_config.json: bias is {config['bias']!r}, and trained biases are not read.")
         start = moved(config)
         matrices: dict[str, Tensors] = {"A": {}, "B": {}}
         for path, name, tensor in self.entries(tensors):
@@ -120,6 +125,7 @@ class LowRankConverter(Converter):
             rank_pattern={path: rank for path, rank in ranks.items() if rank != config["r"]},
             alpha_pattern={path: own for path, own in scaled.items() if own != alpha},
             rank_stabilised=stable,
+            bias=beside.bias_of(config),
             **({} if start is None else {"init": start}),
         )
         state = {f"{path}/{name}": tensor for name, paths in matrices.items() for path, tensor in paths.items()}

@@ -13,12 +13,12 @@ from peftkit.errors import PeftkitError
 
 ORIGIN = "peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode runtime_config"
 PLACES = "target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out"
-COMMON = {*ORIGIN.split(), *PLACES.split(), "init_weights"}
-"""Of every type: where the folder comes from, where adapters stand, and how they start, which moves no base but those
-of LoRA's starts."""
-LORA = (
-    "r lora_alpha lora_dropout rank_pattern alpha_pattern use_rslora use_dora init_lora_weights target_parameters bias"
-)
+COMMON = {*ORIGIN.split(), *PLACES.split(), "init_weights", "modules_to_save"}
+"""Of every type: where the folder comes from, where adapters stand, what was saved beside them, and how they start,
+which moves no base but those of LoRA's starts."""
+LORA = "r lora_alpha lora_dropout rank_pattern alpha_pattern use_rslora use_dora init_lora_weights target_parameters"
+WHOLE = "bias lora_bias trainable_token_indices"
+"""What is trained beside LoRA's pairs."""
 STARTS = "eva_config corda_config lora_ga_config loftq_config"
 """What starts of LoRA are told, which `init_lora_weights` names."""
 UNUSED = "megatron_core qalora_group_size"
@@ -26,7 +26,7 @@ UNUSED = "megatron_core qalora_group_size"
 SCHEDULE = "target_r init_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step"
 PROMPT = "num_virtual_tokens token_dim num_attention_heads num_layers"
 OWN = {
-    "LORA": f"{LORA} {STARTS} {UNUSED}",
+    "LORA": f"{LORA} {WHOLE} {STARTS} {UNUSED}",
     "ADALORA": f"{SCHEDULE} r lora_alpha lora_dropout rank_pattern init_lora_weights {STARTS} {UNUSED}",
     "IA3": "feedforward_modules init_ia3_weights",
     "VERA": "r projection_prng_key save_projection vera_dropout d_initial",
