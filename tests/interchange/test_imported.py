@@ -13,7 +13,7 @@ from model_folders import byte_tokenizer, write_model
 from test_adapterhub import NAMES
 
 from peftkit.adaptation import describe_adapter
-from peftkit.api import load
+from peftkit.api import evaluate, load
 from peftkit.errors import PeftkitError
 from peftkit.interchange import READERS, as_run, import_folder, is_foreign
 from peftkit.models.quiet import quiet
@@ -121,6 +121,15 @@ def test_a_changed_file_or_another_base_is_read_again(tmp_path: Path) -> None:
     assert as_run(run, ["x=1"]) == (run, ["x=1"])
 
 
+def test_functions_take_a_folder_as_a_run(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base")
+    folder = write_delta(tmp_path / "a", "soft_prompt", {"soft_prompt_layer.soft_embeds": torch.ones(2, 32)})
+    model, _ = load(folder, overrides=[f"model={base}"])
+    assert model is not None
+    few = ["dataset=bundled/e2e", "generation.max_new_tokens=2"]
+    assert evaluate(folder, overrides=few, limit=1)["adapter"][0]["name"] == "prompt-tuning"
+
+
 def test_mistakes_name_the_way_out(peft: Any, tmp_path: Path) -> None:
     base = write_model(tmp_path / "base")
     done = peft("import", tmp_path / "nothing", "--output", tmp_path / "run")
@@ -130,7 +139,7 @@ def test_mistakes_name_the_way_out(peft: Any, tmp_path: Path) -> None:
     assert (done.code, "holds no adapter of a library that is known" in done.err) == (2, True)
     folder = write_delta(tmp_path / "a", "soft_prompt", {"soft_prompt_layer.soft_embeds": torch.ones(2, 16)})
     done = peft("import", folder, "--output", tmp_path / "run", f"model={base}")
-    assert (done.code, "has the shape [2, 16], and [2, 32] is wanted" in done.err) == (2, True)
+    assert (done.code, "soft_embeds has the shape [2, 16], and [any, 32] is wanted" in done.err) == (2, True)
     done = peft("import", folder, "--output", tmp_path / "run", f"model={base}", "train.epochs=2")
     assert (done.code, "the adapter is there already" in done.err) == (2, True)
     assert not (tmp_path / "run").exists()

@@ -124,6 +124,24 @@ def check_known(config: Mapping[str, Any], known: set[str], place: str) -> None:
         raise PeftkitError(f"{place}: {', '.join(unread)} is set, and nothing is known of what that computes here.")
 
 
+def check_there(config: Mapping[str, Any], keys: Sequence[str], place: str) -> None:
+    """Refuse a configuration that lacks one of these keys."""
+    lacking = next((key for key in keys if config.get(key) is None), None)
+    if lacking is not None:
+        raise PeftkitError(f"{place}: {lacking} is missing, which an adapter of this kind has.")
+
+
+def shaped(tensor: Tensor, key: str, place: str, *sizes: int | None) -> Tensor:
+    """Return a tensor of these sizes, None for any but zero; PeftkitError where it has others."""
+    fits = tensor.ndim == len(sizes) and all(
+        n == size if size is not None else n > 0 for n, size in zip(tensor.shape, sizes, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in sizes)
+        raise PeftkitError(f"{place}: the tensor {key} has the shape {list(tensor.shape)}, and [{wanted}] is wanted.")
+    return tensor
+
+
 def common(values: Sequence[int], what: str, place: str) -> int:
     """Return the one value that all modules have."""
     if len(set(values)) > 1:
@@ -131,8 +149,15 @@ def common(values: Sequence[int], what: str, place: str) -> int:
     return values[0]
 
 
-def collapsed(embedding: Tensor, layers: Sequence[tuple[Tensor, Tensor]], activation: str = "tanh") -> Tensor:
+def collapsed(
+    embedding: Tensor, layers: Sequence[tuple[Tensor, Tensor]], place: str, activation: str = "tanh"
+) -> Tensor:
     """Return what the two layers [out, in] and [out] of a prefix's MLP make of its embedding [length, width]."""
+    width = shaped(embedding, "wte.weight", place, None, None).shape[1]
+    for at, (weight, bias) in zip((0, 2), layers, strict=True):
+        outputs = len(shaped(weight, f"control_trans.{at}.weight", place, None, width))
+        shaped(bias, f"control_trans.{at}.bias", place, outputs)
+        width = outputs
     (first, first_bias), (last, last_bias) = layers
     inner = ACTIVATIONS[activation](torch.nn.functional.linear(embedding, first, first_bias))
     return torch.nn.functional.linear(inner, last, last_bias)

@@ -13,10 +13,9 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import Method
 from peftkit.registry import Registry
-from peftkit.schemas import Stored
+from peftkit.schemas import Count, Size, Stored
 
 PREFIX = "base_model.model."
-Size = Annotated[int, Field(ge=1, lt=2**31)]
 ALONE = "keep the adapter beside the model, and generate and evaluate from the run folder"
 Config = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -42,6 +41,7 @@ class HubConfig(Stored):
     adapter_layers: int | None = None
     bias: str | None = None
     init_lora_weights: bool | str | None = None
+    trainable_token_indices: list[Count] | dict[str, list[Count]] | None = None
 
 
 class Converter:

@@ -102,6 +102,10 @@ class LowRankConverter(Converter):
         start = moved(config)
         matrices: dict[str, Tensors] = {"A": {}, "B": {}}
         for path, name, tensor in self.entries(tensors):
+            if tensor.ndim != 2:
+                raise PeftkitError(
+                    f"adapter_model.safetensors: {path}.lora_{name} has the shape {list(tensor.shape)}, not two sides."
+                )
             matrices[name][path] = tensor
         downs = matrices["A"]
         alone = downs.keys() ^ matrices["B"].keys()

@@ -86,7 +86,8 @@ class Owned:
                 "adapter_config.json: trainable_token_indices is set, and only those of the input embedding are read."
             )
         rows = self.left.pop(keys[0]).float()
-        if len(rows) != len(indices) or rows.shape[1] != table.shape[1] or max(indices) >= len(table):
+        fits = rows.shape == (len(indices), table.shape[1])
+        if not fits or max(indices, default=0) >= len(table):
             raise PeftkitError(
                 f"adapter_model.safetensors: {keys[0]} has the shape {list(rows.shape)}, and trainable_token_indices "
                 f"names {len(indices)} rows of {list(table.shape)}."
@@ -111,7 +112,12 @@ class Owned:
                 f"adapter_model.safetensors: {min(keys)} beside alpha_pattern, rank_pattern or use_dora is not read."
             )
         down, up = (self.left.pop(f"{stem}{key}").float() for key in TABLE)
-        rank = len(down)
+        rank = down.shape[0] if down.ndim else 0
+        if not rank or down.shape != (rank, len(table)) or up.shape != (table.shape[1], rank):
+            raise PeftkitError(
+                f"adapter_model.safetensors: the pair of the embedding has the shapes {list(down.shape)} and "
+                f"{list(up.shape)}, and [rank, {len(table)}], [{table.shape[1]}, rank] are wanted."
+            )
         scale = float(self.config["lora_alpha"]) / (rank**0.5 if self.config.get("use_rslora") else rank)
         self.whole[name] = table + scale * (up @ down).T
 

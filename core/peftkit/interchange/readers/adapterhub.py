@@ -18,17 +18,32 @@ from peftkit.interchange.readers.adapterhub_bottlenecks import bottlenecks
 from peftkit.interchange.readers.adapterhub_maps import pairs, prefixes, prompts, scales
 from peftkit.layout import Layout
 from peftkit.method import Method
-from peftkit.schemas import Stored, Text
+from peftkit.schemas import Size, Stored, Text
 
 Part = Callable[[Mapping[str, Any], dict[str, Tensor], Layout, str], tuple[Method, dict[str, Tensor]]]
 """Takes the tensors of one configuration out of all; returns the method and its state."""
 INTERFACE = "adapter_interface.json"
 
 
+class HubPart(Stored):
+    """What is taken of one configuration; which keys are there depends on the `architecture`."""
+
+    architecture: str | None = None
+    configs: list[dict[str, Any]] | None = None
+    alpha: float | None = None
+    r: Size | None = None
+    dropout: float | None = None
+    composition_mode: str | None = None
+    attn_matrices: list[str] | None = None
+    prefix_length: Size | None = None
+    leave_out: list[int] | None = None
+    scaling: float | str | None = None
+
+
 class HubDescription(Stored):
     """What adapter_config.json says beside the configuration."""
 
-    config: dict[str, Any]
+    config: HubPart
     name: Text
     model_name: str | None = None
     model_type: str | None = None
@@ -84,6 +99,7 @@ class AdapterHub(FolderReader):
         methods: list[Method] = []
         state: dict[str, Tensor] = {}
         for each in config.get("configs") or () if union else (config,):
+            schemas.check(HubPart, each, f"{place}: config")
             kind = each.get("architecture")
             if kind not in PARTS:
                 known = ", ".join(sorted(str(one) for one in PARTS if one))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from peftkit.errors import PeftkitError
-from peftkit.interchange.reader import check_fixed, check_known, common, function
+from peftkit.interchange.reader import check_fixed, check_known, common, function, shaped
 from peftkit.layout import Layout
 from peftkit.method import Method
 from peftkit.methods.compacter import Compacter
@@ -114,7 +114,15 @@ def _rule(tensors: Tensors, place: str) -> Tensor:
     key = next((key for key in tensors if key.endswith("shared_parameters.phm_rule")), None)
     if key is None:
         raise PeftkitError(f"{place}: the tensor phm_rule is missing, which all layers share.")
-    return tensors.pop(key)
+    rule = tensors.pop(key)
+    return shaped(rule, "phm_rule", place, None, *rule.shape[:1], *rule.shape[:1])
+
+
+def _factors(own: Tensors, module: str, rule: Tensor, place: str) -> tuple[Tensor, Tensor]:
+    """Return the factors [n, in / n, 1] and [n, 1, out / n] of a matrix."""
+    left, right = (_part(own, f"{module}.{key}", place) for key in ("W_left", "W_right"))
+    n = len(rule)
+    return shaped(left, f"{module}.W_left", place, n, None, 1), shaped(right, f"{module}.W_right", place, n, 1, None)
 
 
 def _part(own: Tensors, key: str, place: str) -> Tensor:
@@ -131,9 +139,10 @@ def _kronecker(
     sizes = []
     for where, own in found.items():
         for side, bias, module in (("down", "b", "adapter_down.0"), ("up", "c", "adapter_up")):
-            state[f"{sites[where]}/s_{side}"] = _part(own, f"{module}.W_left", place)[..., 0]
-            state[f"{sites[where]}/t_{side}"] = _part(own, f"{module}.W_right", place)[:, 0]
-            state[f"{sites[where]}/{bias}"] = _part(own, f"{module}.b", place)
+            left, right = _factors(own, module, rule, place)
+            state[f"{sites[where]}/s_{side}"] = left[..., 0]
+            state[f"{sites[where]}/t_{side}"] = right[:, 0]
+            state[f"{sites[where]}/{bias}"] = shaped(_part(own, f"{module}.b", place), f"{module}.b", place, None)
         sizes.append(len(own["adapter_down.0.b"]))
     size = common(sizes, "sizes of bottlenecks", place)
     return Compacter(bottleneck=size, division=len(rule), targets=tuple(sites.values()), **options), state
@@ -149,7 +158,14 @@ def _dense(own: Tensors, rule: Tensor | None, scaling: Any, place: str) -> Tenso
     stray = next((key for key in own if key not in known), None)
     if stray is not None:
         raise PeftkitError(f"{place}: the tensor {stray} of a bottleneck is part of nothing that is read.")
-    scale = torch.tensor(float(scaling)) if isinstance(scaling, int | float) else _part(own, "scaling", place)
+    shaped(b, "adapter_down.0.bias", place, len(down))
+    shaped(up, "adapter_up.weight", place, None, len(down))
+    shaped(c, "adapter_up.bias", place, len(up))
+    if isinstance(scaling, int | float):
+        scale = torch.tensor(float(scaling))
+    else:
+        scale = _part(own, "scaling", place)
+        shaped(scale, "scaling", place, 1 if scale.numel() == 1 else len(up))
     return {"D": down, "b": b, "U": up * scale.reshape(-1, 1), "c": c * scale}
 
 
@@ -159,6 +175,6 @@ MATRIX = ("weight", "bias", "W_left", "W_right", "b")
 def _matrix(own: Tensors, module: str, rule: Tensor | None, place: str) -> Tensor:
     """Return a matrix [out, in]: as it is, or the sum of its Kronecker products."""
     if rule is None:
-        return _part(own, f"{module}.weight", place)
-    left, right = _part(own, f"{module}.W_left", place), _part(own, f"{module}.W_right", place)
+        return shaped(_part(own, f"{module}.weight", place), f"{module}.weight", place, None, None)
+    left, right = _factors(own, module, rule, place)
     return torch.stack([torch.kron(a, s @ t) for a, s, t in zip(rule, left, right, strict=True)]).sum(0).T

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from peftkit.errors import PeftkitError
-from peftkit.interchange.reader import check_fixed, check_known, collapsed, common, function
+from peftkit.interchange.reader import check_fixed, check_known, check_there, collapsed, function, shaped
 from peftkit.layout import Layout
 from peftkit.method import Method
 from peftkit.methods.ia3 import IA3
@@ -41,11 +41,12 @@ def pairs(config: Mapping[str, Any], tensors: Tensors, layout: Layout, place: st
     """Return LoRA; the pairs of queries, keys and values in one map become one pair of the summed rank."""
     check_fixed(config, FIXED, place)
     check_known(config, HARMLESS | FIXED.keys(), place)
+    check_there(config, ("r", "alpha"), place)
     found = _taken(tensors, ("lora_A", "lora_B"), layout, place)
     scale = float(config["alpha"]) / int(config["r"])
     state: Tensors = {}
     for path, own in found.items():
-        down, up = own["lora_A"], own["lora_B"]
+        down, up = (shaped(own[key], f"{path}.{key}", place, None, None) for key in ("lora_A", "lora_B"))
         if down.shape[0] != up.shape[1]:
             down, up = _joined(down, up, config, _rows(layout, path, place), path, place)
         state |= {f"{path}/A": down, f"{path}/B": up}
@@ -68,7 +69,7 @@ def scales(config: Mapping[str, Any], tensors: Tensors, layout: Layout, place: s
     state: Tensors = {}
     found = _taken(tensors, ("lora_B",), layout, place)
     for path, own in found.items():
-        scale, rows = own["lora_B"].flatten() * float(config.get("alpha", 1)), _rows(layout, path, place)
+        scale, rows = own["lora_B"].flatten() * float(config.get("alpha") or 1), _rows(layout, path, place)
         if len(scale) != rows:
             whole = torch.ones(rows)
             size, at = _third(config, len(scale), rows, path, place)
@@ -83,16 +84,23 @@ def prefixes(config: Mapping[str, Any], tensors: Tensors, layout: Layout, place:
     """Return keys and values of each layer, the MLP multiplied out; positions of the text do not move there either."""
     check_fixed(config, {"use_gating": GATED}, place)
     check_known(config, PREFIX, place)
+    check_there(config, ("prefix_length",), place)
     own = _with_stem(tensors, "prefix_tuning.prefix_tunings.self_prefix.")
     if "control_trans" in own:
-        whole = own["control_trans"].view(int(config["prefix_length"]), -1)
+        flat, length = own["control_trans"].flatten(), int(config["prefix_length"])
+        if not len(flat) or len(flat) % length:
+            raise PeftkitError(
+                f"{place}: control_trans has {len(flat)} numbers, not so many for each of {length} rows."
+            )
+        whole = flat.view(length, -1)
     else:
         names = ("control_trans.0", "control_trans.2")
-        lacking = [key for key in ("wte.weight", *(f"{name}.weight" for name in names)) if key not in own]
+        wanted = ("wte.weight", *(f"{name}.{kind}" for name in names for kind in ("weight", "bias")))
+        lacking = [key for key in wanted if key not in own]
         if lacking:
             raise PeftkitError(f"{place}: the prefix lacks the tensor {lacking[0]}.")
         maps = [(own[f"{name}.weight"], own[f"{name}.bias"]) for name in names]
-        whole = collapsed(own["wte.weight"], maps, function(str(config.get("non_linearity", "tanh")), place))
+        whole = collapsed(own["wte.weight"], maps, place, function(str(config.get("non_linearity", "tanh")), place))
     left_out = set(config.get("leave_out") or ())
     layers = tuple(index for index in range(len(layout.blocks)) if index not in left_out)
     sites = layout.attention(layers)
@@ -115,6 +123,7 @@ def prompts(config: Mapping[str, Any], tensors: Tensors, layout: Layout, place: 
     rows = _with_stem(tensors, "prompt_tunings.").get("prompt_embedding.weight")
     if rows is None:
         raise PeftkitError(f"{place}: the tensor prompt_embedding.weight is missing, which a soft prompt is.")
+    shaped(rows, "prompt_embedding.weight", place, None, layout.embedding().outputs)
     return PromptTuning(length=len(rows)), {f"{layout.embedding().id}/P": rows}
 
 
@@ -149,8 +158,8 @@ def _rows(layout: Layout, path: str, place: str) -> int:
 
 def _third(config: Mapping[str, Any], length: int, rows: int, path: str, place: str) -> tuple[int, list[int]]:
     """Return the size of queries, keys and values in one map, and which of them are adapted."""
-    at = [index for index, role in enumerate(ORDER) if role in config.get("attn_matrices", ())]
-    if rows % 3 or rows // 3 * len(at) != length:
+    at = [index for index, role in enumerate(ORDER) if role in (config.get("attn_matrices") or ())]
+    if not at or rows % 3 or rows // 3 * len(at) != length:
         raise PeftkitError(f"{place}: the tensors at {path} are for {length} outputs, and {rows} are there.")
     return rows // 3, at
 
@@ -160,7 +169,8 @@ def _joined(
 ) -> tuple[Tensor, Tensor]:
     """Return one pair: A is all of them, B has each part's columns in its own rows."""
     size, at = _third(config, len(up), rows, path, place)
-    rank = common([len(down) // len(at), up.shape[1]], "ranks", place)
+    rank = up.shape[1]
+    shaped(down, f"{path}.lora_A", place, rank * len(at), None)
     whole = up.new_zeros(rows, len(down))
     for position, index in enumerate(at):
         part = up[position * size : (position + 1) * size]

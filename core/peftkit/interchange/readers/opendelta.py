@@ -14,7 +14,17 @@ from torch import Tensor
 
 from peftkit import schemas
 from peftkit.errors import PeftkitError
-from peftkit.interchange.reader import READERS, FolderReader, ReadAdapter, check_known, collapsed, common, function
+from peftkit.interchange.reader import (
+    READERS,
+    FolderReader,
+    ReadAdapter,
+    check_known,
+    check_there,
+    collapsed,
+    common,
+    function,
+    shaped,
+)
 from peftkit.layout import Layout, own_parameters
 from peftkit.method import Method
 from peftkit.methods.bitfit import BitFit
@@ -23,7 +33,7 @@ from peftkit.methods.p_tuning_v2 import PTuningV2
 from peftkit.methods.parallel_adapter import ParallelAdapter
 from peftkit.methods.prompt_tuning import PromptTuning
 from peftkit.methods.serial_adapter import SerialAdapter
-from peftkit.schemas import Stored, Text
+from peftkit.schemas import Size, Stored, Text
 
 Tensors = dict[str, Tensor]
 Kind = Callable[["DeltaFolder"], list[tuple[Method, Tensors]]]
@@ -37,9 +47,13 @@ BOTTLENECK |= {"modulelist.up_proj.weight": "U", "modulelist.up_proj.bias": "c"}
 
 
 class DeltaConfig(Stored):
-    """What config.json says of every type."""
+    """What config.json says; which keys are there depends on the type."""
 
     delta_type: Text
+    lora_r: Size | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float | None = None
+    reparameterize: bool | None = None
     backbone_checkpoint_name: str | None = None
 
 
@@ -91,6 +105,7 @@ class DeltaFolder:
 
 def _pairs(delta: DeltaFolder) -> list[tuple[Method, Tensors]]:
     delta.known("lora_r", "lora_alpha", "lora_dropout")
+    check_there(delta.config, ("lora_r", "lora_alpha"), delta.place)
     found = delta.taken("lora", {"lora_A": "A", "lora_B": "B"})
     config = delta.config
     method = LoRA(
@@ -113,6 +128,10 @@ def _low_rank(delta: DeltaFolder) -> list[tuple[Method, Tensors]]:
     parts = {"W_left": "left", "W_right": "right", "b": "bias"}
     names = {f"{side}_sampler.{key}": f"{side} {mine}" for side in ("down", "up") for key, mine in parts.items()}
     found = delta.taken("low_rank_adapter", names)
+    for own in found.values():
+        for side in ("down", "up"):
+            left, right = f"{side} left", f"{side} right"
+            shaped(own[right], right, delta.place, shaped(own[left], left, delta.place, None, None).shape[1], None)
     ranks = [own["down left"].shape[1] for own in found.values()]
     if common(ranks, "ranks", delta.place) != 1:
         raise PeftkitError(f"{delta.place}: low_rank_rank is {ranks[0]}, and only 1 is what that library computes.")
@@ -131,10 +150,15 @@ def _low_rank(delta: DeltaFolder) -> list[tuple[Method, Tensors]]:
 def _behind(delta: DeltaFolder, found: Mapping[str, Tensors]) -> tuple[Method, Tensors]:
     """Return serial adapters."""
     sites = {delta.ends(path): own for path, own in found.items()}
-    size = common([len(own["D"]) for own in sites.values()], "sizes of bottlenecks", delta.place)
+    size = _size(sites, delta.place)
     act = function(str(delta.config.get("non_linearity", "gelu_new")), delta.place)
     method = SerialAdapter(bottleneck=size, activation=act, targets=tuple(sites))
     return method, {f"{path}/{key}": value for path, own in sites.items() for key, value in own.items()}
+
+
+def _size(found: Mapping[str, Tensors], place: str) -> int:
+    sizes = [len(shaped(own["D"], "down_proj.weight", place, None, None)) for own in found.values()]
+    return common(sizes, "sizes of bottlenecks", place)
 
 
 def _parallel(delta: DeltaFolder) -> list[tuple[Method, Tensors]]:
@@ -151,7 +175,7 @@ def _parallel(delta: DeltaFolder) -> list[tuple[Method, Tensors]]:
     for beside in places:
         wholes = [site.id for site in delta.layout.wholes(beside)]
         own = {whole: found.pop(path) for whole in wholes for path in list(found) if f"{path}.".startswith(f"{whole}.")}
-        size = common([len(one["D"]) for one in own.values()], "sizes of bottlenecks", delta.place) if own else 1
+        size = _size(own, delta.place) if own else 1
         method = ParallelAdapter(bottleneck=size, activation=act, beside=beside)
         read.append((method, {f"{whole}/{key}": value for whole, one in own.items() for key, value in one.items()}))
     return [(method, state) for method, state in read if state]
@@ -163,13 +187,17 @@ def _prefix(delta: DeltaFolder) -> list[tuple[Method, Tensors]]:
     sites = delta.layout.attention()
     if delta.config.get("reparameterize", True):
         maps = [f"control_trans.{index}.{kind}" for index in (0, 2) for kind in ("weight", "bias")]
-        (own,) = delta.taken("reparams", {key: key for key in ("wte.weight", *maps)}).values()
+        own = next(iter(delta.taken("reparams", {key: key for key in ("wte.weight", *maps)}).values()))
         layers = [(own[maps[0]], own[maps[1]]), (own[maps[2]], own[maps[3]])]
-        parts = iter(collapsed(own["wte.weight"], layers).chunk(2 * len(sites), 1))
+        whole = collapsed(own["wte.weight"], layers, delta.place)
+        sizes = [size for site in sites if site.heads is not None for size in (site.heads.keys, site.heads.values)]
+        shaped(whole, "control_trans.2", delta.place, None, sum(sizes))
+        parts = iter(whole.split(sizes, 1))
         state = {f"{site.id}/{key}": next(parts).contiguous() for site in sites for key in "KV"}
     else:
         found = delta.taken("prefix", {"past_key": "K", "past_value": "V"})
         state = {f"{path}/{key}": value for path, own in found.items() for key, value in own.items()}
+    shaped(next(iter(state.values())), "past_key", delta.place, None, None)
     return [(PTuningV2(length=len(next(iter(state.values())))), state)]
 
 
@@ -178,6 +206,7 @@ def _prompt(delta: DeltaFolder) -> list[tuple[Method, Tensors]]:
     rows = delta.tensors.pop("soft_prompt_layer.soft_embeds", None)
     if rows is None:
         raise PeftkitError(f"{delta.place}: the tensor soft_prompt_layer.soft_embeds is missing.")
+    shaped(rows, "soft_embeds", delta.place, None, delta.layout.embedding().outputs)
     return [(PromptTuning(length=len(rows)), {f"{delta.layout.embedding().id}/P": rows})]
 
 
