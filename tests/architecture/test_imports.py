@@ -84,7 +84,8 @@ ALLOWED = {
         "comparison": "adaptation assembly budget errors evaluation files layout lock method models recipe report "
         "tasks tensor_file training",
         # The door for programs in Python.
-        "api": "assembly comparison data errors evaluation generation interchange models recipe report suites tasks training",
+        "api": "assembly comparison data errors evaluation generation interchange models recipe report suites tasks "
+        "training",
         "__init__": "api",
     }.items()
 }

@@ -34,6 +34,7 @@ class HuggingFacePeft(FolderReader):
         return origin.get("base_model_name_or_path"), origin.get("revision")
 
     def read(self, folder: Path, layout: Layout) -> ReadAdapter:
+        self.check_readable(folder)
         methods, tensors = read(folder, layout)
         return ReadAdapter(methods, tensors, in_front=True)
 
