@@ -268,7 +268,7 @@ FACTS = {
     "fishmask": Facts(
         learns=Learns(loss=4.0, learning_rate=0.1), trials=({"density": 0.1, "targets": ["attention", "head"]},)
     ),
-    "full": Facts(learns=Learns(loss=1.0, learning_rate=0.01)),
+    "full": Facts(learns=Learns(loss=1.0, learning_rate=0.01), trials=({"targets": "*.1.*"},)),
     "galore": Facts(
         learns=Learns(loss=1.0),
         trials=({"rank": 4, "interval": 2, "scale": 1.0, "targets": ["attention", "head"], "rest": "adamw"},),
@@ -395,7 +395,11 @@ FACTS = {
     ),
     "peqa": Facts(learns=Learns(loss=3.3, steps=80, learning_rate=0.01), trials=({"targets": ["q", "v", "down"]},)),
     "pfeiffer-adapter": Facts(
-        learns=Learns(loss=3.4, learning_rate=0.02), trials=({"bottleneck": 12, "activation": "tanh", "layers": "1"},)
+        learns=Learns(loss=3.4, learning_rate=0.02),
+        trials=(
+            {"bottleneck": 12, "activation": "tanh", "layers": "1"},
+            {"bottleneck": 12, "activation": "gelu_new", "reads": "stream"},
+        ),
     ),
     "prefix-propagation": Facts(
         learns=Learns(loss=3.8, steps=80, learning_rate=0.1),

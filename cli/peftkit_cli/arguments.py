@@ -18,7 +18,13 @@ OverrideArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set, as train.max_steps=200 or rank=16."),
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `peft train` wrote it.")]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, as `peft train` wrote it, or another library's adapter.")
+]
+BaseArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Of another library's adapter, its base: model=NAME."),
+]
 TrustOption = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run the Python code that the run's model brings; this is remembered."),
@@ -29,6 +35,23 @@ OutputFolder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", hel
 def run_folder(recipe: str, loaded: Recipe, output: Path | None = None) -> Path:
     """Return where a run of `recipe` goes: `output`, else what the recipe says, else runs/ and the recipe's name."""
     return output or Path(loaded.output or f"runs/{Path(recipe).stem}")
+
+
+def opened(folder: Path, overrides: Iterable[str] | None = None) -> tuple[Path, list[str]]:
+    """Return the run of a folder, made where it holds another library's adapter, and what is left of `overrides`."""
+    from peftkit.interchange import as_run
+
+    return as_run(folder, list(overrides or ()))
+
+
+def opened_alone(folder: Path, overrides: Iterable[str] | None = None) -> Path:
+    """Return the run of a folder, of which nothing else is asked; PeftkitError for other keys than those of a base."""
+    from peftkit.errors import PeftkitError
+
+    run, left = opened(folder, overrides)
+    if left:
+        raise PeftkitError(f"override '{left[0][:80]}': of a run as it is nothing is set; allowed: leave it out.")
+    return run
 
 
 def agree(runs: Iterable[Path], given: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from peftkit.errors import PeftkitError
-from peftkit_cli.arguments import OutputFolder, TrustOption, agree
+from peftkit_cli.arguments import OutputFolder, TrustOption, agree, opened
 from peftkit_cli.report import show_report
 from peftkit_cli.terminal import print_json
 
@@ -38,6 +38,7 @@ def combine(
     """Combine the adapters of several runs into a folder that every command takes as a run."""
     from peftkit.export.combined import combine_runs
 
+    runs = [opened(run)[0] for run in runs]
     agree(runs, trust)
 
     report = combine_runs(runs, output, how, None if weights is None else numbers(weights), rank)

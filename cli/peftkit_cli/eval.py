@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftkit.errors import PeftkitError
-from peftkit_cli.arguments import OverrideArgument, TrustOption, agree
+from peftkit_cli.arguments import OverrideArgument, TrustOption, agree, opened
 from peftkit_cli.terminal import print_json, print_scores, progress, table
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def evaluate(
         raise PeftkitError(f"--split is '{split}', and a task of a suite has its own split: leave it out.")
     from peftkit.recipe import load
 
+    if run:
+        run, overrides = opened(run, overrides)
     agree([run] if run else [], trust)
     subject, asked = (run, overrides or ()) if run else (load(target, overrides or ()), ())
     if suite:

@@ -9,7 +9,7 @@ import typer
 
 from peftkit.visible import visible
 from peftkit_cli import streams
-from peftkit_cli.arguments import RunArgument, TrustOption, agree
+from peftkit_cli.arguments import RunArgument, TrustOption, agree, opened
 
 
 def generate(
@@ -31,6 +31,7 @@ def generate(
             prompt = sys.stdin.read()
     from peftkit.evaluation import answer
 
+    run, overrides = opened(run, overrides)
     agree([run], trust)
     said = answer(run, prompt, overrides or (), system=system, base=base)
     typer.echo(visible(said) if sys.stdout.isatty() else said)

@@ -20,6 +20,7 @@ COMMANDS = {
     "merge": "Write a run's adapter into its model's weights.",
     "export": "Write a run for another program.",
     "combine": "Make one adapter of several.",
+    "import": "Make a run of another library's adapter.",
     "quantize": "Pack a model's weights into a folder.",
     "validate": "Say what a recipe would do; loads no weights.",
     "estimate": "Predict the memory of a run; loads no weights.",

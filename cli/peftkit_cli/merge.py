@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from peftkit_cli.arguments import OutputFolder, RunArgument, TrustOption, agree
+from peftkit_cli.arguments import BaseArgument, OutputFolder, RunArgument, TrustOption, agree, opened_alone
 from peftkit_cli.report import show_report
 
 
 def merge(
     run: RunArgument,
     output: OutputFolder,
+    overrides: BaseArgument = None,
     into: Annotated[
         str,
         typer.Option(
@@ -37,6 +38,7 @@ def merge(
     """Merge a run's adapter into its model's weights, compare the two, and write a folder that transformers opens."""
     from peftkit.export import merge as merge_run
 
+    run = opened_alone(run, overrides)
     agree([run], trust)
 
     show_report(merge_run(run, output, into=into, requantize=requantize, bound=bound, keep_zeros=keep_zeros), output)

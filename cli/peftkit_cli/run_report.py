@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from peftkit_cli.arguments import opened
 from peftkit_cli.terminal import progress, say, table
 
 
@@ -25,6 +26,7 @@ def report(
     from peftkit.report import report as write_report
     from peftkit.report.document import Table
 
+    runs = [opened(run)[0] for run in runs]
     with progress("resampling") as on_progress:
         page = write_report(runs, output, paper=paper, on_progress=on_progress)
     first = next((block for block in page.blocks if isinstance(block, Table)), None)

@@ -21,6 +21,7 @@ from peftkit.errors import PeftkitError
 from peftkit.evaluation import evaluate as evaluate_subject
 from peftkit.evaluation import prepare, settings_for
 from peftkit.generation.under_transformers import put_in_front, tell_prompts
+from peftkit.interchange import as_run
 from peftkit.models.loaded import ModelAndTokenizer
 from peftkit.recipe import Recipe
 from peftkit.report.results import Comparison
@@ -97,18 +98,21 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a run, or a recipe's untrained model, as `peft eval` does, and return what it writes to `eval/`.
 
-    `target` is a run (its folder, or what `train` returned) or a recipe. `overrides` are `key=value` texts; of a run,
-    those of the sections `eval` and `generation`. `split` is `train`, `validation` or `test` (the recipe's by
-    default), `limit` a number of inputs. `base` leaves the adapter of a run off. `suite` runs tasks of lm-eval instead
-    (`lm-eval:arc_easy,mmlu`), with those in `suite_path` beside them. `trust_remote_code` agrees to the Python code
-    that the model of a run brings along. `on_progress` receives (answers so far, all).
+    `target` is a run (its folder, or what `train` returned), another library's adapter folder, or a recipe. `overrides`
+    are `key=value` texts; of a run, those of the sections `eval` and `generation`. `split` is `train`, `validation` or
+    `test` (the recipe's by default), `limit` a number of inputs. `base` leaves the adapter of a run off. `suite` runs
+    tasks of lm-eval instead (`lm-eval:arc_easy,mmlu`), with those in `suite_path` beside them. `trust_remote_code`
+    agrees to the Python code that the model of a run brings along. `on_progress` receives (answers so far, all).
 
     The report has `scores` by name, and in `unavailable` the reason for each that is missing. Raises PeftkitError for
     a run without an adapter, a split that is not there, and a limit below 1.
     """
     run = _run(target)
     subject: Path | Recipe = _recipe(target, overrides) if run is None else run
-    asked = () if run is None else tuple(overrides)
+    asked: Sequence[str] = ()
+    if run is not None:
+        run, asked = as_run(run, overrides)
+        subject = run
     if run is not None and trust_remote_code:
         agree(run)
     if suite is None:
@@ -146,8 +150,12 @@ def compare(
     return compare_recipe(chosen, _folder(recipe, chosen, output, "runs/compare-{}"), watcher or Unwatched())
 
 
-def load(run: str | os.PathLike[str], *, base: bool = False, trust_remote_code: bool = False) -> ModelAndTokenizer:
+def load(
+    run: str | os.PathLike[str], *, overrides: Sequence[str] = (), base: bool = False, trust_remote_code: bool = False
+) -> ModelAndTokenizer:
     """Return the adapted model of a run and its tokenizer, ready for transformers' `generate` and pipelines.
+
+    `run` may be another library's adapter folder, of which `overrides` name the base (`model=NAME`) where it does not.
 
     The adapter is in the weights where that is exact, and runs beside them elsewhere. `generate` stops where the run's
     answers end and takes the recipe's `generation` as its defaults, prompts are padded on the left, and rows of a soft
@@ -155,7 +163,7 @@ def load(run: str | os.PathLike[str], *, base: bool = False, trust_remote_code: 
     it read them. `base` leaves the adapter off. `trust_remote_code` agrees to the Python code that the model brings
     along. Raises PeftkitError for what is no finished run, damaged files, and an objective that answers without text.
     """
-    place = Path(run)
+    place, _ = as_run(Path(run), overrides)
     if trust_remote_code:
         agree(place)
     subject = prepare(read_run(place, adapter=not base), None if base else place / "adapter")

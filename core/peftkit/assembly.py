@@ -16,6 +16,7 @@ from torch import nn
 from peftkit import recipe as recipes
 from peftkit.adaptation import (
     DESCRIPTION,
+    IMPORTED,
     OBJECTIVE,
     Adaptation,
     attach,
@@ -43,6 +44,8 @@ from peftkit.recipe import QuantizationSection, Recipe
 
 ASKED = ("eval", "generation")
 """The sections of a recipe that have no part in what is trained: what is measured, and how text is generated."""
+ASKED_OF_IMPORTED = (*ASKED, "dataset")
+"""The same of an adapter that another library trained, of whose data nothing is known."""
 
 
 @dataclass(kw_only=True)
@@ -144,8 +147,9 @@ def assemble(
 def read_run(run: Path, overrides: Sequence[str] = (), *, adapter: bool = True, otherwise: str = "") -> Recipe:
     """Read the recipe of a run folder; with `adapter`, a run without one is refused, and `otherwise` is another way.
 
-    `overrides` are `key=value` texts of the sections that have no part in training; others are refused, and so is a run
-    whose model has code that nobody on this machine has agreed to run.
+    `overrides` are `key=value` texts of the sections that have no part in training, of an imported adapter those of
+    `dataset` too; others are refused, and so is a run whose model has code that nobody on this machine has agreed to
+    run.
     """
     if not (run / "recipe.yaml").is_file():
         raise PeftkitError(f"{run} is not a run folder: there is no recipe.yaml in it. Name one that training wrote.")
@@ -154,9 +158,16 @@ def read_run(run: Path, overrides: Sequence[str] = (), *, adapter: bool = True, 
         raise PeftkitError(
             f"{run} has no adapter yet: its training did not finish. Continue it with `peft train` and --resume{more}."
         )
+    imported = bool(overrides) and is_imported(run)
     for text in overrides:
-        _check_asked(text)
+        _check_asked(text, ASKED_OF_IMPORTED if imported else ASKED)
     return read_trusted(run, overrides)
+
+
+def is_imported(run: Path) -> bool:
+    """Say whether the adapter of a run was read from another library's folder."""
+    folder = run / "adapter"
+    return (folder / DESCRIPTION).is_file() and describe_adapter(folder).get(IMPORTED) is not None
 
 
 def read_trusted(run: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -173,17 +184,17 @@ def agree(run: Path) -> None:
         trust.remember(recipes.load_run(place).model)
 
 
-def _check_asked(text: str) -> None:
+def _check_asked(text: str, asked: Sequence[str]) -> None:
     """Refuse an override of a run's recipe that says how it was trained."""
     key = text.partition("=")[0].strip()
     section = key.partition(".")[0]
-    if section in ASKED or "=" not in text:
+    if section in asked or "=" not in text:
         return
-    allowed = f"keys of {' and '.join(ASKED)}, such as generation.max_new_tokens=32"
+    allowed = f"keys of {' and '.join(asked)}, such as generation.max_new_tokens=32"
     if section in Recipe.model_fields:
         fault = f"'{key}' says how the run was trained, and its adapter fits nothing else; allowed: {allowed}"
     else:
-        fault = f"unknown key; allowed: {allowed}.{hint(section, ASKED)}".removesuffix(".")
+        fault = f"unknown key; allowed: {allowed}.{hint(section, asked)}".removesuffix(".")
     raise PeftkitError(f"override '{text if len(text) <= 80 else text[:77] + '...'}': {fault}.")
 
 

@@ -17,6 +17,7 @@ from peftkit.errors import PeftkitError, nearest
 DEPTH = 100
 """Levels of nesting: what we write has ten at most."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=1, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
 WANTED = {
     "dict_type": "an object",

@@ -78,11 +78,14 @@ ALLOWED = {
         "suites": "assembly data errors evaluation files recipe schemas versions",
         "export": "__version__ adaptation assembly data errors families files free_memory layers layout method methods "
         "models ports quantization recipe registry schemas tasks tensor_file",
-        "report": "errors evaluation files method metrics plot recipe resources suites tasks training visible",
+        "interchange": "adaptation assembly data errors export files layers layout method methods quantization recipe "
+        "registry schemas tasks tensor_file",
+        "report": "assembly errors evaluation files method metrics plot recipe resources suites tasks training visible",
         "comparison": "adaptation assembly budget errors evaluation files layout lock method models recipe report "
         "tasks tensor_file training",
         # The door for programs in Python.
-        "api": "assembly comparison data errors evaluation generation models recipe report suites tasks training",
+        "api": "assembly comparison data errors evaluation generation interchange models recipe report suites tasks "
+        "training",
         "__init__": "api",
     }.items()
 }

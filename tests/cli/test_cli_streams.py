@@ -10,9 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from draw import marked, thorough
+from safetensors.torch import save_file
 
+from peftkit.models.load import load as load_model
+from peftkit.recipe import ModelSection
 from peftkit.training import checkpoint
 from peftkit_cli.main import COMMANDS
 
@@ -26,6 +30,7 @@ USES: dict[str, str] = {
     "merge": "merge run --output out",
     "export": "export run --format hf-peft --output out",
     "combine": "combine run run --how average --output out",
+    "import": "import theirs --output out model=bundled/tiny",
     "quantize": "quantize bundled/tiny --format int8 --output out",
     "validate": "validate small.yaml",
     "estimate": "estimate small.yaml",
@@ -66,6 +71,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "small.yaml").write_text(yaml.safe_dump(chosen), encoding="utf-8")
     (folder / "predictions.json").write_text(json.dumps(["a b"]), encoding="utf-8")
     (folder / "references.json").write_text(json.dumps([["a b"]]), encoding="utf-8")
+    (folder / "theirs").mkdir()
+    config = {"delta_type": "lora", "backbone_hash": "", "lora_r": 1, "lora_alpha": 1}
+    (folder / "theirs" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    width, path = (
+        load_model(ModelSection(name="bundled/tiny")).model.config.hidden_size,
+        "model.layers.0.self_attn.q_proj",
+    )
+    pair = {f"{path}.lora.lora_A": torch.ones(1, width), f"{path}.lora.lora_B": torch.ones(width, 1)}
+    save_file(pair, folder / "theirs" / "pytorch_model.safetensors")
     return folder
 
 
@@ -99,7 +113,7 @@ def in_shell(folder: Path) -> Shell:
 @pytest.fixture
 def shell(place: Path, tmp_path: Path) -> Shell:
     """Run `peft` in a folder of the test's own, with what `place` holds."""
-    for name in ("small.yaml", "predictions.json", "references.json", "run"):
+    for name in ("small.yaml", "predictions.json", "references.json", "theirs", "run"):
         (tmp_path / name).symlink_to(place / name)
     return in_shell(tmp_path)
 

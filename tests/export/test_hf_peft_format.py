@@ -65,6 +65,46 @@ def test_a_folder_of_hugging_face_peft_is_read_with_equal_logits(
         assert (expected - tiny(architecture)(IDS).logits).abs().max() > 0.1
 
 
+BIASED = {"lora": {"targets": ["q", "v"], "rank": 4, "bias": "all"}}
+ADAPTED = {"lora": {"targets": ["q", "up"], "rank": 4, "bias": "adapted"}}
+WHOLE = [{"lora": {"targets": ["q"], "rank": 4}}, {"full": {"targets": ["embed_tokens", "lm_head", "*norm"]}}]
+SCALED = ["ia3", {"full": {"targets": "lm_head"}}]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method", "told"),
+    [
+        ("gpt2", BIASED, {"bias": "all"}),
+        ("phi", BIASED, {"bias": "all"}),
+        ("gpt2", ADAPTED, {"bias": "lora_only"}),
+        ("llama", WHOLE, {"bias": "none"}),
+        ("llama", SCALED, {"modules_to_save": ["lm_head"]}),
+    ],
+)
+def test_what_is_trained_beside_an_adapter_travels(
+    architecture: str, method: Any, told: Any, make_run: Any, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft", reason="Hugging Face peft is not installed")
+    run = make_run(architecture, method)
+    export(run.folder, tmp_path / "adapter", "hf-peft")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert {key: config[key] for key in told} == told
+    with quiet(), torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+        logits = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(input_ids=IDS).logits
+    torch.testing.assert_close(logits, run.logits(), atol=1e-5, rtol=0)
+    again = load(section(tmp_path / "base"))
+    load_adapter(tmp_path / "adapter", again.model)
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(IDS).logits, run.logits(), atol=1e-5, rtol=0)
+
+
+def test_a_whole_module_that_shares_its_weight_does_not_travel(make_run: Any, tmp_path: Path) -> None:
+    run = make_run("gpt2", [{"lora": {"targets": ["q"]}}, {"full": {"targets": "wte"}}])
+    with pytest.raises(PeftkitError, match=r"transformer\.wte shares its weight.*--format merged"):
+        export(run.folder, tmp_path / "adapter", "hf-peft")
+
+
 def test_there_and_back_gives_the_same_logits(make_run: Any, tmp_path: Path) -> None:
     run = make_run("gpt2", PATTERNS)
     export(run.folder, tmp_path / "adapter", "hf-peft")
@@ -85,9 +125,12 @@ def test_a_local_base_is_named_by_its_folder(make_run: Any, tmp_path: Path) -> N
     [
         ("full", "'full' has no counterpart in Hugging Face peft.*--format merged"),
         ([{"lora": {"targets": ["q"]}}, {"lora": {"targets": ["v"]}}], "several methods.*--format merged"),
-        ({"lora": {"targets": ["q"], "bias": "all"}}, "biases.*--format merged"),
+        (
+            [{"lora": {"targets": ["q"]}}, {"full": {"targets": ["lm_head"]}}, {"full": {"targets": ["k_proj"]}}],
+            "several",
+        ),
     ],
-    ids=["no counterpart", "several", "biases"],
+    ids=["no counterpart", "several", "several wholes"],
 )
 def test_what_the_format_cannot_hold_is_refused_with_advice(
     method: Any, told: str, make_run: Any, tmp_path: Path

@@ -179,7 +179,8 @@ def test_what_would_be_something_else_there_is_refused_with_the_reason(
     ],
 )
 def test_a_faulty_folder_is_refused(kind: str, tensors: Any, told: str, tmp_path: Path) -> None:
-    config = {"peft_type": kind, "num_virtual_tokens": 4, "adapter_len": 4, "adapter_layers": 2}
+    sizes = {"adapter_len": 4, "adapter_layers": 2} if kind == "ADAPTION_PROMPT" else {"num_virtual_tokens": 4}
+    config = {"peft_type": kind, **sizes}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     model = tiny("llama")

@@ -4,7 +4,7 @@ from peftkit.adaptation.adaptation import ATTRIBUTE, Adaptation, Attached, attac
 from peftkit.adaptation.attach import activate, attach, check_methods, notices, route
 from peftkit.adaptation.combine import WAYS, Combined, Source, check_sources, combine
 from peftkit.adaptation.counting import count_stored, count_trained
-from peftkit.adaptation.description import DESCRIPTION, OBJECTIVE, describe_adapter
+from peftkit.adaptation.description import DESCRIPTION, IMPORTED, OBJECTIVE, describe_adapter
 from peftkit.adaptation.folder import (
     TENSORS,
     check_base,
@@ -21,6 +21,7 @@ from peftkit.adaptation.part import Part
 __all__ = [
     "ATTRIBUTE",
     "DESCRIPTION",
+    "IMPORTED",
     "OBJECTIVE",
     "TENSORS",
     "WAYS",

@@ -15,6 +15,8 @@ DESCRIPTION = "adapter.json"
 OTHERWISE = "does not describe an adapter"
 OBJECTIVE = "objective"
 """The key of the description, and the module's name in the adaptation."""
+IMPORTED = "imported"
+"""The key of the description of an adapter that another library trained."""
 
 
 class DescribedEntry(Stored):
@@ -40,6 +42,13 @@ class DescribedChild(Stored):
     fingerprint: Text | None = None
 
 
+class DescribedImport(Stored):
+    """The library that wrote an adapter, and the SHA-256 of its files by name."""
+
+    library: Text
+    files: dict[str, Text]
+
+
 class AdapterDescription(Stored):
     """The whole file."""
 
@@ -50,6 +59,7 @@ class AdapterDescription(Stored):
     objective: DescribedEntry | None = None
     children: dict[str, DescribedChild] = {}
     combined: dict[str, Any] | None = None
+    imported: DescribedImport | None = None
 
 
 class DescribedVersion(Stored):

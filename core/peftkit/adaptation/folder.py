@@ -14,7 +14,7 @@ from peftkit import __version__, files, tensor_file
 from peftkit.adaptation.adaptation import Adaptation
 from peftkit.adaptation.attach import attach, check_methods
 from peftkit.adaptation.building import build_all, outline
-from peftkit.adaptation.description import DESCRIPTION, FORMAT, OBJECTIVE, describe_adapter
+from peftkit.adaptation.description import DESCRIPTION, FORMAT, IMPORTED, OBJECTIVE, describe_adapter
 from peftkit.adaptation.part import Part
 from peftkit.adaptation.state import Child, State
 from peftkit.errors import PeftkitError
@@ -34,11 +34,13 @@ def save_adapter(
     replace: bool = True,
     origin: Mapping[str, Any] | None = None,
     objective: Mapping[str, Any] | None = None,
+    imported: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the adaptation's folder: `adapter.safetensors` with its tensors alone, `adapter.json` with what they mean.
 
     `base` tells the base model: `name` and `fingerprint`, and whatever else should travel along; `origin` what the
-    adapter was made of, where it was not trained; `objective` the `name` and `options` of one whose module was trained
+    adapter was made of, where it was not trained, and `imported` the `library` and `files` of a folder that it was read
+    from; `objective` the `name` and `options` of one whose module was trained
     beside the adapters. A named combination is written as `Method.parts` says, in the form that `finish` left it in; of
     children, and of an adapter that it went on from, where they came from.
     """
@@ -50,6 +52,7 @@ def save_adapter(
         "trainable_parameters": adaptation.trainable,
     }
     description |= {} if origin is None else {"combined": dict(origin)}
+    description |= {} if imported is None else {IMPORTED: dict(imported)}
     description |= {} if objective is None else {OBJECTIVE: dict(objective)}
     children = {name: dict(child.origin) for name, child in adaptation.children.items()}
     description |= {"children": children} if children else {}
@@ -110,7 +113,9 @@ def find_adapter(run: Path) -> Path:
         is_run = (run / "recipe.yaml").is_file()
     if is_run:
         raise PeftkitError(f"the run {run} has no adapter: its training has not ended. Resume it first.")
-    raise PeftkitError(f"{run} is neither a run folder nor an adapter folder: there is no {DESCRIPTION} in it.")
+    foreign = (run / "adapter_config.json").is_file()
+    way = f" An adapter of another library becomes a run by `peft import {run} --output RUN`." if foreign else ""
+    raise PeftkitError(f"{run} is neither a run folder nor an adapter folder: there is no {DESCRIPTION} in it.{way}")
 
 
 def digests(folder: Path) -> dict[str, str]:

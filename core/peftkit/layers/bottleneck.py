@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,8 +14,15 @@ from peftkit.layout import Site
 from peftkit.ports.adapter import Adapter, Call
 from peftkit.ports.linear import linear
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
-Activation = Literal["gelu", "relu", "silu", "tanh"]
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+Activation = Literal["gelu", "gelu_new", "relu", "silu", "tanh"]
+"""`gelu_new` is the approximation of gelu by tanh, under the name that transformers has for it."""
 
 
 class Bottleneck(Adapter):

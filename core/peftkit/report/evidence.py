@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftkit import suites
+from peftkit.assembly import is_imported
 from peftkit.errors import PeftkitError
 from peftkit.evaluation.stored import read_answers, read_report
 from peftkit.recipe import Recipe, load_run
@@ -55,11 +56,13 @@ class Evidence:
     """What `peft eval --suite` wrote, a report a task."""
     base_suites: list[dict[str, Any]]
     """The same of its untrained model."""
+    imported: bool = False
+    """Whether another library trained it, so that nothing of its training is there."""
 
     @property
     def state(self) -> str:
         """Say what is missing of it, or nothing."""
-        if self.summary is None:
+        if self.summary is None and not self.imported:
             return f"training has not ended after {len(self.records):,} steps"
         return "" if self.answers else f"not evaluated: peft eval {self.folder}"
 
@@ -105,6 +108,7 @@ def _read(folder: Path) -> Evidence:
         answers=_chosen(folder, recipe),
         suites=suites.read(folder),
         base_suites=suites.read(folder, base=True),
+        imported=is_imported(folder),
     )
 
 

@@ -12,10 +12,14 @@ from peftkit.adaptation import Adaptation, attach
 from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
 from peftkit.export.formats import FORMATS
-from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, HubConfig, convert
+from peftkit.export.hf_peft import own
+from peftkit.export.hf_peft.converter import ALONE, CONVERTERS, HubConfig, Tensors, convert
+from peftkit.export.hf_peft.options import check_options
+from peftkit.export.hf_peft.own import Owned
 from peftkit.export.pruned import check_whole
 from peftkit.export.trained import Trained, open_base, open_run
 from peftkit.layout import Layout
+from peftkit.method import Method
 from peftkit.models.samples import compare, logits
 
 CONFIGURATION = "adapter_config.json"
@@ -42,7 +46,10 @@ def hf_peft(run: Path, output: Path) -> dict[str, Any]:
 
 def write(trained: Trained, folder: Path) -> None:
     """Write the configuration and the tensors that the method's converter gives."""
-    parts = trained.adaptation.parts
+    every = trained.adaptation.parts
+    whole, parts = [part for part in every if own.is_part(part)], [part for part in every if not own.is_part(part)]
+    if len(parts) != 1 or len(whole) > 1:
+        parts = every
     if len(parts) > 1:
         names = ", ".join(part.method.name for part in parts)
         raise PeftkitError(
@@ -61,6 +68,9 @@ def write(trained: Trained, folder: Path) -> None:
             f"behind that token here and in front of it in Hugging Face peft, which gives other logits: {ALONE}."
         )
     config, tensors = convert(parts[0].method, parts[0].adapters, trained.model)
+    for part in whole if parts is not every else ():
+        saved, values = own.told(part, trained.layout)
+        config, tensors = {**config, **saved}, {**tensors, **values}
     source = trained.source
     is_hub_name = source is not None and not trained.name.startswith("bundled/") and not Path(trained.name).is_dir()
     place = trained.name if is_hub_name else None if source is None else str(source.resolve())
@@ -73,6 +83,24 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
     """Attach to `model` the adapter of a Hugging Face peft folder; the method is the one named as its `peft_type`.
 
     Raises PeftkitError for a missing or damaged file, an unknown type, and options that the method does not read.
+    """
+    methods, state = read(folder, Layout(model))
+    try:
+        adaptation = attach(model, methods, name, loading=True)
+    except PeftkitError as error:
+        raise PeftkitError(f"{folder}: {error}") from None
+    try:
+        adaptation.load_state(state)
+    except PeftkitError as error:
+        adaptation.remove()
+        raise PeftkitError(f"{folder / TENSORS}: {error}") from None
+    return adaptation
+
+
+def read(folder: Path, layout: Layout) -> tuple[list[Method], Tensors]:
+    """Return the methods of a Hugging Face peft folder and their state, keys `<position>/<site>/<tensor>`.
+
+    Raises PeftkitError as `load` does.
     """
     path = folder / CONFIGURATION
     if not path.is_file():
@@ -88,15 +116,15 @@ def load(folder: Path, model: nn.Module, name: str = "default") -> Adaptation:
         raise PeftkitError(f"{path}: {lacking} is missing, which an adapter of the type {kind} has.")
     if "r" in readers[0].needs and config["r"] == 0:
         raise PeftkitError(f"{path}: r: found 0 (a whole number); allowed: greater than or equal to 1.")
-    tensors = tensor_file.read_tensors(folder / TENSORS)
     try:
-        method, state = readers[0].read(config, tensors, Layout(model))
-        adaptation = attach(model, [method], name)
+        check_options(config)
     except PeftkitError as error:
         raise PeftkitError(f"{folder}: {error}") from None
+    tensors = tensor_file.read_tensors(folder / TENSORS)
     try:
-        adaptation.load_state({f"0/{key}": tensor for key, tensor in state.items()})
+        owned = Owned(config, tensors, layout)
+        read = [*readers[0].read_all(config, owned.left, layout), *owned.methods()]
     except PeftkitError as error:
-        adaptation.remove()
-        raise PeftkitError(f"{folder / TENSORS}: {error}") from None
-    return adaptation
+        raise PeftkitError(f"{folder}: {error}") from None
+    state = {f"{place}/{key}": tensor for place, (_, own) in enumerate(read) for key, tensor in own.items()}
+    return [method for method, _ in read], state

@@ -13,10 +13,9 @@ from peftkit.errors import PeftkitError
 from peftkit.layout import Layout
 from peftkit.method import Method
 from peftkit.registry import Registry
-from peftkit.schemas import Stored
+from peftkit.schemas import Count, Size, Stored
 
 PREFIX = "base_model.model."
-Size = Annotated[int, Field(ge=1, lt=2**31)]
 ALONE = "keep the adapter beside the model, and generate and evaluate from the run folder"
 Config = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -41,6 +40,8 @@ class HubConfig(Stored):
     adapter_len: int | None = None
     adapter_layers: int | None = None
     bias: str | None = None
+    init_lora_weights: bool | str | None = None
+    trainable_token_indices: list[Count] | dict[str, list[Count]] | None = None
 
 
 class Converter:
@@ -73,6 +74,12 @@ class Converter:
     def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
         """Return the method and its state (keys '<site>/<tensor>'), or raise PeftkitError."""
         raise TypeError(f"{type(self).__name__} does not define what it reads")
+
+    def read_all(
+        self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+    ) -> list[tuple[Method, Tensors]]:
+        """Return each method that a folder is read as with its state: the one that `read` gives, or more beside it."""
+        return [self.read(config, tensors, layout)]
 
     def config(self, **options: Any) -> Config:
         """Return a configuration of the type with these options."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.export.hf_peft import beside
 from peftkit.export.hf_peft.converter import CONVERTERS, PREFIX, Config, Converter, Tensors
 from peftkit.export.hf_peft.experts import check_not_taken_for_experts, packed_pairs, stack_paths, unpacked_pairs
+from peftkit.export.hf_peft.starts import moved, taken_out
 from peftkit.layers.triplets import EPSILON, Triplets
 from peftkit.layout import Layout, Site
 from peftkit.method import Method
@@ -30,12 +33,6 @@ from peftkit.quantization.weight import dense, shape
 
 Pair = tuple[Tensor, Tensor]
 """A [rank, in] and B [out, rank], the scale in B."""
-PLAIN = {"lora_alpha", "lora_dropout", "peft_type", "peft_version", "r", "rank_pattern", "alpha_pattern", "revision"}
-PLAIN |= {"target_modules", "task_type", "use_rslora", "fan_in_fan_out", "init_lora_weights", "inference_mode", "bias"}
-PLAIN |= {"auto_mapping", "base_model_name_or_path", "exclude_modules", "layers_pattern", "runtime_config"}
-PLAIN |= {"megatron_core", "qalora_group_size", "target_parameters"}
-EMPTY = (None, False, [], {}, "", 1)
-TRIPLET_EXTRAS = ("use_dora", "modules_to_save", "layer_replication", "megatron_config", "lora_bias")
 MAGNITUDE = ".lora_magnitude_vector"
 
 
@@ -65,10 +62,6 @@ class LowRankConverter(Converter):
 
     def write(self, method: LoRA, adapters: Mapping[str, Any], model: nn.Module) -> tuple[Config, Tensors]:
         # Every module's alpha equals its rank there: the reader multiplies by one whatever the pattern of ranks was.
-        if method.bias != "none":
-            raise PeftkitError(
-                f"{method.name}: trained biases do not travel to Hugging Face peft: use --format merged."
-            )
         linears = {key: adapter for key, adapter in adapters.items() if adapter.site.stack is None}
         pairs = {key: (*adapter.exported(), adapter.site) for key, adapter in linears.items()}
         modules = join(method, pairs) if pairs or not adapters else {}
@@ -87,23 +80,32 @@ class LowRankConverter(Converter):
             "rank_pattern": others,
             "alpha_pattern": others,
             "target_modules": sorted(modules),
-            "bias": "none",
             "inference_mode": True,
         }
+        chosen, biases = beside.told(method.bias, method, set(modules), model)
+        config |= chosen
         if stacks:
             config["target_parameters"] = sorted(site.id for _, site in stacks.values())
         laid = {**modules, **{path: packed_pairs(site, *pair) for path, (pair, site) in stacks.items()}}
-        return config, self.named((path, {"A": down, "B": up}) for path, (down, up) in laid.items())
+        return config, biases | self.named((path, {"A": down, "B": up}) for path, (down, up) in laid.items())
+
+    def read_all(
+        self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+    ) -> list[tuple[Method, Tensors]]:
+        pairs = dict(tensors)
+        biases, shifts = beside.taken(config, pairs)
+        method, state = self.read(config, pairs, layout)
+        scales = {site.path: cast(LoRA, method).scale_at(site) for site in method.sites(layout)} if shifts else {}
+        return [(method, state | biases), *beside.shifted(shifts, scales)]
 
     def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
-        extras = [key for key, value in config.items() if key not in PLAIN and (value is True or value not in EMPTY)]
-        extras += ["bias"] if config.get("bias", "none") != "none" else []
-        if extras:
-            raise PeftkitError(
-                f"adapter_config.json: {', '.join(sorted(extras))} is set, and only plain LoRA can be read."
-            )
+        start = moved(config)
         matrices: dict[str, Tensors] = {"A": {}, "B": {}}
         for path, name, tensor in self.entries(tensors):
+            if tensor.ndim != 2:
+                raise PeftkitError(
+                    f"adapter_model.safetensors: {path}.lora_{name} has the shape {list(tensor.shape)}, not two sides."
+                )
             matrices[name][path] = tensor
         downs = matrices["A"]
         alone = downs.keys() ^ matrices["B"].keys()
@@ -113,19 +115,34 @@ class LowRankConverter(Converter):
             if theirs in downs:
                 pair = unpacked_pairs(site, downs.pop(theirs), matrices["B"].pop(theirs))
                 downs[site.id], matrices["B"][site.id] = pair
+                if start is not None:
+                    raise PeftkitError(f"adapter_config.json: init_lora_weights is '{start}' at the stack {site.id}.")
         alphas, alpha = config.get("alpha_pattern") or {}, config["lora_alpha"]
         ranks = {path: down.shape[-2] for path, down in downs.items()}
+        scaled = {path: float(_pattern(alphas, path, alpha)) for path in downs}
+        stable = bool(config.get("use_rslora"))
         method = self.method(
             rank=config["r"],
             alpha=float(alpha),
             dropout=float(config.get("lora_dropout") or 0),
             targets=tuple(downs),
-            rank_pattern=ranks,
-            alpha_pattern={path: float(_pattern(alphas, path, alpha)) for path in downs},
-            rank_stabilised=bool(config.get("use_rslora")),
+            rank_pattern={path: rank for path, rank in ranks.items() if rank != config["r"]},
+            alpha_pattern={path: own for path, own in scaled.items() if own != alpha},
+            rank_stabilised=stable,
+            bias=beside.bias_of(config),
+            **({} if start is None else {"init": start}),
         )
         state = {f"{path}/{name}": tensor for name, paths in matrices.items() for path, tensor in paths.items()}
+        for path, rank in ranks.items() if start is not None else ():
+            scale = scaled[path] / (math.sqrt(rank) if stable else rank)
+            state |= taken_out(str(start), path, _module(layout, path), rank, scale)
         return method, state | self.lacking(int(config["r"]), downs)
+
+
+def _module(layout: Layout, path: str) -> nn.Module:
+    if path not in layout.modules:
+        raise PeftkitError(f"adapter_model.safetensors: there is no module {path} in this {layout.kind} model.")
+    return layout.modules[path]
 
 
 def _sites(adapters: Mapping[str, Any]) -> list[Site]:
@@ -234,10 +251,6 @@ class TripletsConverter(Converter):
         return config, self.named(triplets)
 
     def read(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Method, Tensors]:
-        extras = [key for key in TRIPLET_EXTRAS if config.get(key)]
-        extras += ["bias"] if config.get("bias", "none") != "none" else []
-        if extras:
-            raise PeftkitError(f"adapter_config.json: only plain ADALORA can be read; set there: {', '.join(extras)}.")
         state, ranks = {}, {}
         for path, name, tensor in self.entries(tensors):
             state[f"{path}/{name}"] = tensor.flatten() if name == "l" else tensor

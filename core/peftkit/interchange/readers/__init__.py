@@ -1,0 +1,1 @@
+"""The libraries whose adapter folders are read: a file each, with the names that the library has for things."""
