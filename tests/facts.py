@@ -235,6 +235,13 @@ FACTS = {
     "bitfit": Facts(
         biased=True, learns=Learns(loss=3.3, steps=80, learning_rate=0.05), trials=({"targets": ["up", "down"]},)
     ),
+    "ciat": Facts(
+        learns=Learns(loss=3.4, learning_rate=0.02),
+        trials=(
+            {"keys": ["de", "fr", "es"], "bottleneck": 12, "activation": "gelu"},
+            {"embedding": False, "bottleneck": 12, "layers": "1"},
+        ),
+    ),
     "compacter": Facts(
         learns=Learns(loss=4.0, steps=100, learning_rate=0.05),
         trials=({"bottleneck": 4, "division": 2, "activation": "relu", "targets": "down", "layers": "1"},),

@@ -79,7 +79,9 @@ class Assembled(LoadedModel):
     def template(self) -> Template:
         """The recipe's template, with the ids of soft prompts; PeftkitError where the tokenizer cannot serve it."""
         template = choose(self.recipe.dataset.template, self.tokenizer, self.recipe.dataset.special)
-        return template if self.attached is None else template.with_soft(self.attached.soft_ids)
+        if self.attached is None:
+            return template
+        return template.with_soft(self.attached.soft_ids).with_keys(self.attached.keys)
 
     @property
     def methods(self) -> list[dict[str, Any]] | None:
