@@ -232,6 +232,11 @@ FACTS = {
         trials=({"length": 6, "queries": 2, "keys": 3, "init": "random"},),
         moves_base=True,
     ),
+    "bi-adapter": Facts(
+        learns=Learns(loss=3.8, learning_rate=0.02),
+        trials=({"bottleneck": 12, "bits": 3, "beside": "attention", "activation": "gelu", "scale": 2.0},),
+        moves_base=True,
+    ),
     "bitfit": Facts(
         biased=True, learns=Learns(loss=3.3, steps=80, learning_rate=0.05), trials=({"targets": ["up", "down"]},)
     ),
