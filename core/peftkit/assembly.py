@@ -138,7 +138,7 @@ def assemble(
         assembled = attach_adapter(assembled, adapter, original=original, headed=headed)
     elif fresh:
         assembled = attach_methods(assembled, recipe, loading=loading)
-        if not loading:
+        if not loading and not any(part.method.reads_originals for part in assembled.adaptation.parts):
             forget_originals(assembled.module)
     return _shard(assembled)
 
