@@ -19,6 +19,7 @@ from peftkit.data.example import question
 from peftkit.engine.engine import Arrangement, choose
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import answer
+from peftkit.export import FORMATS
 from peftkit.generation import Settings, generate
 from peftkit.generation.single import forbid_repeats
 from peftkit.keys import KEY, MOST, Keys, marked
@@ -215,7 +216,10 @@ def test_a_run_learns_each_key_by_itself_and_answers_by_it(tmp_path):
             model.generate(**ids, key=key)
     with pytest.raises(PeftkitError, match="1 keys for 2 prompts"):
         model.generate(**ids, key=["de"])
-    with pytest.raises(PeftkitError, match="the prompt: there is no 'key'"):
+    for form, reason in (("merged", "cannot be merged"), ("hf-peft", "has no counterpart in Hugging Face peft")):
+        with pytest.raises(PeftkitError, match=f"ciat.*{reason}"):
+            FORMATS[form](Path(run), tmp_path / form)
+    with pytest.raises(PeftkitError, match=r"give one with the prompt .*--key de.*Allowed: de, fr"):
         answer(Path(run), "say 3")
     with pytest.raises(PeftkitError, match=r"the prompt: 'key' is 'it', .* Allowed: de, fr"):
         answer(Path(run), "say 3", key="it")

@@ -206,9 +206,12 @@ def asked(text: str, system: str | None, subject: Assembled, key: str | None = N
     keys = subject.template.keys
     if key is not None and keys is None:
         raise PeftkitError(f"the key '{key}' is given, and this model has no adapters that are chosen by one.")
-    example = Example(
-        "the prompt", (Turn("user", text),), meta={} if keys is None or key is None else {keys.field: key}
-    )
+    if key is None and keys is not None:
+        raise PeftkitError(
+            "the adapters of this run are chosen by a key: give one with the prompt (`peft generate RUN PROMPT --key "
+            f"{keys.names[0]}`). Allowed: {', '.join(keys.names)}."
+        )
+    example = Example("the prompt", (Turn("user", text),), meta={} if keys is None else {keys.field: key})
     if system is None:
         return example
     with_system = replace(example, turns=(Turn("system", system), *example.turns))
