@@ -16,7 +16,7 @@ from peftkit.adaptation import TENSORS, attach
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import answers
 from peftkit.layers.probing import margins
-from peftkit.methods.inits import lq_lora
+from peftkit.methods.inits.lq_lora_fisher import lq_lora_fisher, roots
 from peftkit.methods.lora import LoRA
 from peftkit.models.quantize import Quantization, forget_originals, quantize
 from peftkit.models.tiny import tiny
@@ -53,11 +53,11 @@ def test_the_pair_is_the_weighted_optimum_of_what_is_not_packed():
     adapter: Any = attach(tiny("llama"), [LoRA(targets=("q",), rank=4)]).parts[0].adapters.popitem()[1]
     weight = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
     means = torch.rand(64, generator=torch.Generator().manual_seed(1)) + 0.1
-    rows, columns = (lq_lora._roots(part) for part in means.split(32))
+    rows, columns = (roots(part) for part in means.split(32))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(adapter), "exact", False)
         patch.setattr(type(adapter), "rounded", lambda self, rest: torch.zeros_like(rest))
-        down, up, taken, _ = lq_lora.lq_lora_fisher(adapter, weight, means)
+        down, up, taken, _ = lq_lora_fisher(adapter, weight, means)
     assert torch.equal(down, taken)
     down, up = down.requires_grad_(), (adapter.scale * up).requires_grad_()
     error = (rows[:, None] * (weight - up @ down) * columns).square().sum()
@@ -76,7 +76,7 @@ def test_the_weighted_errors_fall_and_are_below_those_of_unweighted_pairs(caplog
     other = attach(packed(), [LoRA(init="lq-lora", targets=("q", "down"), rank=4)])
     for site, adapter in adaptation.parts[0].adapters.items():
         weight = dense(plain.get_submodule(site)).detach()
-        rows, columns = (lq_lora._roots(part) for part in seen[site].split(list(weight.shape)))
+        rows, columns = (roots(part) for part in seen[site].split(list(weight.shape)))
         values = [float(error) for error in told[site][0].split(", ")]
         assert all(later < earlier for earlier, later in itertools.pairwise(values))
         assert values[-1] < told[site][1]
