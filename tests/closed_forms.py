@@ -24,7 +24,7 @@ def saved_pairs(init: str) -> int:
     """Return how many pairs of the size of A and B are saved beside them."""
     choice = INITS[init]
     if isinstance(choice, Measured):
-        return int(choice.split)
+        return int(choice.split) + int(choice.answers)
     return (2 if choice.answers else 1) if isinstance(choice, Factorisation) else 0
 
 

@@ -232,8 +232,20 @@ FACTS = {
         trials=({"length": 6, "queries": 2, "keys": 3, "init": "random"},),
         moves_base=True,
     ),
+    "bi-adapter": Facts(
+        learns=Learns(loss=3.8, learning_rate=0.02),
+        trials=({"bottleneck": 12, "bits": 3, "beside": "attention", "activation": "gelu", "scale": 2.0},),
+        moves_base=True,
+    ),
     "bitfit": Facts(
         biased=True, learns=Learns(loss=3.3, steps=80, learning_rate=0.05), trials=({"targets": ["up", "down"]},)
+    ),
+    "ciat": Facts(
+        learns=Learns(loss=3.4, learning_rate=0.02),
+        trials=(
+            {"keys": ["de", "fr", "es"], "bottleneck": 12, "activation": "gelu"},
+            {"embedding": False, "bottleneck": 12, "layers": "1"},
+        ),
     ),
     "compacter": Facts(
         learns=Learns(loss=4.0, steps=100, learning_rate=0.05),

@@ -22,6 +22,10 @@ def generate(
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="A system turn in front, where the chat template has one.")
     ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="The key by which adapters are chosen, where the run has several sets."),
+    ] = None,
     base: Annotated[bool, typer.Option("--base", help="Answer without the adapter.")] = False,
     trust: TrustOption = False,
 ) -> None:
@@ -33,5 +37,5 @@ def generate(
 
     run, overrides = opened(run, overrides)
     agree([run], trust)
-    said = answer(run, prompt, overrides or (), system=system, base=base)
+    said = answer(run, prompt, overrides or (), system=system, key=key, base=base)
     typer.echo(visible(said) if sys.stdout.isatty() else said)

@@ -20,7 +20,7 @@ from peftkit.data.example import Turn
 from peftkit.errors import PeftkitError
 from peftkit.evaluation import evaluate as evaluate_subject
 from peftkit.evaluation import prepare, settings_for
-from peftkit.generation.under_transformers import put_in_front, tell_prompts
+from peftkit.generation.under_transformers import put_in_front, take_keys, tell_prompts
 from peftkit.interchange import as_run
 from peftkit.models.loaded import ModelAndTokenizer
 from peftkit.recipe import Recipe
@@ -160,8 +160,9 @@ def load(
     The adapter is in the weights where that is exact, and runs beside them elsewhere. `generate` stops where the run's
     answers end and takes the recipe's `generation` as its defaults, prompts are padded on the left, and rows of a soft
     prompt are put in front of each prompt. A run that was trained without a chat template gets one that writes texts as
-    it read them. `base` leaves the adapter off. `trust_remote_code` agrees to the Python code that the model brings
-    along. Raises PeftkitError for what is no finished run, damaged files, and an objective that answers without text.
+    it read them. Where adapters are chosen by a key, `generate` takes `key`: one, or a list of one for each prompt.
+    `base` leaves the adapter off. `trust_remote_code` agrees to the Python code that the model brings along.
+    Raises PeftkitError for what is no finished run, damaged files, and an objective that answers without text.
     """
     place, _ = as_run(Path(run), overrides)
     if trust_remote_code:
@@ -180,6 +181,8 @@ def _settle(subject: Assembled) -> None:
     tokenizer.padding_side = "left"
     if subject.attached is not None and subject.attached.context.reads_prompts:
         tell_prompts(model)
+    if template.keys is not None:
+        take_keys(model, template.keys)
     if template.soft:
         opening = template.render_prompt((Turn("user", "a"),), tokenizer).opening
         put_in_front(model, template.soft, opening[0] if opening else None)

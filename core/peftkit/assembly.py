@@ -82,7 +82,9 @@ class Assembled(LoadedModel):
     def template(self) -> Template:
         """The recipe's template, with the ids of soft prompts; PeftkitError where the tokenizer cannot serve it."""
         template = choose(self.recipe.dataset.template, self.tokenizer, self.recipe.dataset.special)
-        return template if self.attached is None else template.with_soft(self.attached.soft_ids)
+        if self.attached is None:
+            return template
+        return template.with_soft(self.attached.soft_ids).with_keys(self.attached.keys)
 
     @property
     def methods(self) -> list[dict[str, Any]] | None:
@@ -139,7 +141,7 @@ def assemble(
         assembled = attach_adapter(assembled, adapter, original=original, headed=headed)
     elif fresh:
         assembled = attach_methods(assembled, recipe, loading=loading)
-        if not loading:
+        if not loading and not any(part.method.reads_originals for part in assembled.adaptation.parts):
             forget_originals(assembled.module)
     return _shard(assembled)
 

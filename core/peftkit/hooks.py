@@ -32,6 +32,11 @@ class Hooks:
         """The hooks of its own that do nothing with these options."""
         return ()
 
+    @property
+    def reads_originals(self) -> bool:
+        """Whether `prepare` looks at weights as they were before they were packed, which are kept until then."""
+        return False
+
     def prepare(self, model: nn.Module, adapters: Mapping[str, Adapter], batches: Iterable[Any]) -> None:
         """Look at the model and the batches of the first epoch before the first step of a run.
 

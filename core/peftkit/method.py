@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt
 
 from peftkit.errors import PeftkitError
 from peftkit.hooks import Hooks
+from peftkit.keys import Keys
 from peftkit.layout import (
     GROUPS,
     Layout,
@@ -95,6 +96,11 @@ class Method(Hooks, Options, registry=METHODS):
     def notices(self, layout: Layout) -> list[str]:
         """Say in a line each what a user may not expect of its places in this model; none by default."""
         return []
+
+    @property
+    def keys_read(self) -> Keys | None:
+        """The keys of examples by which its adapters are chosen, each token by that of its row; None where none are."""
+        return None
 
     @property
     def splits_base(self) -> bool:
@@ -254,6 +260,18 @@ class Ranked(Targeted):
 def expand(methods: Sequence[Method]) -> tuple[Method, ...]:
     """Put its parts in the place of each named combination."""
     return tuple(part for method in methods for part in method.parts())
+
+
+def keys_of(methods: Sequence[Method]) -> Keys | None:
+    """Return the keys by which adapters of the methods are chosen, None for none; two sets are a PeftkitError."""
+    readers = [method for method in expand(methods) if method.keys_read is not None]
+    for method in readers[1:]:
+        if method.keys_read != readers[0].keys_read:
+            raise PeftkitError(
+                f"the methods '{readers[0].name}' and '{method.name}' choose adapters by different keys, and an "
+                "example has one: give both the same keys, of the same field."
+            )
+    return readers[0].keys_read if readers else None
 
 
 def build_methods(choices: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Method, ...]:

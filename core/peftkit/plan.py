@@ -15,6 +15,7 @@ from peftkit.data.encode import IGNORED, Encoded
 from peftkit.estimation.asked import objective_of
 from peftkit.estimation.estimate import Estimate, estimate
 from peftkit.estimation.step import foretell
+from peftkit.keys import plain
 from peftkit.recipe import Recipe
 from peftkit.tasks.source import load as load_data
 from peftkit.training.encoded import Encoder, Working
@@ -112,7 +113,8 @@ def plan(recipe: Recipe, working: Working = lambda text: None) -> Plan:
 def pieces(row: Encoded, tokenizer: Any) -> list[tuple[str, bool]]:
     """Decode an encoded example into runs of text that are trained on or not."""
     runs = groupby(zip(row.ids, row.labels, strict=True), key=lambda pair: pair[1] != IGNORED)
-    return [(tokenizer.decode([id for id, _ in run], skip_special_tokens=False), trained) for trained, run in runs]
+    texts = ((plain([id for id, _ in run]), trained) for trained, run in runs)
+    return [(tokenizer.decode(ids, skip_special_tokens=False), trained) for ids, trained in texts]
 
 
 def _children(adaptation: Adaptation) -> list[str]:

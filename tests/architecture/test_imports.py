@@ -14,6 +14,7 @@ ALLOWED = {
     for package, below in {
         # What everything stands on.
         "errors": "",
+        "keys": "errors",
         "resources": "",
         "versions": "__version__",
         "registry": "errors",
@@ -34,18 +35,18 @@ ALLOWED = {
         "families": "errors registry resources",
         "layout": "errors families quantization",
         "device": "errors layout",
-        "ports": "errors kernels layout quantization",
-        "layers": "errors kernels layout ports quantization",
+        "ports": "errors kernels keys layout quantization",
+        "layers": "errors kernels keys layout ports quantization",
         "hooks": "layout ports",
-        "method": "errors hooks layout options ports registry",
-        "methods": "errors hooks kernels layers layout method ports quantization registry trained_prompts",
-        "adaptation": "__version__ errors files hooks layers free_memory layout method methods ports quantization "
+        "method": "errors hooks keys layout options ports registry",
+        "methods": "errors hooks kernels keys layers layout method ports quantization registry trained_prompts",
+        "adaptation": "__version__ errors files hooks keys layers free_memory layout method methods ports quantization "
         "schemas tensor_file",
         "budget": "adaptation errors layout method",
         # Text: data, metrics, and the tasks that are made of both.
         "metrics": "errors files registry schemas",
-        "data": "errors files kernels registry schemas strict_json",
-        "tasks": "data errors files metrics registry",
+        "data": "errors files kernels keys registry schemas strict_json",
+        "tasks": "data errors files keys metrics registry",
         # How gradients are computed, and how a step is made of them.
         "objectives": "data errors kernels layout metrics options registry",
         "engine": "adaptation data device errors kernels layout method objectives ports quantization",
@@ -63,14 +64,14 @@ ALLOWED = {
         # Runs: what they take, what they answer, and the loop itself.
         "estimation": "adaptation data device engine errors layout models objectives optim plot "
         "quantization free_memory recipe strategies",
-        "generation": "data errors files kernels ports schemas tasks",
+        "generation": "data errors files kernels keys ports schemas tasks",
         "evaluation": "adaptation assembly data device engine errors estimation files generation lock metrics recipe "
         "schemas tasks versions",
         "training": "adaptation assembly data device engine errors estimation evaluation files layout lock metrics "
         "loggers models objectives optim plot recipe schemas strategies tasks tensor_file versions",
-        "plan": "adaptation assembly data estimation recipe tasks training",
-        "inspection": "adaptation assembly data errors estimation layout method models objectives quantization recipe "
-        "tasks training",
+        "plan": "adaptation assembly data estimation keys recipe tasks training",
+        "inspection": "adaptation assembly data errors estimation keys layout method models objectives quantization "
+        "recipe tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",
         "together": "adaptation assembly data device engine errors files lock method models objectives ports "
         "recipe strategies training",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -14,7 +14,9 @@ from storages import looked_at, stored
 from torch import Tensor
 
 from peftkit.adaptation import ATTRIBUTE, Adaptation, attach, check_methods
+from peftkit.data.encode import Encoded, insert, mark
 from peftkit.errors import PeftkitError
+from peftkit.keys import Keys, marked
 from peftkit.layout import Layout
 from peftkit.method import METHODS, Method
 from peftkit.models.tiny import VOCABULARY
@@ -93,10 +95,29 @@ def soft_ids(model: Any) -> list[int]:
     return [index for name in names for index in root.adaptations[name].soft_ids]
 
 
+def given(model: Any, ids: Tensor) -> Tensor:
+    """Return ids [B, T] behind the soft prompt that the active adaptation wants, each row with a key where it asks."""
+    soft = torch.tensor(soft_ids(model), dtype=torch.long).expand(ids.shape[0], -1)
+    root = model.__dict__.get(ATTRIBUTE)
+    keys = [root.adaptations[name].keys for name in (() if root is None else root.context.active)]
+    return keyed(torch.cat([soft, ids], 1), next((each for each in keys if each is not None), None))
+
+
+def keyed(ids: Tensor, keys: Keys | None) -> Tensor:
+    """Return ids [B, T] with the i-th of the keys on the first id of row i; as they are without keys."""
+    rows = enumerate(ids.tolist())
+    return ids if keys is None else torch.tensor([marked(row, number % len(keys.names)) for number, row in rows])
+
+
+def fed(adaptation: Adaptation, rows: Sequence[Encoded]) -> list[Encoded]:
+    """Return rows behind the soft prompt of an adaptation, each with a key where it asks for one."""
+    behind, keys = [insert(row, adaptation.soft_ids, 0) for row in rows], adaptation.keys
+    return behind if keys is None else [mark(row, at % len(keys.names)) for at, row in enumerate(behind)]
+
+
 def run(model: Any, ids: Tensor, **rest: Any) -> Tensor:
     """Return the logits [B, T, vocabulary] at the ids, behind the soft prompt where there is one."""
-    soft = torch.tensor(soft_ids(model), dtype=torch.long).expand(ids.shape[0], -1)
-    return model(input_ids=torch.cat([soft, ids], 1), **rest).logits[:, soft.shape[1] :]
+    return model(input_ids=given(model, ids), **rest).logits[:, -ids.shape[1] :]
 
 
 def loss(model: Any, ids: Tensor) -> Tensor:

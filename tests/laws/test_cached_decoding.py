@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from subjects import attached, logits, randomise, soft_ids, tokens
+from subjects import attached, given, logits, randomise, tokens
 
 
 def test_cached_steps_equal_the_whole(name, position, architecture):
@@ -12,7 +12,7 @@ def test_cached_steps_equal_the_whole(name, position, architecture):
     randomise(adaptation)
     ids = tokens(2, 8)
     whole = logits(model, ids)
-    prompt = torch.cat([torch.tensor([soft_ids(model)] * 2, dtype=torch.long), ids[:, :3]], 1)
+    prompt = given(model, ids[:, :3])
     with torch.no_grad():
         out = model(input_ids=prompt, use_cache=True)
         steps = [out.logits[:, -1]]
@@ -29,7 +29,7 @@ def test_left_padding_changes_nothing(name, position, architecture):
     randomise(adaptation)
     ids = tokens(1, 6)
     whole = logits(model, ids)
-    text = torch.cat([torch.tensor([soft_ids(model)], dtype=torch.long), ids], 1)
+    text = given(model, ids)
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), text], 1)
     mask = (torch.arange(padded.shape[1]) >= 3).long()[None]
     positions = (mask.cumsum(1) - 1).clamp(min=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from subjects import attached, logits, randomise, soft_ids, tokens
+from subjects import attached, given, logits, randomise, soft_ids, tokens
 from transformers import LogitsProcessor
 
 from peftkit.models.tiny import VOCABULARY
@@ -19,7 +19,7 @@ def test_packed_texts_equal_each_alone(name, position, architecture):
     texts = [tokens(1, length, seed=length) for length in (4, 7, 5)]
     soft = torch.tensor([soft_ids(model)], dtype=torch.long)
     alone = [logits(model, text) for text in texts]
-    rows = [torch.cat([soft, text], 1) for text in texts]
+    rows = [given(model, text) for text in texts]
     owner = torch.cat([torch.full((row.shape[1],), index) for index, row in enumerate(rows)])
     positions = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
     count = len(owner)
@@ -47,7 +47,7 @@ def test_beams_with_a_cache_equal_beams_without(name, position, architecture):
         pytest.skip("held for the method as it comes")
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
-    prompt = torch.cat([torch.tensor([soft_ids(model)] * 2, dtype=torch.long), tokens(2, 5)], 1)
+    prompt = given(model, tokens(2, 5))
     settings = {"num_beams": 3, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     mask = torch.ones_like(prompt)
     found = [

@@ -13,7 +13,7 @@ import torch
 from draw import marked, some, whole
 from facts import facts
 from storages import needed, stored
-from subjects import build
+from subjects import build, keyed
 from torch import Tensor
 
 from peftkit.adaptation import activate, attach, attached, check_methods, route
@@ -83,7 +83,8 @@ def rows(model: Any, names: Sequence[str | None]) -> list[Row]:
     for seed, (name, soft) in enumerate(zip(names, softs, strict=True)):
         length = 4 + seed % 5 if pads else 4 + max(map(len, softs)) - len(soft)
         own = torch.randint(5, 60, (length,), generator=torch.Generator().manual_seed(seed))
-        drawn.append((name, [*soft, *own.tolist()]))
+        (ids,) = keyed(torch.tensor([[*soft, *own.tolist()]]), attached(model).adaptations[name].keys if name else None)
+        drawn.append((name, ids.tolist()))
     return drawn
 
 

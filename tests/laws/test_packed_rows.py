@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from losses import loss_of, plain_loss
-from subjects import attached, randomise
+from subjects import attached, fed, randomise
 from torch import Tensor
 
 from peftkit.data.batches import collate
-from peftkit.data.encode import Encoded, insert
+from peftkit.data.encode import Encoded
 from peftkit.engine.engine import Arrangement, Engine, choose
 from peftkit.engine.packed_batch import prompts
 from peftkit.ports.context import context_of
@@ -45,7 +45,7 @@ def test_packed_equals_one_by_one(name, position, architecture):
     model, adaptation = attached(name, position, architecture)
     randomise(adaptation)
     model.eval()
-    given = [insert(row, adaptation.soft_ids, 0) for row in rows()]
+    given = fed(adaptation, rows())
     parameters = dict(adaptation.parameters())
     by_row = any(method.by_row for method in adaptation.methods)
     engine, notices = choose(model, given, 0, CPU, FLAT, adaptation.methods)
@@ -74,7 +74,7 @@ def test_no_token_sees_another_example(name: str):
     """Another example in the batch changes neither the logits nor the gradients of those that are there."""
     model, adaptation = attached(name, 0, "llama")
     randomise(adaptation)
-    given = [insert(row, adaptation.soft_ids, 0) for row in rows()]
+    given = fed(adaptation, rows())
     engine = Engine(model.eval(), FLAT)
 
     def logits(batch: list[Encoded]) -> dict[int, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ids_for_text import Ends
 from subjects import attached, randomise, soft_ids, tokens
 from torch import Tensor
 
@@ -14,18 +15,6 @@ from peftkit.ports.context import context_of
 LENGTHS = (12, 12, 9)
 """Tokens of the prompts; the first two have all but the last one in common."""
 NEW = 4
-
-
-class Ends:
-    """A tokenizer of which generation asks for its special tokens and the text of answers alone."""
-
-    bos_token_id, eos_token_id, pad_token_id = None, None, 0
-
-    def decode(self, ids, **_):
-        return " ".join(map(str, ids))
-
-    def batch_decode(self, rows, **_):
-        return [self.decode(ids) for ids in rows]
 
 
 def reading(name: str, position: int, architecture: str):

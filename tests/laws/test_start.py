@@ -12,7 +12,7 @@ import storages
 import torch
 from closed_forms import hold_counts
 from facts import facts
-from subjects import attached, build, logits, loss, options, randomise, soft_ids, tokens
+from subjects import attached, build, given, logits, loss, options, randomise, tokens
 from torch import Tensor, nn
 
 from peftkit.adaptation import Adaptation, attach, count_stored, count_trained
@@ -100,7 +100,7 @@ def test_gradients_are_right_in_float64(name, position, architecture):
         (site, adapter)
         for part in adaptation.parts
         for site, adapter in list(part.adapters.items())[:3]
-        if not adapter.inside and not isinstance(adapter, SoftPrompt)
+        if not (adapter.inside or adapter.reads or isinstance(adapter, SoftPrompt))
     ]
     if not around:
         pytest.skip(f"{name} has no adapter around a linear map or hidden states")
@@ -167,7 +167,7 @@ def test_it_compiles(name, position, architecture):
     randomise(adaptation)
     eager = logits(model)
     compiled = torch.compile(model, backend="aot_eager")
-    ids = torch.cat([torch.tensor([soft_ids(model)] * 2, dtype=torch.long), tokens()], 1)
+    ids = given(model, tokens())
     with torch.no_grad():
         result = compiled(input_ids=ids).logits[:, ids.shape[1] - tokens().shape[1] :]
     assert (result - eager).abs().max() <= 1e-5

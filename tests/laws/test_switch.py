@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from storages import stored
-from subjects import attached, build, logits, randomise, tokens, unchanged
+from subjects import attached, build, keyed, logits, randomise, tokens, unchanged
 
 from peftkit.adaptation import activate, attach, route
 from peftkit.errors import PeftkitError
@@ -97,7 +97,7 @@ def test_two_in_one_batch_equal_each_alone(name, position, architecture):
         return
     soft = list(first.soft_ids)
     count = 2 if soft else 3
-    prompted = torch.cat([torch.tensor([soft] * count, dtype=torch.long), ids[:count]], 1)
+    prompted = keyed(torch.cat([torch.tensor([soft] * count, dtype=torch.long), ids[:count]], 1), first.keys)
     with route(model, ["b", "a", None][:count]), torch.no_grad():
         mixed = model(input_ids=prompted).logits[:, len(soft) :]
     for row in range(count):

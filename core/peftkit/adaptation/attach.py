@@ -16,7 +16,7 @@ from peftkit.adaptation.part import Part
 from peftkit.adaptation.state import Child
 from peftkit.errors import PeftkitError, nearest
 from peftkit.layout import Layout, left_dense, own_parameters
-from peftkit.method import Method, expand
+from peftkit.method import Method, expand, keys_of
 from peftkit.ports.attention import listen
 from peftkit.ports.body import hear
 from peftkit.ports.context import Routing, context_of
@@ -49,6 +49,7 @@ def check_methods(
         owners.update(dict.fromkeys(own, method.name))
         matches.append((sites, own))
     _check_splits(expand(methods), matches)
+    keys_of(methods)
     return matches
 
 
@@ -212,6 +213,8 @@ def _hear_tokens(adaptation: Adaptation) -> None:
     asked = {adapter.reads for adapter in adaptation.adapters()} - {""}
     if any(adapter.moves for adapter in adaptation.adapters()):
         adaptation.context.moves[adaptation.name] = adaptation.moved
+    if adaptation.keys is not None:
+        adaptation.context.keyed[adaptation.name] = adaptation.keys
     if asked or adaptation.name in adaptation.context.moves:
         hear(adaptation.layout.bodies(), adaptation.context, adaptation.name)
     if "prompt" in asked:

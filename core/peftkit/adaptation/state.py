@@ -12,8 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from peftkit.adaptation.part import Part
 from peftkit.errors import PeftkitError
+from peftkit.keys import Keys
 from peftkit.layout import Layout, own_parameters
-from peftkit.method import METHODS, Method
+from peftkit.method import METHODS, Method, keys_of
 from peftkit.ports.adapter import Adapter
 from peftkit.ports.context import Context, context_of
 from peftkit.ports.embedding import SoftPrompt
@@ -87,6 +88,11 @@ class State:
         """The ids of soft prompt rows that stand in front of every text; without those that are switched off."""
         prompts = (adapter for adapter in self.adapters() if isinstance(adapter, SoftPrompt) and adapter.enabled)
         return tuple(index for prompt in prompts for index in prompt.ids)
+
+    @property
+    def keys(self) -> Keys | None:
+        """The keys of rows by which its adapters are chosen; None where none are."""
+        return keys_of(self.methods)
 
     @property
     def dropped_ids(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from peftkit.data.encoded import IGNORED, Encoded, EncodedExamples
 from peftkit.data.example import LABEL, Example, Turn
 from peftkit.data.long_texts import LONG, shorten, tokenize_long
 from peftkit.errors import PeftkitError
+from peftkit.keys import marked
 
 if TYPE_CHECKING:
     from peftkit.data.template import Rendering, Template
@@ -198,7 +199,7 @@ def encode(examples: Sequence[Example], template: Template, tokenizer: Any, max_
             if row is not None and len(whole.ids) > max_length:
                 shortened = row.ids[-1] != whole.ids[-1] or _target_length(row) < _target_length(whole)
                 (targets_cut if shortened else prompts_cut).add(at)
-        rows += [insert(row, template.soft, len(rendering.opening)) for row in fitted]
+        rows += [_in_front(row, template, rendering, examples[at]) for row in fitted]
         sources += [at] * len(fitted)
     prompts_cut -= targets_cut
     held = [examples[at].id for at, turns in taught if template.reads_special(turns, tokenizer)]
@@ -244,13 +245,25 @@ def encode_prompts(examples: Sequence[Example], template: Template, tokenizer: A
     runs = tokenize_pieces([shorten(rendering.pieces, tokenizer, max_length) for rendering in renderings], tokenizer)
     rows: list[Encoded] = []
     cut = 0
-    for rendering, parts in zip(renderings, runs, strict=True):
+    for example, rendering, parts in zip(examples, renderings, runs, strict=True):
         whole = rendering.opening + [token for ids, _ in parts for token in ids]
         ids = cut_left(whole, max_length, tokenizer.bos_token_id)
         cut += len(ids) < len(whole)
-        rows.append(insert(Encoded(ids, [IGNORED] * len(ids)), template.soft, len(rendering.opening)))
+        rows.append(_in_front(Encoded(ids, [IGNORED] * len(ids)), template, rendering, example))
     held = [example.id for example in examples if template.reads_special(example.prompt, tokenizer)]
     return EncodedExamples(rows, list(range(len(rows))), 0, cut, 0, held)
+
+
+def _in_front(row: Encoded, template: Template, rendering: Rendering, example: Example) -> Encoded:
+    """Put the ids of soft prompt rows in front of a row, and the key of its example on its first id."""
+    row = insert(row, template.soft, len(rendering.opening))
+    return row if template.keys is None else mark(row, template.key_of(example))
+
+
+def mark(row: Encoded, number: int) -> Encoded:
+    """Put key `number` on the first id of a row, and on its label where that is trained, which nothing predicts."""
+    trained = row.labels[:1] != [IGNORED]
+    return Encoded(marked(row.ids, number), marked(row.labels, number) if trained else row.labels, row.label)
 
 
 def insert(row: Encoded, soft: Sequence[int], at: int) -> Encoded:

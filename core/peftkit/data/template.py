@@ -13,6 +13,7 @@ from peftkit.data import special
 from peftkit.data.encode import Encoded, Piece, closing, cut_left, encode, opening, placed, tokenize_pieces
 from peftkit.data.example import Example, Turn
 from peftkit.errors import PeftkitError
+from peftkit.keys import Keys, marked
 from peftkit.registry import Registry
 
 AUTOMATIC = "auto"
@@ -31,6 +32,8 @@ class Template(ABC):
     name: str
     soft: tuple[int, ...] = ()
     """Ids of soft prompt rows; they stand behind the beginning-of-sequence token, or first where there is none."""
+    keys: Keys | None = None
+    """The keys of examples by which adapters are chosen; the first id of each row carries that of its example."""
     special: str = special.KEEP
     """What becomes of special tokens in the turns' texts (`peftkit.data.special`)."""
 
@@ -38,6 +41,12 @@ class Template(ABC):
         """Return this template with the ids of soft prompt rows in front of every text."""
         template = copy.copy(self)
         template.soft = tuple(ids)
+        return template
+
+    def with_keys(self, keys: Keys | None) -> Self:
+        """Return this template with the key of its example on the first id of each text; None: without."""
+        template = copy.copy(self)
+        template.keys = keys
         return template
 
     def with_special(self, policy: str, tokenizer: Any) -> Self:
@@ -111,7 +120,14 @@ class Template(ABC):
         if max_length is not None:
             ids = cut_left(ids, max_length - len(self.soft), tokenizer.bos_token_id)
         first = len(rendering.opening)
-        return [*ids[:first], *self.soft, *ids[first:]]
+        ids = [*ids[:first], *self.soft, *ids[first:]]
+        return ids if self.keys is None else marked(ids, self.key_of(example))
+
+    def key_of(self, example: Example) -> int:
+        """Return the number of an example's key; PeftkitError with the example's id where it has none that is known."""
+        assert self.keys is not None
+        with placed(example):
+            return self.keys.number_in(example.meta)
 
     def prompt(self, example: Example, tokenizer: Any) -> Rendering:
         """Render what the model is given of an example in evaluation; what the template refuses is told with its id."""

@@ -162,18 +162,31 @@ def merges_exactly(adaptation: Adaptation) -> bool:
 
 
 def answer(
-    run: Path, text: str, overrides: Sequence[str] = (), *, system: str | None = None, base: bool = False
+    run: Path,
+    text: str,
+    overrides: Sequence[str] = (),
+    *,
+    system: str | None = None,
+    key: str | None = None,
+    base: bool = False,
 ) -> str:
     """Answer one prompt; see `answers`."""
-    return answers(run, [text], overrides, system=system, base=base)[0]
+    return answers(run, [text], overrides, system=system, key=key, base=base)[0]
 
 
 def answers(
-    run: Path, texts: Sequence[str], overrides: Sequence[str] = (), *, system: str | None = None, base: bool = False
+    run: Path,
+    texts: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    system: str | None = None,
+    key: str | None = None,
+    base: bool = False,
 ) -> list[str]:
     """Answer prompts with a run's adapted model, or with its base, under the run's template.
 
-    `overrides` are `key=value` of the run's `eval` and `generation`; `system` is the text of a system turn in front.
+    `overrides` are `key=value` of the run's `eval` and `generation`; `system` is the text of a system turn in front,
+    `key` chooses the adapters of a run that has several sets of them.
     Raises PeftkitError where the template knows no such turn and the recipe does not fold it into the prompt.
     """
     recipe = read_run(run, overrides, adapter=not base, otherwise=OTHERWISE)
@@ -181,16 +194,24 @@ def answers(
     model, tokenizer = subject.model, subject.tokenizer
     task = TASKS[recipe.dataset.name.removeprefix(source.PREFIX)]
     settings = settings_for(model, tokenizer, task, subject.template, recipe.generation)
-    examples = [asked(text, system, subject) for text in texts]
+    examples = [asked(text, system, subject, key) for text in texts]
     prompts = [subject.template.prompt_ids(example, tokenizer) for example in examples]
     _tell_special(examples, subject)
     with autocast(subject.device, subject.precision):
         return [generated.text.strip() for generated in generate(model, tokenizer, prompts, settings)]
 
 
-def asked(text: str, system: str | None, subject: Assembled) -> Example:
-    """Return the example of a prompt, behind a `system` turn or with that text folded into it."""
-    example = Example("the prompt", (Turn("user", text),))
+def asked(text: str, system: str | None, subject: Assembled, key: str | None = None) -> Example:
+    """Return the example of a prompt, behind a `system` turn or with that text folded into it, with its key."""
+    keys = subject.template.keys
+    if key is not None and keys is None:
+        raise PeftkitError(f"the key '{key}' is given, and this model has no adapters that are chosen by one.")
+    if key is None and keys is not None:
+        raise PeftkitError(
+            "the adapters of this run are chosen by a key: give one with the prompt (`peft generate RUN PROMPT --key "
+            f"{keys.names[0]}`). Allowed: {', '.join(keys.names)}."
+        )
+    example = Example("the prompt", (Turn("user", text),), meta={} if keys is None else {keys.field: key})
     if system is None:
         return example
     with_system = replace(example, turns=(Turn("system", system), *example.turns))
@@ -214,7 +235,7 @@ def journal_key(subject: Assembled, recipe: Recipe, examples: Sequence[Example],
     facts = [recipe.to_yaml(), subject.fingerprint, subject.device.type, subject.precision, versions()]
     digest = hashlib.sha256(repr([*facts, torch.get_num_threads()]).encode())
     for example in examples:
-        digest.update(repr((example.id, example.turns)).encode())
+        digest.update(repr((example.id, example.turns, dict(example.meta))).encode())
     for path in sorted(adapter.iterdir()) if adapter else ():
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()

@@ -63,7 +63,10 @@ def merge(
     with files.new_folder(output) as folder:
         trained = open_run(run, packed=True)
         check_pruned(trained, keep_zeros)
-        if requantize and all(method.needs is not None for method in trained.adaptation.methods):
+        shifted = requantize and all(method.needs is not None for method in trained.adaptation.methods)
+        if not shifted:
+            trained.check_mergeable()
+        if shifted:
             report = {**trained.report(), **write_shifted(trained, folder)}
             into = INTO[1]
         elif is_foreign(trained.storage):

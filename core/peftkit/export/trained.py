@@ -10,6 +10,7 @@ import torch
 
 from peftkit.adaptation import TENSORS, check_finite
 from peftkit.assembly import Assembled, assemble, attach_adapter, read_run
+from peftkit.errors import PeftkitError
 from peftkit.models.samples import logits
 from peftkit.recipe import Recipe
 
@@ -28,6 +29,12 @@ class Trained(Assembled):
         methods = [method.name for method in self.adaptation.described]
         return {"base": self.name, "methods": methods, "adapter_effect": self.effect}
 
+    def check_mergeable(self) -> None:
+        """Raise PeftkitError where the adapter cannot be merged into the weights."""
+        refusal = self.adaptation.unmergeable()
+        if refusal is not None:
+            raise PeftkitError(refusal)
+
 
 def open_base(recipe: Recipe, *, packed: bool = False) -> Assembled:
     """Assemble a recipe's base in fp32 on the CPU, in its original weights or `packed` as the recipe says."""
@@ -44,5 +51,8 @@ def open_run(run: Path, *, packed: bool = False) -> Trained:
     before = logits(base.module, base.tokenizer)
     trained = attach_adapter(base, run / "adapter", original=not packed)
     check_finite(run / "adapter" / TENSORS, trained.adaptation.state())
-    effect = float((logits(trained.module, trained.tokenizer, trained.adaptation.soft_ids) - before).abs().max())
+    # Of several sets of adapters that keys choose from, the first one is looked at.
+    first = None if trained.adaptation.keys is None else torch.zeros(1, dtype=torch.long)
+    with trained.adaptation.context.with_keys(first):
+        effect = float((logits(trained.module, trained.tokenizer, trained.adaptation.soft_ids) - before).abs().max())
     return Trained(**vars(trained), effect=effect)

@@ -20,6 +20,7 @@ from peftkit.generation.own_cache import OwnCache
 from peftkit.generation.row_layers import kind_of, states_of
 from peftkit.generation.whole_texts import WholeTexts
 from peftkit.kernels.wide import wide
+from peftkit.keys import like, plain
 from peftkit.ports.context import context_of
 
 Rows = RowCache | OwnCache | WholeTexts
@@ -85,7 +86,7 @@ def choose(model: Any, prompts: Sequence[Sequence[int]], copies: int) -> Caching
             if (fault := trial.fault(way)) is None:
                 if way.name != ROWS:
                     _tell(type(model).__name__, way.name)
-                return replace(way, apart=context_of(model).reads_prompts)
+                return replace(way, apart=context_of(model).needs_beginnings)
             faults.append(fault)
         logging.getLogger("peftkit").info("%s: %s: %s", type(model).__name__, way.name, faults[0])
     _tell(type(model).__name__, WHOLE)
@@ -164,12 +165,15 @@ class CacheTrial:
         vocabulary = getattr(forward.config, "vocab_size", None)
         # Tokens of the prompts, since others may stand for images or for nothing; soft ones are the adapters' own.
         ids = list(
-            dict.fromkeys(id for prompt in prompts[:32] for id in prompt if vocabulary is None or id < vocabulary)
+            dict.fromkeys(
+                id for prompt in prompts[:32] for id in plain(prompt) if vocabulary is None or id < vocabulary
+            )
         )
         drawn = cycle(ids[::-1] or [0])
         next(islice(drawn, number, number), None)
         lengths = (LONG + FORCED, 1 + FORCED) * 2
-        self.texts = [list(islice(drawn, length)) for length in lengths]
+        texts = (list(islice(drawn, length)) for length in lengths)
+        self.texts = [like(text, prompt) for text, prompt in zip(texts, cycle(prompts))]
         self.known: dict[int, Tensor] = {}
 
     def fault(self, way: Caching) -> str | None:

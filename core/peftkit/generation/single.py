@@ -13,6 +13,7 @@ from peftkit.generation.cache import ABSENT
 from peftkit.generation.choosing import chooser
 from peftkit.generation.settings import Settings
 from peftkit.generation.stopping import Stopping
+from peftkit.keys import without
 
 
 @dataclass
@@ -75,7 +76,7 @@ def forbid_repeats(scores: Tensor, ids: Tensor, size: int) -> Tensor:
     n. The rule is of Paulus et al. 2017, arXiv:1705.04304. Ids beyond the vocabulary, which soft prompts have, match
     like others and are never forbidden, since they cannot be chosen.
     """
-    length = ids.shape[1]
+    ids, length = without(ids), ids.shape[1]
     if length < size:
         return scores
     matches = ids[:, size - 1 :] != ABSENT

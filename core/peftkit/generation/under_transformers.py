@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from peftkit.errors import PeftkitError
+from peftkit.keys import Keys
 from peftkit.ports.context import context_of
 
 
@@ -58,6 +59,25 @@ def tell_prompts(model: Any) -> None:
         finally:
             handle.remove()
             context.told = None
+
+    model.generate = generate
+
+
+def take_keys(model: Any, keys: Keys) -> None:
+    """Have `model.generate` take `key`, one for all prompts or a list of one for each, by which adapters are chosen."""
+    original, context = model.generate, context_of(model)
+
+    def generate(inputs: Tensor | None = None, *, key: str | Sequence[str] | None = None, **named: Any) -> Any:
+        if key is None:
+            raise PeftkitError(
+                f"this run's adapters are chosen by a key: give generate key=…, one of {', '.join(keys.names)}."
+            )
+        count = len(_ids(inputs, named))
+        given = [key] * count if isinstance(key, str) else list(key)
+        if len(given) != count:
+            raise PeftkitError(f"generate was given {len(given)} keys for {count} prompts.")
+        with context.with_keys(torch.tensor([keys.number(each) for each in given])):
+            return original(inputs, **named)
 
     model.generate = generate
 

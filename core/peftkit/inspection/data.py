@@ -21,7 +21,7 @@ from peftkit.data.template import Template, choose
 from peftkit.errors import PeftkitError
 from peftkit.estimation.asked import objective_of
 from peftkit.inspection.tokens import TokenPiece, token_pieces
-from peftkit.method import expand
+from peftkit.method import expand, keys_of
 from peftkit.models.load import tokenizer_of
 from peftkit.objectives import Objective
 from peftkit.recipe import Recipe
@@ -149,7 +149,8 @@ def _text_side(recipe: Recipe) -> tuple[Any, Template]:
     ports = {name for method in expand(recipe.methods()) for name in method.port.split(" + ")}
     if ports <= WITHOUT_SOFT_PROMPTS:
         tokenizer = tokenizer_of(recipe.model)
-        return tokenizer, choose(recipe.dataset.template, tokenizer, recipe.dataset.special)
+        template = choose(recipe.dataset.template, tokenizer, recipe.dataset.special)
+        return tokenizer, template.with_keys(keys_of(recipe.methods()))
     outline = assemble(recipe, weights=False)
     return outline.tokenizer, outline.template
 

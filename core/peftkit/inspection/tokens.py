@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from peftkit.data.encode import IGNORED, Encoded
+from peftkit.keys import plain
 
 BROKEN = "\ufffd"
 """What a tokenizer writes for bytes that are no whole character."""
@@ -28,16 +29,17 @@ def token_pieces(row: Encoded, tokenizer: Any, soft: Sequence[int] = ()) -> list
     token is what it adds to that of the piece before, as some tokenizers write a space only between two tokens.
     """
     names = {index: f"[soft prompt {number}]" for number, index in enumerate(soft, 1)}
-    kinds = [(label != IGNORED, index in names) for index, label in zip(row.ids, row.labels, strict=True)]
+    ids = plain(row.ids)
+    kinds = [(label != IGNORED, index in names) for index, label in zip(ids, row.labels, strict=True)]
     borders = {end for end, (kind, following) in enumerate(pairwise(kinds), 1) if kind != following} | {len(kinds)}
     pieces: list[TokenPiece] = []
     context = begin = 0
-    for end, (index, (trained, _)) in enumerate(zip(row.ids, kinds, strict=True), 1):
+    for end, (index, (trained, _)) in enumerate(zip(ids, kinds, strict=True), 1):
         if index in names:
             pieces.append(TokenPiece(names[index], trained))
             context = begin = end
             continue
-        before, after = (_text(row.ids[context:at], tokenizer) for at in (begin, end))
+        before, after = (_text(ids[context:at], tokenizer) for at in (begin, end))
         if not after.endswith(BROKEN) or end in borders:
             pieces.append(TokenPiece(after[len(before) :], trained, end - begin))
             context, begin = begin, end

@@ -28,12 +28,20 @@ Activation = Literal["gelu", "gelu_new", "relu", "silu", "tanh"]
 class Bottleneck(Adapter):
     """s (U act(D x + b) + c) with D [r, width], U [width, r], in fp32, added to the output of its module.
 
-    x is that output or, `beside` the module, its input; a `gated` one is multiplied by a gate of x. b, U and c start at
-    zero, so that the start is the base.
+    x is that output or, `beside` the module, its input; a `gated` one is multiplied by a gate of x, and a `normed`
+    one reads x after a layer norm of its own. b, U and c start at zero, so that the start is the base.
     """
 
     def __init__(
-        self, site: Site, size: int, activation: str, *, beside: bool = False, scale: float = 1.0, gated: bool = False
+        self,
+        site: Site,
+        size: int,
+        activation: str,
+        *,
+        beside: bool = False,
+        scale: float = 1.0,
+        gated: bool = False,
+        normed: bool = False,
     ):
         super().__init__(site)
         self.act, self.beside, self.scale = ACTIVATIONS[activation], beside, scale
@@ -44,13 +52,15 @@ class Bottleneck(Adapter):
         self.c = nn.Parameter(torch.zeros(site.outputs))
         nn.init.kaiming_uniform_(self.D, a=5**0.5)
         self.gate = Gate(width) if gated else None
+        self.norm = nn.LayerNorm(width) if normed else None
 
     def inner(self, x: Tensor) -> Tensor:
         """Return what is added for hidden states x [..., width]."""
+        x = x if self.norm is None else self.norm(x.to(self.norm.weight.dtype)).to(x.dtype)
         added = linear(self.act(linear(x, self.D, self.b)), self.U, self.c)
         added = added if self.scale == 1 else added * self.scale
         return added if self.gate is None else added * self.gate(x)
 
     def forward(self, call: Call, x: Tensor) -> Tensor:
         y = call(x)
-        return y + self.inner(x if self.beside else y)
+        return y + self.inner(x if self.beside else y).to(y.dtype)

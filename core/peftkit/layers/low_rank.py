@@ -101,13 +101,19 @@ class LowRank(Delta):
             self.B1.copy_(taken[1])
 
     @torch.no_grad()
-    def begin(self, down: Tensor, up: Tensor) -> None:
-        """Start from another pair A [rank, in], B [out, rank], once it stands; a split weight gives way to it."""
+    def begin(self, down: Tensor, up: Tensor, *taken: Tensor) -> None:
+        """Start from another pair A [rank, in], B [out, rank], once it stands; a split weight gives way to it.
+
+        What is packed anew is the weight before packing less the pair `taken`, where the start answers that.
+        """
         self.A.copy_(down)
         self.B.copy_(up)
         if self.factorise is not None:
             self.A0.copy_(self.A)
             self.B0.copy_(self.B * self.scale)
+            if self.answers:
+                self.A1.copy_(taken[0])
+                self.B1.copy_(taken[1])
             self.settle()
 
     @torch.no_grad()

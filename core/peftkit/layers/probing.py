@@ -122,6 +122,22 @@ def gradients(model: nn.Module, adapters: Mapping[str, Adapter], rows: Rows) -> 
     return {key: total / count for key, total in totals.items()}
 
 
+def margins(model: nn.Module, adapters: Mapping[str, Adapter], rows: Rows) -> dict[str, Tensor]:
+    """Return the means of each row and of each column of the empirical Fisher information of each site's weight.
+
+    They stand one behind the other, [out + in] in fp32; empty without examples. Of the information [out, in] itself,
+    the squared gradient of one example at a time is held.
+    """
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for row in rows:
+        for key, gradient in gradients(model, adapters, [row]).items():
+            squares = gradient.square()
+            totals[key] = totals.get(key, 0) + torch.cat([squares.mean(1), squares.mean(0)])
+        count += 1
+    return {key: total / count for key, total in totals.items()}
+
+
 @contextmanager
 def _watching(model: nn.Module, adapters: Mapping[str, Adapter], seen: Callable[..., None]) -> Iterator[None]:
     """Call `seen(key, module, inputs, output)` for each call of a site's module, in eval mode."""

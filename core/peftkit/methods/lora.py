@@ -26,7 +26,8 @@ class LoRA(Ranked, name="lora"):
     principal part of W (Meng et al. 2024, arXiv:2404.02948; `pissa-fast` nearly does by a few products with W), with
     `init: olora` as the first rank columns and rows of its QR decomposition (Büyükakyüz 2024, arXiv:2406.01775), and
     the frozen weight is the rest. `init: milora` takes the least part of W instead. `init: loftq` and `lq-lora` have
-    s B A answer what packing W loses. `eva`, `corda` and `lora-ga` look at the first 256 examples of the run.
+    s B A answer what packing W loses. `eva`, `corda` and `lora-ga` look at the first 256 examples of the run, and so
+    does `lq-lora-fisher`, which weighs what packing loses by how much the examples depend on it.
     """
 
     port: ClassVar[str] = "linear"
@@ -54,7 +55,7 @@ class LoRA(Ranked, name="lora"):
     """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732)."""
     init: str = "kaiming"
     """Start of the pair: drawn (kaiming, gaussian), found from W (pissa, pissa-fast, milora, olora, loftq, lq-lora) or
-    from the data (eva, corda, lora-ga)."""
+    from the data (eva, corda, lora-ga), or both (lq-lora-fisher)."""
 
     @property
     def splits_base(self) -> bool:
@@ -75,6 +76,11 @@ class LoRA(Ranked, name="lora"):
     @property
     def idle_hooks(self) -> tuple[str, ...]:
         return () if isinstance(INITS[self.init], Measured) else ("prepare",)
+
+    @property
+    def reads_originals(self) -> bool:
+        choice = INITS[self.init]
+        return isinstance(choice, Measured) and choice.answers
 
     def prepare(self, model: nn.Module, adapters: Mapping[str, Adapter], batches: Iterable[Any]) -> None:
         choice = INITS[self.init]

@@ -30,7 +30,7 @@ class Wrapping(Method):
         inner = self.inner
         hooks = [hook for hook in HOOKS if hook not in inner.idle_hooks]
         own = [hook for hook in hooks if getattr(type(inner), hook) is not getattr(Method, hook)]
-        if own or len(inner.parts()) > 1 or inner.by_row or inner.needs or inner.splits_base:
+        if own or len(inner.parts()) > 1 or inner.by_row or inner.keys_read or inner.needs or inner.splits_base:
             why = f"has a training of its own ({own[0]})" if own else "is no plain set of adapters"
             raise PeftkitError(f"{self.name}: of: the method '{inner.name}' {why}: choose another, such as lora.")
 

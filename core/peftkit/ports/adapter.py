@@ -48,7 +48,10 @@ class Adapter(nn.Module):
     adaptation: str = ""
     """The name of what it is seated as a part of."""
     reads: ClassVar[Literal["", "tokens", "prompt"]] = ""
-    """What it asks for of `tokens`: where they stand, or all that is the prompt, on which its output then depends."""
+    """What it asks for of `tokens`: where they stand, or all that is the prompt, on which its output then depends.
+
+    One that is chosen by the key of a row asks for `tokens`, and its method names the `keys`.
+    """
     row_size: int | None = None
     """The size of the rows that it puts in front of texts and leaves on the tape (`tell`); None where it does not."""
     moves: int = 0

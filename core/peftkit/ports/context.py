@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 from peftkit.kernels.tree import Tree
+from peftkit.keys import Keys
 from peftkit.ports.tokens import Tokens
 
 LINK = "peftkit_context"
@@ -131,6 +132,10 @@ class Context:
     """By how much adaptations raise the positions of the text."""
     readers: set[str] = field(default_factory=set)
     """The adaptations whose adapters depend on all of a prompt, so that no two rows have anything in common."""
+    keyed: dict[str, Keys] = field(default_factory=dict)
+    """Of each adaptation whose adapters are chosen by the key of a row, the keys that it knows."""
+    keys: Tensor | None = None
+    """The number of the key [rows] of each row whose ids carry none, as whoever runs the model tells."""
     soft: dict[str, Callable[[], tuple[int, int]]] = field(default_factory=dict)
     """Of each adaptation with soft prompts the id of their first row and how many there are."""
     own_attention: str | None = None
@@ -150,10 +155,16 @@ class Context:
         """Whether what runs on some token depends on all of its prompt."""
         return not self.readers.isdisjoint(self.names)
 
+    @property
+    def needs_beginnings(self) -> bool:
+        """Whether a text is to be read from its first token on, as what is kept of others tells adapters too little."""
+        return self.reads_prompts or not self.keyed.keys().isdisjoint(self.names)
+
     def forget(self, name: str) -> None:
         """Drop what is known of an adaptation that is taken off."""
         self.moves.pop(name, None)
         self.soft.pop(name, None)
+        self.keyed.pop(name, None)
         self.readers.discard(name)
         self.hearers.discard(name)
         for ear in self.ears if not self.hearers else ():
@@ -229,6 +240,15 @@ class Context:
             self.tokens, self.kept = before[:2]
             self.tape.clear()
             self.tape.update(before[2])
+
+    @contextmanager
+    def with_keys(self, numbers: Tensor | None) -> Iterator[None]:
+        """Give the rows of the passes inside whose ids carry no key these ones, [rows]; as many rows follow of each."""
+        before, self.keys = self.keys, numbers
+        try:
+            yield
+        finally:
+            self.keys = before
 
     @contextmanager
     def prompted(self, prompt: Tensor | None) -> Iterator[None]:

@@ -26,12 +26,13 @@ class Tokens:
     """How many rows of soft prompts stand in front of each text."""
     first: int | None = None
     """The id from which on tokens are rows of soft prompts."""
+    keys: Tensor | None = None
+    """The number of the key of each token's row, -1 where it has none; None where no adapter asks for it."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Tokens:
         """Return them with every tensor changed alike."""
-        told = None if self.told is None else change(self.told)
-        tensors = {name: change(getattr(self, name)) for name in ("ids", "positions", "rows")}
-        return replace(self, **tensors, told=told)
+        tensors = {name: getattr(self, name) for name in ("ids", "positions", "rows", "told", "keys")}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
 
     @property
     def index(self) -> Tensor:

@@ -77,7 +77,8 @@ class QuantizationSection(FormatChoice):
     modules: dict[Text, FormatChoice] = {}
     """Formats of single modules by role, group or pattern of names, which may also stand beside `format`."""
     init: Text | None = None
-    """How low-rank pairs start, for each method with an `init` that does not set its own (`loftq`, `lq-lora`)."""
+    """How low-rank pairs start, for each method with an `init` that does not set its own (`loftq`, `lq-lora`,
+    `lq-lora-fisher`)."""
     budget: Annotated[float, Field(gt=0, le=16)] | None = None
     """Bits per weight, scales included: chooses a format for each linear layer and stack of the blocks by its error."""
 

@@ -15,6 +15,7 @@ from peftkit.data.messages import conversation, opening
 from peftkit.data.records import keys, kind, text
 from peftkit.data.tables import Columns, Record, read_records
 from peftkit.errors import PeftkitError, hint
+from peftkit.keys import KEY
 from peftkit.tasks.own_files import OwnFiles
 from peftkit.tasks.task import TASKS
 
@@ -26,8 +27,8 @@ FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "document (text)": (("text",), ()),
 }
 """The forms of a record: the keys that tell each, and those that may stand beside them."""
-NAMES = ("id", "idx")
-"""Keys that name a record and change nothing of what is learnt."""
+BESIDE = (KEY, "id", "idx")
+"""What may stand beside any form: the key by which adapters are chosen, and what names a record."""
 WORD = re.compile("[A-Za-z0-9 ]{2,}")
 TEXTS = tuple(text for _, text in MESSAGE)
 EXCHANGE: tuple[Role, Role] = ("user", "assistant")
@@ -49,7 +50,8 @@ class JSONLines(OwnFiles):
     `dataset.path` is one file, or a folder with `train.jsonl` (or another ending), `validation.jsonl` and `test.jsonl`,
     of which training needs the first alone. Messages are `{role, content}` or `{from, value}`; the last one is the
     assistant's. `text` alone is a document, every token of which is trained. A label is a text or a whole number,
-    beside a `prompt`, `text` or `sentence`, or a pair such as `premise` and `hypothesis`.
+    beside a `prompt`, `text` or `sentence`, or a pair such as `premise` and `hypothesis`. A `key` beside any of them
+    says by which adapters a record is read, where the method has several.
     """
 
     name = "jsonl"
@@ -66,6 +68,9 @@ class JSONLines(OwnFiles):
         if item is None:
             raise PeftkitError(f"{path} is empty; records are wanted, each of one of the forms {'; '.join(FORMS)}.")
 
+    def key(self, example: Example) -> Hashable:
+        return example.prompt, example.meta.get(KEY)
+
     def group(self, examples: Iterable[Example], limit: int | None = None) -> list[Example]:
         """Return one example per distinct input; a document, which has no answer to compare, is refused."""
         first = examples if limit is None or not isinstance(examples, Examples) else self._first(examples, limit)
@@ -73,7 +78,7 @@ class JSONLines(OwnFiles):
 
     def _first(self, examples: Examples, limit: int) -> Iterator[Example]:
         """Yield the examples of the first `limit` inputs, all of them, and few of the others."""
-        inputs: set[Hashable] = set()
+        inputs: set[Any] = set()
         words: re.Pattern[bytes] | None = None
         for item in examples.items():
             if words is not None and isinstance(item, _Item) and item.record.lacks(words):
@@ -81,7 +86,7 @@ class JSONLines(OwnFiles):
             example = item()
             inputs.add(self.key(example))
             if words is None and len(inputs) == limit:
-                words = _words(inputs)
+                words = _words(prompt for prompt, _ in inputs)
             yield example
 
 
@@ -120,7 +125,7 @@ def _example(record: Record, columns: Columns) -> Example:
             "text and label. `dataset.columns` gives keys of other names."
         )
     wanted, beside = FORMS[forms[0]]
-    _check(values, (*wanted, *beside, *NAMES), place)
+    _check(values, (*wanted, *beside, *BESIDE), place)
     first, second = wanted[0], wanted[-1]
     if first == "text":
         turns = (Turn("text", text(values[first], place, first)),)
@@ -128,7 +133,7 @@ def _example(record: Record, columns: Columns) -> Example:
         turns = opening(values, conversation(_without(values[first], columns), place, first), place)
     else:
         turns = _answered(values, first, second, columns, place)
-    return Example(record.identity, turns, (turns[-1].text,))
+    return Example(record.identity, turns, (turns[-1].text,), _key(values, place))
 
 
 @lru_cache(maxsize=64)
@@ -192,19 +197,29 @@ def _check(values: Mapping[str, Any], allowed: tuple[str, ...], place: str) -> N
         )
 
 
+def _key(values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the key of a record, where it has one, as the fields of its example."""
+    key = values.get(KEY)
+    if key is None:
+        return {}
+    if isinstance(key, bool) or not isinstance(key, str | int):
+        raise PeftkitError(f"{place}: '{KEY}' is {kind(key)}, and text or a whole number is wanted.")
+    return {KEY: str(key) if isinstance(key, int) else text(key, place, KEY)}
+
+
 def _labelled(record: Mapping[str, Any], identity: str, place: str) -> Example:
     """Turn a record with a label into an example without an answer; two texts stand on a line each."""
     named = next((names for names in reversed(LABELLED) if all(name in record for name in names)), None)
     if named is None:
         allowed = "; ".join(" and ".join(names) for names in LABELLED)
         raise PeftkitError(f"{place}: beside '{LABEL}' the record has {keys(record)}. Allowed is one of: {allowed}.")
-    _check(record, (LABEL, *named, *NAMES), place)
+    _check(record, (LABEL, *named, *BESIDE), place)
     label = record[LABEL]
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise PeftkitError(f"{place}: '{LABEL}' is {kind(label)}, and a class is wanted: text or a whole number.")
     label = label if isinstance(label, int) else text(label, place, LABEL)
     prompt = "\n".join(text(record[name], place, name) for name in named)
-    return Example(identity, (Turn("user", prompt),), (str(label),), {LABEL: label})
+    return Example(identity, (Turn("user", prompt),), (str(label),), {LABEL: label, **_key(record, place)})
 
 
 TASKS.add(JSONLines.name, JSONLines())

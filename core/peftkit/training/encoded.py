@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from peftkit import files
@@ -137,6 +137,7 @@ class Encoder:
             "split": [split, count],
             "tokenizer": words,
             "template": [self.template.name, *self.template.soft],
+            **({} if self.template.keys is None else {"keys": asdict(self.template.keys)}),
             "objective": [objective.name, objective.options()],
             "max_length": self.recipe.train.max_length,
         }

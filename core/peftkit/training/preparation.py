@@ -21,6 +21,7 @@ from peftkit.engine.rows import check_order
 from peftkit.errors import PeftkitError
 from peftkit.estimation.asked import arrangement_of, objective_of
 from peftkit.models.layerwise import release_memory
+from peftkit.models.quantize import forget_originals
 from peftkit.objectives import Objective
 from peftkit.recipe import Recipe, TrainSection
 from peftkit.tasks.source import load as load_data
@@ -90,6 +91,8 @@ def prepare(
     if not resumed and recipe.adapter is None:
         torch.manual_seed(section.seed)
         adaptation.prepare(Epoch(batches, 0, pad_id))
+    if base is None and not resumed:
+        forget_originals(loaded.module)
     loop = _loop(loaded, batches, section, objective, notices, notice, phase)
     return Prepared(
         loop=loop,

@@ -36,22 +36,33 @@ class Factorisation:
         adapter.split(self.compute, self.answers)
 
 
+def drawn(adapter: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A from the Kaiming uniform distribution with a = sqrt 5, and B zero."""
+    down = torch.empty_like(adapter.A)
+    nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+    return down, torch.zeros_like(adapter.B)
+
+
 @dataclass(frozen=True)
 class Measured:
     """A choice that looks at the first examples of a run: until then, and without any, A is drawn and B is zero.
 
     `measure(model, adapters, rows)` returns what was seen by site, and `compute(adapter, W, seen)` the pair A [rank,
-    in], B [out, rank] from it. With `split` the frozen weight keeps W - s B A.
+    in], B [out, rank] from it. With `split` the frozen weight keeps W - s B A. Where it `answers` what packing loses,
+    as a `Factorisation` may, W is the weight before packing, and A1 and B1 come with the pair; `first` gives all four
+    until then.
     """
 
     measure: Callable[..., Mapping[str, Tensor]]
-    compute: Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
+    compute: Callable[[Any, Tensor, Tensor], tuple[Tensor, ...]]
     split: bool = False
+    answers: bool = False
+    first: Callable[[Any, Tensor], tuple[Tensor, ...]] = drawn
 
     def __call__(self, adapter: Any) -> None:
         """Draw A from the Kaiming uniform distribution and set B to zero."""
         if self.split:
-            adapter.split(drawn)
+            adapter.split(self.first, self.answers)
         else:
             adapter.A.data.copy_(drawn(adapter, adapter.A)[0])
             nn.init.zeros_(adapter.B)
@@ -61,13 +72,6 @@ class Measured:
         for key, seen in self.measure(model, adapters, examples(batches, SAMPLES)).items():
             adapter = adapters[key]
             adapter.begin(*self.compute(adapter, adapter.original().detach().float(), seen))
-
-
-def drawn(adapter: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return A from the Kaiming uniform distribution with a = sqrt 5, and B zero."""
-    down = torch.empty_like(adapter.A)
-    nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-    return down, torch.zeros_like(adapter.B)
 
 
 def splits(init: str) -> bool:
