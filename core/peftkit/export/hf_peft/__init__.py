@@ -42,7 +42,7 @@ def hf_peft(run: Path, output: Path) -> dict[str, Any]:
 
 def write(trained: Trained, folder: Path) -> None:
     """Write the configuration and the tensors that the method's converter gives."""
-    parts = trained.adaptation.parts
+    parts = [part for part in trained.adaptation.parts if part.lasts]
     if len(parts) > 1:
         names = ", ".join(part.method.name for part in parts)
         raise PeftkitError(
