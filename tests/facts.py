@@ -342,11 +342,12 @@ FACTS = {
         ),
     ),
     "longlora": Facts(
-        learns=Learns(loss=3.0, learning_rate=5e-3), trials=({"rank": 4, "targets": "linear", "group": 4},)
+        learns=Learns(loss=3.0, learning_rate=5e-3), trials=({"rank": 4, "targets": "linear", "group": 12},)
     ),
     "longqlora": Facts(
         learns=Learns(loss=3.0, learning_rate=1.5e-2),
-        trials=({"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["linear", "head"], "group": 5},),
+        trials=({"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["linear", "head"], "group": 12},),
+        bounded_rank=False,
     ),
     "lora-dropout": Facts(
         learns=Learns(loss=3.8, steps=100, learning_rate=0.01),

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Lt
 
+from peftkit.layout import Site
 from peftkit.method import Method, Targets
 from peftkit.methods.lora import LoRA
 from peftkit.methods.s2_attn import Shifted
@@ -33,7 +34,7 @@ class LongQLoRA(Method, name="longqlora"):
     size: ClassVar[str | None] = "rank"
 
     rank: Annotated[int, Ge(1)] = 64
-    """Inner size of the low-rank pairs."""
+    """Inner size of the low-rank pairs; that of a smaller map where it has no room for it."""
     alpha: Annotated[float, Gt(0)] = 16.0
     """Scale: the update of the pairs is multiplied by alpha / rank."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.05
@@ -44,7 +45,7 @@ class LongQLoRA(Method, name="longqlora"):
     """Tokens of a group: a quarter of the length that is trained at in the paper; rows up to half of it see all."""
 
     def parts(self) -> tuple[Method, ...]:
-        pairs = LoRA(
+        pairs = FittingPairs(
             rank=self.rank,
             alpha=self.alpha,
             dropout=self.dropout,
@@ -52,3 +53,10 @@ class LongQLoRA(Method, name="longqlora"):
             learning_rate=self.learning_rate,
         )
         return pairs, Shifted(group=self.group)
+
+
+class FittingPairs(LoRA):
+    """The pairs of the combination, whose rank is at most what a map allows: more says nothing more."""
+
+    def fitting(self, site: Site, rank: int) -> int:
+        return min(rank, site.inputs, site.outputs)
