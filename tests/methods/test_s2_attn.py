@@ -108,7 +108,7 @@ def test_no_token_sees_a_later_one():
     changed = IDS.clone()
     changed[:, -1] = (changed[:, -1] + 7) % 90 + 3
     assert torch.equal(logits(model, IDS)[:, :-1], logits(model, changed)[:, :-1])
-    embedded = model.get_input_embeddings()(IDS).detach().requires_grad_()
+    embedded = model.model.embed_tokens(IDS).detach().requires_grad_()
     for at in range(LENGTH):
         (gradient,) = torch.autograd.grad(model(inputs_embeds=embedded).logits[:, at].sum(), embedded)
         assert not gradient[:, at + 1 :].any()

@@ -92,25 +92,25 @@ class Shifted(Method):
         return sites
 
     def build(self, site: Site) -> Adapter:
-        return Grouped(site, self.group)
+        return GroupAttention(site, self.group)
 
 
-class Grouped(AttentionAdapter):
+class GroupAttention(AttentionAdapter):
     """Attention within groups of tokens while the model trains."""
 
     training_alone: ClassVar[bool] = True
 
     def __init__(self, site: Site, group: int):
         super().__init__(site)
-        self.group, self.half = group, -(-group // 2)
+        self.group, self.later = group, -(-group // 2)
 
     @torch.compiler.disable()
     def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        if not self.training or (self.longest or q.shape[2]) <= self.half:
+        if not self.training or (self.longest or q.shape[2]) <= self.later:
             return attend(q, k, v, mask)
         with self.within(Spans(self.group)):
             y = attend(q, k, v, mask)
-        with self.within(Spans(self.group, self.half)):
+        with self.within(Spans(self.group, self.later)):
             shifted = attend(q, k, v, mask)
         heads = q.shape[1] // 2
         return torch.cat([y[:, :, :heads], shifted[:, :, heads:]], 2)
