@@ -27,7 +27,9 @@ class ShiftedSparseAttention(Method, name="s2-attn"):
     where floor((i - G/2) / G) = floor((j - G/2) / G). The official code rolls the second half by G / 2, so that its
     last group holds the end and the beginning of a text: here that group is cut, as its early tokens would see late
     ones. Groups go by the position in the row, soft prompts counted, and the last one may be short. Validation,
-    generation and merged models attend to all. `of` is the method that is trained meanwhile.
+    generation and merged models attend to all, and so do the losses of `mezo`, measured as in validation. `of` is the
+    method that is trained meanwhile. Both ways are computed for all heads, which at G = T / 4 is half the products of
+    full causal attention.
     """
 
     port: ClassVar[str] = "attention, and that of its method"
