@@ -137,6 +137,12 @@ def mam_stored(m: Any, layout: Layout) -> int:
     return prefix(m.parts()[0], layout) + bottlenecks(m.parts()[1], layout)
 
 
+def longlora(m: Any, layout: Layout) -> int:
+    """The pairs, the rows of the embedding, and the vectors of the norms."""
+    norms = sum(p.numel() for path in layout.norms() for p in layout.modules[path].parameters())
+    return pairs(m.parts()[0], layout) + layout.embedding().inputs * layout.width + norms
+
+
 def llama_adapter(m: Any, layout: Layout) -> int:
     factors = 1 if m.variant == "paper" else layout.config.num_attention_heads
     return len(m.sites(layout)) * (m.length * layout.width + factors)
@@ -342,6 +348,8 @@ TRAINED: dict[str, Form] = {
     "loha": lambda m, layout: 2 * pairs(m, layout),
     "lokr": factors,
     "lora": lora,
+    "longlora": longlora,
+    "longqlora": lambda m, layout: lora(m.parts()[0], layout),
     "lora-dropout": lora,
     "lora-fa": lambda m, layout: lora(m, layout) - frozen(m, layout),
     "lora-plus": lora,
@@ -367,6 +375,7 @@ TRAINED: dict[str, Form] = {
     "randlora": bases,
     "road": lambda m, layout: m.variant * outputs(m, layout),
     "s-bitfit": gated_biases,
+    "s2-attn": lambda m, layout: TRAINED[m.inner.name](m.inner, layout),
     "sam-mask": kept,
     "scaled-parallel-adapter": bottlenecks,
     "sensitivity-spt": kept,

@@ -353,6 +353,14 @@ FACTS = {
             {"targets": ["q", "v", "up"], "rank": 3, "init": "corda"},
         ),
     ),
+    "longlora": Facts(
+        learns=Learns(loss=3.0, learning_rate=5e-3), trials=({"rank": 4, "targets": "linear", "group": 12},)
+    ),
+    "longqlora": Facts(
+        learns=Learns(loss=3.0, learning_rate=1.5e-2),
+        trials=({"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["linear", "head"], "group": 12},),
+        bounded_rank=False,
+    ),
     "lora-dropout": Facts(
         learns=Learns(loss=3.8, steps=100, learning_rate=0.01),
         trials=({"dropout": 0.2, "samples": 1, "targets": "linear", "rank": 4},),
@@ -452,6 +460,13 @@ FACTS = {
         trials=(
             {"targets": ["linear"], "rank": 4, "pool": "sum", "init": "gaussian"},
             {"targets": "mlp", "rank_pattern": {"down": 3}, "layers": "1", "bias": "adapted"},
+        ),
+    ),
+    "s2-attn": Facts(
+        learns=Learns(loss=3.5, learning_rate=1.5e-2),
+        trials=(
+            {"of": {"lora": {"rank": 4, "targets": "linear"}}, "group": 8},
+            {"of": {"pfeiffer-adapter": {"bottleneck": 12}}, "group": 10},
         ),
     ),
     "s4-design-space": Facts(

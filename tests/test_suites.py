@@ -19,9 +19,10 @@ from peftkit.models.load import load as load_model
 from peftkit.recipe import load as load_recipe
 from peftkit.report import report
 from peftkit.report.document import Table
+from peftkit.suites.kinds import lm_eval
 from peftkit_cli.main import main
 
-INSTALLED = all(importlib.util.find_spec(name) for name in suites.PACKAGES)
+INSTALLED = all(importlib.util.find_spec(name) for name in lm_eval.PACKAGES)
 with_harness = pytest.mark.skipif(not INSTALLED, reason="peftkit[lm-eval] is not installed")
 
 DOCS = [
@@ -286,16 +287,40 @@ def test_a_suite_is_named_as_it_should_be(suite):
 
 
 def test_a_list_stands_for_its_tasks_each_once():
-    assert suites.chosen("lm-eval:piqa, commonsense8,glue") == [
+    kind, names = suites.chosen("lm-eval:piqa, commonsense8,glue")
+    assert kind == "lm-eval"
+    assert names == [
         "piqa",
-        *(name for name in suites.LISTS["commonsense8"] if name != "piqa"),
+        *(name for name in lm_eval.LISTS["commonsense8"] if name != "piqa"),
         "glue",
     ]
-    assert len(suites.LISTS["commonsense8"]) == 8
+    assert len(lm_eval.LISTS["commonsense8"]) == 8
+
+
+def test_the_tasks_of_one_call_share_a_wrapped_model(run, monkeypatch):
+    """What is asked of the harness, without it: each task once, on the model that was wrapped for the first."""
+    made, asked = [], []
+    monkeypatch.setattr(lm_eval, "check_installed", lambda: None)
+    monkeypatch.setattr(lm_eval.harness, "version", lambda: "0")
+    monkeypatch.setattr(lm_eval.harness, "load", lambda names, folder: {name: name.upper() for name in names})
+    monkeypatch.setattr(lm_eval.harness, "wrap", lambda subject, size: made.append((subject, size)) or object())
+
+    def score(model, name, task, limit):
+        asked.append((model, name, task, limit))
+        return [{"task": name, "metric": "acc", "filter": "none", "value": 0.5, "stderr": None}]
+
+    monkeypatch.setattr(lm_eval.harness, "score", score)
+    found = suites.evaluate(run, "lm-eval:a,b", limit=3)
+    assert [size for _, size in made] == [2]
+    assert [rest for _, *rest in asked] == [["a", "A", 3], ["b", "B", 3]]
+    assert asked[0][0] is asked[1][0]
+    assert (found["suite"], found["tasks"], found["versions"]["lm-eval"]) == ("lm-eval", ["a", "b"], "0")
+    for name in "ab":
+        (run / "eval" / f"lm-eval-{name}.json").unlink()
 
 
 def test_a_missing_package_is_told_with_the_extra(monkeypatch, run, capsys):
-    monkeypatch.setattr(suites.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(lm_eval.importlib.util, "find_spec", lambda name: None)
     assert main(["eval", str(run), "--suite", "lm-eval:arc_easy"]) == 2
     assert "pip install 'peftkit[lm-eval]'" in capsys.readouterr().err
 

@@ -26,15 +26,21 @@ def evaluate(
     base: Annotated[bool, typer.Option("--base", help="Score the model of a run without its adapter.")] = False,
     suite: Annotated[
         str | None,
-        typer.Option(metavar="lm-eval:NAME,...", help="Run these tasks of lm-eval instead: arc_easy, glue, mmlu, ..."),
+        typer.Option(
+            metavar="lm-eval:NAME,...|long-context:LENGTH,...",
+            help="Run these tasks of lm-eval instead (arc_easy, glue, mmlu, ...), or look at texts of these lengths.",
+        ),
     ] = None,
     suite_path: Annotated[
-        Path | None, typer.Option("--suite-path", metavar="DIR", help="A folder with lm-eval task files of your own.")
+        Path | None,
+        typer.Option(
+            "--suite-path", metavar="PATH", help="A folder with lm-eval task files, or a long text, of your own."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     trust: TrustOption = False,
 ) -> None:
-    """Generate for every input of a split, and print the scores of the task's metrics; or run tasks of lm-eval."""
+    """Generate for every input of a split, and print the scores of the task's metrics; or run a suite."""
     run = Path(target) if Path(target).is_dir() else None
     if suite_path and not suite:
         raise PeftkitError(f"--suite-path is {suite_path} without --suite, which names the tasks in it to run.")

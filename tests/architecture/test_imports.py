@@ -76,7 +76,7 @@ ALLOWED = {
         "together": "adaptation assembly data device engine errors files lock method models objectives ports "
         "recipe strategies training",
         # What is made of runs.
-        "suites": "assembly data errors evaluation files recipe schemas versions",
+        "suites": "assembly data device errors evaluation files recipe registry schemas tasks versions",
         "export": "__version__ adaptation assembly data errors families files free_memory layers layout method methods "
         "models ports quantization recipe registry schemas tasks tensor_file",
         "interchange": "adaptation assembly data errors export files layers layout method methods quantization recipe "

@@ -28,14 +28,28 @@ from peftkit.quantization.foreign import READERS
 from peftkit.quantization.quantizer import QUANTIZERS
 from peftkit.strategies import DEFAULT as STRATEGY
 from peftkit.strategies import STRATEGIES
+from peftkit.suites.suite import SUITES
 from peftkit.tasks import TASKS
 
 ORDINARY = {"text", "full"}
 """Names that are also everyday words or keys of a format; they are looked for in comparisons alone."""
 OWN = {"methods", "tasks", "metrics", "export", "inits", "formats", "readers", "objectives", "pruning", "strategies"}
-OWN |= {"loggers"}
+OWN |= {"loggers", "kinds"}
 """Folders whose files each belong to one name."""
-REGISTRIES = (METHODS, TASKS, METRICS, FORMATS, INITS, OPTIMIZERS, QUANTIZERS, OBJECTIVES, PRUNERS, STRATEGIES, LOGGERS)
+REGISTRIES = (
+    METHODS,
+    TASKS,
+    METRICS,
+    FORMATS,
+    INITS,
+    OPTIMIZERS,
+    QUANTIZERS,
+    OBJECTIVES,
+    PRUNERS,
+    STRATEGIES,
+    LOGGERS,
+    SUITES,
+)
 NAMES = {name for registry in REGISTRIES for name in registry.names()} - {DEFAULT, OBJECTIVE, STRATEGY}
 HOMES = {Path(inspect.getfile(entry)) for _, entry in OPTIMIZERS.items()}
 """Files of entries in a folder that holds generic code too."""

@@ -59,7 +59,7 @@ class Merging(State):
                     f"the method '{part.method.name}' cannot be merged into the model's weights: keep the adapter "
                     "beside the model, and generate and evaluate from the run folder."
                 )
-        for site in (adapter.site for adapter in self.adapters()):
+        for site in (adapter.site for adapter in self.lasting()):
             if shape(site.module) is None and site.stack is None:
                 return (
                     f"the adapter at {site.id} stands behind a whole part of a layer, which ends in no single linear "
@@ -83,7 +83,7 @@ class Merging(State):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise PeftkitError(f"the adapter's tensor {key} holds NaN or infinity: nothing was merged.")
         seats: dict[str, list[Adapter]] = {}
-        for adapter in self.adapters():
+        for adapter in self.lasting():
             seats.setdefault(f"{adapter.site.path}/{adapter.site.stack}", []).append(adapter)
         return list(seats.values())
 

@@ -34,6 +34,11 @@ class Part:
         """The model's own tensors that the part gives other values."""
         return {**self.own, **self.settled}
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it acts outside of training too."""
+        return bool(self.own) or not all(adapter.training_alone for adapter in self.adapters.values())
+
     def settle(self) -> None:
         """Have the adapters write what their start leaves of frozen weights, once; the old values are in `base`."""
         if self.settled or not self.method.splits_base:

@@ -49,6 +49,10 @@ class State:
         """Iterate over the adapters of all parts, in their order."""
         return (adapter for part in self.parts for adapter in part.adapters.values())
 
+    def lasting(self) -> Iterator[Adapter]:
+        """Iterate over the adapters that act outside of training too."""
+        return (adapter for adapter in self.adapters() if not adapter.training_alone)
+
     def added(self) -> list[nn.Module]:
         """List the modules beside the model's own: adapters, what they share, and those of the children."""
         added = [*self.adapters(), *(part.shared for part in self.parts if part.shared is not None)]

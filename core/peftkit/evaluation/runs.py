@@ -154,7 +154,7 @@ def merges_exactly(adaptation: Adaptation) -> bool:
 
     So it is where every method can be merged and every weight beneath an adapter is held in fp32, unpacked.
     """
-    sites = [adapter.site.module for part in adaptation.parts for adapter in part.adapters.values()]
+    sites = [adapter.site.module for adapter in adaptation.lasting()]
     frozen = [module._parameters.get("weight") for module in sites]
     return adaptation.unmergeable() is None and all(
         weight is not None and weight.dtype == torch.float32 for weight in frozen

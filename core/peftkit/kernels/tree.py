@@ -6,7 +6,7 @@ What a token sees is its own path from the root, so that whatever reads one toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,28 @@ def grow(rows: Sequence[Sequence[int]], share: bool = True) -> Tree:
             blocks.append(Block(int(path[start]), end - start, path[:end]))
         count += len(row) - kept
     return Tree(torch.from_numpy(np.concatenate(ids)), torch.from_numpy(np.concatenate(positions)), places, blocks)
+
+
+def cut(tree: Tree, length: int, first: int = 0) -> Tree:
+    """Return the tree whose tokens see their own span of a row alone: `first` tokens, and then `length` each.
+
+    It is made once for each choice. A span goes by the position in the row, so that shared beginnings stay shared.
+    """
+    made: dict[tuple[int, int], Tree] = tree.__dict__.setdefault("cuts", {})
+    if (length, first) not in made:
+        blocks = [piece for block in tree.blocks for piece in _pieces(block, length, first)]
+        made[length, first] = Tree(tree.ids, tree.positions, tree.rows, blocks)
+    return made[length, first]
+
+
+def _pieces(block: Block, length: int, first: int) -> Iterator[Block]:
+    end = len(block.keys)
+    at = end - block.length
+    while at < end:
+        begin = 0 if at < first else at - (at - first) % length
+        stop = min(end, first if at < first else begin + length)
+        yield Block(int(block.keys[at]), stop - at, block.keys[begin:stop])
+        at = stop
 
 
 def goes_on(path: np.ndarray, block: Block) -> bool:

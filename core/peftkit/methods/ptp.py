@@ -110,6 +110,8 @@ class Perturbed(Method):
 class Perturbation(Adapter):
     """Moves the embeddings of texts in the second pass; the first one finds their gradient where that is asked for."""
 
+    training_alone: ClassVar[bool] = True
+
     def __init__(self, site: Site, method: Perturbed):
         super().__init__(site)
         self.kind, self.radius = method.kind, method.radius

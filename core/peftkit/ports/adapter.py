@@ -44,6 +44,8 @@ class Adapter(nn.Module):
 
     inside: ClassVar[bool] = False
     """Whether it acts within its module's computation, called by another port, instead of around it."""
+    training_alone: ClassVar[bool] = False
+    """Whether it acts in training alone: merged weights and what other software runs have nothing of it."""
     peftkit_context: Context
     adaptation: str = ""
     """The name of what it is seated as a part of."""

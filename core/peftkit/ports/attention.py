@@ -14,12 +14,13 @@ from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from peftkit.ports.adapter import Adapter
-from peftkit.ports.context import CALL, LINK, REACH, Context, Routing
+from peftkit.ports.context import CALL, LINK, REACH, SPANS, Context, Routing, Spans
 from peftkit.ports.own_attention import alone, bound, reach, reached
 from peftkit.ports.seat import Seat
 
@@ -64,6 +65,25 @@ class AttentionAdapter(Adapter):
                 return reached(call, arguments)
         finally:
             del tape[module, REACH]
+
+    @contextmanager
+    def within(self, spans: Spans) -> Iterator[None]:
+        """Have each token see its own span of its row alone where the text attends inside; no cache is in front.
+
+        Keys that other adapters put in front stay seen. Attention in a model's own code takes no notice of it.
+        """
+        tape = self.context.tape
+        tape[self.site.module, SPANS] = spans
+        try:
+            yield
+        finally:
+            del tape[self.site.module, SPANS]
+
+    @property
+    def longest(self) -> int | None:
+        """The tokens of the longest row where rows are flat; None where they are padded."""
+        rows = [row for tree in self.context.trees for row in tree.rows]
+        return max(map(len, rows)) if rows else None
 
     def forward(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """Compute the adapted attention."""
@@ -137,8 +157,33 @@ def _attend(module: nn.Module, rest: Mapping[str, Any]) -> Attend:
     plain = cast(Any, module).config._attn_implementation == EAGER
     if plain or any(rest.get(name) is not None for name in BEYOND_KERNEL):
         products = models_own(module, "eager")
-        return lambda q, k, v, mask: products(module, q, k, v, _added(mask, q.dtype), **rest)[0]
-    return lambda q, k, v, mask: ALL_ATTENTION_FUNCTIONS[KERNEL](module, q, k, v, mask, **rest)[0]
+        return lambda q, k, v, mask: products(module, q, k, v, _added(_parted(module, mask), q.dtype), **rest)[0]
+    return lambda q, k, v, mask: ALL_ATTENTION_FUNCTIONS[KERNEL](module, q, k, v, _parted(module, mask), **rest)[0]
+
+
+def spans_of(module: nn.Module) -> Spans | None:
+    """Return the spans within which the tokens of a module attend now; None where they see all of their row."""
+    context = module.__dict__.get(LINK)
+    return None if context is None else context.tape.get((module, SPANS))
+
+
+def _parted(module: nn.Module, mask: Tensor) -> Tensor:
+    """Return the mask without what the spans of a module part; the last keys are those of the text, if any are."""
+    spans, (tokens, count) = spans_of(module), mask.shape[-2:]
+    # Where the first token sees the last key, all keys are in front.
+    if spans is None or count < tokens or tokens < 2 or bool(_open(mask[..., 0, -1]).any()):
+        return mask
+    places = torch.arange(tokens, device=mask.device)
+    span = torch.where(places < spans.first, -1, (places - spans.first).div(spans.length, rounding_mode="floor"))
+    apart = F.pad(span[:, None] != span, (count - tokens, 0))
+    parted = mask.masked_fill(apart, shut(mask))
+    # Padding that is left with no key sees what it saw: no number comes of none.
+    return torch.where(_open(parted).any(-1, keepdim=True), parted, mask)
+
+
+def _open(mask: Tensor) -> Tensor:
+    """Return where a mask lets a query look."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def models_own(module: nn.Module, implementation: str) -> Callable[..., Any]:

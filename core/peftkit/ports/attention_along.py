@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
-from peftkit.kernels.tree import Tree
+from peftkit.kernels.tree import Tree, cut
 from peftkit.kernels.tree_attention import attend
 from peftkit.kernels.tree_plan import plan_of
-from peftkit.ports.attention import Attend, chain, configs, input_as, inputs, register, stop
+from peftkit.ports.attention import Attend, chain, configs, input_as, inputs, register, spans_of, stop
 from peftkit.ports.context import LINK, Context, context_of
 from peftkit.ports.seat import Seat
 
@@ -37,7 +37,7 @@ def attention_along(
     if context.heard is not None:
         context.heard(module, query, key, value, rest)
     if not others:
-        call = _attend_along(tree, key, rest)
+        call = _attend_along(module, tree, key, rest)
         call = chain(module, context.names, call) if isinstance(module, Seat) else call
         return call(query, key, value, attention_mask), None
     sizes = [len(tree.ids) for tree in context.trees]
@@ -46,15 +46,20 @@ def attention_along(
     read = [None] * len(sizes) if context.routing is None else inputs(module, context.routing, 1)
     parts = []
     for tree, name, x, q, k, v, mask in zip(context.trees, names, read, *portions, strict=True):
-        call = _attend_along(tree, k, rest)
+        call = _attend_along(module, tree, k, rest)
         with input_as(module, x):
             call = chain(module, (name,), call) if isinstance(module, Seat) else call
             parts.append(call(q, k, v, mask))
     return torch.cat(parts, 1), None
 
 
-def _attend_along(tree: Tree, key: Tensor, rest: dict[str, Any]) -> Attend:
-    return lambda q, k, v, mask: _along(tree, q, k, v, 0 if k is key else _front(tree, k, mask), **rest)
+def _attend_along(module: nn.Module, tree: Tree, key: Tensor, rest: dict[str, Any]) -> Attend:
+    def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        spans = spans_of(module)
+        seen = tree if spans is None else cut(tree, spans.length, spans.first)
+        return _along(seen, q, k, v, 0 if k is key else _front(tree, k, mask), **rest)
+
+    return call
 
 
 @contextmanager

@@ -20,8 +20,17 @@ LINK = "peftkit_context"
 """Where each module of a model keeps the context."""
 PROMPT = "prompt"
 """What the tape has, beside each adapter that puts something in front of texts: its rows."""
-CALL, REACH = "call", "reach"
-"""What the tape holds of a module beside what it reads: how it was called, and whether it stops at its keys."""
+CALL, REACH, SPANS = "call", "reach", "spans"
+"""What the tape holds of a module beside what it reads: how it was called, whether it stops at its keys, and the spans
+of a row within which its tokens attend."""
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Stretches of a row, by position: the first one of `first` tokens, those behind it of `length` each."""
+
+    length: int
+    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -138,9 +138,7 @@ def _suites(runs: Sequence[Evidence]) -> list[Any]:
     heads = sorted(columns, key=lambda head: not head.startswith("untrained"))
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     rows = [[name, *(columns[head].get(name, NONE) for head in heads)] for name in names]
-    explanation = (
-        f"Scores of {suites.SUITE}'s own code, with its standard error; in brackets, of how many inputs at most."
-    )
+    explanation = "Scores of the suites' own code, with their standard errors; in brackets, of how many inputs at most."
     return [Heading("Suites"), Table(["task", *heads], rows), Paragraph(explanation)]
 
 

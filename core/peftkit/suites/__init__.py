@@ -1,12 +1,7 @@
-"""Task suites of other programs, run on a run's adapted model or its base as it stands in memory.
-
-EleutherAI's lm-evaluation-harness (Gao et al. 2021, doi 10.5281/zenodo.5371628) is the one suite: its tasks choose the
-data, the prompts and the metrics, and its own code scores. `peftkit[lm-eval]` installs it.
-"""
+"""Suites: tasks with data and metrics of their own, run on a run's adapted model or its base as it stands in memory."""
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,24 +14,9 @@ from peftkit.evaluation import prepare
 from peftkit.evaluation.runs import places
 from peftkit.recipe import Recipe
 from peftkit.schemas import Stored, Text
-from peftkit.suites import harness
+from peftkit.suites.suite import SUITES
 from peftkit.versions import versions
 
-SUITE = "lm-eval"
-PACKAGES = ("lm_eval", "accelerate")
-LISTS = {
-    "commonsense8": (
-        "boolq",
-        "piqa",
-        "social_iqa",
-        "hellaswag",
-        "winogrande",
-        "arc_easy",
-        "arc_challenge",
-        "openbookqa",
-    )
-}
-"""Names of ours for several tasks; lm-eval has groups of its own beside them, such as `glue` and `mmlu`."""
 BASE = "-base"
 """The ending of an untrained model's results."""
 
@@ -68,55 +48,41 @@ def evaluate(
     limit: int | None = None,
     base: bool = False,
 ) -> dict[str, Any]:
-    """Run the tasks of `suite` (`lm-eval:NAME,NAME,…`) on a run, its base (`base`) or the model of a recipe.
+    """Run what `suite` names (as `lm-eval:NAME,…`) on a run, its base (`base`) or the model of a recipe.
 
-    `overrides` are `key=value` texts of a run's `eval` and `generation`; `folder` holds task files of one's own, and
-    `limit` is the most inputs of a task. Returns the facts and `scores`, a list of {task, metric, filter, value,
-    stderr, shots, inputs, version}. Each task's part is written to `eval/lm-eval-NAME.json` of the run, or of a
-    recipe's `output`, once it is done. Raises PeftkitError where lm-eval is not installed, for a name that it does not
-    have, and for data that cannot be loaded.
+    `overrides` are `key=value` texts of a run's `eval` and `generation`; `folder` holds files of one's own for the
+    suite, and `limit` is the most inputs of a task. Returns the facts and `scores`, a list of {task, metric, filter,
+    value, stderr, shots, inputs, version}. Each part is written to `eval/SUITE-NAME.json` of the run, or of a recipe's
+    `output`, once it is done. Raises PeftkitError where a package is not installed, for a name that is not there, and
+    for data that cannot be loaded.
     """
-    names = chosen(suite)
+    kind, names = chosen(suite)
     if limit is not None and limit < 1:
         raise PeftkitError(f"the limit is {limit}, and at least one input of a task is scored.")
     recipe, output, adapter = places(target, base, overrides)
-    check_installed()
-    tasks = harness.load(names, folder)
+    parts = SUITES[kind].open(names, folder, recipe)
     subject = prepare(recipe, adapter)
-    model = harness.wrap(subject, recipe.eval.batch_size)
-    facts = {"suite": SUITE, "limit": limit, **about(subject), "versions": {**versions(), SUITE: harness.version()}}
+    own = SUITES[kind].versions()
+    facts = {"suite": kind, "limit": limit, **about(subject), "versions": {**versions(), **own}}
     scores: list[dict[str, Any]] = []
-    for name, task in tasks.items():
+    for name, score in parts.items():
         began = time.monotonic()
-        figures = harness.score(model, name, task, limit)
+        figures = score(subject, limit)
         scores += figures
         if output is not None:
-            path = output / "eval" / f"{SUITE}-{name.replace('/', '-')}{'' if adapter else BASE}.json"
+            path = output / "eval" / f"{kind}-{name.replace('/', '-')}{'' if adapter else BASE}.json"
             wall = round(time.monotonic() - began, 3)
             files.write_json(path, {"task": name, "scores": figures, **facts, "wall_s": wall})
-    return {"tasks": list(tasks), "scores": scores, **facts}
+    return {"tasks": list(parts), "scores": scores, **facts}
 
 
-def chosen(suite: str) -> list[str]:
-    """Return the tasks that `lm-eval:NAME,NAME,…` names, each once."""
+def chosen(suite: str) -> tuple[str, list[str]]:
+    """Return the suite that `SUITE:NAME,NAME,…` asks for, and the names, each once."""
     kind, _, listed = suite.partition(":")
-    names = [name.strip() for name in listed.split(",") if name.strip()]
-    if kind != SUITE or not names:
-        raise PeftkitError(
-            f"--suite is '{suite}', and {SUITE}:NAME,NAME,… is wanted, as {SUITE}:arc_easy,boolq. A name is a task or "
-            f"a group of lm-eval, or one of ours: {', '.join(LISTS)}."
-        )
-    return list(dict.fromkeys(task for name in names for task in LISTS.get(name, (name,))))
-
-
-def check_installed() -> None:
-    """Raise PeftkitError, which names the extra, where lm-eval or what it needs is not installed."""
-    lacking = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if lacking:
-        raise PeftkitError(
-            f"--suite {SUITE}:… needs the package {' and '.join(lacking)}, which is not installed: "
-            f"pip install 'peftkit[{SUITE}]', or pip install '.[{SUITE}]' in the checkout."
-        )
+    if kind not in SUITES:
+        ways = " Or ".join(each.wanted for _, each in SUITES.items())
+        raise PeftkitError(f"--suite is '{suite}', and {ways}")
+    return kind, SUITES[kind].named(listed)
 
 
 def about(subject: Assembled) -> dict[str, Any]:
@@ -134,8 +100,8 @@ def about(subject: Assembled) -> dict[str, Any]:
 
 def read(folder: Path, *, base: bool = False) -> list[dict[str, Any]]:
     """Read what `evaluate` wrote into a run folder, a report a task in the order of their names."""
-    paths = sorted((folder / "eval").glob(f"{SUITE}-*.json"))
-    again = f"Run peft eval --suite {SUITE}:… again."
+    paths = sorted(path for kind in SUITES.names() for path in (folder / "eval").glob(f"{kind}-*.json"))
+    again = "Run peft eval --suite again."
     return [schemas.read(path, StoredScores, again) for path in paths if path.stem.endswith(BASE) == base]
 
 

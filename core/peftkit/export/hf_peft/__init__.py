@@ -46,7 +46,7 @@ def hf_peft(run: Path, output: Path) -> dict[str, Any]:
 
 def write(trained: Trained, folder: Path) -> None:
     """Write the configuration and the tensors that the method's converter gives."""
-    every = trained.adaptation.parts
+    every = [part for part in trained.adaptation.parts if part.lasts]
     whole, parts = [part for part in every if own.is_part(part)], [part for part in every if not own.is_part(part)]
     if len(parts) != 1 or len(whole) > 1:
         parts = every
