@@ -8,6 +8,7 @@ import typer
 
 from peftkit.errors import PeftkitError
 from peftkit_cli import (
+    check,
     combine,
     compare,
     data,
@@ -48,6 +49,7 @@ FUNCTIONS: dict[str, Callable[..., object] | typer.Typer] = {
     "profile": profile.profile,
     "data": data.app,
     "modules": modules.modules,
+    "check": check.app,
     "new": new.new,
     "list": list.list_entries,
     "score": score.score,

@@ -27,6 +27,7 @@ COMMANDS = {
     "profile": "Watch training steps: time and memory by module.",
     "data": "Show examples as the model sees them.",
     "modules": "Show a model's modules; loads no weights.",
+    "check": "Hold a method of your own to what all promise.",
     "new": "Write a commented recipe.",
     "list": "List methods, recipes, datasets, models and more.",
     "score": "Score a file of predictions; needs no model.",

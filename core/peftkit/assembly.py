@@ -173,7 +173,7 @@ def is_imported(run: Path) -> bool:
 
 
 def read_trusted(run: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read the recipe of a run, whose model's code has to be agreed to before it runs."""
+    """Read the recipe of a run; its plugins and its model's code have to be agreed to before they run."""
     recipe = recipes.load_run(run, overrides)
     trust.check(recipe.model, run / "recipe.yaml")
     return recipe
@@ -183,7 +183,7 @@ def agree(run: Path) -> None:
     """Agree to run the code of the model of a run folder, or of the adapter folder of one; this is kept."""
     place = next((place for place in (run, run.parent) if (place / "recipe.yaml").is_file()), None)
     if place is not None:
-        trust.remember(recipes.load_run(place).model)
+        trust.remember(recipes.load_run(place, agreed=True).model)
 
 
 def _check_asked(text: str, asked: Sequence[str]) -> None:

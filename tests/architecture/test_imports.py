@@ -21,6 +21,8 @@ ALLOWED = {
         "options": "errors registry",
         "strict_json": "",
         "files": "errors strict_json",
+        "consent": "errors files",
+        "plugins": "consent errors registry",
         "schemas": "errors files",
         "free_memory": "errors",
         "lock": "errors files",
@@ -54,9 +56,9 @@ ALLOWED = {
         "strategies": "adaptation data engine errors optim options registry",
         # What a recipe says, and the model that it makes.
         "loggers": "errors options registry",
-        "recipe": "adaptation errors files loggers method objectives optim options pruning quantization registry "
-        "resources schemas strategies tasks",
-        "models": "data errors families files free_memory layout pruning quantization recipe registry schemas "
+        "recipe": "adaptation errors files loggers method objectives optim options plugins pruning quantization "
+        "registry resources schemas strategies tasks",
+        "models": "consent data errors families files free_memory layout pruning quantization recipe registry schemas "
         "tensor_file",
         "calibration": "data errors layout models objectives pruning recipe tasks",
         "assembly": "adaptation calibration data device errors families layout method models objectives "
@@ -70,8 +72,8 @@ ALLOWED = {
         "training": "adaptation assembly data device engine errors estimation evaluation files layout lock metrics "
         "loggers models objectives optim plot recipe schemas strategies tasks tensor_file versions",
         "plan": "adaptation assembly data estimation keys recipe tasks training",
-        "inspection": "adaptation assembly data errors estimation keys layout method models objectives quantization "
-        "recipe tasks training",
+        "inspection": "adaptation assembly data engine errors estimation files keys layout method models objectives "
+        "optim plugins ports quantization recipe tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",
         "together": "adaptation assembly data device engine errors files lock method models objectives ports "
         "recipe strategies training",

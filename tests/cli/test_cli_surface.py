@@ -56,6 +56,7 @@ SURFACE = {
     "profile": ["--json", "--output", "--steps", "-o", "[KEY=VALUE]...", "RECIPE"],
     "data show": ["--rows", "--split", "[KEY=VALUE]...", "RECIPE"],
     "modules": ["--targets", "MODEL|RECIPE", "[KEY=VALUE]..."],
+    "check method": ["FILE|NAME", "[KEY=VALUE]..."],
     "new": ["--dataset", "--method", "--model", "--output", "--path", "--rank", "-o"],
     "list": ["KIND"],
     "score": ["--json", "--official", "--predictions", "--references", "TASK"],

@@ -13,6 +13,7 @@ import yaml
 from model_folders import section, write_model
 from transformers import dynamic_module_utils
 
+from peftkit import consent
 from peftkit.errors import PeftkitError
 from peftkit.models import trust
 from peftkit.training import session
@@ -62,7 +63,7 @@ class Place:
         """Run a command as a process that has loaded no code of the model's yet."""
         for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
             del sys.modules[name]
-        trust._agreed.clear()
+        consent._given.clear()
         self.marker.unlink(missing_ok=True)
         return main([str(word) for word in words])
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftkit import files
+from peftkit import consent, files
 from peftkit.errors import PeftkitError
 from peftkit.models import folder as folders
 from peftkit.recipe import ModelSection
@@ -20,8 +17,6 @@ MAP = "auto_map"
 """The key under which a model's files name classes of its own."""
 ELSEWHERE = "--"
 """What stands between another repository and its class there."""
-_agreed: set[str] = set()
-"""What was agreed to in this process, for a state folder that cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +24,6 @@ class Code:
     """The code that opening a model would run: the SHA-256 of each file, and the classes named, by place."""
 
     places: dict[str, dict[str, Any]]
-
-    @property
-    def digest(self) -> str:
-        """What stands for all of it."""
-        return hashlib.sha256(json.dumps(self.places, sort_keys=True).encode()).hexdigest()
 
     def __str__(self) -> str:
         named = {
@@ -87,29 +77,15 @@ def _texts(value: Any) -> Iterator[str]:
 def remember(section: ModelSection) -> None:
     """Keep that the code of a model may be run; a state folder that cannot be written is a warning."""
     code = code_of(section)
-    if code is None:
-        return
-    _agreed.add(code.digest)
-    path = _record(code)
-    if not path.is_file():
-        try:
-            files.write_json(path, code.places)
-        except PeftkitError as error:
-            logging.getLogger("peftkit").warning("that the model's code may be run is not kept: %s", error)
+    if code is not None:
+        consent.give(code.places)
 
 
 def check(section: ModelSection, where: Path) -> None:
     """Raise PeftkitError where `where` would have code run that nobody on this machine has agreed to."""
     code = code_of(section)
-    if code is not None and code.digest not in _agreed and not _record(code).is_file():
+    if code is not None and not consent.given(code.places):
         raise PeftkitError(
             f"{where} says model.trust_remote_code: true, and on this machine nobody has trained with that code, as it "
             f"is now, or agreed to it. Opening the run would run {code}. Read it, then give --trust-remote-code."
         )
-
-
-def _record(code: Code) -> Path:
-    """Return where the consent to some code is kept: below `PEFTKIT_STATE`, or `peftkit` in the user's state folder."""
-    own = os.environ.get("PEFTKIT_STATE")
-    state = Path(own) if own else Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "peftkit"
-    return state / "trusted" / f"{code.digest}.json"

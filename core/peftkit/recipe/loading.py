@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from peftkit import files
+from peftkit import files, plugins
 from peftkit.errors import PeftkitError
 from peftkit.recipe import compose
 from peftkit.recipe.catalogue import find
@@ -24,16 +24,18 @@ from peftkit.recipe.sections import NAME, Recipe
 from peftkit.recipe.start import complete_start
 from peftkit.recipe.translate import translate
 from peftkit.recipe.tree import Node, from_python, read_file
+from peftkit.registry import installed
 
 
-def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, agreed: bool = True) -> Recipe:
     """Load a recipe from a YAML file, the name of a shipped recipe (`e2e/lora`) or a mapping.
 
     `overrides` are `key=value` texts, each the same as that edit in the file. Parts named in `include` are laid under
-    the recipe's own keys. Raises PeftkitError that tells every mistake with its file and line, and for a recipe with a
-    sweep, which is several (`load_sweep`).
+    the recipe's own keys. Its plugins run; of a recipe that someone else may have written (not `agreed`) only those
+    that someone on this machine has agreed to. Raises PeftkitError that tells every mistake with its file and line, and
+    for a recipe with a sweep, which is several (`load_sweep`).
     """
-    recipe = load_whole(source, overrides)
+    recipe = load_whole(source, overrides, agreed=agreed)
     if recipe.sweep:
         raise PeftkitError(
             f"the recipe has a sweep over {', '.join(recipe.sweep)}, and one recipe is wanted here: add 'sweep={{}}' "
@@ -42,13 +44,14 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     return recipe
 
 
-def load_run(run: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_run(run: Path, overrides: Sequence[str] = (), *, agreed: bool = False) -> Recipe:
     """Load the recipe of a run for what it has trained, which needs the adapter that it went on from no more.
 
-    A base that the run has calibrated is taken from its folder.
+    A base that the run has calibrated is taken from its folder. Its plugins run if someone on this machine has agreed
+    to them, or with `agreed`.
     """
     own = ["calibration.weights=null"] if (run / BASE).is_dir() else []
-    return on_own_base(load(run / "recipe.yaml", ["adapter=null", *own, *overrides]), run)
+    return on_own_base(load(run / "recipe.yaml", ["adapter=null", *own, *overrides], agreed=agreed), run)
 
 
 def on_own_base(recipe: Recipe, run: Path) -> Recipe:
@@ -58,7 +61,7 @@ def on_own_base(recipe: Recipe, run: Path) -> Recipe:
     return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"weights": str(run)})})
 
 
-def load_whole(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def load_whole(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, agreed: bool = True) -> Recipe:
     """Load a recipe as `load` does, its sweep included."""
     mistakes = Mistakes()
     if isinstance(source, Mapping):
@@ -72,10 +75,27 @@ def load_whole(source: str | Path | Mapping[str, Any], overrides: Sequence[str] 
     tree = compose.override(tree, [text for text in overrides if text not in parts], mistakes)
     if mistakes.final:
         mistakes.check()
-    if "torch" not in sys.modules:
+    own = _run_plugins(tree, mistakes, agreed=agreed)
+    # The shipped schema knows the names of the package alone.
+    if "torch" not in sys.modules and not own and not installed():
         first_look(tree, mistakes)
         mistakes.check()
     return _validate(tree, mistakes)
+
+
+def _run_plugins(tree: Node, mistakes: Mistakes, *, agreed: bool) -> bool:
+    """Run the files that `plugins` lists, and say whether there are any; raises PeftkitError for what fails."""
+    node = tree.value.get("plugins")
+    listed = node.value if node is not None and isinstance(node.value, list) else []
+    named = [(number, item) for number, item in enumerate(listed) if isinstance(item.value, str) and item.value]
+    for number, item in named:
+        try:
+            plugins.run(files.expanded(item.value), agreed=agreed)
+        except PeftkitError as error:
+            mistakes.add(item.place, f"plugins.{number}", str(error), final=True)
+    if mistakes.final:
+        mistakes.check()
+    return bool(named)
 
 
 def _validate(tree: Node, mistakes: Mistakes) -> Recipe:

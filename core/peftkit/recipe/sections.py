@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 """What the names of `adapters` are made of."""
-UNUSUAL = ("adapter", "adapters", "calibration", "compare", "pruning")
+UNUSUAL = ("adapter", "adapters", "calibration", "compare", "plugins", "pruning")
 """Keys that a recipe is written without where they are at their defaults."""
 
 
@@ -202,6 +202,9 @@ class Recipe(Section):
 
     include: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     """Parts to start from: names in `configs/` (`hardware/laptop`), or YAML files relative to this one."""
+    plugins: Annotated[tuple[PathText, ...], Field(strict=False)] = ()
+    """Python files of your own that are run first: what they register (methods, objectives, metrics, tasks, …) has its
+    name in this recipe as those of the package have."""
     model: ModelSection
     """The language model to adapt."""
     method: Annotated[tuple[MethodChoice, ...], Field(strict=False, min_length=1)]

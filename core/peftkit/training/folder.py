@@ -92,7 +92,7 @@ def check_resumed(run: Path, recipe: Recipe) -> Recipe:
     if not (run / "recipe.yaml").is_file():
         raise PeftkitError(f"there is no run to resume: {run} {_without_run(run)} name the run's folder with --output.")
     # Through the recipe: keys of other versions have their defaults then, or say why they are not there any more.
-    earlier = load_recipe(run / "recipe.yaml")
+    earlier = load_recipe(run / "recipe.yaml", agreed=False)
     stored = earlier.resolved().get("quantization")
     if isinstance(stored, Mapping) and recipe.quantization.budget == stored.get("budget"):
         recipe = with_storage(recipe, {key: stored.get(key) for key in ("format", "options", "modules")})
