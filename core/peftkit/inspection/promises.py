@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ from peftkit.models.tiny import VOCABULARY, tiny
 from peftkit.objectives.cross_entropy import CrossEntropy
 from peftkit.optim.build import Optimizers
 from peftkit.ports.context import context_of
-from peftkit.quantization.quantizer import QUANTIZERS, formats
+from peftkit.quantization.quantizer import QUANTIZERS, Quantizer, formats
 
 CPU = torch.device("cpu")
 NOISE = 0.1
@@ -54,7 +53,7 @@ class Subject:
         """Build the base, the same each time, stored as the method needs it."""
         base = tiny(self.architecture)
         if self.method.needs is not None:
-            quantize(base, Quantization(QUANTIZERS[formats(self.method.needs)[0]].from_options(_sizes(self.method))))
+            quantize(base, Quantization(_small(formats(self.method.needs)[0])))
         return base
 
     def attached(self, *, moved: bool = True) -> tuple[nn.Module, Adaptation]:
@@ -68,10 +67,10 @@ class Subject:
         return model, adaptation
 
 
-def _sizes(method: Method) -> dict[str, Any]:
-    """Return options of the format that a method needs, for layers of 32 inputs."""
-    options = QUANTIZERS[formats(str(method.needs))[0]]().options()
-    return {key: 16 for key in ("group_size", "block_size") if key in options}
+def _small(name: str) -> Quantizer:
+    """Build a format with options for layers of 32 inputs."""
+    options = QUANTIZERS[name]().options()
+    return QUANTIZERS[name].from_options({key: 16 for key in ("group_size", "block_size") if key in options})
 
 
 Promise = Callable[[Subject], str | None]
@@ -246,13 +245,15 @@ def _learns(subject: Subject) -> str:
 def _stands(subject: Subject) -> str | None:
     if subject.method.needs is not None:
         return None
-    model = tiny(subject.architecture).eval()
-    quantize(model, Quantization(QUANTIZERS["nf4"].from_options({"block_size": 16})))
-    try:
-        adaptation = attach(model, [subject.method])
-    except PeftkitError as error:
-        # A weight that is packed has no gradient: who trains weights themselves refuses it.
-        raise Apart(f"nf4 is refused: {error}") from None
-    if not torch.isfinite(_logits(model, _ids(), adaptation)).all():
-        raise Broken("on nf4 its logits are not finite")
-    return "nf4"
+    able = [name for name, cls in QUANTIZERS.items() if not cls.calibrated]
+    for name in able:
+        model = tiny(subject.architecture).eval()
+        quantize(model, Quantization(_small(name)))
+        try:
+            adaptation = attach(model, [subject.method])
+        except PeftkitError as error:
+            # A weight that is packed has no gradient: who trains weights themselves refuses it.
+            raise Apart(f"{name} is refused: {error}") from None
+        if not torch.isfinite(_logits(model, _ids(), adaptation)).all():
+            raise Broken(f"on {name} its logits are not finite")
+    return ", ".join(able)
