@@ -16,7 +16,7 @@ from peftkit.methods.s2_attn import Shifted
 
 @dataclass(frozen=True, kw_only=True)
 class LongLoRA(Method, name="longlora"):
-    """`lora` on q, k, v and o under the attention of `s2-attn`; the token embedding and every norm are trained too.
+    """`lora` on the linear maps of attention under `s2-attn`; the token embedding and every norm are trained too.
 
     It starts as the base. A head that is tied to the embedding is trained with it. Positions beyond those that the
     model was trained on are the recipe's: `model: {name: NAME, rope_factor: 4}`, position interpolation. All parts have
@@ -38,7 +38,7 @@ class LongLoRA(Method, name="longlora"):
     """Inner size of the low-rank pairs."""
     alpha: Annotated[float, Gt(0)] = 16.0
     """Scale: the update of the pairs is multiplied by alpha / rank."""
-    targets: Targets = ("q", "k", "v", "o")
+    targets: Targets = "attention"
     """The linear maps with a pair: roles, groups or module-name patterns."""
     group: Annotated[int, Ge(2)] = 2048
     """Tokens of a group: a quarter of the length that is trained at in the paper; rows up to half of it see all."""

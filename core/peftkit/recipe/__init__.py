@@ -11,11 +11,12 @@ from peftkit.recipe.base_sections import (
 )
 from peftkit.recipe.catalogue import shipped
 from peftkit.recipe.compose import part_names
+from peftkit.recipe.data_section import DatasetSection
 from peftkit.recipe.loading import load, load_run, on_own_base
 from peftkit.recipe.quantized import BASE
 from peftkit.recipe.schema import schema
 from peftkit.recipe.scoring_sections import CompareSection, EvalSection, GenerationSection
-from peftkit.recipe.sections import DatasetSection, Recipe, TrainSection
+from peftkit.recipe.sections import Recipe, TrainSection
 from peftkit.recipe.sweep import load_sweep
 
 __all__ = [
