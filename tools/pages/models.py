@@ -22,6 +22,7 @@ from zoo import IMAGE_TEXT, UNMADE, made, write
 
 REASONS = {
     "no biases": r"has no bias\b",
+    "heads in code of its own": r"whose heads cannot be told apart",
     "no norms with weights": r"has no norm with weights of its own",
     "no attention to enter": r"has no attention that an adapter can enter",
     "no feed-forward part": r"have no module of the role 'mlp'|has no feed-forward part",
