@@ -40,7 +40,8 @@ def accepted(cls, layout, size):
     """Return the number stored at a size, or None where it is refused."""
     try:
         method = cls.from_options({cls.size: size})
-        method.sites(layout)
+        for part in method.parts():
+            part.sites(layout)
     except PeftkitError:
         return None
     form = STORED.get(cls.name) or TRAINED.get(cls.name) or count_stored

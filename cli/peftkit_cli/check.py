@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from peftkit.errors import PeftkitError
 from peftkit_cli.terminal import say, table, working
@@ -30,7 +29,7 @@ def method(
         str, typer.Argument(metavar="FILE|NAME", help="A Python file that registers methods, or a method's name.")
     ],
     options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Options of the method, such as rank=4.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the method, such as rank=4.")
     ] = None,
 ) -> None:
     """Attach, train, save, load, merge and pack each method on tiny models; ends with 1 where a promise is broken."""
@@ -48,13 +47,16 @@ def method(
 
 
 def _option(text: str) -> tuple[str, Any]:
+    from peftkit.recipe.mistakes import Mistakes, Place
+    from peftkit.recipe.tree import read_text
+
     key, equals, value = text.partition("=")
-    try:
-        if equals:
-            return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        pass
-    raise PeftkitError(f"found '{text}'; allowed: KEY=VALUE with a YAML value, such as rank=4.")
+    if not equals or not key.strip():
+        raise PeftkitError(f"found '{text}'; allowed: KEY=VALUE with a YAML value, such as rank=4.")
+    mistakes = Mistakes()
+    node = read_text(value, Place(f"option '{text}'"), mistakes, key.strip())
+    mistakes.check()
+    return key.strip(), None if node is None else node.plain()
 
 
 def show(name: str, findings: list[Finding]) -> None:

@@ -35,7 +35,7 @@ SURFACE = {
         "--trust-remote-code",
     ],
     "report": ["--output", "--paper", "-o", "RUN..."],
-    "generate": ["--base", "--system", "PROMPT", "RUN", "[KEY=VALUE]...", "--trust-remote-code"],
+    "generate": ["--base", "--key", "--system", "PROMPT", "RUN", "[KEY=VALUE]...", "--trust-remote-code"],
     "merge": [
         "--bound",
         "--into",

@@ -89,13 +89,14 @@ def test_with_every_part_switched_off_it_is_the_base(names):
 
 @pytest.mark.parametrize("names", MERGING, ids="+".join)
 def test_parts_that_merge_are_merged_together(names):
-    model = decoder(names)
+    # In double precision, where the order of sums hides nothing; the model's norms round to single precision.
+    model = decoder(names).double()
     base = logits(model)
     adaptation = attach(model, build(names))
     randomise(adaptation)
-    expected = logits(model)
+    expected = logits(model.double())
     adaptation.merge_()
-    assert (logits(model) - expected).abs().max() <= 1e-5
+    assert (logits(model) - expected).abs().max() <= 2e-6
     assert (logits(model) - base).abs().max() > 1e-3
     with pytest.raises(PeftkitError, match="merged adaptation cannot be switched off"), adaptation.without([0]):
         pass

@@ -204,7 +204,7 @@ def outcome(path: Path, overrides: list[str]):
         ("=3", "allowed: key=value with a dotted key"),
         ("train..epochs=3", "allowed: key=value with a dotted key"),
         ("train.epoch=3", "override 'train.epoch=3': train.epoch: unknown key; allowed: epochs, max_steps"),
-        ("trian.epochs=3", "trian: unknown key; allowed: include, model"),
+        ("trian.epochs=3", "trian: unknown key; allowed: include, plugins, model"),
         ("rnak=3", "did you mean 'rank'?"),
         ("output.x=3", "output.x: found 'runs/a' (text) above 'x'"),
         ("method.lroa.alpha=3", "'lroa' is not there; allowed: lora, full, 0, 1; did you mean 'lora'?"),

@@ -174,7 +174,7 @@ def test_anchors_and_merge_keys_work_as_in_yaml(write):
         ),
         ("eval: {batch_size: 0}", "eval.batch_size: found 0 (a whole number); allowed: a whole number from 1"),
         ("output: ''", "output: found '' (text); allowed: text, or null"),
-        ("evl: {}", "evl: unknown key; allowed: include, model, method"),
+        ("evl: {}", "evl: unknown key; allowed: include, plugins, model, method"),
     ],
 )
 def test_values_out_of_bounds_are_refused(write, section, said):
