@@ -88,7 +88,10 @@ class Seat(nn.Module):
             y = self._route(frozen, x, routing, whole)
         for read in (*((self, (self, CALL)) if taped else ()), *self.entries):
             context.tape.pop(read, None)
-        return (y, *beside[0]) if beside else y
+        if not beside:
+            return y
+        # A model may put its own behind them: what was a list stays one.
+        return [y, *beside[0]] if isinstance(beside[0], list) else (y, *beside[0])
 
     def running(self, names: Sequence[str | None]) -> list[Adapter]:
         """Return the adapters of these adaptations that are switched on, innermost first."""
