@@ -357,6 +357,7 @@ FACTS = {
         learns=Learns(loss=3.0, learning_rate=5e-3), trials=({"rank": 4, "targets": "linear", "group": 12},)
     ),
     "longqlora": Facts(
+        random_in_training=True,
         learns=Learns(loss=3.0, learning_rate=1.5e-2),
         trials=({"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["linear", "head"], "group": 12},),
         bounded_rank=False,
@@ -451,6 +452,7 @@ FACTS = {
     ),
     "ptp": Facts(
         alone=True,
+        random_in_training=True,
         learns=Learns(loss=3.5, steps=80, learning_rate=0.1),
         trials=({"of": {"prefix-propagation": {"length": 6}}, "kind": "adversarial", "epsilon": 0.5},),
         moves_base=True,
