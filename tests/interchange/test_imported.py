@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from folders import SINGLE, Noise, bottleneck, write_delta, write_hub
 from model_folders import byte_tokenizer, write_model
 from test_adapterhub import NAMES
@@ -182,3 +183,33 @@ def test_every_library_is_told_from_the_others(tmp_path: Path) -> None:
         claimed = [other for other, reader in READERS.items() if reader.claims(tmp_path / name)]
         assert claimed == [name]
     assert not is_foreign(tmp_path / "base")
+
+
+@pytest.mark.parametrize("given", ["adapter: {0}", "adapter: {0}, quantization: int8"])
+def test_training_goes_on_from_a_folder_itself(given: str, peft: Any, tmp_path: Path) -> None:
+    """What is trained begins with the folder's tensors, on the recipe's base and not on the one that they name."""
+    write_hub_peft(tmp_path / "adapter", CONFIGURATIONS["lora"]())
+    base = (tmp_path / "base").rename(tmp_path / "moved")
+    recipe = tmp_path / "next.yaml"
+    recipe.write_text(
+        f"{{model: {base}, {given.format(tmp_path / 'adapter')}, dataset: bundled/e2e, "
+        "train: {max_steps: 1, max_length: 64, device: cpu, learning_rate: 1.0e-12}}"
+    )
+    assert peft("validate", recipe).code == 0
+    done = peft("train", recipe, "--output", tmp_path / "next")
+    assert done.code == 0, done.err
+    assert Recipe.load(tmp_path / "adapter" / "peftkit" / "recipe.yaml").model.name == str(base)
+    theirs = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    ours = load_file(tmp_path / "next" / "adapter" / "adapter.safetensors")
+    assert {tuple(v.shape) for v in ours.values()} == {tuple(v.shape) for v in theirs.values()}
+    for tensor in theirs.values():
+        assert any(tensor.shape == v.shape and torch.allclose(tensor, v, atol=1e-6) for v in ours.values())
+
+
+def test_a_start_that_does_not_fit_is_told_at_its_line(peft: Any, tmp_path: Path) -> None:
+    write_hub_peft(tmp_path / "adapter", CONFIGURATIONS["lora"]())
+    write_model(tmp_path / "gpt", "gpt2")
+    recipe = tmp_path / "next.yaml"
+    recipe.write_text(f"model: {tmp_path / 'gpt'}\nadapter: {tmp_path / 'adapter'}\ndataset: bundled/e2e\n")
+    done = peft("validate", recipe)
+    assert (done.code, f"{recipe}:2: adapter: " in done.err) == (2, True), done.err
