@@ -21,6 +21,7 @@ ALLOWED = {
         "options": "errors registry",
         "strict_json": "",
         "files": "errors strict_json",
+        "hub": "errors",
         "consent": "errors files",
         "plugins": "consent errors registry",
         "schemas": "errors files",
@@ -58,8 +59,8 @@ ALLOWED = {
         "loggers": "errors options registry",
         "recipe": "adaptation errors files loggers method objectives optim options plugins pruning quantization "
         "registry resources schemas strategies tasks",
-        "models": "consent data errors families files free_memory layout pruning quantization recipe registry schemas "
-        "tensor_file",
+        "models": "consent data errors families files free_memory hub layout pruning quantization recipe registry "
+        "schemas tensor_file",
         "calibration": "data errors layout models objectives pruning recipe tasks",
         "assembly": "adaptation calibration data device errors families layout method models objectives "
         "quantization recipe",
@@ -81,8 +82,8 @@ ALLOWED = {
         "suites": "assembly data device errors evaluation files recipe registry schemas tasks versions",
         "export": "__version__ adaptation assembly data errors families files free_memory layers layout method methods "
         "models ports quantization recipe registry schemas tasks tensor_file",
-        "interchange": "adaptation assembly data errors export files layers layout method methods quantization recipe "
-        "registry schemas tasks tensor_file",
+        "interchange": "adaptation assembly data errors export files hub layers layout method methods quantization "
+        "recipe registry schemas tasks tensor_file",
         "report": "assembly errors evaluation files method metrics plot recipe resources suites tasks training visible",
         "comparison": "adaptation assembly budget errors evaluation files layout lock method models recipe report "
         "tasks tensor_file training",

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from folders import SINGLE, Noise, bottleneck, write_delta, write_hub
 from model_folders import byte_tokenizer, write_model
+from safetensors.torch import load_file
 from test_adapterhub import NAMES
 
 from peftkit.adaptation import describe_adapter

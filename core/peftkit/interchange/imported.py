@@ -15,6 +15,7 @@ from peftkit.adaptation import IMPORTED, attach, check_finite, describe_adapter,
 from peftkit.assembly import Assembled, assemble
 from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
+from peftkit.interchange.published import published
 from peftkit.interchange.reader import READERS, FolderReader, is_foreign, reader_of
 from peftkit.tasks.jsonl import JSONLines
 
@@ -47,7 +48,7 @@ def import_folder(
     library, tensors that do not fit the base, and whatever would compute something else here. Nothing is left at
     `output` on an error; one that is there already is refused, or taken away with `replace`.
     """
-    folder, output = Path(folder), Path(output)
+    folder, output = _located(Path(folder))[0], Path(output)
     reader = _reader(folder)
     recipe = _recipe(folder, reader, overrides, base)
     with files.new_folder(output, replace=replace) as place:
@@ -70,20 +71,29 @@ def as_run(
 ) -> tuple[Path, list[str]]:
     """Return the run that a folder stands for, and the overrides that are left to ask of it.
 
-    A run stands for itself. For another library's adapter folder it is the folder `peftkit` inside, which is made by
+    A run stands for itself. For another library's adapter folder it is the folder `peftkit` inside, and for an id of
+    the hub, `OWNER/NAME[/SUBFOLDER][@REVISION]`, one in this project's cache. It is made by
     `import_folder`, and again where the files or the base that is asked for changed. `base` has the sections `model`
     and `quantization` of a recipe that names the folder.
     """
-    folder = Path(folder)
+    folder, run = _located(Path(folder))
     if not is_foreign(folder):
         return folder, list(overrides)
-    run = folder / INSIDE
     made = _made(run, _reader(folder).digests(folder))
     asked = [text for text in overrides if _section(text) in BASES]
     wanted = _recipe(folder, _reader(folder), overrides, base) if asked or base else made
     if made is None or wanted is None or not _alike(made, wanted):
         import_folder(folder, run, overrides, base=base, replace=True)
     return run, [text for text in overrides if text not in asked]
+
+
+def _located(place: Path) -> tuple[Path, Path]:
+    """Return the folder of what is named, fetched where it is an id of the hub, and where its run is kept."""
+    found = published(place)
+    if found is None:
+        return place, place / INSIDE
+    folder = found.fetched()
+    return folder, found.run(folder)
 
 
 def _made(run: Path, marks: Mapping[str, str]) -> recipes.Recipe | None:

@@ -1,4 +1,4 @@
-"""Folders of trained adapters that a recipe names and that are no runs yet: each is made a run, on the recipe's base."""
+"""Adapter folders that a recipe names and that are no runs yet: each is made a run, on the recipe's base."""
 
 from __future__ import annotations
 
