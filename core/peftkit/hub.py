@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from peftkit import machine
 from peftkit.errors import PeftkitError
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -62,8 +62,7 @@ def check_room(subject: str, name: str, files: int, size: int) -> None:
     from huggingface_hub import constants
 
     place = Path(constants.HF_HUB_CACHE)
-    existing = next(folder for folder in (place, *place.parents) if folder.is_dir())
-    free = shutil.disk_usage(existing).free
+    free = machine.free_disk(place)
     many = f"{files} file{'s' if files > 1 else ''}"
     told = f"{size / 1e9:,.1f} GB in {many} to {place}, where {free / 1e9:,.1f} GB are free"
     if size > free:
@@ -117,4 +116,4 @@ def _asked(subject: str, name: str, revision: str | None, ask: Callable[[], Foun
 def _reason(error: BaseException) -> str:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return "HF_HUB_OFFLINE forbids it"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__

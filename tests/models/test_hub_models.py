@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections import Counter, namedtuple
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from model_folders import section, write_model
 from small_hub import SmallHub, small_hub
 
 from peftkit import hub as client
+from peftkit import machine
 from peftkit.errors import PeftkitError
 from peftkit.models.load import load
 from peftkit.models.quiet import quiet
@@ -124,14 +124,13 @@ def test_a_large_download_is_told_beforehand_and_one_without_room_refused(
     folder = write_model(tmp_path / "model")
     size = (folder / "model.safetensors").stat().st_size
     hub.add("org/model", folder)
-    usage = namedtuple("usage", "free")
     logger = logging.getLogger("peftkit")
     monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(size - 1))
+    monkeypatch.setattr(machine, "free_disk", lambda place: size - 1)
     with pytest.raises(PeftkitError, match="make room, or let HF_HOME name another disk"):
         load(section("org/model"))
     assert not weights(hub)
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(5_000_000_000))
+    monkeypatch.setattr(machine, "free_disk", lambda place: 5_000_000_000)
     monkeypatch.setattr(client, "LARGE", size)
     load(section("org/model"))
     assert [record.getMessage() for record in caplog.records if "is downloaded" in record.getMessage()] == [
