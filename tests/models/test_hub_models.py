@@ -133,7 +133,7 @@ def test_a_large_download_is_told_beforehand_and_one_without_room_refused(
     monkeypatch.setattr(machine, "free_disk", lambda place: 5_000_000_000)
     monkeypatch.setattr(client, "LARGE", size)
     load(section("org/model"))
-    assert [record.getMessage() for record in caplog.records if "is downloaded" in record.getMessage()] == [
+    assert {record.getMessage() for record in caplog.records if "is downloaded" in record.getMessage()} == {
         f"model: org/model is downloaded, {size / 1e9:,.1f} GB in 1 file to {tmp_path / 'cache'}, where 5.0 GB are "
         "free."
-    ]
+    }
