@@ -57,7 +57,9 @@ class Published:
     def run(self, folder: Path) -> Path:
         """Return where the run of a fetched `folder` is kept."""
         commit = folder.parents[len(PurePosixPath(self.subfolder).parts) - 1].name if self.subfolder else folder.name
-        return files.cache_folder() / "adapters" / self.name.replace("/", "--") / commit / (self.subfolder or "top")
+        # Flat, so that the run of one folder does not lie in that of another.
+        place = f"in--{self.subfolder.replace('/', '--')}" if self.subfolder else "top"
+        return files.cache_folder() / "adapters" / self.name.replace("/", "--") / commit / place
 
     def _inside(self, name: str) -> str:
         return (PurePosixPath(self.subfolder) / name).as_posix()
