@@ -19,7 +19,10 @@ OverrideArgument = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set, as train.max_steps=200 or rank=16."),
 ]
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, as `peft train` wrote it, or another library's adapter.")
+    Path,
+    typer.Argument(
+        metavar="RUN", help="A run folder, as `peft train` wrote it, or another library's adapter: its folder or id."
+    ),
 ]
 BaseArgument = Annotated[
     list[str] | None,
@@ -35,6 +38,25 @@ OutputFolder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", hel
 def run_folder(recipe: str, loaded: Recipe, output: Path | None = None) -> Path:
     """Return where a run of `recipe` goes: `output`, else what the recipe says, else runs/ and the recipe's name."""
     return output or Path(loaded.output or f"runs/{Path(recipe).stem}")
+
+
+def run_or_none(target: str) -> Path | None:
+    """Return the run, or the adapter of another library or on the hub, that is named; None where it is a recipe.
+
+    Raises PeftkitError for what is none of them.
+    """
+    if Path(target).is_dir():
+        return Path(target)
+    from peftkit.errors import PeftkitError
+    from peftkit.recipe.catalogue import find
+
+    try:
+        find(target)
+    except PeftkitError as error:
+        from peftkit.interchange import published_instead
+
+        return published_instead(target, error)
+    return None
 
 
 def opened(folder: Path, overrides: Iterable[str] | None = None) -> tuple[Path, list[str]]:

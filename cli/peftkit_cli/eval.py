@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftkit.errors import PeftkitError
-from peftkit_cli.arguments import OverrideArgument, TrustOption, agree, opened
+from peftkit_cli.arguments import OverrideArgument, TrustOption, agree, opened, run_or_none
 from peftkit_cli.terminal import print_json, print_scores, progress, table
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ def evaluate(
     trust: TrustOption = False,
 ) -> None:
     """Generate for every input of a split, and print the scores of the task's metrics; or run a suite."""
-    run = Path(target) if Path(target).is_dir() else None
     if suite_path and not suite:
         raise PeftkitError(f"--suite-path is {suite_path} without --suite, which names the tasks in it to run.")
     if suite and split:
         raise PeftkitError(f"--split is '{split}', and a task of a suite has its own split: leave it out.")
     from peftkit.recipe import load
 
+    run = run_or_none(target)
     if run:
         run, overrides = opened(run, overrides)
     agree([run] if run else [], trust)

@@ -15,7 +15,9 @@ from peftkit_cli.terminal import print_json
 def import_folder(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="An adapter folder of Hugging Face peft, AdapterHub or OpenDelta."),
+        typer.Argument(
+            metavar="FOLDER", help="An adapter of Hugging Face peft, AdapterHub or OpenDelta: its folder, or its id."
+        ),
     ],
     output: OutputFolder,
     overrides: Annotated[

@@ -21,9 +21,10 @@ from peftkit.errors import PeftkitError
 from peftkit.evaluation import evaluate as evaluate_subject
 from peftkit.evaluation import prepare, settings_for
 from peftkit.generation.under_transformers import put_in_front, take_keys, tell_prompts
-from peftkit.interchange import as_run
+from peftkit.interchange import as_run, published_instead
 from peftkit.models.loaded import ModelAndTokenizer
 from peftkit.recipe import Recipe
+from peftkit.recipe.catalogue import find
 from peftkit.report.results import Comparison
 from peftkit.tasks import TASKS
 from peftkit.tasks.source import PREFIX
@@ -98,7 +99,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a run, or a recipe's untrained model, as `peft eval` does, and return what it writes to `eval/`.
 
-    `target` is a run (its folder, or what `train` returned), another library's adapter folder, or a recipe. `overrides`
+    `target` is a run (its folder, or what `train` returned), another library's adapter folder or its id on the
+    hub, or a recipe. `overrides`
     are `key=value` texts; of a run, those of the sections `eval` and `generation`. `split` is `train`, `validation` or
     `test` (the recipe's by default), `limit` a number of inputs. `base` leaves the adapter of a run off. `suite` runs
     tasks of lm-eval instead (`lm-eval:arc_easy,mmlu`), with those in `suite_path` beside them, or looks at long texts
@@ -203,7 +205,13 @@ def _run(target: Source) -> Path | None:
     """Return the folder of a run where the target is one."""
     if isinstance(target, Recipe | Mapping):
         return None
-    return Path(target) if Path(target).is_dir() else None
+    if Path(target).is_dir():
+        return Path(target)
+    try:
+        find(os.fspath(target))
+    except PeftkitError as error:
+        return published_instead(os.fspath(target), error)
+    return None
 
 
 def _folder(source: Source, recipe: Recipe, output: str | os.PathLike[str] | None, pattern: str) -> Path:

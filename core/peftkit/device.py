@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from peftkit import machine
 from peftkit.errors import PeftkitError
 from peftkit.layout import GROUPS, Layout, own_parameters
 
@@ -158,25 +156,4 @@ def peak_memory(device: torch.device) -> int:
     if device.type in ACCELERATORS:
         module: Any = getattr(torch, device.type)
         return module.driver_allocated_memory() if device.type == "mps" else module.max_memory_allocated(device)
-    # Not getrusage where it can be helped: a process begins with the peak of the one that started it.
-    size = _status("VmHWM")
-    return size if size is not None else _peak_usage()
-
-
-def resident_memory() -> int:
-    """Measure the bytes that this process has in memory now; its peak where only that is known."""
-    size = _status("VmRSS")
-    return size if size is not None else _peak_usage()
-
-
-def _status(key: str) -> int | None:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    line = next(line for line in status.read_text().split("\n") if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
-def _peak_usage() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return machine.peak_memory()

@@ -16,11 +16,7 @@ from typing import Any
 
 from peftkit import strict_json
 from peftkit.errors import PeftkitError
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
+from peftkit.posix import FOLDERS_OPEN, fcntl
 
 
 @contextmanager
@@ -45,7 +41,9 @@ def expanded(path: str | Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
+    """Flush a file or folder to the disk; a folder where the system has a way to."""
+    if not FOLDERS_OPEN and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -113,7 +111,7 @@ UNLOCKED = -1
 
 def _hold(path: Path) -> int | None:
     """Lock a file or folder by a descriptor, until that is closed; None where another process has it, or had it."""
-    if fcntl is None:
+    if fcntl is None or (not FOLDERS_OPEN and path.is_dir()):
         return UNLOCKED
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)

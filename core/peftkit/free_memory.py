@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from peftkit import machine
 from peftkit.errors import PeftkitError
 
 ROOT = Path("/")
@@ -25,18 +26,18 @@ def free_memory(device: torch.device, root: Path = ROOT) -> int:
         return free + module.memory_reserved(device) - module.memory_allocated(device)
     if device.type == "mps":
         return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    available = _table(root / "proc/meminfo").get("MemAvailable")
+    available = _available(root)
     if available is None:
         raise PeftkitError(
             "train.memory is 'auto', but this machine does not tell how much memory is free (no MemAvailable in "
             "/proc/meminfo): give a size, such as train.memory=6GB."
         )
-    return max(0, min([1024 * available, *_within_groups(root)]))
+    return max(0, min([available, *_within_groups(root)]))
 
 
 def check_room(size: int, what: str, root: Path = ROOT) -> None:
     """Refuse to take `size` bytes for `what` where the host has fewer; where it does not tell, nothing is refused."""
-    if not _table(root / "proc/meminfo"):
+    if _available(root) is None:
         return
     free = free_memory(torch.device("cpu"), root)
     if size > free:
@@ -44,6 +45,14 @@ def check_room(size: int, what: str, root: Path = ROOT) -> None:
             f"{what}: {size / 1e9:,.1f} GB of memory would be needed, and {free / 1e9:,.1f} GB are free: choose a "
             "smaller size."
         )
+
+
+def _available(root: Path) -> int | None:
+    """Return the bytes that the machine can give; of another root those that its /proc tells, None without one."""
+    if root == ROOT:
+        return machine.available_memory()
+    told = _table(root / "proc/meminfo").get("MemAvailable")
+    return None if told is None else 1024 * told
 
 
 def _within_groups(root: Path) -> Iterator[int]:
@@ -67,11 +76,12 @@ def _within_groups(root: Path) -> Iterator[int]:
 
 
 def _number(file: Path) -> int | None:
-    text = file.read_text().strip() if file.is_file() else ""
+    text = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
     return int(text) if text.isdigit() else None
 
 
 def _table(file: Path) -> dict[str, int]:
     """Read lines of a name and a number."""
-    lines = [line.replace(":", " ").split() for line in file.read_text().split("\n")] if file.is_file() else []
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    lines = [line.replace(":", " ").split() for line in text.split("\n")]
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}

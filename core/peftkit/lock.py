@@ -10,11 +10,7 @@ from pathlib import Path
 
 from peftkit import files
 from peftkit.errors import PeftkitError
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
+from peftkit.posix import fcntl
 
 NAME = ".lock"
 """The file in the run folder that is locked; it holds the number of the process. Killed, a process leaves it there."""

@@ -20,12 +20,15 @@ ALLOWED = {
         "registry": "errors",
         "options": "errors registry",
         "strict_json": "",
-        "files": "errors strict_json",
+        "posix": "",
+        "machine": "posix",
+        "files": "errors posix strict_json",
+        "hub": "errors machine",
         "consent": "errors files",
         "plugins": "consent errors registry",
         "schemas": "errors files",
-        "free_memory": "errors",
-        "lock": "errors files",
+        "free_memory": "errors machine",
+        "lock": "errors files posix",
         "visible": "",
         "tensor_file": "errors files",
         "plot": "files",
@@ -36,7 +39,7 @@ ALLOWED = {
         "pruning": "errors options quantization registry",
         "families": "errors registry resources",
         "layout": "errors families quantization",
-        "device": "errors layout",
+        "device": "errors layout machine",
         "ports": "errors kernels keys layout quantization",
         "layers": "errors kernels keys layout ports quantization",
         "hooks": "layout ports",
@@ -47,7 +50,7 @@ ALLOWED = {
         "budget": "adaptation errors layout method",
         # Text: data, metrics, and the tasks that are made of both.
         "metrics": "errors files registry schemas",
-        "data": "errors files kernels keys registry schemas strict_json",
+        "data": "errors files kernels keys machine registry schemas strict_json",
         "tasks": "data errors files keys metrics registry",
         # How gradients are computed, and how a step is made of them.
         "objectives": "data errors kernels layout metrics options registry",
@@ -58,13 +61,13 @@ ALLOWED = {
         "loggers": "errors options registry",
         "recipe": "adaptation errors files loggers method objectives optim options plugins pruning quantization "
         "registry resources schemas strategies tasks",
-        "models": "consent data errors families files free_memory layout pruning quantization recipe registry schemas "
-        "tensor_file",
+        "models": "consent data errors families files free_memory hub layout pruning quantization recipe registry "
+        "schemas tensor_file",
         "calibration": "data errors layout models objectives pruning recipe tasks",
         "assembly": "adaptation calibration data device errors families layout method models objectives "
         "quantization recipe",
         # Runs: what they take, what they answer, and the loop itself.
-        "estimation": "adaptation data device engine errors layout models objectives optim plot "
+        "estimation": "adaptation data device engine errors layout machine models objectives optim plot "
         "quantization free_memory recipe strategies",
         "generation": "data errors files kernels keys ports schemas tasks",
         "evaluation": "adaptation assembly data device engine errors estimation files generation lock metrics recipe "
@@ -81,8 +84,8 @@ ALLOWED = {
         "suites": "assembly data device errors evaluation files recipe registry schemas tasks versions",
         "export": "__version__ adaptation assembly data errors families files free_memory layers layout method methods "
         "models ports quantization recipe registry schemas tasks tensor_file",
-        "interchange": "adaptation assembly data errors export files layers layout method methods quantization recipe "
-        "registry schemas tasks tensor_file",
+        "interchange": "adaptation assembly data errors export files hub layers layout method methods quantization "
+        "recipe registry schemas tasks tensor_file",
         "report": "assembly errors evaluation files method metrics plot recipe resources suites tasks training visible",
         "comparison": "adaptation assembly budget errors evaluation files layout lock method models recipe report "
         "tasks tensor_file training",
@@ -210,3 +213,15 @@ def test_nothing_runs_code_from_a_file():
 @pytest.mark.parametrize("call", FORBIDDEN)
 def test_a_planted_call_is_seen(call):
     assert forbidden(ast.parse(f"x = 1\ny = {call}(x)")) == [2]
+
+
+def test_what_posix_alone_has_is_imported_in_one_file():
+    posix = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "crypt", "spwd"}
+    found = set()
+    for path in (path for path in CODE if "benchmarks" not in path.parts):
+        nodes = list(ast.walk(tree(path)))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+        if names & posix:
+            found.add(path.name)
+    assert found == {"posix.py"}

@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 
 import numpy as np
 
+from peftkit import machine
 from peftkit.data.encode import EncodedExamples
 from peftkit.data.example import Example
 from peftkit.data.examples import Examples
@@ -63,9 +64,8 @@ def parts(examples: Sequence[Example], encode: Encode, told: Told = lambda count
 
 def processes() -> int:
     """Return how many processes encode a large data set: as many as there are cores, where forking is safe."""
-    if sys.platform != "linux" or multiprocessing.current_process().daemon:
-        return 1
-    return len(os.sched_getaffinity(0))
+    forks = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
+    return machine.cores() if forks and not multiprocessing.current_process().daemon else 1
 
 
 def joined(made: Iterable[EncodedPart]) -> EncodedExamples:

@@ -9,12 +9,13 @@ from torch import nn
 
 from peftkit.adaptation import Adaptation
 from peftkit.data.batches import Batches
-from peftkit.device import choose_device, choose_precision, resident_memory
+from peftkit.device import choose_device, choose_precision
 from peftkit.engine.memory_plan import MemoryPlan, checkpoint_gradients, memory_plans, recompute
 from peftkit.estimation.asked import strategy_of
 from peftkit.estimation.fit import heaviest, room
 from peftkit.estimation.process import drawing_memory, loading_memory, process_memory, size
 from peftkit.estimation.step import StepMemory, Unmeasured, largest, run_step
+from peftkit.machine import resident_memory
 from peftkit.models.loaded import LoadedModel
 from peftkit.objectives import Objective
 from peftkit.optim.build import state_bytes

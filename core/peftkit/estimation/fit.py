@@ -9,12 +9,13 @@ import torch
 
 from peftkit.adaptation import Adaptation
 from peftkit.data.batches import Batch
-from peftkit.device import peak_memory, resident_memory
+from peftkit.device import peak_memory
 from peftkit.engine.memory_plan import MemoryPlan, recompute
 from peftkit.engine.retrying import Retrying
 from peftkit.engine.snapshot import snapshot
 from peftkit.estimation.step import StepMemory, Unmeasured, run_step
 from peftkit.free_memory import free_memory
+from peftkit.machine import resident_memory
 from peftkit.optim.build import state_bytes
 from peftkit.recipe import TrainSection
 from peftkit.recipe.size import AUTO, size_in_bytes

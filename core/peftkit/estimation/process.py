@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peftkit import plot
-from peftkit.device import COMPUTED, autocast, resident_memory
+from peftkit.device import COMPUTED, autocast
 from peftkit.estimation.live import Live, fake
 from peftkit.layout import Layout, own_parameters
+from peftkit.machine import resident_memory
 from peftkit.models.folder import description
 from peftkit.models.loaded import LoadedModel
 from peftkit.models.tiny import tiny

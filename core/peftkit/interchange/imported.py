@@ -15,6 +15,7 @@ from peftkit.adaptation import IMPORTED, attach, check_finite, describe_adapter,
 from peftkit.assembly import Assembled, assemble
 from peftkit.data.encode import opening
 from peftkit.errors import PeftkitError
+from peftkit.interchange.published import published
 from peftkit.interchange.reader import READERS, FolderReader, is_foreign, reader_of
 from peftkit.tasks.jsonl import JSONLines
 
@@ -32,48 +33,67 @@ ANY_METHOD = "full"
 
 
 def import_folder(
-    folder: Path, output: Path, overrides: Sequence[str] = (), *, replace: bool = False
+    folder: Path,
+    output: Path,
+    overrides: Sequence[str] = (),
+    *,
+    base: Mapping[str, Any] | None = None,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Write the run folder `output` of another library's adapter folder; returns a report.
 
-    `overrides` are `key=value` texts of the sections `model`, `quantization`, `dataset`, `eval` and `generation`. The
-    base is the one that the folder names where `model` is not given. Raises PeftkitError for a folder of no known
+    `overrides` are `key=value` texts of the sections `model`, `quantization`, `dataset`, `eval` and `generation`;
+    `base` has the first two of them as a recipe has them. The base is the one that the folder names where `model` is
+    not given. Raises PeftkitError for a folder of no known
     library, tensors that do not fit the base, and whatever would compute something else here. Nothing is left at
     `output` on an error; one that is there already is refused, or taken away with `replace`.
     """
-    folder, output = Path(folder), Path(output)
+    folder, output = _located(Path(folder))[0], Path(output)
     reader = _reader(folder)
-    recipe = _recipe(folder, reader, overrides)
+    recipe = _recipe(folder, reader, overrides, base)
     with files.new_folder(output, replace=replace) as place:
-        base = assemble(recipe, bare=True, device=CPU)
-        adaptation = _attached(folder, reader, base)
+        model = assemble(recipe, bare=True, device=CPU)
+        adaptation = _attached(folder, reader, model)
         marks = {"library": reader.library, "folder": str(folder), "files": reader.digests(folder)}
-        save_adapter(adaptation, place / "adapter", base.description, imported=marks)
+        save_adapter(adaptation, place / "adapter", model.description, imported=marks)
         files.write_text(place / "recipe.yaml", _with_methods(recipe, adaptation.described).to_yaml())
     return {
         "library": reader.library,
         "output": str(output),
-        "base": base.name,
+        "base": model.name,
         "methods": [method.name for method in adaptation.described],
         "trainable_parameters": adaptation.trainable,
     }
 
 
-def as_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str]]:
+def as_run(
+    folder: Path, overrides: Sequence[str] = (), *, base: Mapping[str, Any] | None = None
+) -> tuple[Path, list[str]]:
     """Return the run that a folder stands for, and the overrides that are left to ask of it.
 
-    A run stands for itself. For another library's adapter folder it is the folder `peftkit` inside, which is made by
-    `import_folder`, and again where the files or the base that is asked for changed.
+    A run stands for itself. For another library's adapter folder it is the folder `peftkit` inside, and for an id of
+    the hub, `OWNER/NAME[/SUBFOLDER][@REVISION]`, one in this project's cache. It is made by
+    `import_folder`, and again where the files or the base that is asked for changed. `base` has the sections `model`
+    and `quantization` of a recipe that names the folder.
     """
-    folder = Path(folder)
+    folder, run = _located(Path(folder))
     if not is_foreign(folder):
         return folder, list(overrides)
-    run = folder / INSIDE
     made = _made(run, _reader(folder).digests(folder))
     asked = [text for text in overrides if _section(text) in BASES]
-    if made is None or (asked and not _alike(made, _recipe(folder, _reader(folder), overrides))):
-        import_folder(folder, run, overrides, replace=True)
+    wanted = _recipe(folder, _reader(folder), overrides, base) if asked or base else made
+    if made is None or wanted is None or not _alike(made, wanted):
+        import_folder(folder, run, overrides, base=base, replace=True)
     return run, [text for text in overrides if text not in asked]
+
+
+def _located(place: Path) -> tuple[Path, Path]:
+    """Return the folder of what is named, fetched where it is an id of the hub, and where its run is kept."""
+    found = published(place)
+    if found is None:
+        return place, place / INSIDE
+    folder = found.fetched()
+    return folder, found.run(folder)
 
 
 def _made(run: Path, marks: Mapping[str, str]) -> recipes.Recipe | None:
@@ -103,15 +123,17 @@ def _reader(folder: Path) -> FolderReader:
     return reader
 
 
-def _recipe(folder: Path, reader: FolderReader, overrides: Sequence[str]) -> recipes.Recipe:
+def _recipe(
+    folder: Path, reader: FolderReader, overrides: Sequence[str], base: Mapping[str, Any] | None = None
+) -> recipes.Recipe:
     """Return the recipe without the methods, which the model's modules tell."""
     for text in overrides:
         if _section(text) not in GIVEN:
             raise PeftkitError(
                 f"override '{text[:80]}': the adapter is there already; allowed are keys of {', '.join(GIVEN)}."
             )
-    keys: dict[str, Any] = {"method": ANY_METHOD, "dataset": NO_DATA}
-    if not any(text.strip().startswith(("model=", "model.name=")) for text in overrides):
+    keys: dict[str, Any] = {"method": ANY_METHOD, "dataset": NO_DATA, **(base or {})}
+    if "model" not in keys and not any(text.strip().startswith(("model=", "model.name=")) for text in overrides):
         name, revision = reader.base(folder)
         if name is None:
             raise PeftkitError(

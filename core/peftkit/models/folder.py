@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
+from huggingface_hub import constants
 from pydantic import Field
 
-from peftkit import files, schemas
+from peftkit import files, hub, schemas
 from peftkit.errors import PeftkitError, hint, unknown
 from peftkit.models.named import NAMED
 from peftkit.schemas import Stored, Text
@@ -18,12 +19,13 @@ from peftkit.tensor_file import TensorFile
 if TYPE_CHECKING:
     import torch
 
+MODEL = "model"
+"""What errors begin with: the key of a recipe."""
 SUFFIX = ".gguf"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 DESCRIPTION_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -73,12 +75,15 @@ def find(
             way = f"leave out model.gguf, {gguf!r}" if gguf is not None else f"name a {SUFFIX} file, or"
             raise PeftkitError(f"model: {name} is a file; {way} the folder that holds config.json and the weights.")
         return place
-    if not HUB_NAME.fullmatch(name):
+    if not hub.NAME.fullmatch(name):
         raise PeftkitError(
             f"model: there is no folder {name}, and no {SUFFIX} file. Name a folder with config.json and {WEIGHTS}, a "
             f"{SUFFIX} file, a Hugging Face id such as owner/name, or one of: {_known()}."
         )
-    return fetch(name, revision, weights=weights, code=code, gguf=gguf)
+    try:
+        return fetch(name, revision, weights=weights, code=code, gguf=gguf)
+    except hub.NotOnHubError as error:
+        raise PeftkitError(f"{error} Or use one of: {_known()}.") from None
 
 
 def _in_folder(folder: Path, gguf: str | None) -> Path:
@@ -109,43 +114,42 @@ def _known() -> str:
 def fetch(name: str, revision: str | None, *, weights: bool, code: bool, gguf: str | None = None) -> Path:
     """Return the local copy of the hub repository `name`, downloading what is wanted of its top folder.
 
-    With `gguf` it is that of one file.
+    With `gguf` it is that of one file. Of weights it is the files that the index names, or else the one of all.
     """
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    if gguf is not None:
+        file = hub.snapshot(MODEL, name, revision, [gguf], nested=True) / gguf
+        if not file.is_file():
+            raise PeftkitError(f"model.gguf: {name} on the Hugging Face hub has no file {gguf}.")
+        return file
+    folder = hub.snapshot(MODEL, name, revision, DESCRIPTION_FILES + (["*.py"] if code else []))
+    return _with_weights(folder, name) if weights else folder
 
-    patterns = DESCRIPTION_FILES + (["*.safetensors"] if weights else []) + (["*.py"] if code else [])
-    try:
-        if gguf is not None:
-            return Path(huggingface_hub.hf_hub_download(name, gguf, revision=revision))
-        return Path(
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
-        )
-    except RevisionNotFoundError:
-        raise PeftkitError(f"model: {name} on the Hugging Face hub has no revision '{revision}'.") from None
-    except RemoteEntryNotFoundError:
-        raise PeftkitError(f"model.gguf: {name} on the Hugging Face hub has no file {gguf}.") from None
-    except GatedRepoError:
-        raise PeftkitError(
-            f"model: {name} on the Hugging Face hub asks for consent to its terms: accept them on its page and log in "
-            "with `hf auth login`, or name a local folder."
-        ) from None
-    except RepositoryNotFoundError:
-        raise PeftkitError(
-            f"model: there is neither a folder nor a Hugging Face repository named {name} that you may read. Check the "
-            f"spelling, or use one of: {_known()}."
-        ) from None
-    except Exception as error:  # the HTTP library underneath, and so its errors, differ by version
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PeftkitError(
-            f"model: {name} is no folder here, and the Hugging Face hub cannot be reached for it ({reason}). Download "
-            f"it elsewhere and name its folder, or use one of: {_known()}."
-        ) from error
+
+def _with_weights(folder: Path, name: str) -> Path:
+    """Fetch the weights that belong to the files in `folder`, the copy of one commit."""
+    wanted = sorted(set(_placement(folder).values())) if (folder / INDEX).is_file() else [WEIGHTS]
+    if all((folder / file).is_file() for file in wanted):
+        return folder
+    if not constants.HF_HUB_OFFLINE:
+        held = hub.sizes(MODEL, name, folder.name)
+        if not held.keys() & set(wanted):
+            wanted = [WEIGHTS]
+        if WEIGHTS not in held and wanted == [WEIGHTS]:
+            raise PeftkitError(_unreadable(f"{name} on the Hugging Face hub", held))
+        missing = [file for file in wanted if not (folder / file).is_file()]
+        hub.check_room(MODEL, name, len(missing), sum(held.get(file, 0) for file in missing))
+    hub.snapshot(MODEL, name, folder.name, wanted)
+    return folder
+
+
+def _placement(folder: Path) -> dict[str, str]:
+    """Return the shard of each tensor by the index of a folder; PeftkitError where one lies outside of the folder."""
+    index = folder / INDEX
+    placement = schemas.read(index, ShardIndex)["weight_map"]
+    for name in sorted(set(placement.values())):
+        if "\\" in name or PurePosixPath(name).name != name or name == ".." or not name.endswith(".safetensors"):
+            raise PeftkitError(f"{index} points to '{name}': only .safetensors files in the same folder are read.")
+    return placement
 
 
 def description(folder: Path) -> dict[str, Any]:
@@ -175,11 +179,9 @@ def shards(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.is_file():
         raise PeftkitError(missing_weights(folder))
-    placement = schemas.read(index, ShardIndex)["weight_map"]
+    placement = _placement(folder)
     names = sorted(set(placement.values()))
     for name in names:
-        if "\\" in name or PurePosixPath(name).name != name or name == ".." or not name.endswith(".safetensors"):
-            raise PeftkitError(f"{index} points to '{name}': only .safetensors files in the same folder are read.")
         if not (folder / name).is_file():
             raise PeftkitError(
                 f"{index} names {name}, and {folder} has no such file: a shard is missing. Copy it again."
@@ -193,13 +195,21 @@ def shards(folder: Path) -> list[Path]:
 
 def missing_weights(folder: Path) -> str:
     """Say why nothing in `folder` can be read as weights."""
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    return _unreadable(f"the folder {folder}", [path.name for path in folder.iterdir()])
+
+
+def _unreadable(place: str, names: Iterable[str]) -> str:
+    pickles = sorted(name for name in names if "/" not in name and PurePosixPath(name).suffix in PICKLES)
     if pickles:
         return (
-            f"model: {folder} holds its weights as {pickles[0]} only. Such files can run code when opened and are not "
-            "read; convert the checkpoint to safetensors (save_pretrained in transformers writes it)."
+            f"model: {place} holds its weights as {pickles[0]} only. Such files can run code when opened and are not "
+            "read. Where you trust it, transformers writes it anew with safetensors:\n"
+            "  from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            "  for kind in (AutoModelForCausalLM, AutoTokenizer):\n"
+            "      kind.from_pretrained('THERE').save_pretrained('NEW')\n"
+            "Then name the folder NEW as the model."
         )
-    return f"model: {folder} has neither {WEIGHTS} nor {INDEX}: there are no weights to read."
+    return f"model: {place} has neither {WEIGHTS} nor {INDEX}: there are no weights to read."
 
 
 def header(path: Path) -> dict[str, tuple[str, int]]:

@@ -19,6 +19,7 @@ from peftkit.recipe.chosen import complete_compared, complete_methods
 from peftkit.recipe.entries import complete_entries
 from peftkit.recipe.first_look import first_look
 from peftkit.recipe.mistakes import Mistakes, Place, suggest
+from peftkit.recipe.opened import open_folders
 from peftkit.recipe.quantized import BASE, check_calibration, complete_quantization
 from peftkit.recipe.sections import NAME, Recipe
 from peftkit.recipe.start import complete_start
@@ -100,6 +101,9 @@ def _run_plugins(tree: Node, mistakes: Mistakes, *, agreed: bool) -> bool:
 
 def _validate(tree: Node, mistakes: Mistakes) -> Recipe:
     """Check every key of the expanded `tree`; names and options of methods are checked in their registry."""
+    tree = open_folders(tree, mistakes)
+    if mistakes.final:
+        mistakes.check()
     tree = complete_start(tree, mistakes)
     if mistakes.final:
         mistakes.check()

@@ -168,7 +168,8 @@ class Recipe(Section):
     adapters: Annotated[dict[Text, PathText], Field(json_schema_extra={"propertyNames": {"pattern": NAME}})] = {}
     """Trained adapters of the same base, by a name, for methods that build from them: run or adapter folders."""
     adapter: PathText | None = None
-    """A trained adapter of the same base to go on from, a run or adapter folder: its methods and options are these."""
+    """A trained adapter of the same base to go on from, a run or adapter folder, or another library's: its methods and
+    options are these."""
     rank: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """The rank of every method that has one and does not set its own."""
     quantization: QuantizationSection = QuantizationSection()

@@ -1,0 +1,1 @@
+"""How folders that a recipe names become runs, one file each."""
