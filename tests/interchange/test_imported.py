@@ -11,7 +11,7 @@ import torch
 from folders import SINGLE, Noise, bottleneck, write_delta, write_hub
 from model_folders import byte_tokenizer, write_model
 from safetensors.torch import load_file
-from test_adapterhub import NAMES
+from test_adapterhub_folders import NAMES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from peftkit.adaptation import describe_adapter

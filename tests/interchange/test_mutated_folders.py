@@ -12,7 +12,7 @@ from draw import thorough
 from folders import BOTTLENECK, LOW_RANK, PREFIX, SINGLE, Noise, bottleneck, write_delta, write_hub
 from mutated_files import HELD, PORTIONS, mutate_one
 from safetensors.torch import load_file, save_file
-from test_adapterhub import NAMES
+from test_adapterhub_folders import NAMES
 from torch import Tensor
 
 from peftkit.adaptation import attach

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ def reader_of(folder: Path) -> FolderReader | None:
 
 def is_foreign(folder: Path) -> bool:
     """Say whether a folder holds an adapter of another library, and is no run."""
-    return folder.is_dir() and not (folder / "recipe.yaml").is_file() and reader_of(folder) is not None
+    # A name that no system takes is no folder: what reads it next tells that.
+    return os.path.isdir(folder) and not (folder / "recipe.yaml").is_file() and reader_of(folder) is not None
 
 
 def function(name: str, place: str) -> Activation:
