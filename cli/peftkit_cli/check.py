@@ -30,7 +30,7 @@ def method(
         str, typer.Argument(metavar="FILE|NAME", help="A Python file that registers methods, or a method's name.")
     ],
     options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Options of the method, such as rank=4.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the method, such as rank=4.")
     ] = None,
 ) -> None:
     """Attach, train, save, load, merge and pack each method on tiny models; ends with 1 where a promise is broken."""

@@ -28,6 +28,7 @@ COMMANDS = {
     "data": "Show examples as the model sees them.",
     "modules": "Show a model's modules; loads no weights.",
     "check": "Hold a method of your own to what all promise.",
+    "doctor": "Show versions, device, kernels and missing packages.",
     "new": "Write a commented recipe.",
     "list": "List methods, recipes, datasets, models and more.",
     "score": "Score a file of predictions; needs no model.",

@@ -37,6 +37,8 @@ USES: dict[str, str] = {
     "profile": "profile small.yaml --steps 1 --output out",
     "data": "data show small.yaml",
     "modules": "modules bundled/tiny --targets q",
+    "check": "check method bitfit",
+    "doctor": "doctor",
     "new": "new --method lora --output out.yaml",
     "list": "list models",
     "score": "score e2e --predictions predictions.json --references references.json",

@@ -35,7 +35,7 @@ SURFACE = {
         "--trust-remote-code",
     ],
     "report": ["--output", "--paper", "-o", "RUN..."],
-    "generate": ["--base", "--system", "PROMPT", "RUN", "[KEY=VALUE]...", "--trust-remote-code"],
+    "generate": ["--base", "--key", "--system", "PROMPT", "RUN", "[KEY=VALUE]...", "--trust-remote-code"],
     "merge": [
         "--bound",
         "--into",
@@ -57,6 +57,7 @@ SURFACE = {
     "data show": ["--rows", "--split", "[KEY=VALUE]...", "RECIPE"],
     "modules": ["--targets", "MODEL|RECIPE", "[KEY=VALUE]..."],
     "check method": ["FILE|NAME", "[KEY=VALUE]..."],
+    "doctor": ["--json"],
     "new": ["--dataset", "--method", "--model", "--output", "--path", "--rank", "-o"],
     "list": ["KIND"],
     "score": ["--json", "--official", "--predictions", "--references", "TASK"],
