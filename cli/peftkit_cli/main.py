@@ -29,6 +29,7 @@ COMMANDS = {
     "modules": "Show a model's modules; loads no weights.",
     "check": "Hold a method of your own to what all promise.",
     "doctor": "Show versions, device, kernels and missing packages.",
+    "convert-config": "Make a recipe of another tool's configuration.",
     "new": "Write a commented recipe.",
     "list": "List methods, recipes, datasets, models and more.",
     "score": "Score a file of predictions; needs no model.",

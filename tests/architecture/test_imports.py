@@ -63,6 +63,7 @@ ALLOWED = {
         "calibration": "data errors layout models objectives pruning recipe tasks",
         "assembly": "adaptation calibration data device errors families layout method models objectives "
         "quantization recipe",
+        "conversion": "errors files recipe registry",
         "doctor": "device kernels versions",
         # Runs: what they take, what they answer, and the loop itself.
         "estimation": "adaptation data device engine errors layout models objectives optim plot "

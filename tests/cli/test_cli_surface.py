@@ -58,6 +58,7 @@ SURFACE = {
     "modules": ["--targets", "MODEL|RECIPE", "[KEY=VALUE]..."],
     "check method": ["FILE|NAME", "[KEY=VALUE]..."],
     "doctor": ["--json"],
+    "convert-config": ["--output", "-o", "FILE"],
     "new": ["--dataset", "--method", "--model", "--output", "--path", "--rank", "-o"],
     "list": ["KIND"],
     "score": ["--json", "--official", "--predictions", "--references", "TASK"],
