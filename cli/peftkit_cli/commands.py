@@ -27,6 +27,7 @@ from peftkit_cli import (
     quantize,
     run_report,
     score,
+    suggest,
     train,
     validate,
 )
@@ -54,6 +55,7 @@ FUNCTIONS: dict[str, Callable[..., object] | typer.Typer] = {
     "check": check.app,
     "doctor": doctor.doctor,
     "convert-config": convert_config.convert_config,
+    "suggest": suggest.suggest,
     "new": new.new,
     "list": list.list_entries,
     "score": score.score,

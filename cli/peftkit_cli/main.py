@@ -30,6 +30,7 @@ COMMANDS = {
     "check": "Hold a method of your own to what all promise.",
     "doctor": "Show versions, device, kernels and missing packages.",
     "convert-config": "Make a recipe of another tool's configuration.",
+    "suggest": "Suggest a recipe that fits into memory.",
     "new": "Write a commented recipe.",
     "list": "List methods, recipes, datasets, models and more.",
     "score": "Score a file of predictions; needs no model.",

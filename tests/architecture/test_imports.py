@@ -74,6 +74,7 @@ ALLOWED = {
         "training": "adaptation assembly data device engine errors estimation evaluation files layout lock metrics "
         "loggers models objectives optim plot recipe schemas strategies tasks tensor_file versions",
         "plan": "adaptation assembly data estimation keys recipe tasks training",
+        "suggestion": "errors plan recipe resources",
         "inspection": "adaptation assembly data engine errors estimation files keys layout method models objectives "
         "optim plugins ports quantization recipe tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",

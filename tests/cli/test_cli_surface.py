@@ -59,6 +59,7 @@ SURFACE = {
     "check method": ["FILE|NAME", "[KEY=VALUE]..."],
     "doctor": ["--json"],
     "convert-config": ["--output", "-o", "FILE"],
+    "suggest": ["--data", "--memory", "--model"],
     "new": ["--dataset", "--method", "--model", "--output", "--path", "--rank", "-o"],
     "list": ["KIND"],
     "score": ["--json", "--official", "--predictions", "--references", "TASK"],
