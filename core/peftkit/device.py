@@ -63,6 +63,19 @@ def choose_precision(wanted: str, device: torch.device, model: nn.Module) -> Pre
     return chosen
 
 
+def usual_precision(device: torch.device) -> Precision:
+    """Return what `auto` takes on `device` for a model of common size, with the reason.
+
+    On a processor with instructions for bf16 a product with a weight [2048, 2048] is measured.
+    """
+    if device.type != "cpu":
+        return choose_precision("auto", device, nn.Module())
+    if not _quick_cpu():
+        return Precision("fp32", "this processor has no instructions for bfloat16 (AMX, AVX512-BF16)")
+    chosen = _measured(2048, 2048)
+    return Precision(chosen.name, f"{chosen.notice}; a model below {SMALL:,} weights in linear maps takes fp32")
+
+
 def _of_cuda(model: nn.Module) -> Precision:
     if HAVE_BF16["cuda"]():
         return Precision("bf16")
@@ -81,7 +94,10 @@ def _of_cpu(model: nn.Module) -> Precision:
     if sum(site.inputs * site.outputs for site in sites) < SMALL:
         return Precision("fp32")
     inputs, outputs = max(((site.inputs, site.outputs) for site in sites), key=lambda sizes: sizes[0] * sizes[1])
-    inputs, outputs = min(inputs, WIDEST), min(outputs, WIDEST)
+    return _measured(min(inputs, WIDEST), min(outputs, WIDEST))
+
+
+def _measured(inputs: int, outputs: int) -> Precision:
     full, half = product_seconds(inputs, outputs, torch.get_num_threads())
     name = "bf16" if half < MARGIN * full else "fp32"
     times = f"{1000 * half:.2g} ms in bf16 and {1000 * full:.2g} ms in fp32"

@@ -66,6 +66,8 @@ ALLOWED = {
         "calibration": "data errors layout models objectives pruning recipe tasks",
         "assembly": "adaptation calibration data device errors families layout method models objectives "
         "quantization recipe",
+        "conversion": "errors files recipe registry",
+        "doctor": "device kernels versions",
         # Runs: what they take, what they answer, and the loop itself.
         "estimation": "adaptation data device engine errors layout machine models objectives optim plot "
         "quantization free_memory recipe strategies",
@@ -75,6 +77,7 @@ ALLOWED = {
         "training": "adaptation assembly data device engine errors estimation evaluation files layout lock metrics "
         "loggers models objectives optim plot recipe schemas strategies tasks tensor_file versions",
         "plan": "adaptation assembly data estimation keys recipe tasks training",
+        "suggestion": "errors plan recipe resources",
         "inspection": "adaptation assembly data engine errors estimation files keys layout method models objectives "
         "optim plugins ports quantization recipe tasks training",
         "profiling": "data engine errors estimation files kernels layout ports recipe training",

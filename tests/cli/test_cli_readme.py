@@ -91,7 +91,7 @@ def test_recipes_of_the_readme_load(tmp_path, text):
 
 
 def test_the_table_names_every_command():
-    named = set(re.findall(r"^\| `peft (\w+)", README, flags=re.MULTILINE))
+    named = set(re.findall(r"^\| `peft ([\w-]+)", README, flags=re.MULTILINE))
     assert named == set(program.COMMANDS)
 
 

@@ -38,6 +38,9 @@ USES: dict[str, str] = {
     "data": "data show small.yaml",
     "modules": "modules bundled/tiny --targets q",
     "check": "check method lora",
+    "doctor": "doctor",
+    "convert-config": "convert-config theirs.yaml --output out",
+    "suggest": "suggest --model bundled/tiny --data mine.jsonl --memory 64GB",
     "new": "new --method lora --output out.yaml",
     "list": "list models",
     "score": "score e2e --predictions predictions.json --references references.json",
@@ -72,6 +75,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "small.yaml").write_text(yaml.safe_dump(chosen), encoding="utf-8")
     (folder / "predictions.json").write_text(json.dumps(["a b"]), encoding="utf-8")
     (folder / "references.json").write_text(json.dumps([["a b"]]), encoding="utf-8")
+    (folder / "theirs.yaml").write_text("base_model: bundled/tiny\nadapter: lora\nlora_r: 4\n", encoding="utf-8")
+    (folder / "mine.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
     (folder / "theirs").mkdir()
     config = {"delta_type": "lora", "backbone_hash": "", "lora_r": 1, "lora_alpha": 1}
     (folder / "theirs" / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -114,7 +119,7 @@ def in_shell(folder: Path) -> Shell:
 @pytest.fixture
 def shell(place: Path, tmp_path: Path) -> Shell:
     """Run `peft` in a folder of the test's own, with what `place` holds."""
-    for name in ("small.yaml", "predictions.json", "references.json", "theirs", "run"):
+    for name in ("small.yaml", "predictions.json", "references.json", "theirs", "theirs.yaml", "mine.jsonl", "run"):
         (tmp_path / name).symlink_to(place / name)
     return in_shell(tmp_path)
 

@@ -18,12 +18,13 @@ from peftkit.kernels.tree_plan import Run, TreePlan
 
 _FORWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+PRESENT = _FORWARD is not None and _BACKWARD is not None
+"""Whether this version of torch has the kernel, which it calls private."""
 
 
 def possible(q: Tensor, v: Tensor) -> bool:
-    """Say whether the kernel can do it: on a processor, heads of one size; torch calls it private."""
-    there = _FORWARD is not None and _BACKWARD is not None
-    return there and q.device.type == "cpu" and q.shape[-1] == v.shape[-1]
+    """Say whether the kernel can do it: on a processor, heads of one size."""
+    return PRESENT and q.device.type == "cpu" and q.shape[-1] == v.shape[-1]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, first: int, scale: float) -> Tensor:

@@ -20,7 +20,7 @@ from peftkit.kernels.tree_plan import TreePlan
 
 LARGEST = 256
 """The largest size of a head that the kernel takes."""
-_SUITS = {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+PRESENT = {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
 """Whether this version of torch has what is asked of it."""
 
 
@@ -28,7 +28,7 @@ def possible(q: Tensor, v: Tensor, plan: TreePlan, first: int) -> bool:
     """Say whether the kernel can do it: half precision on CUDA, no window over keys in front."""
     fits = q.shape[-1] == v.shape[-1] <= LARGEST and q.shape[-1] % 8 == 0
     half = q.dtype in (torch.bfloat16, torch.float16)
-    return _SUITS and q.device.type == "cuda" and fits and half and (plan.window is None or not first)
+    return PRESENT and q.device.type == "cuda" and fits and half and (plan.window is None or not first)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: TreePlan, first: int, scale: float) -> Tensor:

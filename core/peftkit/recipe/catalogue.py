@@ -12,7 +12,7 @@ def shipped() -> list[tuple[str, Path, str]]:
     """List the shipped recipes: name (`e2e/lora`), file, and the first line of its comment."""
     folder = resources.folder("recipes")
     return [
-        (path.relative_to(folder).with_suffix("").as_posix(), path, _headline(path))
+        (path.relative_to(folder).with_suffix("").as_posix(), path, headline(path))
         for path in sorted(folder.rglob("*.yaml"))
     ]
 
@@ -38,7 +38,7 @@ def find(source: str | Path) -> Path:
     raise PeftkitError(f"there is no recipe {str(path)!r}.{guess} Name a YAML file, or one of: {', '.join(recipes)}.")
 
 
-def _headline(path: Path) -> str:
+def headline(path: Path) -> str:
     """Return the first comment line that says what the recipe is; lines for editors are passed over."""
     for line in files.read_lines(path):
         if line.startswith("#") and "yaml-language-server" not in line:

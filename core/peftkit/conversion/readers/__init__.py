@@ -1,0 +1,1 @@
+"""The tools whose configurations are translated, a file a tool."""
