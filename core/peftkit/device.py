@@ -100,10 +100,15 @@ def _of_cpu(model: nn.Module) -> Precision:
 def _measured(inputs: int, outputs: int) -> Precision:
     full, half = product_seconds(inputs, outputs, torch.get_num_threads())
     name = "bf16" if half < MARGIN * full else "fp32"
-    times = f"{1000 * half:.2g} ms in bf16 and {1000 * full:.2g} ms in fp32"
+    times = f"{_milliseconds(half)} in bf16 and {_milliseconds(full)} in fp32"
     return Precision(
         name, f"precision {name}: a product of {ROWS} tokens with a weight [{outputs}, {inputs}] takes {times}"
     )
+
+
+def _milliseconds(seconds: float) -> str:
+    """Write a time with two digits that count, and never with an exponent."""
+    return f"{float(f'{1000 * seconds:.2g}'):g} ms"
 
 
 @cache
