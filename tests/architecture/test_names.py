@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,3 +190,9 @@ def test_a_planted_flag_is_seen():
     one = type("One", (Kind,), {"mergeable": False, "rare": True})
     other = type("Other", (Kind,), {"mergeable": False, "rank": 2})
     assert unused_flags(Kind, [one, other]) == ["Kind.rare"]
+
+
+def test_no_two_test_files_have_one_name():
+    """Folders of tests are no packages, so that pytest imports files by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name, count in Counter(names).items() if count > 1] == []

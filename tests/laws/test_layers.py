@@ -371,7 +371,7 @@ def test_what_a_part_gives_beside_its_output_is_kept():
         if isinstance(before, Tensor):
             assert torch.equal(before, after)
         else:
-            assert isinstance(after, tuple)
+            assert type(after) is type(before)
             assert len(after) == len(before)
             assert torch.equal(before[0], after[0])
             assert list(before[1:]) == list(after[1:])
