@@ -99,13 +99,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a run, or a recipe's untrained model, as `peft eval` does, and return what it writes to `eval/`.
 
-    `target` is a run (its folder, or what `train` returned), another library's adapter folder or its id on the
-    hub, or a recipe. `overrides`
-    are `key=value` texts; of a run, those of the sections `eval` and `generation`. `split` is `train`, `validation` or
-    `test` (the recipe's by default), `limit` a number of inputs. `base` leaves the adapter of a run off. `suite` runs
-    tasks of lm-eval instead (`lm-eval:arc_easy,mmlu`), with those in `suite_path` beside them, or looks at long texts
-    (`long-context:2048`). `trust_remote_code` agrees to the Python code that the model of a run brings along.
-    `on_progress` receives (answers so far, all).
+    `target` is a run (its folder, or what `train` returned), another library's adapter folder or its id on the hub, or
+    a recipe. `overrides` are `key=value` texts; of a run, those of the sections `eval` and `generation`. `split` is
+    `train`, `validation` or `test` (the recipe's by default), `limit` a number of inputs. `base` leaves the adapter of
+    a run off. `suite` runs tasks of lm-eval instead (`lm-eval:arc_easy,mmlu`), with those in `suite_path` beside them,
+    or looks at long texts (`long-context:2048`). `trust_remote_code` agrees to the Python code that the model of a run
+    brings along. `on_progress` receives (answers so far, all).
 
     The report has `scores` by name, and in `unavailable` the reason for each that is missing. Raises PeftkitError for
     a run without an adapter, a split that is not there, and a limit below 1.

@@ -44,9 +44,9 @@ def import_folder(
 
     `overrides` are `key=value` texts of the sections `model`, `quantization`, `dataset`, `eval` and `generation`;
     `base` has the first two of them as a recipe has them. The base is the one that the folder names where `model` is
-    not given. Raises PeftkitError for a folder of no known
-    library, tensors that do not fit the base, and whatever would compute something else here. Nothing is left at
-    `output` on an error; one that is there already is refused, or taken away with `replace`.
+    not given. Raises PeftkitError for a folder of no known library, tensors that do not fit the base, and whatever
+    would compute something else here. Nothing is left at `output` on an error; one that is there already is refused, or
+    taken away with `replace`.
     """
     folder, output = _located(Path(folder))[0], Path(output)
     reader = _reader(folder)
@@ -72,9 +72,9 @@ def as_run(
     """Return the run that a folder stands for, and the overrides that are left to ask of it.
 
     A run stands for itself. For another library's adapter folder it is the folder `peftkit` inside, and for an id of
-    the hub, `OWNER/NAME[/SUBFOLDER][@REVISION]`, one in this project's cache. It is made by
-    `import_folder`, and again where the files or the base that is asked for changed. `base` has the sections `model`
-    and `quantization` of a recipe that names the folder.
+    the hub, `OWNER/NAME[/SUBFOLDER][@REVISION]`, one in this project's cache. It is made by `import_folder`, and again
+    where the files or the base that is asked for changed. `base` has the sections `model` and `quantization` of a
+    recipe that names the folder.
     """
     folder, run = _located(Path(folder))
     if not is_foreign(folder):

@@ -25,7 +25,7 @@ class TRL(Tool):
         kind = config.choose("bnb_4bit_quant_type", {"nf4": "nf4", "fp4": "fp4"}, "nf4") or "nf4"
         name = config.take("dataset_name")
         if not config.take("assistant_only_loss", False) and not config.take("completion_only_loss", False):
-            config.notes.append("loss: TRL trains on whole conversations by default; here only answers are trained on")
+            config.notes.append("loss: TRL trains on every turn of a conversation by default; here on answers alone")
         section = {
             "model": {**arguments.model(config, "model_name_or_path"), **dtype(config)},
             "method": method(config) if config.take("use_peft", False) else "full",
