@@ -122,7 +122,7 @@ def test_trl_on_the_command_line(tmp_path):
     assert (train.max_steps, train.epochs, train.learning_rate) == (100, None, 2e-4)
     assert (train.batch_examples, train.max_length, train.gradient_checkpointing) == (8, 1024, True)
     assert "eos_token: '<|end|>' has no counterpart" in told
-    assert "only answers are trained on" in told
+    assert "here on answers alone" in told
 
 
 def test_trl_without_peft_trains_everything(tmp_path):
